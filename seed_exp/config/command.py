@@ -1,0 +1,108 @@
+"""What every `python -m seed_exp.<command>` shares: composing, help, errors in one line."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hydra
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seed_exp.config import schema
+from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, typed
+from seed_exp.config.errors import explain, groups, raised_here
+
+
+def command(run: Callable[[Any], None]) -> Callable[[], None]:
+    """Makes `run`, which takes a typed config, the command named after the file that defines it.
+
+    On an error that a user can cause, the command prints one line and exits with status 1; HYDRA_FULL_ERROR=1 shows the
+    traceback instead. Any other error keeps its traceback.
+    """
+    name = inspect.getfile(run).rpartition("/")[2].removesuffix(".py")
+
+    @hydra.main(version_base=VERSION_BASE, config_path=str(config_home() / "conf"), config_name=name)
+    @functools.wraps(run)
+    def job(config: DictConfig) -> None:
+        run(typed(config))
+
+    def main() -> None:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(help_text(name, inspect.getmodule(run).__doc__ or ""))
+            return
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            job()
+            return
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
+        try:
+            job()
+        except (HydraException, OmegaConfBaseException) as error:
+            sys.exit(f"error: {explain(error)}")
+        except (ValueError, OSError, RuntimeError) as error:
+            if not raised_here(error):
+                raise
+            sys.exit(f"error: {error}")
+
+    return main
+
+
+def help_text(name: str, description: str) -> str:
+    """What `--help` prints: description, config groups, and every option with its default and meaning."""
+    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
+        config = hydra.compose(name, return_hydra_config=True)
+    chosen = config.hydra.runtime.choices
+    lines = [description.strip(), "", "Config groups (GROUP=OPTION; the default has a star):"]
+    for group, options in groups().items():
+        if group in chosen:
+            marked = [f"{option}*" if option == chosen[group] else option for option in options]
+            lines.append(f"  {group:<12} {' '.join(marked)}")
+    lines += ["", "Options (KEY=VALUE; here with their defaults):"]
+    lines += [f"  {key}={value}\n        {meaning}" for key, value, meaning in _options(SCHEMAS[name], config, "")]
+    lines += ["", "Sweeps: -m and comma-separated values, e.g. -m seed=0,1,2. Hydra's own flags: --hydra-help"]
+    return "\n".join(lines)
+
+
+def _options(owner: type[Any], config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    meanings = _meanings(owner)
+    types = typing.get_type_hints(owner, vars(schema))
+    for field in dataclasses.fields(owner):
+        key, of = f"{prefix}{field.name}", types[field.name]
+        if typing.get_origin(of) is dict:
+            for entry, value in config[field.name].items():
+                yield from _options(typing.get_args(of)[1], value, f"{key}.{entry}.")
+        elif dataclasses.is_dataclass(of):
+            yield from _options(typing.cast("type[Any]", of), config[field.name], f"{key}.")
+        else:
+            yield key, _shown(config, field.name), meanings.get(field.name, "")
+
+
+def _shown(config: Any, key: str) -> str:
+    if OmegaConf.is_missing(config, key):
+        return "???"
+    value = config[key]
+    if value is None:
+        return "null"
+    return value.name if hasattr(value, "name") else str(value)
+
+
+def _meanings(owner: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass and of those it inherits from."""
+    found: dict[str, str] = {}
+    for base in reversed([base for base in owner.__mro__ if dataclasses.is_dataclass(base)]):
+        definition = ast.parse(inspect.getsource(base)).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                assert isinstance(field.target, ast.Name)
+                found[field.target.id] = str(below.value.value)
+    return found

@@ -1,0 +1,67 @@
+"""From YAML and command-line overrides to one of the dataclasses of `schema`. Importing this registers the schemas with Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+
+from seed_exp.config import schema
+
+SCHEMAS: dict[str, type[Any]] = {
+    "distill": schema.DistillConfig,
+    "pretrain": schema.PretrainConfig,
+    "linear": schema.LinearConfig,
+    "knn": schema.KnnConfig,
+    "preview": schema.PreviewConfig,
+}
+"""Schema of each command's primary file conf/<command>.yaml."""
+
+VERSION_BASE = "1.3"
+
+
+def config_home() -> Path:
+    """The folder that holds conf/ and experiments/: the package in a wheel, the repository in an editable installation."""
+    package = Path(__file__).resolve().parents[1]
+    return package if (package / "conf").is_dir() else package.parent
+
+
+class ExperimentsSearchPath(SearchPathPlugin):
+    """Makes experiments/ a config group, from whichever working directory a command is called."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends the folder above experiments/."""
+        search_path.append(provider="seed_exp", path=f"file://{config_home()}")
+
+
+for _command, _schema in SCHEMAS.items():
+    ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
+Plugins.instance().register(ExperimentsSearchPath)
+
+
+def typed(config: DictConfig) -> Any:
+    """The dataclass instance that `config` describes, with every check of `schema` passed.
+
+    Raises:
+        ValueError: an option that must be given is missing, or a value is out of its range.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"missing option {missing[0]}: add {missing[0]}=VALUE to the command line")
+    try:
+        return OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def compose(command: str, overrides: list[str] | None = None) -> Any:
+    """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
+    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
+        return typed(hydra_compose(command, overrides or []))

@@ -1,0 +1,66 @@
+"""Hydra's and OmegaConf's errors about a command line, as one line that helps."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.errors import MissingConfigException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from seed_exp.config.compose import config_home
+from seed_exp.registry import closest
+
+
+def groups() -> dict[str, list[str]]:
+    """The config groups of conf/ and experiments/ with their options."""
+    home = config_home()
+    folders = [folder for folder in sorted((home / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in [*folders, home / "experiments"]}
+
+
+def explain(error: Exception) -> str:
+    """One line: what is wrong with the command line, the closest thing that exists, what exists."""
+    for cause in _chain(error):
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            group, _, option = cause.missing_cfg_file.rpartition("/")
+            return f"no option {option!r} in config group {group!r}; {closest(option, groups().get(group, []))}"
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.object_type and cause.key:
+            return _unknown_key(str(cause.full_key), str(cause.key), cause.object_type)
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return f"{cause.full_key}: {_first_line(cause)}"
+    return _first_line(error)
+
+
+def _unknown_key(full_key: str, key: str, owner: type) -> str:
+    fields = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+    if "." in full_key:
+        prefix = full_key.rpartition(".")[0]
+        match = difflib.get_close_matches(key, fields, n=1)
+        hint = f"did you mean {prefix}.{match[0]}? " if match else ""
+        return f"no option {full_key!r}; {hint}{prefix} has: {', '.join(sorted(fields))}"
+    return f"no option {full_key!r}; {closest(key, {*fields, *groups()})}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, innermost first: the innermost says most exactly what was wrong."""
+    if error.__cause__ is not None:
+        yield from _chain(error.__cause__)
+    yield error
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether this package raised the error itself: a message for the user, not a defect with a traceback worth reading."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return False
+    return Path(__file__).resolve().parents[1] in Path(traceback.tb_frame.f_code.co_filename).resolve().parents

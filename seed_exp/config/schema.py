@@ -1,0 +1,350 @@
+"""Every option of every command: name, type, default, meaning, unit. The values of named options are in conf/.
+
+Checks in `__post_init__` run when `typed()` turns the composed config into these classes, before anything starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    """Number format of the forward pass; weights and losses are float32 in either case."""
+
+    auto = "auto"  # bfloat16 on a GPU, float32 on the CPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class ScheduleName(Enum):
+    """How the learning rate goes from its peak to the end of training."""
+
+    cosine = "cosine"
+    step = "step"
+    constant = "constant"
+
+
+class TrackerMode(Enum):
+    """Where W&B writes: `auto` is online when logged in, otherwise offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass
+class StudentConfig:
+    network: str = MISSING
+    """Key of models.students.STUDENTS."""
+    name: str | None = None
+    """Model name in timm; only for network=timm."""
+    hidden_dim: int | None = None
+    """Hidden width of the projection head; null = feature width of the encoder, 2048 = the strong variant."""
+    init: str | None = None
+    """Weights to start from: a run folder, a student file of one, or a state dict (safetensors, pth) in timm's names."""
+
+
+@dataclass
+class TeacherConfig:
+    name: str = MISSING
+    """Key of models.teachers.TEACHERS; `run` is a network of our own `pretrain` or `distill`."""
+    checkpoint: str | None = None
+    """Checkpoint file (for name=run: run folder or student file); null downloads the official file."""
+    student: str | None = None
+    """name=run: which network of the run, when it trained several."""
+
+
+@dataclass
+class TeacherSSLConfig:
+    name: str = MISSING
+    """Key of models.teacher_ssl.TEACHER_SSL: how the teacher's checkpoint names its tensors."""
+
+
+@dataclass
+class CropConfig:
+    size: int = 224
+    """Side of the square view in pixels."""
+    num: int = 1
+    """Views of this size per image."""
+    scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
+    """Smallest and largest share of the image's area that a crop covers."""
+
+    def __post_init__(self) -> None:
+        _require(self.size > 0, f"crop size must be positive, got {self.size}")
+        _require(self.num >= 0, f"number of views must not be negative, got {self.num}")
+        ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
+        _require(ordered, f"crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, got {self.scale}")
+
+
+@dataclass
+class ViewsConfig:
+    name: str = MISSING
+    """Name of the recipe, for reports."""
+    crops: dict[str, CropConfig] = field(default_factory=dict)
+    """Resolutions by name: `global` (required) and, with multi-crop, `local`."""
+    aspect_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Smallest and largest width/height of a crop."""
+    jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    """Largest change of brightness, contrast, saturation (factor 1 +- x) and hue (shift +- x turns, at most 0.5)."""
+    jitter_prob: float = 0.0
+    """Probability of colour jitter, per view."""
+    grayscale_prob: float = 0.0
+    """Probability of grayscale, per view."""
+    grayscale_first: bool = False
+    """Grayscale before the jitter (MoCo-V1) instead of after it."""
+    blur_prob: float = 0.0
+    """Probability of Gaussian blur, per view."""
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    """Smallest and largest standard deviation of the blur in pixels of the view."""
+    flip_prob: float = 0.0
+    """Probability of a horizontal flip, per view."""
+    eval_size: int = 224
+    """Side of the evaluation view (centre crop) in pixels."""
+    eval_resize: int = 256
+    """Shorter side to which evaluation images are resized before the centre crop, in pixels."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Mean of the pixel values (0 to 1) per channel, subtracted."""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Standard deviation of the pixel values (0 to 1) per channel, divided by."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "global" in self.crops and self.crops["global"].num >= 1,
+            f"views need at least one global view; views.crops has {sorted(self.crops)}",
+        )
+        for option in ("jitter_prob", "grayscale_prob", "blur_prob", "flip_prob"):
+            value = getattr(self, option)
+            _require(0 <= value <= 1, f"views.{option} must be a probability, got {value}")
+        valid_jitter = len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5
+        _require(valid_jitter, f"views.jitter must be four numbers >= 0, the last (hue) <= 0.5, got {self.jitter}")
+        ordered_blur = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1]
+        _require(ordered_blur, f"views.blur_sigma must be [smallest, largest], above 0, got {self.blur_sigma}")
+        ordered_ratio = len(self.aspect_ratio) == 2 and 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]
+        _require(ordered_ratio, f"views.aspect_ratio must be [smallest, largest], above 0, got {self.aspect_ratio}")
+        valid_norm = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
+        _require(valid_norm, f"views.mean and views.std need 3 values each, std > 0, got {self.mean} and {self.std}")
+        _require(
+            0 < self.eval_size <= self.eval_resize,
+            f"need 0 < views.eval_size <= views.eval_resize, got {self.eval_size} and {self.eval_resize}",
+        )
+
+
+@dataclass
+class DataConfig:
+    source: str = MISSING
+    """Key of data.sources.SOURCES."""
+    root: str | None = None
+    """Folder or file of the images."""
+    val_root: str | None = None
+    """Folder or file of the validation images; null = what `root` holds (val.tsv, val/, the test split)."""
+    val_fraction: float = 0.0
+    """Share of `root`'s images held out for validation where no other validation images exist; the same in every run."""
+    name: str | None = None
+    """source=torchvision: class in torchvision.datasets, e.g. CIFAR10."""
+    download: bool = False
+    """source=torchvision: download the files when they are absent."""
+    num_workers: int | None = None
+    """Processes per rank that decode and crop; null = this rank's share of the cores, 0 = in the training process."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.val_fraction < 1, f"data.val_fraction must be in [0, 1), got {self.val_fraction}")
+        _require(
+            self.num_workers is None or self.num_workers >= 0,
+            f"data.num_workers must be null or >= 0, got {self.num_workers}",
+        )
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    """Key of engine.optimizers.OPTIMIZERS."""
+    lr: float = MISSING
+    """Peak learning rate at a global batch of 256; multiplied by batch_size / 256."""
+    momentum: float = 0.9
+    """Momentum of the gradient."""
+    weight_decay: float = 1e-4
+    """L2 penalty, on every parameter for sgd, on matrices and kernels only for lars."""
+    trust_coefficient: float = 0.001
+    """LARS: ratio of the update's norm to the weight's norm at lr 1."""
+    clip_grad_norm: float | None = None
+    """Largest L2 norm of each student's gradient; null = no clipping."""
+    schedule: ScheduleName = ScheduleName.cosine
+    """Course of the learning rate after the warm-up."""
+    warmup_epochs: float = 5.0
+    """Epochs in which the learning rate rises linearly from 0 to its peak."""
+    milestones: list[float] = field(default_factory=list)
+    """schedule=step: epochs after which the learning rate is multiplied by gamma."""
+    gamma: float = 0.1
+    """schedule=step: the factor."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        _require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = MISSING
+    """Key of methods.seed.OBJECTIVES."""
+    tau_student: float = 0.2
+    """Temperature of the student's similarity distribution."""
+    tau_teacher: float = 0.01
+    """Temperature of the teacher's similarity distribution; towards 0 the objective becomes InfoNCE."""
+    queue_size: int = 65536
+    """Teacher embeddings kept, per resolution."""
+
+    def __post_init__(self) -> None:
+        _require(self.tau_student > 0, f"objective.tau_student must be positive, got {self.tau_student}")
+        _require(self.tau_teacher > 0, f"objective.tau_teacher must be positive, got {self.tau_teacher}")
+        _require(self.queue_size > 0, f"objective.queue_size must be positive, got {self.queue_size}")
+
+
+@dataclass
+class MocoConfig:
+    temperature: float = 0.2
+    """Temperature of InfoNCE."""
+    momentum: float = 0.999
+    """Share of the momentum encoder that each step keeps."""
+    queue_size: int = 65536
+    """Keys kept as negatives."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"moco.temperature must be positive, got {self.temperature}")
+        _require(0 <= self.momentum <= 1, f"moco.momentum must be in [0, 1], got {self.momentum}")
+        _require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING
+    """Key of engine.tracking.TRACKERS; metrics.jsonl is written in any case."""
+    project: str = "seed_exp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null = the account's default."""
+    group: str | None = None
+    """W&B group, under which the runs of a sweep stand together."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+    mode: TrackerMode = TrackerMode.auto
+    """Where W&B writes."""
+
+
+@dataclass
+class FitConfig:
+    """What every command that trains has in common (engine.fit)."""
+
+    run_dir: str | None = None
+    """Folder of the run; null = runs/<command>/<options and their hash>. The same command resumes it."""
+    seed: int = 0
+    """Seeds initial weights, order of the images, every draw of the views, dropout."""
+    epochs: int = 200
+    """Passes over the training images."""
+    steps: int | None = None
+    """Optimiser steps, instead of `epochs`."""
+    batch_size: int = 256
+    """Images per optimiser step over all processes."""
+    accumulation: int = 1
+    """Parts into which each process splits its share of the batch, to save memory."""
+    precision: Precision = Precision.auto
+    """Number format of the forward pass."""
+    device: str = "auto"
+    """auto = a GPU when there is one; or cpu, cuda."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; one is always written at the end."""
+    knn_every: int = 10
+    """Epochs between two k-NN evaluations during training, where the data has labels; 0 = none. One is made at the end."""
+    knn_bank_size: int = 20000
+    """Labelled training images that the k-NN evaluation during training compares with, at most."""
+    knn_query_size: int = 5000
+    """Validation images that the k-NN evaluation during training classifies, at most."""
+
+    def __post_init__(self) -> None:
+        for option in ("epochs", "batch_size", "accumulation", "log_every", "checkpoint_every"):
+            value = getattr(self, option)
+            _require(value >= 1, f"{option} must be at least 1, got {value}")
+        _require(self.steps is None or self.steps >= 1, f"steps must be null or at least 1, got {self.steps}")
+        _require(self.knn_every >= 0, f"knn_every must not be negative, got {self.knn_every}")
+
+
+@dataclass
+class DistillConfig(FitConfig):
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher_ssl: TeacherSSLConfig = field(default_factory=TeacherSSLConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+@dataclass
+class PretrainConfig(FitConfig):
+    embedding_dim: int = 128
+    """Width of the embedding."""
+    moco: MocoConfig = field(default_factory=MocoConfig)
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+@dataclass
+class LinearConfig(FitConfig):
+    run: str = MISSING
+    """Run folder of `distill` or `pretrain`, or a student file of one."""
+    networks: list[str] | None = None
+    """Which students of the run; null = all."""
+    lrs: list[float] = field(default_factory=list)
+    """Learning rates (at a batch of 256) of the classifiers that are trained side by side on the same features."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+@dataclass
+class KnnConfig:
+    run: str = MISSING
+    """Run folder of `distill` or `pretrain`, or a student file of one."""
+    networks: list[str] | None = None
+    """Which students of the run; null = all."""
+    ks: list[int] = field(default_factory=lambda: [10, 20, 200])
+    """Numbers of neighbours; majority and weighted votes are reported for each."""
+    temperature: float = 0.07
+    """Temperature of the weighted vote."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto = a GPU when there is one; or cpu, cuda."""
+    precision: Precision = Precision.auto
+    """Number format of the forward pass."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class PreviewConfig:
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    """Seeds every draw of the views."""
+    epoch: int = 0
+    """Epoch whose views are shown."""
+    num_images: int = 8
+    """Rows of the picture."""
+    output: str = "preview.png"
+    """Where the picture is written."""
