@@ -1,0 +1,179 @@
+"""The networks that are trained: encoders by name with their projection head, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seed_exp.config.schema import StudentConfig
+from seed_exp.files import atomic_write
+from seed_exp.models.convnet import ConvNet
+from seed_exp.models.encoders import EFFICIENTNET_TRAINING, efficientnet_b1, mobilenetv3_large, timm_encoder
+from seed_exp.models.heads import projection_head
+from seed_exp.models.weights import misfit, read_checkpoint
+from seed_exp.registry import lookup
+
+# Encoders: forward(images [N, 3, H, W]) gives pooled features [N, num_features].
+STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
+    "resnet18": lambda _: timm_encoder("resnet18"),
+    "resnet34": lambda _: timm_encoder("resnet34"),
+    "resnet50": lambda _: timm_encoder("resnet50"),
+    "mobilenetv3_large": lambda _: mobilenetv3_large(),
+    "efficientnet_b0": lambda _: timm_encoder("tf_efficientnet_b0", **EFFICIENTNET_TRAINING),
+    "efficientnet_b1": lambda _: efficientnet_b1(),
+    "timm": lambda config: timm_encoder(config.name),
+    "convnet_w2": lambda _: ConvNet(width=2),
+    "convnet_w32": lambda _: ConvNet(width=32),
+}
+
+
+class Student(nn.Module):
+    """An encoder and its projection head; what distillation and pre-training train.
+
+    Args:
+        encoder: Entry of STUDENTS, with attribute `num_features`.
+        hidden_dim: Hidden width of the head; None = `encoder.num_features`.
+        embedding_dim: Width D of the embedding.
+    """
+
+    def __init__(self, encoder: nn.Module, hidden_dim: int | None, embedding_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_features: int = encoder.num_features  # type: ignore[assignment]
+        self.embedding_dim = embedding_dim
+        self.head = projection_head(self.num_features, hidden_dim, embedding_dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features [N, num_features] of images [N, 3, H, W]."""
+        features: Tensor = self.encoder(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [N, D] of unit length, float32 also under autocast, of images [N, 3, H, W]."""
+        return F.normalize(self.head(self.features(images)).float(), dim=1)
+
+
+def build_student(config: StudentConfig, embedding_dim: int) -> Student:
+    """A student with random weights, or with those of `config.init` in its encoder.
+
+    The head is random in either case: it belongs to the embedding of the teacher at hand.
+
+    Raises:
+        ValueError: unknown network, or `init` is not weights that fit it.
+        FileNotFoundError: `init` does not exist.
+    """
+    if config.name is not None and config.network != "timm":
+        raise ValueError(f"students.<name>.name={config.name} is only for network=timm; this network is {config.network}")
+    encoder = lookup(STUDENTS, config.network, "student network")(config)
+    if config.init is not None:
+        _load_encoder(encoder, config, Path(config.init))
+    return Student(encoder, config.hidden_dim, embedding_dim)
+
+
+def save_student(path: Path, student: Student, config: StudentConfig, metadata: dict[str, Any]) -> None:
+    """Writes all of a student into one safetensors file, atomically.
+
+    The header's entry `seed_exp` is JSON: `metadata` and, beside it, `student` (the config) and `embedding_dim`.
+    """
+    header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata={"seed_exp": json.dumps(header)}))
+
+
+def load_students(run: Path, names: list[str] | None = None) -> dict[str, tuple[Student, dict[str, Any]]]:
+    """The students of a run, each with the header of its file: `save_student`'s metadata, `student`, `embedding_dim`.
+
+    Args:
+        run: Run folder of `distill` or `pretrain`, or one student file.
+        names: Which students; None = all.
+
+    Raises:
+        ValueError: no students there, a name that is not among them, or a file that is broken or no student.
+        FileNotFoundError: there is no such folder or file.
+    """
+    files = student_files(run)
+    selected = files if names is None else {name: lookup(files, name, f"student of {run}") for name in names}
+    return {name: _load_student(path) for name, path in selected.items()}
+
+
+def student_files(run: Path) -> dict[str, Path]:
+    """Student files by name: `run` itself, or those of the run folder `run`; errors as `load_students`."""
+    if run.is_file():
+        return {run.stem: run}
+    if not run.exists():
+        raise FileNotFoundError(f"no run folder or student file {run}")
+    files = {path.stem: path for path in sorted((run / "students").glob("*.safetensors"))}
+    if not files:
+        raise ValueError(f"{run} holds no students; expected {run}/students/<name>.safetensors of distill or pretrain")
+    return files
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """The header that `save_student` wrote into the file at `path`; None if the file is something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        return None
+    return json.loads(metadata["seed_exp"]) if "seed_exp" in metadata else None
+
+
+def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
+    tensors = read_checkpoint(path)
+    header = read_header(path)
+    if header is None:
+        raise ValueError(f"{path} is no student file; expected <run>/students/<name>.safetensors of distill or pretrain")
+    student = build_student(replace(StudentConfig(**header["student"]), init=None), header["embedding_dim"])
+    if problem := misfit(student.state_dict(), tensors):
+        raise ValueError(f"{path} does not fit its own network {header['student']['network']}: {problem}")
+    student.load_state_dict(tensors)
+    return student, header
+
+
+def _load_encoder(encoder: nn.Module, config: StudentConfig, path: Path) -> None:
+    if path.is_dir():
+        path = _student_like(config, path)
+    tensors = read_checkpoint(path)
+    if read_header(path) is not None:
+        tensors = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items() if key.startswith("encoder.")}
+    for container in ("state_dict", "model"):
+        if isinstance(tensors.get(container), dict):
+            tensors = tensors[container]
+    expected = encoder.state_dict()
+    classifier = _classifier(encoder)
+    tensors = {key: value for key, value in tensors.items() if key in expected or not key.startswith(classifier)}
+    if problem := misfit(expected, tensors):
+        raise ValueError(f"{path} does not fit the encoder {config.name or config.network} (timm's names): {problem}")
+    encoder.load_state_dict(tensors)
+
+
+def _student_like(config: StudentConfig, run: Path) -> Path:
+    """The only student of the run that has the network of `config`."""
+    files = student_files(run)
+    headers = {name: read_header(path) for name, path in files.items()}
+    fitting = [
+        name
+        for name, header in headers.items()
+        if header and (header["student"]["network"], header["student"]["name"]) == (config.network, config.name)
+    ]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{run} holds {len(fitting)} students with network {config.name or config.network} ({', '.join(files)} in all); "
+            f"give a student's file, e.g. init={next(iter(files.values()))}"
+        )
+    return files[fitting[0]]
+
+
+def _classifier(encoder: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the keys of the classifier that timm would put onto the encoder."""
+    names = getattr(encoder, "default_cfg", {}).get("classifier", ())
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))

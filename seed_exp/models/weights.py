@@ -1,0 +1,73 @@
+"""Reading weights from files that may be anything, and saying what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The dictionary that a `.safetensors` or `torch.save` file holds, on the CPU. Never executes code from the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, a broken file, a file that holds no dictionary, or one that needs code to be unpickled.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a checkpoint file (.pth, .pth.tar, .safetensors)")
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
+        raise ValueError(_why_unreadable(path, error)) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint, i.e. a dictionary of tensors")
+    return checkpoint
+
+
+def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+    """What keeps `given` from being loaded where `expected` is needed, with the first keys; empty when all fits."""
+    problems = []
+    if missing := [key for key in expected if key not in given]:
+        problems.append(f"missing {first_keys(missing)}")
+    if unexpected := [key for key in given if key not in expected]:
+        problems.append(f"unexpected {first_keys(unexpected)}")
+    for key in expected.keys() & given.keys():
+        if not isinstance(given[key], Tensor):
+            problems.append(f"{key} is a {type(given[key]).__name__}, expected a tensor")
+            break
+        if given[key].shape != expected[key].shape:
+            problems.append(f"{key} is {list(given[key].shape)}, expected {list(expected[key].shape)}")
+            break
+    return "; ".join(problems)
+
+
+def first_keys(keys: Collection[str], num: int = 3) -> str:
+    """The first `num` of `keys` and how many there are."""
+    shown = ", ".join(list(keys)[:num])
+    return f"{shown}, ... ({len(keys)} keys)" if len(keys) > num else shown
+
+
+def _is_zip(path: Path) -> bool:
+    # Files written before torch 1.6, such as MoCo's, are no zip archives and cannot be memory-mapped.
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if code := re.search(r"(?:GLOBAL|class|function) (\S+?\.\w+)", str(error)):
+        return (
+            f"{path} needs code ({code[1]}) to be unpickled, which is refused because such a file can run anything; "
+            "where you trust it, load it once and torch.save only its dictionary of tensors"
+        )
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{path} cannot be read: broken, incomplete or no checkpoint ({reason}); copy or download it again"

@@ -1,0 +1,90 @@
+"""Files that may be anything are read or refused in one clear line, and never execute code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seed_exp.models.weights import first_keys, misfit, read_checkpoint
+
+TENSORS = {"a.weight": torch.arange(6000.0).view(2, 3000), "a.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_of_either_format_are_read(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "x.pth.tar"
+    torch.save({"epoch": 3, "state_dict": TENSORS}, path, _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint["epoch"] == 3
+    assert all(torch.equal(checkpoint["state_dict"][key], tensor) for key, tensor in TENSORS.items())
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    checkpoint = read_checkpoint(tmp_path / "x.safetensors")
+    assert all(torch.equal(checkpoint[key], tensor) for key, tensor in TENSORS.items())
+
+
+class _Code:
+    """What an attacker pickles: unpickling it would make the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_code_is_refused_and_not_executed(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": TENSORS, "args": _Code(tmp_path / "made")}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"x\.pth needs code \(\w+\.mkdir\) to be unpickled") as raised:
+        read_checkpoint(path)
+    assert not (tmp_path / "made").exists()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 200, 10000, -1])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, kept: int) -> None:
+    path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.pth")
+    if kind == "safetensors":
+        save_file(TENSORS, path)
+    else:
+        torch.save(TENSORS, path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="cannot be read: broken, incomplete or no checkpoint") as raised:
+        read_checkpoint(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xd8\xff\xe0 a picture", b"<html>404</html>", b"PK\x03\x04", b"\x80\x02}q\x00.", os.urandom(5000)]
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth cannot be read"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_what_is_no_dictionary_no_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.ones(3), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds a Tensor; expected a checkpoint"):
+        read_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file .*absent\.pth"):
+        read_checkpoint(tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match="is a folder; expected a checkpoint file"):
+        read_checkpoint(tmp_path)
+
+
+def test_misfit_names_what_is_wrong() -> None:
+    assert misfit(TENSORS, TENSORS) == ""
+    given = {"a.weight": torch.ones(4), "b": 1, "c": 2, "d": 3, "e": 4}
+    assert misfit(TENSORS, given) == "missing a.bias; unexpected b, c, d, ... (4 keys); a.weight is [4], expected [2, 3000]"
+    assert misfit({"a": torch.ones(1)}, {"a": 5}) == "a is a int, expected a tensor"
+    assert first_keys(["a", "b", "c"]) == "a, b, c"
