@@ -1,0 +1,94 @@
+"""From a source's images to normalised views: the host half runs in worker processes, the device half where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seed_exp.config.schema import ViewsConfig
+from seed_exp.views.crops import NUM_CROP_DRAWS, crop_resize, random_resized_crop_boxes, resize_center_crop
+from seed_exp.views.draws import uniforms
+from seed_exp.views.photometric import NUM_PHOTOMETRIC_DRAWS, draw_parameters, normalize, photometric
+
+
+class HostBatch(NamedTuple):
+    """What the host half makes of N images."""
+
+    views: dict[str, Tensor]
+    """Per resolution (`global`, `local`): uint8 [N, V, 3, S, S], V views of that size per image."""
+    draws: dict[str, Tensor]
+    """Per resolution: parameters of the device half, float32 [N, V, P], columns as in photometric.Column."""
+    labels: Tensor
+    """int64 [N]; -1 = unlabelled."""
+    indices: Tensor
+    """int64 [N], in the source."""
+
+
+class TrainViews:
+    """Random views; every draw is a pure function of (seed, epoch, sample index). Picklable.
+
+    The v-th view of a resolution is the same however many views are made.
+    """
+
+    def __init__(self, config: ViewsConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    def host(self, images: Sequence[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64]) -> HostBatch:
+        """Crops of images (uint8 [3, H, W], any sizes) and the parameters of what `device` does to them."""
+        heights = np.array([[image.shape[1]] for image in images])
+        widths = np.array([[image.shape[2]] for image in images])
+        views, draws = {}, {}
+        for number, (name, crop) in enumerate(sorted(self.config.crops.items())):
+            if crop.num == 0:
+                continue
+            crop_draws, color_draws = (
+                uniforms(self.seed, epoch, indices, stream, crop.num * num).reshape(len(images), crop.num, num)
+                for stream, num in ((2 * number, NUM_CROP_DRAWS), (2 * number + 1, NUM_PHOTOMETRIC_DRAWS))
+            )
+            boxes = random_resized_crop_boxes(heights, widths, crop_draws, crop.scale, self.config.aspect_ratio)
+            views[name] = torch.empty(len(images), crop.num, 3, crop.size, crop.size, dtype=torch.uint8)
+            for image, image_boxes, image_views in zip(images, boxes, views[name], strict=True):
+                for box, view in zip(image_boxes, image_views, strict=True):
+                    crop_resize(image, box, view)
+            draws[name] = draw_parameters(color_draws, self.config)
+        return HostBatch(views, draws, torch.from_numpy(labels), torch.from_numpy(indices))
+
+    def device(self, batch: HostBatch) -> dict[str, Tensor]:
+        """Normalised views, float32 [V, N, 3, S, S] per resolution: out["global"][0] has one view of each image."""
+        out = {}
+        for name, views in batch.views.items():
+            view_major = views.transpose(0, 1)
+            parameters = batch.draws[name].transpose(0, 1).flatten(0, 1)
+            out[name] = photometric(view_major.flatten(0, 1), parameters, self.config).view(view_major.shape)
+        return out
+
+
+class EvalViews:
+    """One view per image without any randomness: shorter side to `eval_resize`, centre crop of `eval_size`. Picklable."""
+
+    def __init__(self, config: ViewsConfig) -> None:
+        self.config = config
+
+    def host(
+        self,
+        images: Sequence[Tensor],
+        labels: NDArray[np.int64],
+        epoch: int,  # noqa: ARG002  (the loader calls every host half alike)
+        indices: NDArray[np.int64],
+    ) -> HostBatch:
+        """Centre crops of images (uint8 [3, H, W], any sizes), views["global"] [N, 1, 3, S, S]; no draws."""
+        size = self.config.eval_size
+        views = torch.empty(len(images), 1, 3, size, size, dtype=torch.uint8)
+        for image, view in zip(images, views[:, 0], strict=True):
+            resize_center_crop(image, self.config.eval_resize, view)
+        return HostBatch({"global": views}, {}, torch.from_numpy(labels), torch.from_numpy(indices))
+
+    def device(self, batch: HostBatch) -> dict[str, Tensor]:
+        """Normalised views, float32 {"global": [1, N, 3, S, S]}."""
+        return {"global": normalize(batch.views["global"].transpose(0, 1).float() / 255, self.config)}
