@@ -1,0 +1,197 @@
+"""Where images come from: SOURCES by name, and how each one's training and validation images are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seed_exp.config.schema import DataConfig
+from seed_exp.data.digits import DigitsSource
+from seed_exp.data.image_folder import ImageFolderSource, class_names
+from seed_exp.data.torchvision_sets import TorchvisionSource, has_splits
+from seed_exp.data.tsv import TsvSource
+from seed_exp.registry import lookup
+
+Split = Literal["train", "val"]
+
+_HOLD_OUT_SEED = 2101  # constant, so that every run holds out the same images
+
+
+class Source(Protocol):
+    """A fixed sequence of images, picklable, readable by several processes at once."""
+
+    labels: NDArray[np.int64] | None
+    """Class of each image [n], -1 for an unlabelled one; None when all are unlabelled."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def image(self, index: int) -> Tensor:
+        """RGB pixels of image `index`, uint8 [3, H, W]; ValueError naming the image if it cannot be read."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Name of image `index` for lists and errors."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short line that changes when the images are others: kind, name, number, hash of labels or index."""
+        ...
+
+
+class Subset:
+    """The images `indices` of another source, in that order."""
+
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+        self.source, self.indices = source, indices
+        self.labels = None if source.labels is None else np.asarray(source.labels[indices], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Tensor:
+        """Image `index` of the subset, uint8 [3, H, W]."""
+        return self.source.image(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        """Name of the image in the whole source."""
+        return self.source.key(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        """The whole source's, with number and hash of the indices."""
+        digest = hashlib.sha256(self.indices.tobytes()).hexdigest()
+        return f"{self.source.fingerprint()}[{len(self)}:{digest[:16]}]"
+
+
+def load_source(config: DataConfig, split: Split) -> Source:
+    """The training or validation images of `config`.
+
+    Validation images are those of `data.val_root`, else those that stand beside the training images (val.tsv, val/, the test
+    split of a torchvision set), else the share `data.val_fraction` of the training images, which `train` then lacks.
+
+    Raises:
+        ValueError: unknown source, images absent or unreadable, no validation images; says which option to set.
+    """
+    return lookup(SOURCES, config.source, "data source")(config, split)
+
+
+def hold_out(source: Source, fraction: float, split: Split) -> Subset:
+    """`val`: `fraction` of each class (of all images when unlabelled), the same in every run; `train`: the rest.
+
+    Raises:
+        ValueError: one of the two would be empty.
+    """
+    chosen = np.zeros(len(source), bool)
+    classes = np.zeros(len(source), np.int64) if source.labels is None else np.asarray(source.labels)
+    shuffled = np.argsort(np.random.Philox(key=_HOLD_OUT_SEED).random_raw(len(source)), kind="stable")
+    shuffled = shuffled[np.argsort(classes[shuffled], kind="stable")]  # by class, in random order within each
+    _, starts, counts = np.unique(classes[shuffled], return_index=True, return_counts=True)
+    for start, count in zip(starts, counts, strict=True):
+        chosen[shuffled[start : start + round(count * fraction)]] = True
+    if not 0 < chosen.sum() < len(source):
+        raise ValueError(
+            f"data.val_fraction={fraction} of {len(source)} images in {len(counts)} classes leaves no image "
+            f"for {'validation' if not chosen.any() else 'training'}"
+        )
+    return Subset(source, np.flatnonzero(chosen if split == "val" else ~chosen))
+
+
+def _digits(_config: DataConfig, split: Split) -> Source:
+    return DigitsSource(split)
+
+
+def _tsv(config: DataConfig, split: Split) -> Source:
+    root = _root(config)
+    val = _tsv_of(Path(config.val_root), "val") if config.val_root else root / "val.tsv"
+    return _choose(
+        config, split, lambda: TsvSource(_tsv_of(root, "train")), (lambda: TsvSource(val)) if val.is_file() else None
+    )
+
+
+def _tsv_of(path: Path, split: Split) -> Path:
+    if path.is_dir():
+        path = path / f"{split}.tsv"
+    if not path.is_file():
+        raise ValueError(f"no TSV file at {path}; give the file itself or a folder that holds {split}.tsv")
+    return path
+
+
+def _image_folder(config: DataConfig, split: Split) -> Source:
+    root = _root(config)
+    train = root / "train" if (root / "train").is_dir() else root
+    val = root / "val"
+    if config.val_root:
+        given = _existing(config.val_root, "data.val_root")
+        val = given / "val" if (given / "val").is_dir() else given
+
+    def load_val() -> Source:
+        return ImageFolderSource(val, class_names(train))  # the training folder decides which label a class has
+
+    has_val = config.val_root or (train != root and val.is_dir())
+    return _choose(config, split, lambda: ImageFolderSource(train), load_val if has_val else None)
+
+
+def _torchvision(config: DataConfig, split: Split) -> Source:
+    split_known = has_splits(config.name)
+    name, root = config.name or "", Path(config.root or "data")
+
+    def load(part: Split | None) -> Source:
+        return TorchvisionSource(name, root, part, config.download)
+
+    if split_known:
+        return load(split)
+    return _choose(config, split, lambda: load(None), None)
+
+
+def _imagenet(config: DataConfig, split: Split) -> Source:
+    trial = "set either to a folder with train.tsv and val.tsv, or with train/ and val/; data=digits for a trial"
+    if not config.root:
+        raise ValueError(f"no images given: neither SEED_DATA (environment) nor data.root=PATH is set; {trial}")
+    root = Path(config.root)
+    if root.is_file() or (root / "train.tsv").is_file():
+        return _tsv(config, split)
+    if (root / "train").is_dir():
+        return _image_folder(config, split)
+    found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing" if root.is_dir() else "no such folder"
+    raise ValueError(f"no ImageNet layout at SEED_DATA or data.root={root} (found: {found}); {trial}")
+
+
+SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+    "digits": _digits,
+    "image_folder": _image_folder,
+    "imagenet": _imagenet,
+    "torchvision": _torchvision,
+    "tsv": _tsv,
+}
+
+
+def _choose(config: DataConfig, split: Split, train: Callable[[], Source], val: Callable[[], Source] | None) -> Source:
+    if val is not None:
+        return train() if split == "train" else val()
+    if config.val_fraction > 0:
+        return hold_out(train(), config.val_fraction, split)
+    if split == "val":
+        raise ValueError(
+            f"data source {config.source!r} has no validation images in {config.root}; set data.val_root=PATH, or hold some "
+            "out with data.val_fraction=0.2"
+        )
+    return train()
+
+
+def _root(config: DataConfig) -> Path:
+    if not config.root:
+        raise ValueError(f"data source {config.source!r} needs data.root=PATH")
+    return _existing(config.root, "data.root")
+
+
+def _existing(path: str, option: str) -> Path:
+    if not Path(path).exists():
+        raise ValueError(f"{option}={path} does not exist")
+    return Path(path)

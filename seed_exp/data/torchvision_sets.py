@@ -1,0 +1,110 @@
+"""Labelled image sets of torchvision.datasets, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import datasets
+
+from seed_exp.data.decode import to_tensor
+from seed_exp.registry import lookup
+
+_SPLITS = {"train": ("train", "trainval", "train-standard"), "val": ("test", "val", "valid")}
+_LABELS = ("targets", "labels", "_labels", "y")
+
+
+class TorchvisionSource:
+    """One split of a torchvision set; targets that are not one integer per image make it unlabelled.
+
+    Args:
+        name: Class in torchvision.datasets.
+        root: Folder where torchvision keeps its files.
+        split: None for a set without splits; `val` is the set's test split or, where it has none, its validation split.
+        download: Whether absent files are downloaded.
+
+    Raises:
+        ValueError: unknown name, files absent, the set has no such split, or it needs arguments that we do not have.
+    """
+
+    labels: NDArray[np.int64] | None
+
+    def __init__(self, name: str, root: Path, split: Literal["train", "val"] | None, download: bool) -> None:
+        self.name, self.split = name, split
+        self._set = _open(name, root, split, download)
+        self.labels = _labels(self._set)
+
+    def __len__(self) -> int:
+        return len(self._set)
+
+    def image(self, index: int) -> Tensor:
+        """Image `index`, uint8 [3, H, W]."""
+        try:
+            return to_tensor(self._set[index][0])
+        except OSError as error:
+            raise ValueError(f"cannot read image {self.key(index)}: {error}") from error
+
+    def key(self, index: int) -> str:
+        """Name of the set, split and number of the image."""
+        return f"{self.name}-{self.split or 'all'}-{index}"
+
+    def fingerprint(self) -> str:
+        """Name, split, number of images and a hash of the labels."""
+        digest = hashlib.sha256(b"" if self.labels is None else self.labels.tobytes()).hexdigest()
+        return f"torchvision:{self.name}:{self.split or 'all'}:{len(self)}:{digest[:16]}"
+
+
+def has_splits(name: str | None) -> bool:
+    """Whether the class `name` of torchvision.datasets is told which split to read.
+
+    Raises:
+        ValueError: no name, or torchvision has no such set (the closest name is given).
+    """
+    return bool({"train", "split"} & set(_parameters(name)))
+
+
+def _parameters(name: str | None) -> dict[str, inspect.Parameter]:
+    if name is None:
+        raise ValueError("data=torchvision needs the name of a class in torchvision.datasets, such as data.name=CIFAR10")
+    return dict(inspect.signature(lookup(_sets(), name, "torchvision dataset")).parameters)
+
+
+def _sets() -> dict[str, Any]:
+    return {name: getattr(datasets, name) for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))}
+
+
+def _open(name: str, root: Path, split: str | None, download: bool) -> Any:
+    parameters = _parameters(name)
+    arguments = {key: value for key, value in {"root": root, "download": download}.items() if key in parameters}
+    if split is None:
+        choices: list[dict[str, Any]] = [{}]
+    elif "train" in parameters:
+        choices = [{"train": split == "train"}]
+    else:
+        choices = [{"split": value} for value in _SPLITS[split]]
+    refused: list[str] = []
+    for choice in choices:
+        try:
+            return _sets()[name](**arguments, **choice)
+        except ValueError as error:  # torchvision's answer to a split that the set does not have
+            refused.append(str(error))
+        except (RuntimeError, OSError, ImportError, TypeError) as error:
+            hint = "" if download or "download" not in parameters else "; data.download=true downloads it"
+            raise ValueError(f"cannot open torchvision's {name} in {root}: {error}{hint}") from error
+    raise ValueError(f"torchvision's {name} has no {split} split for us: {refused[0]}")
+
+
+def _labels(dataset: Any) -> NDArray[np.int64] | None:
+    known = [getattr(dataset, attribute) for attribute in _LABELS if hasattr(dataset, attribute)]
+    targets = known[0] if known else [dataset[index][1] for index in range(len(dataset))]
+    try:
+        labels = np.asarray(targets)
+    except (ValueError, TypeError, RuntimeError):  # boxes, captions ...: sequences of several lengths
+        return None
+    one_integer_each = labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer)
+    return labels.astype(np.int64) if one_integer_each else None

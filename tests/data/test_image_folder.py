@@ -1,0 +1,85 @@
+"""Folders of image files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from seed_exp.data.image_folder import ImageFolderSource
+
+
+def save(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5), (value, 1, 2)).save(path, "PNG")
+
+
+def test_sorted_sub_folders_are_the_classes_and_images_may_be_nested(tmp_path: Path) -> None:
+    for value, name in enumerate(["b/2.png", "a/x/y/1.PNG", "a/0.JPEG", "c d/é.webp"]):
+        save(tmp_path / name, value)
+    save(tmp_path / "a" / ".hidden.png")
+    save(tmp_path / ".git" / "0.png")
+    (tmp_path / "a" / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    source = ImageFolderSource(tmp_path)
+    assert [source.key(index) for index in range(len(source))] == ["a/0.JPEG", "a/x/y/1.PNG", "b/2.png", "c d/é.webp"]
+    assert source.classes == ["a", "b", "c d", "empty"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1, 2]
+    assert [int(source.image(index)[0, 0, 0]) for index in range(4)] == [2, 1, 0, 3]
+    assert source.image(0).shape == (3, 5, 6)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.key(3) == "c d/é.webp"
+    assert copy.fingerprint() == source.fingerprint()
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", 1)
+    save(tmp_path / "0.png", 0)
+    source = ImageFolderSource(tmp_path)
+    assert source.labels is None
+    assert [source.key(index) for index in range(2)] == ["0.png", "1.png"]
+
+
+def test_another_split_gets_the_labels_of_the_training_classes(tmp_path: Path) -> None:
+    save(tmp_path / "b" / "0.png")
+    source = ImageFolderSource(tmp_path, ["a", "b"])
+    assert source.labels is not None
+    assert source.labels.tolist() == [1]
+    with pytest.raises(ValueError, match="classes that the training images do not have: b"):
+        ImageFolderSource(tmp_path, ["a", "c"])
+
+
+def test_the_fingerprint_changes_with_the_names(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    before = ImageFolderSource(tmp_path).fingerprint()
+    (tmp_path / "0.png").rename(tmp_path / "1.png")
+    assert ImageFolderSource(tmp_path).fingerprint() != before
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="no images in"):
+        ImageFolderSource(tmp_path)
+    with pytest.raises(ValueError, match=r"no folder of images at .*absent"):
+        ImageFolderSource(tmp_path / "absent")
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "0.png")
+    save(tmp_path / "stray.png")
+    with pytest.raises(ValueError, match=r"beside them \(such as stray.png\)"):
+        ImageFolderSource(tmp_path)
+
+
+def test_a_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"")
+    source = ImageFolderSource(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot decode image '.*1.png' \(0 bytes\)"):
+        source.image(1)
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"cannot read image .*0.png: No such file"):
+        source.image(0)
