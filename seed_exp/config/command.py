@@ -23,7 +23,7 @@ from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, typed
 from seed_exp.config.errors import explain, groups, raised_here
 
 
-def command(run: Callable[[Any], None]) -> Callable[[], None]:
+def command(run: Callable[[Any], Any]) -> Callable[[], None]:
     """Makes `run`, which takes a typed config, the command named after the file that defines it.
 
     On an error that a user can cause, the command prints one line and exits with status 1; HYDRA_FULL_ERROR=1 shows the

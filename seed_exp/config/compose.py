@@ -1,4 +1,4 @@
-"""From YAML and command-line overrides to one of the dataclasses of `schema`. Importing this registers the schemas with Hydra."""
+"""From YAML and overrides to one of the dataclasses of `schema`. Importing this registers the schemas with Hydra."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class StudentConfig:
     hidden_dim: int | None = None
     """Hidden width of the projection head; null = feature width of the encoder, 2048 = the strong variant."""
     init: str | None = None
-    """Weights to start from: a run folder, a student file of one, or a state dict (safetensors, pth) in timm's names."""
+    """Weights the encoder starts from: a run folder, a student file of one, or a state dict in timm's names."""
 
 
 @dataclass
@@ -263,43 +263,53 @@ class FitConfig:
     """Steps between two lines of metrics."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints; one is always written at the end."""
-    knn_every: int = 10
-    """Epochs between two k-NN evaluations during training, where the data has labels; 0 = none. One is made at the end."""
-    knn_bank_size: int = 20000
-    """Labelled training images that the k-NN evaluation during training compares with, at most."""
-    knn_query_size: int = 5000
-    """Validation images that the k-NN evaluation during training classifies, at most."""
+    eval_every: float = 10
+    """Epochs between two evaluations during training, where the data has labels; 0 = only the one at the end."""
 
     def __post_init__(self) -> None:
         for option in ("epochs", "batch_size", "accumulation", "log_every", "checkpoint_every"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
         _require(self.steps is None or self.steps >= 1, f"steps must be null or at least 1, got {self.steps}")
-        _require(self.knn_every >= 0, f"knn_every must not be negative, got {self.knn_every}")
+        _require(self.eval_every >= 0, f"eval_every must not be negative, got {self.eval_every}")
 
 
 @dataclass
-class DistillConfig(FitConfig):
+class EncoderFitConfig(FitConfig):
+    """What the commands that train encoders have in common."""
+
+    knn_bank_size: int = 20000
+    """Labelled training images with which the k-NN evaluation during training compares, at most."""
+    knn_query_size: int = 5000
+    """Validation images that the k-NN evaluation during training classifies, at most."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    teacher_ssl: TeacherSSLConfig = field(default_factory=TeacherSSLConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    views: ViewsConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    data: DataConfig = MISSING
+    tracker: TrackerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
 
 
 @dataclass
-class PretrainConfig(FitConfig):
+class DistillConfig(EncoderFitConfig):
+    teacher: TeacherConfig = MISSING
+    teacher_ssl: TeacherSSLConfig = MISSING
+    objective: ObjectiveConfig = MISSING
+
+
+@dataclass
+class PretrainConfig(EncoderFitConfig):
     embedding_dim: int = 128
     """Width of the embedding."""
     moco: MocoConfig = field(default_factory=MocoConfig)
-    students: dict[str, StudentConfig] = field(default_factory=dict)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        num = self.views.crops["global"].num
+        _require(num == 2, f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}")
 
 
 @dataclass
@@ -310,10 +320,10 @@ class LinearConfig(FitConfig):
     """Which students of the run; null = all."""
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256) of the classifiers that are trained side by side on the same features."""
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    views: ViewsConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    data: DataConfig = MISSING
+    tracker: TrackerConfig = MISSING
 
 
 @dataclass
@@ -332,14 +342,13 @@ class KnnConfig:
     """auto = a GPU when there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = MISSING
 
 
 @dataclass
 class PreviewConfig:
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = MISSING
+    data: DataConfig = MISSING
     seed: int = 0
     """Seeds every draw of the views."""
     epoch: int = 0

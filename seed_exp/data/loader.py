@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -36,9 +36,7 @@ class SampleOrder:
         if batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} does not divide by the {world_size} processes; take a multiple")
         if batch_size > num_samples:
-            raise ValueError(
-                f"batch_size={batch_size} exceeds the {num_samples} images; take batch_size={num_samples} or less"
-            )
+            raise ValueError(f"batch_size={batch_size} exceeds the {num_samples} images; take batch_size={num_samples} or less")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.batch_size_per_rank = rank, batch_size // world_size
         self.steps_per_epoch = num_samples // batch_size
@@ -72,7 +70,7 @@ def load_batches(
     *,
     num_workers: int,
     pin_memory: bool = False,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yields `make(images, labels, epoch, indices)` for each `(epoch, indices)` of `order`, in that order.
 
     Args:
@@ -102,9 +100,7 @@ def load_batches(
 
 
 class _Batches(Dataset[T | ValueError], Generic[T]):
-    def __init__(
-        self, source: Source, make: Callable[[Sequence[Tensor], NDArray[np.int64], int, NDArray[np.int64]], T]
-    ) -> None:
+    def __init__(self, source: Source, make: Callable[[Sequence[Tensor], NDArray[np.int64], int, NDArray[np.int64]], T]) -> None:
         self.source, self.make = source, make
 
     def __getitem__(self, item: tuple[int, NDArray[np.int64]]) -> T | ValueError:

@@ -46,6 +46,10 @@ class Source(Protocol):
         ...
 
 
+class NoValidationError(ValueError):
+    """A source has training images only."""
+
+
 class Subset:
     """The images `indices` of another source, in that order."""
 
@@ -77,7 +81,8 @@ def load_source(config: DataConfig, split: Split) -> Source:
     split of a torchvision set), else the share `data.val_fraction` of the training images, which `train` then lacks.
 
     Raises:
-        ValueError: unknown source, images absent or unreadable, no validation images; says which option to set.
+        NoValidationError: there are no validation images; a ValueError as the others.
+        ValueError: unknown source, images absent or unreadable; says which option to set.
     """
     return lookup(SOURCES, config.source, "data source")(config, split)
 
@@ -110,9 +115,7 @@ def _digits(_config: DataConfig, split: Split) -> Source:
 def _tsv(config: DataConfig, split: Split) -> Source:
     root = _root(config)
     val = _tsv_of(Path(config.val_root), "val") if config.val_root else root / "val.tsv"
-    return _choose(
-        config, split, lambda: TsvSource(_tsv_of(root, "train")), (lambda: TsvSource(val)) if val.is_file() else None
-    )
+    return _choose(config, split, lambda: TsvSource(_tsv_of(root, "train")), (lambda: TsvSource(val)) if val.is_file() else None)
 
 
 def _tsv_of(path: Path, split: Split) -> Path:
@@ -178,7 +181,7 @@ def _choose(config: DataConfig, split: Split, train: Callable[[], Source], val: 
     if config.val_fraction > 0:
         return hold_out(train(), config.val_fraction, split)
     if split == "val":
-        raise ValueError(
+        raise NoValidationError(
             f"data source {config.source!r} has no validation images in {config.root}; set data.val_root=PATH, or hold some "
             "out with data.val_fraction=0.2"
         )

@@ -67,9 +67,7 @@ TEACHERS: dict[str, TeacherSpec] = {
     "moco_v2_r152": TeacherSpec("resnet152", "moco_v2", 200, top1=74.1),
     "moco_v2_r152_800ep": TeacherSpec("resnet152", "moco_v2", 800),
     "simclr_r50": TeacherSpec("resnet50", "simclr", 200),
-    "swav_r50_400ep": TeacherSpec(
-        "resnet50", "swav", 400, f"{_SWAV}/swav_400ep_pretrain.pth.tar", top1=74.6, licence=_CC_BY_NC
-    ),
+    "swav_r50_400ep": TeacherSpec("resnet50", "swav", 400, f"{_SWAV}/swav_400ep_pretrain.pth.tar", top1=74.6, licence=_CC_BY_NC),
     "swav_r50": TeacherSpec("resnet50", "swav", 800, f"{_SWAV}/swav_800ep_pretrain.pth.tar", top1=75.3, licence=_CC_BY_NC),
     "swav_r50w2": TeacherSpec(
         "resnet50w2", "swav", 400, f"{_SWAV}/swav_RN50w2_400ep_pretrain.pth.tar", top1=77.3, licence=_CC_BY_NC
@@ -148,9 +146,7 @@ def _teacher_of_run(config: TeacherConfig) -> Teacher:
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
     if spec.url is None:
-        raise ValueError(
-            f"teacher={name} has no lasting address to download from; give its file with teacher.checkpoint=PATH"
-        )
+        raise ValueError(f"teacher={name} has no lasting address to download from; give its file with teacher.checkpoint=PATH")
     if teacher_ssl != spec.teacher_ssl:
         raise ValueError(f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, got {teacher_ssl}")
     cache = Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")

@@ -76,9 +76,7 @@ def overview_figure(
     if not losses or not maps:
         raise ValueError(f"the figure needs at least one run and one encoder, got {list(losses)} and {list(maps)}")
     if list(maps) != list(neighbours):
-        raise ValueError(
-            f"maps and neighbours must name the same encoders in order, got {list(maps)} and {list(neighbours)}"
-        )
+        raise ValueError(f"maps and neighbours must name the same encoders in order, got {list(maps)} and {list(neighbours)}")
     if len(labels) < 4:
         raise ValueError(f"a map needs at least 4 images, got {len(labels)}")
     figure = Figure(figsize=(16, 9), dpi=100, facecolor="white")

@@ -54,9 +54,7 @@ def random_resized_crop_boxes(
     return np.where(fits.any(-1, keepdims=True), drawn, _centre_boxes(heights, widths, aspect_ratio)).astype(np.int64)
 
 
-def _centre_boxes(
-    heights: NDArray[np.int64], widths: NDArray[np.int64], aspect_ratio: Sequence[float]
-) -> NDArray[np.float64]:
+def _centre_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64], aspect_ratio: Sequence[float]) -> NDArray[np.float64]:
     """The largest centred boxes whose aspect ratio is allowed, (top, left, height, width) [..., 4]."""
     height = np.clip(np.rint(widths / aspect_ratio[0]), 1, heights)
     width = np.clip(np.rint(heights * aspect_ratio[1]), 1, widths)

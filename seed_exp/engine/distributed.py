@@ -1,0 +1,129 @@
+"""The one door to torch.distributed. Without torchrun every function here is the identity of a single process."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a rank waits for the others before it gives up."""
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun started, with NCCL on GPUs and gloo on the CPU; leaves them at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(name: str) -> torch.device:
+    """The device of this process: `auto` is the GPU of its local rank where there is one, otherwise the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={name} is unknown; use auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no GPU; use device=cpu, or check the driver and torch's CUDA build")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def rank0_first() -> Iterator[None]:
+    """Runs the block on rank 0, then on the others: for files that the first one makes and the others read."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
+
+
+@torch.no_grad()
+def all_gather(tensor: Tensor) -> Tensor:
+    """The tensors [N, ...] of all ranks, concatenated in the order of ranks: [N x world_size, ...]. No gradient."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What each rank gave, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """Mean over ranks."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
+
+
+@torch.no_grad()
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives every rank rank 0's buffers (running BN statistics), so that evaluating on several ranks is one evaluation."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def replicate(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its gradients averaged over ranks. Buffers stay each rank's own until `broadcast_buffers`.
+
+    DDP would broadcast them at every forward pass, and a network that sees several resolutions has several per step.
+    """
+    if world_size() == 1:
+        return module
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def no_sync(module: nn.Module, skip: bool) -> Any:
+    """A context in which gradients are only added up locally, where `skip`: for all but the last part of a batch."""
+    return module.no_sync() if skip and isinstance(module, DistributedDataParallel) else nullcontext()

@@ -1,0 +1,77 @@
+"""How far a run is and how fast: a bar on a terminal, plain lines in the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from seed_exp.engine import distributed
+
+log = logging.getLogger("seed_exp")
+
+
+class Progress:
+    """Measures between two calls of `measure` and shows what it measured.
+
+    Args:
+        first_step: Steps done before.
+        num_steps: Steps in all.
+        batch_size: Images per step over all processes.
+    """
+
+    def __init__(self, first_step: int, num_steps: int, batch_size: int) -> None:
+        self._num_steps, self._batch_size = num_steps, batch_size
+        self._on_terminal = sys.stderr.isatty() and distributed.rank() == 0
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not self._on_terminal)
+        self._waited = 0.0
+        self._began, self._step_then = time.perf_counter(), first_step
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training (evaluation, checkpoints) and should not count in the rate."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def update(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Since the last call: images per second over all processes, percent of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        rate = (step - self._step_then) * self._batch_size / seconds
+        share = 100 * self._waited / seconds
+        self._began, self._step_then, self._waited = time.perf_counter(), step, 0.0
+        return {"images_per_s": rate, "data_wait_percent": share}
+
+    def report(self, step: int, losses: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """One line of what is going on."""
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        rate, share = speed["images_per_s"], speed["data_wait_percent"]
+        seconds_left = (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
+        line = f"step {step}/{self._num_steps}: {shown}; {rate:.0f} img/s, data wait {share:.0f} %, {_clock(seconds_left)} left"
+        self._bar.set_postfix_str(f"{shown}, {rate:.0f} img/s")
+        log.log(logging.DEBUG if self._on_terminal else logging.INFO, line)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

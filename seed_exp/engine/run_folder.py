@@ -1,0 +1,117 @@
+"""A run is a folder named by its options: the same command finds it again, another command cannot continue it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from seed_exp import __version__
+from seed_exp.config.schema import FitConfig
+from seed_exp.engine import distributed
+from seed_exp.files import write_json
+
+log = logging.getLogger("seed_exp")
+
+MAY_CHANGE = frozenset(
+    {"run_dir", "device", "log_every", "checkpoint_every", "data.num_workers", "data.download"}
+    | {f"tracker.{option}" for option in ("name", "project", "entity", "group", "tags", "mode")}
+)
+"""Options that do not change what a run computes: they are not part of its name and may differ when it is resumed."""
+
+
+def open_run(command: str, label: str, config: FitConfig, root: Path) -> Path:
+    """The folder of the run, made if absent, with config.json in it.
+
+    Args:
+        command: Name of the command.
+        label: Readable beginning of the folder's name.
+        config: All options; those that change results make up the rest of the name.
+        root: The folder in which it is, unless `config.run_dir` names it.
+
+    Raises:
+        ValueError: the folder holds a run with other options; the message lists the differences.
+    """
+    options = flatten(to_plain(config))
+    decisive = {key: value for key, value in options.items() if key not in MAY_CHANGE}
+    if config.run_dir is not None:
+        folder = Path(config.run_dir)
+    else:
+        digest = hashlib.sha256(json.dumps([command, decisive], sort_keys=True).encode()).hexdigest()
+        folder = root / f"{label}-{digest[:8]}"
+    file = folder / "config.json"
+    with distributed.rank0_first():
+        if file.exists():
+            _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
+        else:
+            write_json(file, {"command": command, "version": __version__, "options": to_plain(config)})
+    return folder
+
+
+def to_plain(config: Any) -> Any:
+    """A config as what JSON knows: dicts, lists, strings, numbers."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: to_plain(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [to_plain(value) for value in config]
+    return config.value if isinstance(config, Enum) else config
+
+
+def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as {"data.root": ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _refuse_other_options(folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]) -> None:
+    if found["command"] != command:
+        raise ValueError(f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir")
+    differences = list(_differences(flatten(found["options"]), decisive))
+    if differences:
+        raise ValueError(
+            f"{folder} holds a run with other options: {'; '.join(differences)}. "
+            "Give the old options to resume it, or choose another run_dir"
+        )
+
+
+def _differences(found: dict[str, Any], given: dict[str, Any]) -> Iterator[str]:
+    absent = "absent"
+    for key in sorted((found.keys() - MAY_CHANGE) | given.keys()):
+        if found.get(key, absent) != given.get(key, absent):
+            yield f"{key} was {found.get(key, absent)}, now {given.get(key, absent)}"
+
+
+class _Console(logging.StreamHandler[Any]):
+    """Lines above a progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
+def log_to(folder: Path) -> None:
+    """Sends what is logged to the terminal and, with time stamps, to log.txt in `folder`; nothing on ranks other than 0."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.propagate = False
+    log.setLevel(logging.DEBUG if distributed.rank() == 0 else logging.ERROR)
+    console = _Console()
+    console.setLevel(logging.INFO)
+    log.addHandler(console)
+    if distributed.rank() == 0:
+        file = logging.FileHandler(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(file)
+    log.info("run folder: %s", os.fspath(folder))

@@ -1,0 +1,79 @@
+"""What evaluations compare: the pooled features of frozen encoders, for the images of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seed_exp.config.schema import Precision
+from seed_exp.data.loader import load_batches
+from seed_exp.data.sources import Source
+from seed_exp.engine import distributed
+from seed_exp.engine.precision import autocast
+from seed_exp.views.recipe import EvalViews
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How features are made, the same for bank, queries and every encoder."""
+
+    views: EvalViews
+    device: torch.device
+    num_workers: int
+    batch_size: int = 256
+    """Images per forward pass of each process."""
+    precision: Precision = Precision.auto
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        encoders: Mapping[str, Callable[[Tensor], Tensor]],
+        source: Source,
+        indices: NDArray[np.int64],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Features of the images `indices` [n] of `source` by every encoder, each image read once for all of them.
+
+        Several processes share the work; each gets the whole result. The caller has set the encoders to evaluation mode.
+
+        Returns:
+            Features [n, num_features] by name and labels [n] (-1 = unlabelled), float32 and int64 on the CPU, in the order of
+            `indices`.
+        """
+        features: dict[str, list[Tensor]] = {name: [] for name in encoders}
+        labels: list[Tensor] = []
+        rounds = self._rounds(indices)
+        with closing(
+            load_batches(source, self.views.host, ((0, mine) for mine in rounds), num_workers=self.num_workers)
+        ) as batches:
+            for batch in batches:
+                moved = batch._replace(views={name: view.to(self.device) for name, view in batch.views.items()})
+                images = self.views.device(moved)["global"][0]
+                for name, encoder in encoders.items():
+                    with autocast(self.precision, self.device):
+                        mine = encoder(images).float()
+                    features[name].append(distributed.all_gather(mine).cpu())
+                labels.append(distributed.all_gather(batch.labels.to(self.device)).cpu())
+        num = len(indices)
+        return {name: torch.cat(parts)[:num] for name, parts in features.items()}, torch.cat(labels)[:num]
+
+    def _rounds(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """This rank's images of each forward pass; the last one is filled up so that all ranks have equally many."""
+        ranks = distributed.world_size()
+        rounds = []
+        for start in range(0, len(indices), self.batch_size * ranks):
+            together = indices[start : start + self.batch_size * ranks]
+            together = np.concatenate([together, np.repeat(together[-1:], -len(together) % ranks)])
+            rounds.append(np.split(together, ranks)[distributed.rank()])
+        return rounds
+
+
+def spread(num_images: int, at_most: int | None = None) -> NDArray[np.int64]:
+    """Indices of up to `at_most` of `num_images` images, evenly spread, so that all classes of a sorted list are met."""
+    num = num_images if at_most is None else min(at_most, num_images)
+    return np.arange(num, dtype=np.int64) * num_images // num

@@ -1,0 +1,37 @@
+"""Accuracy of linear classifiers on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from seed_exp.methods.linear import encoder_of
+
+
+@torch.no_grad()
+def linear_accuracy(
+    classifiers: Mapping[str, nn.Module], features: Mapping[str, Tensor], labels: Tensor
+) -> dict[str, dict[str, float]]:
+    """Top-1 and top-5 accuracy of each classifier, in percent.
+
+    Args:
+        classifiers: By name <encoder>/lr<rate>; map features to logits [n, C].
+        features: Each encoder's features [n, num_features].
+        labels: Classes [n].
+
+    Returns:
+        {classifier: {"top1": ..., "top5": ...}}; "top5" counts a hit among the five largest logits, or among all if C < 5.
+    """
+    accuracy = {}
+    for name, classifier in classifiers.items():
+        device = next(classifier.parameters()).device
+        hits = []
+        for rows, truth in zip(features[encoder_of(name)].split(4096), labels.split(4096), strict=True):  # type: ignore[no-untyped-call]
+            logits = classifier(rows.to(device))
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
+            hits.append(best == truth[:, None])
+        hit = torch.cat(hits).float()
+        accuracy[name] = {"top1": 100 * hit[:, 0].mean().item(), "top5": 100 * hit.any(1).float().mean().item()}
+    return accuracy

@@ -1,0 +1,54 @@
+"""Files of results: every number with all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+
+from seed_exp import __version__
+from seed_exp.files import write_json
+
+
+def run_home(run: Path) -> Path:
+    """The run folder of `run`, which is one, or a student file in one; of another student file, the folder it is in."""
+    if run.is_dir():
+        return run
+    return run.parent.parent if run.parent.name == "students" else run.parent
+
+
+def write_results(home: Path, evaluation: str, protocol: dict[str, Any], results: dict[str, Any]) -> Path:
+    """Writes results/<evaluation>-<hash of the protocol>.json into the run folder `home`: the same evaluation overwrites itself.
+
+    Args:
+        home: Run folder.
+        evaluation: "knn", "linear", ...
+        protocol: All that the numbers depend on; plain JSON.
+        results: The numbers, by network; plain JSON.
+    """
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    path = home / "results" / f"{evaluation}-{digest[:8]}.json"
+    versions = {
+        "seed_exp": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }
+    write_json(path, {"evaluation": evaluation, "protocol": protocol, "results": results, "versions": versions})
+    return path
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Linear evaluation of the students of a run: a classifier on frozen features (the protocol of MoCo, arXiv:1911.05722).
+
+  python -m seed_exp.linear run=runs/distill/NAME                              images: the folder in SEED_DATA
+  python -m seed_exp.linear run=runs/distill/NAME 'lrs=[30]'                   the paper's learning rate only
+  python -m seed_exp.linear run=runs/distill/NAME data=digits views=linear_digits
+
+All learning rates of all students are trained side by side in one pass over the images. Interrupted, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from seed_exp.config.command import command
+from seed_exp.config.schema import LinearConfig
+from seed_exp.engine import distributed
+from seed_exp.engine.fit import derive_seed, fit
+from seed_exp.engine.run_folder import log_to, open_run, to_plain
+from seed_exp.engine.tracking import build_tracker
+from seed_exp.evaluation.features import Extractor, spread
+from seed_exp.evaluation.frozen import eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.evaluation.linear import linear_accuracy
+from seed_exp.evaluation.results import run_home, write_results
+from seed_exp.methods.linear import LinearProbe, encoder_of
+from seed_exp.models.students import Student
+from seed_exp.reporting.table import markdown_table
+from seed_exp.views.recipe import EvalViews, TrainViews
+
+Accuracies = dict[str, dict[str, float]]
+
+
+def linear(config: LinearConfig) -> Accuracies:
+    """Evaluates, prints a table, writes results/linear-*.json into the run folder.
+
+    Returns:
+        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's.
+    """
+    run = Path(config.run)
+    device = distributed.local_device(config.device)
+    with distributed.process_group(device):
+        frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
+        if eval_options(config.views) != eval_options(frozen.views):
+            raise ValueError(
+                f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run was trained for "
+                f"{eval_options(frozen.views)}; choose fitting views, e.g. views=linear_digits, or set these options"
+            )
+        folder = open_run("linear", "+".join(frozen.students), config, run_home(run) / "linear")
+        log_to(folder)
+        encoders: dict[str, nn.Module] = {name: _Features(student) for name, student in frozen.students.items()}
+        torch.manual_seed(derive_seed(config.seed, "classifiers"))
+        probe = LinearProbe(encoders, config.lrs, sources.num_classes)
+        num_workers = num_workers_of(config.data)
+        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision)
+
+        def accuracy() -> Accuracies:
+            features, labels = extract(encoders, sources.val, spread(len(sources.val)))
+            return linear_accuracy(probe.trainable, features, labels)
+
+        def evaluate() -> dict[str, float]:
+            return {f"{name}/{key}": value for name, values in accuracy().items() for key, value in values.items()}
+
+        tracker = build_tracker(folder, config.tracker, to_plain(config))
+        try:
+            fit(
+                probe,
+                sources.train,
+                TrainViews(config.views, config.seed),
+                config,
+                config.optimizer,
+                folder=folder,
+                tracker=tracker,
+                device=device,
+                num_workers=num_workers,
+                evaluate=evaluate,
+                on_checkpoint=lambda _: None,
+                lrs=probe.lrs,
+            )
+        finally:
+            tracker.close()
+        results = with_best(accuracy())
+        if distributed.rank() != 0:
+            return results
+        protocol = {
+            "options": to_plain(config),
+            "train": sources.train.fingerprint(),
+            "val": sources.val.fingerprint(),
+            "students": frozen.record,
+        }
+        path = write_results(run_home(run), "linear", protocol, results)
+    rows = [[name, f"{value['top1']:.2f}", f"{value['top5']:.2f}"] for name, value in results.items()]
+    print(markdown_table(["linear evaluation, %", "top-1", "top-5"], rows))
+    print(f"written to {path}")
+    return results
+
+
+def with_best(accuracy: Accuracies) -> Accuracies:
+    """The accuracies and, under each student's own name, those of the learning rate with its largest top-1."""
+    best: Accuracies = {}
+    for classifier, values in accuracy.items():
+        student = encoder_of(classifier)
+        if student not in best or values["top1"] > best[student]["top1"]:
+            best[student] = values
+    return accuracy | best
+
+
+class _Features(nn.Module):
+    """A student's encoder without its head."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.encoder, self.num_features = student.encoder, student.num_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.encoder(images)
+        return features
+
+
+main = command(linear)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Linear classifiers on frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LinearProbe(nn.Module):
+    """Every encoder x learning rate is one classifier; an encoder's classifiers share its forward pass.
+
+    The protocol of MoCo (arXiv:1911.05722, Section 4.1): encoder frozen with its running BN statistics, weights ~ N(0, 0.01).
+
+    Args:
+        encoders: Map images [N, 3, S, S] to features [N, num_features], by name.
+        lrs: Learning rates, for the names of the classifiers.
+        num_classes: C.
+    """
+
+    def __init__(self, encoders: dict[str, nn.Module], lrs: Sequence[float], num_classes: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
+        self.lrs = {f"{name}/lr{lr:g}": lr for name in encoders for lr in lrs}
+        self.trainable: dict[str, nn.Module] = {
+            classifier: _classifier(encoders[encoder_of(classifier)], num_classes) for classifier in self.lrs
+        }
+        self.carried: nn.Module = nn.ModuleDict()
+
+    def train(self, mode: bool = True) -> LinearProbe:  # noqa: ARG002
+        """Stays in evaluation mode: the encoders' BN statistics must not move."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def prepare(self, views: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Each encoder's features [N, num_features] of the first global view, and the labels [N]."""
+        return {name: encoder(views["global"][0]) for name, encoder in self.encoders.items()}, labels
+
+    def loss(self, name: str, network: nn.Module, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
+        features, labels = prepared
+        logits = network(features[encoder_of(name)]).float()
+        top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
+        return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}
+
+    def diagnostics(self, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Nothing that the classifiers share."""
+        return {}
+
+    def after_step(self) -> None:
+        """Nothing outlives a step."""
+
+
+def encoder_of(classifier: str) -> str:
+    """The encoder's name in a classifier's name."""
+    return classifier.rpartition("/")[0]
+
+
+def _classifier(encoder: nn.Module, num_classes: int) -> nn.Linear:
+    classifier = nn.Linear(encoder.num_features, num_classes)  # type: ignore[arg-type]
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier

@@ -1,0 +1,37 @@
+"""Train encoders without labels and without a teacher (MoCo-V2, arXiv:2003.04297): the baseline, and a way to make a teacher.
+
+  python -m seed_exp.pretrain student=resnet18                                 images: the folder in SEED_DATA
+  python -m seed_exp.pretrain student=resnet50 data=torchvision data.name=CIFAR10 data.download=true
+  python -m seed_exp.distill student=resnet18 teacher=run teacher.checkpoint=runs/pretrain/NAME
+
+The same command, typed again, goes on where the run was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from seed_exp.config.command import command
+from seed_exp.config.schema import PretrainConfig
+from seed_exp.engine.fit import Method
+from seed_exp.methods.moco import Moco
+from seed_exp.models.students import Student
+from seed_exp.training import build_students, train_encoders
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Trains the students of `config`; returns the run folder."""
+    label = "-".join(["+".join(config.students), "moco_v2", config.views.name, config.data.source])
+    return train_encoders("pretrain", label, config, build)
+
+
+def build(config: PretrainConfig) -> tuple[dict[str, Student], Method]:
+    """The students and their contrastive training."""
+    students = build_students(config.students, config.embedding_dim, config.seed)
+    return students, Moco(students, config.moco, config.seed)
+
+
+main = command(pretrain)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What `distill` and `pretrain` share: from a typed config to trained students in a run folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from seed_exp.config.schema import DataConfig, EncoderFitConfig, StudentConfig
+from seed_exp.data.sources import NoValidationError, Source, load_source
+from seed_exp.engine import distributed
+from seed_exp.engine.fit import Method, derive_seed, fit
+from seed_exp.engine.run_folder import log_to, open_run, to_plain
+from seed_exp.engine.tracking import build_tracker
+from seed_exp.evaluation.features import Extractor, spread
+from seed_exp.evaluation.frozen import eval_options, num_workers_of
+from seed_exp.evaluation.knn import knn_accuracy
+from seed_exp.models.students import Student, build_student, save_student
+from seed_exp.views.recipe import EvalViews, TrainViews
+
+log = logging.getLogger("seed_exp")
+
+C = TypeVar("C", bound=EncoderFitConfig)
+
+
+def train_encoders(command: str, label: str, config: C, build: Callable[[C], tuple[dict[str, Student], Method]]) -> Path:
+    """Trains the students of `config`, from the start or from where the run folder is.
+
+    Args:
+        command: Its name, for the run folder.
+        label: Readable part of the run folder's name.
+        config: All options.
+        build: Makes the students and the method that trains them.
+
+    Returns:
+        The run folder, with students/<name>.safetensors, metrics.jsonl, log.txt, config.json and checkpoints/.
+    """
+    device = distributed.local_device(config.device)
+    with distributed.process_group(device):
+        folder = open_run(command, label, config, Path("runs") / command)
+        log_to(folder)
+        with distributed.rank0_first():  # the first rank downloads and indexes, the others find it done
+            train, val = load_source(config.data, "train"), labelled_validation(config.data)
+            students, method = build(config)
+        size = {name: sum(parameter.numel() for parameter in student.parameters()) for name, student in students.items()}
+        log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num / 1e6:.2f} M)" for name, num in size.items()))
+
+        num_workers = num_workers_of(config.data)
+        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision)
+
+        def evaluate() -> dict[str, float]:
+            if val is None or train.labels is None:
+                return {}
+            return knn_during_training(extract, students, train, val, config.knn_bank_size, config.knn_query_size)
+
+        def write_students(step: int) -> None:
+            if distributed.rank() == 0:
+                facts = {"command": command, "step": step, "data": train.fingerprint(), "eval_views": eval_options(config.views)}
+                for name, student in students.items():
+                    save_student(folder / "students" / f"{name}.safetensors", student, config.students[name], facts)
+
+        tracker = build_tracker(folder, config.tracker, to_plain(config))
+        try:
+            fit(
+                method,
+                train,
+                TrainViews(config.views, config.seed),
+                config,
+                config.optimizer,
+                folder=folder,
+                tracker=tracker,
+                device=device,
+                num_workers=num_workers,
+                evaluate=evaluate,
+                on_checkpoint=write_students,
+            )
+        finally:
+            tracker.close()
+        log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
+    return folder
+
+
+def build_students(configs: dict[str, StudentConfig], embedding_dim: int, seed: int) -> dict[str, Student]:
+    """The students by name; each one's initial weights depend on the seed and its own name, not on the rest of the fleet."""
+    students = {}
+    for name, config in configs.items():
+        torch.manual_seed(derive_seed(seed, "weights", name))
+        students[name] = build_student(config, embedding_dim)
+    return students
+
+
+def knn_during_training(
+    extract: Extractor, students: dict[str, Student], train: Source, val: Source, bank_size: int, query_size: int
+) -> dict[str, float]:
+    """Top-1 of 10-NN by majority vote, in percent, as {<student>/knn10: ...}, on evenly spread images of both sources."""
+    for student in students.values():
+        student.eval()
+    encoders = {name: student.features for name, student in students.items()}
+    bank, bank_labels = extract(encoders, train, spread(len(train), bank_size))
+    queries, query_labels = extract(encoders, val, spread(len(val), query_size))
+    ks = [min(10, len(bank_labels))]
+    return {
+        f"{name}/knn10": knn_accuracy(bank[name], bank_labels, queries[name], query_labels, ks=ks, temperature=0.07)[
+            f"knn{ks[0]}_majority"
+        ]
+        for name in students
+    }
+
+
+def labelled_validation(config: DataConfig) -> Source | None:
+    """The validation images where there are any and they have labels."""
+    try:
+        source = load_source(config, "val")
+    except NoValidationError:
+        return None
+    return None if source.labels is None else source
