@@ -40,11 +40,11 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], tup
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        folder = open_run(command, label, config, Path("runs") / command)
-        log_to(folder)
         with distributed.rank0_first():  # the first rank downloads and indexes, the others find it done
             train, val = load_source(config.data, "train"), labelled_validation(config.data)
             students, method = build(config)
+        folder = open_run(command, label, config, Path("runs") / command)
+        log_to(folder)
         size = {name: sum(parameter.numel() for parameter in student.parameters()) for name, student in students.items()}
         log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num / 1e6:.2f} M)" for name, num in size.items()))
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import hydra
 from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,27 +31,33 @@ def command(run: Callable[[Any], Any]) -> Callable[[], None]:
     On an error that a user can cause, the command prints one line and exits with status 1; HYDRA_FULL_ERROR=1 shows the
     traceback instead. Any other error keeps its traceback.
     """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     name = inspect.getfile(run).rpartition("/")[2].removesuffix(".py")
 
     @hydra.main(version_base=VERSION_BASE, config_path=str(config_home() / "conf"), config_name=name)
     @functools.wraps(run)
     def job(config: DictConfig) -> None:
-        run(typed(config))
+        try:
+            run(typed(config))
+        except (ValueError, OSError) as error:
+            # In a sweep the exception goes on, so that the launcher knows which job failed and why.
+            if wants_traceback or not raised_here(error) or HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            sys.exit(f"error: {error}")
 
     def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(name, inspect.getmodule(run).__doc__ or ""))
             return
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            job()
-            return
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
         try:
             job()
         except (HydraException, OmegaConfBaseException) as error:
+            if wants_traceback:
+                raise
             sys.exit(f"error: {explain(error)}")
-        except (ValueError, OSError, RuntimeError) as error:
-            if not raised_here(error):
+        except (ValueError, OSError) as error:
+            if wants_traceback or not raised_here(error):
                 raise
             sys.exit(f"error: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from seed_exp.config import schema
 
@@ -55,10 +56,22 @@ def typed(config: DictConfig) -> Any:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"missing option {missing[0]}: add {missing[0]}=VALUE to the command line")
-    try:
-        return OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+    result = OmegaConf.to_object(config)
+    if unknown := _unknown_options(result, ""):
+        raise ValueError(f"no option {unknown[0]!r}; leave out the + to see the closest one")
+    return result
+
+
+def _unknown_options(config: Any, prefix: str) -> list[str]:
+    """What `+key=value` added beyond the schema: Hydra accepts it, and nothing would ever read it."""
+    if isinstance(config, dict):
+        return [name for key, value in config.items() for name in _unknown_options(value, f"{prefix}{key}.")]
+    if not dataclasses.is_dataclass(config):
+        return []
+    known = {field.name for field in dataclasses.fields(config)}
+    unknown = [f"{prefix}{key}" for key in vars(config) if key not in known]
+    nested = [name for key in known for name in _unknown_options(getattr(config, key), f"{prefix}{key}.")]
+    return unknown + sorted(nested)
 
 
 def compose(command: str, overrides: list[str] | None = None) -> Any:
