@@ -10,6 +10,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "linear": schema.LinearConfig,
     "knn": schema.KnnConfig,
     "preview": schema.PreviewConfig,
+    "quickstart": schema.QuickstartConfig,
 }
 """Schema of each command's primary file conf/<command>.yaml."""
 
@@ -76,5 +78,7 @@ def _unknown_options(config: Any, prefix: str) -> list[str]:
 
 def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
+    if GlobalHydra.instance().is_initialized():  # called by a command that Hydra started
+        return typed(hydra_compose(command, overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         return typed(hydra_compose(command, overrides or []))

@@ -51,6 +51,9 @@ class StudentConfig:
     init: str | None = None
     """Weights the encoder starts from: a run folder, a student file of one, or a state dict in timm's names."""
 
+    def __post_init__(self) -> None:
+        _require(self.hidden_dim is None or self.hidden_dim >= 1, f"hidden_dim must be null or at least 1, got {self.hidden_dim}")
+
 
 @dataclass
 class TeacherConfig:
@@ -189,6 +192,13 @@ class OptimizerConfig:
         _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
         _require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}")
         _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        _require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        _require(self.trust_coefficient > 0, f"optimizer.trust_coefficient must be positive, got {self.trust_coefficient}")
+        _require(
+            self.clip_grad_norm is None or self.clip_grad_norm > 0,
+            f"optimizer.clip_grad_norm must be null or positive, got {self.clip_grad_norm}",
+        )
+        _require(self.gamma > 0, f"optimizer.gamma must be positive, got {self.gamma}")
 
 
 @dataclass
@@ -283,21 +293,32 @@ class EncoderFitConfig(FitConfig):
     knn_query_size: int = 5000
     """Validation images that the k-NN evaluation during training classifies, at most."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
+    """Networks to train, by name: the options of the group `student`."""
     views: ViewsConfig = MISSING
+    """What is drawn from an image."""
     optimizer: OptimizerConfig = MISSING
+    """How weights are updated, the same for every student."""
     data: DataConfig = MISSING
+    """Where images come from."""
     tracker: TrackerConfig = MISSING
+    """Where metrics go."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option in ("knn_bank_size", "knn_query_size"):
+            value = getattr(self, option)
+            _require(value >= 1, f"{option} must be at least 1, got {value}")
         _require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
 
 
 @dataclass
 class DistillConfig(EncoderFitConfig):
     teacher: TeacherConfig = MISSING
+    """The frozen network to learn from."""
     teacher_ssl: TeacherSSLConfig = MISSING
+    """Convention of the teacher's checkpoint; each teacher brings its own."""
     objective: ObjectiveConfig = MISSING
+    """What is minimised."""
 
 
 @dataclass
@@ -305,9 +326,11 @@ class PretrainConfig(EncoderFitConfig):
     embedding_dim: int = 128
     """Width of the embedding."""
     moco: MocoConfig = field(default_factory=MocoConfig)
+    """What is minimised, and the momentum encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.embedding_dim >= 1, f"embedding_dim must be at least 1, got {self.embedding_dim}")
         num = self.views.crops["global"].num
         _require(num == 2, f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}")
 
@@ -321,9 +344,18 @@ class LinearConfig(FitConfig):
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256) of the classifiers that are trained side by side on the same features."""
     views: ViewsConfig = MISSING
+    """What is drawn from an image, and how evaluation sees it."""
     optimizer: OptimizerConfig = MISSING
+    """How weights are updated."""
     data: DataConfig = MISSING
+    """Where labelled images come from."""
     tracker: TrackerConfig = MISSING
+    """Where metrics go."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
+        _require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
 
 
 @dataclass
@@ -343,12 +375,21 @@ class KnnConfig:
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
     data: DataConfig = MISSING
+    """Where labelled images come from."""
+
+    def __post_init__(self) -> None:
+        _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
+        _require(len(self.ks) > 0 and min(self.ks) > 0, f"ks must be one or more numbers of neighbours above 0, got {self.ks}")
+        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass
 class PreviewConfig:
     views: ViewsConfig = MISSING
+    """The recipe to show."""
     data: DataConfig = MISSING
+    """Where images come from."""
     seed: int = 0
     """Seeds every draw of the views."""
     epoch: int = 0
@@ -357,3 +398,21 @@ class PreviewConfig:
     """Rows of the picture."""
     output: str = "preview.png"
     """Where the picture is written."""
+
+    def __post_init__(self) -> None:
+        _require(self.epoch >= 0, f"epoch must not be negative, got {self.epoch}")
+        _require(self.num_images >= 1, f"num_images must be at least 1, got {self.num_images}")
+
+
+@dataclass
+class QuickstartConfig:
+    run_dir: str = "runs/quickstart"
+    """Folder of the three runs, the table and the picture; an interrupted quickstart goes on there."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each seed repeats everything, teacher included; the table then has means and standard deviations."""
+    steps: int = 600
+    """Optimiser steps of each of the three trainings."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.seeds) > 0, "seeds must name at least one seed, e.g. seeds=[0]")
+        _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
