@@ -48,6 +48,8 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], tup
         size = {name: sum(parameter.numel() for parameter in student.parameters()) for name, student in students.items()}
         log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num / 1e6:.2f} M)" for name, num in size.items()))
 
+        if val is None or train.labels is None:
+            log.info("no labelled validation images: no k-NN evaluation during training")
         num_workers = num_workers_of(config.data)
         extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision)
 

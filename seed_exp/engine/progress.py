@@ -61,9 +61,11 @@ class Progress:
         """One line of what is going on."""
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         rate, share = speed["images_per_s"], speed["data_wait_percent"]
+        digits = 0 if rate >= 10 else 1
         seconds_left = (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
-        line = f"step {step}/{self._num_steps}: {shown}; {rate:.0f} img/s, data wait {share:.0f} %, {_clock(seconds_left)} left"
-        self._bar.set_postfix_str(f"{shown}, {rate:.0f} img/s")
+        summary = f"{shown}; {rate:.{digits}f} img/s"
+        self._bar.set_postfix_str(summary)
+        line = f"step {step}/{self._num_steps}: {summary}, data wait {share:.0f} %, {_clock(seconds_left)} left"
         log.log(logging.DEBUG if self._on_terminal else logging.INFO, line)
 
     def close(self) -> None:
