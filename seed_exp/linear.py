@@ -76,7 +76,7 @@ def linear(config: LinearConfig) -> Accuracies:
                 num_workers=num_workers,
                 evaluate=evaluate,
                 on_checkpoint=lambda _: None,
-                lrs=probe.lrs,
+                lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
             )
         finally:
             tracker.close()

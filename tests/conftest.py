@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ranks import Ranks
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,27 @@ def shared() -> Path:
     if not (folder / "fixtures").is_dir():
         pytest.skip(f"no reference data at {folder}; set SEED_SHARED to the folder that holds fixtures/ and data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """Two processes in one gloo group."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the package logs during the test, whatever `log_to` made of its logger before."""
+    lines: list[str] = []
+    log = logging.getLogger("seed_exp")
+    before = (log.level, log.propagate, list(log.handlers))
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    yield lines
+    log.setLevel(before[0])
+    log.propagate = before[1]
+    log.handlers[:] = before[2]

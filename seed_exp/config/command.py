@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seed_exp.config import schema
 from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, typed
-from seed_exp.config.errors import explain, groups, raised_here
+from seed_exp.config.errors import explain, groups, is_for_user
 
 
 def command(run: Callable[[Any], Any]) -> Callable[[], None]:
@@ -41,7 +41,7 @@ def command(run: Callable[[Any], Any]) -> Callable[[], None]:
             run(typed(config))
         except (ValueError, OSError) as error:
             # In a sweep the exception goes on, so that the launcher knows which job failed and why.
-            if wants_traceback or not raised_here(error) or HydraConfig.get().mode is RunMode.MULTIRUN:
+            if wants_traceback or not is_for_user(error) or HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
             sys.exit(f"error: {error}")
 
@@ -49,6 +49,7 @@ def command(run: Callable[[Any], Any]) -> Callable[[], None]:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(name, inspect.getmodule(run).__doc__ or ""))
             return
+        _refuse_dashes(sys.argv[1:], name)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
         try:
             job()
@@ -57,11 +58,19 @@ def command(run: Callable[[Any], Any]) -> Callable[[], None]:
                 raise
             sys.exit(f"error: {explain(error)}")
         except (ValueError, OSError) as error:
-            if wants_traceback or not raised_here(error):
+            if wants_traceback or not is_for_user(error):
                 raise
             sys.exit(f"error: {error}")
 
     return main
+
+
+def _refuse_dashes(arguments: list[str], name: str) -> None:
+    known = {field.name for field in dataclasses.fields(SCHEMAS[name])} | set(groups())
+    for argument in arguments:
+        key, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
+            sys.exit(f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}")
 
 
 def help_text(name: str, description: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydra.errors import MissingConfigException
+import hydra
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from seed_exp.config.compose import config_home
@@ -23,25 +25,35 @@ def groups() -> dict[str, list[str]]:
 
 def explain(error: Exception) -> str:
     """One line: what is wrong with the command line, the closest thing that exists, what exists."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}; options are written KEY=VALUE, in quotes where the value has spaces or brackets"
+    if unlisted := re.match(r"Could not override '([\w/]+)'. No match in the defaults list", str(error)):
+        return f"this command has no config group {unlisted[1]!r}; --help lists its groups and options"
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, option = cause.missing_cfg_file.rpartition("/")
             return f"no option {option!r} in config group {group!r}; {closest(option, groups().get(group, []))}"
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.object_type and cause.key:
-            return _unknown_key(str(cause.full_key), str(cause.key), cause.object_type)
+            return _unknown_key(str(cause.full_key), str(cause.key), _names(cause))
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return f"{cause.full_key}: {_first_line(cause)}"
     return _first_line(error)
 
 
-def _unknown_key(full_key: str, key: str, owner: type) -> str:
-    fields = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+def _names(error: OmegaConfBaseException) -> list[str]:
+    """What exists where an unknown key was looked for."""
+    if dataclasses.is_dataclass(error.object_type):
+        return [field.name for field in dataclasses.fields(error.object_type)]
+    return [str(key) for key in error.parent_node or ()]
+
+
+def _unknown_key(full_key: str, key: str, names: list[str]) -> str:
     if "." in full_key:
         prefix = full_key.rpartition(".")[0]
-        match = difflib.get_close_matches(key, fields, n=1)
+        match = difflib.get_close_matches(key, names, n=1)
         hint = f"did you mean {prefix}.{match[0]}? " if match else ""
-        return f"no option {full_key!r}; {hint}{prefix} has: {', '.join(sorted(fields))}"
-    return f"no option {full_key!r}; {closest(key, {*fields, *groups()})}"
+        return f"no option {full_key!r}; {hint}{prefix} has: {', '.join(sorted(names))}"
+    return f"no option {full_key!r}; {closest(key, {*names, *groups()})}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -56,11 +68,18 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     yield error
 
 
-def raised_here(error: BaseException) -> bool:
-    """Whether this package raised the error itself: a message for the user, not a defect with a traceback worth reading."""
+def is_for_user(error: BaseException) -> bool:
+    """Whether the error is a message for the user, not a defect with a traceback worth reading.
+
+    It is when this package or Hydra raised it themselves, or the operating system did about a file.
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     if traceback is None:
         return False
-    return Path(__file__).resolve().parents[1] in Path(traceback.tb_frame.f_code.co_filename).resolve().parents
+    raised_in = Path(traceback.tb_frame.f_code.co_filename).resolve()
+    packages = {Path(__file__).resolve().parents[1], Path(hydra.__file__).resolve().parent}
+    return not packages.isdisjoint(raised_in.parents)

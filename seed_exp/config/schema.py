@@ -40,6 +40,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_global_only(views: ViewsConfig, command: str) -> None:
+    others = [name for name, crop in views.crops.items() if name != "global" and crop.num > 0]
+    hint = ", ".join(f"views.crops.{name}.num=0" for name in others)
+    _require(not others, f"{command} uses global views only; set {hint} or choose another recipe than {views.name}")
+
+
 @dataclass
 class StudentConfig:
     network: str = MISSING
@@ -277,6 +283,7 @@ class FitConfig:
     """Epochs between two evaluations during training, where the data has labels; 0 = only the one at the end."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         for option in ("epochs", "batch_size", "accumulation", "log_every", "checkpoint_every"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
@@ -333,6 +340,7 @@ class PretrainConfig(EncoderFitConfig):
         _require(self.embedding_dim >= 1, f"embedding_dim must be at least 1, got {self.embedding_dim}")
         num = self.views.crops["global"].num
         _require(num == 2, f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}")
+        _require_global_only(self.views, "pretrain")
 
 
 @dataclass
@@ -342,7 +350,7 @@ class LinearConfig(FitConfig):
     networks: list[str] | None = None
     """Which students of the run; null = all."""
     lrs: list[float] = field(default_factory=list)
-    """Learning rates (at a batch of 256) of the classifiers that are trained side by side on the same features."""
+    """Learning rates (at a batch of 256, times optimizer.lr) of the classifiers trained side by side on the same features."""
     views: ViewsConfig = MISSING
     """What is drawn from an image, and how evaluation sees it."""
     optimizer: OptimizerConfig = MISSING
@@ -356,6 +364,9 @@ class LinearConfig(FitConfig):
         super().__post_init__()
         _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
         _require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
+        num = self.views.crops["global"].num
+        _require(num == 1, f"linear evaluation uses one view of an image; views.crops.global.num is {num}")
+        _require_global_only(self.views, "linear")
 
 
 @dataclass
@@ -400,6 +411,7 @@ class PreviewConfig:
     """Where the picture is written."""
 
     def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _require(self.epoch >= 0, f"epoch must not be negative, got {self.epoch}")
         _require(self.num_images >= 1, f"num_images must be at least 1, got {self.num_images}")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from seed_exp.config.schema import Precision
 from seed_exp.data.loader import load_batches
@@ -45,22 +46,26 @@ class Extractor:
             Features [n, num_features] by name and labels [n] (-1 = unlabelled), float32 and int64 on the CPU, in the order of
             `indices`.
         """
-        features: dict[str, list[Tensor]] = {name: [] for name in encoders}
-        labels: list[Tensor] = []
-        rounds = self._rounds(indices)
-        with closing(
-            load_batches(source, self.views.host, ((0, mine) for mine in rounds), num_workers=self.num_workers)
-        ) as batches:
-            for batch in batches:
+        features: dict[str, Tensor] = {}
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        done = 0
+        order = [(0, mine) for mine in self._rounds(indices)]
+        with closing(load_batches(source, self.views.host, order, num_workers=self.num_workers)) as batches:
+            hidden = None if distributed.rank() == 0 else True  # None: shown on a terminal only
+            for batch in tqdm(batches, "features", len(order), leave=False, unit="batch", disable=hidden):
                 moved = batch._replace(views={name: view.to(self.device) for name, view in batch.views.items()})
                 images = self.views.device(moved)["global"][0]
                 for name, encoder in encoders.items():
                     with autocast(self.precision, self.device):
                         mine = encoder(images).float()
-                    features[name].append(distributed.all_gather(mine).cpu())
-                labels.append(distributed.all_gather(batch.labels.to(self.device)).cpu())
-        num = len(indices)
-        return {name: torch.cat(parts)[:num] for name, parts in features.items()}, torch.cat(labels)[:num]
+                    everyones = distributed.all_gather(mine)
+                    if name not in features:  # once, whole: parts and their concatenation would take twice the memory
+                        features[name] = torch.empty(len(indices), everyones.shape[1])
+                    features[name][done : done + len(everyones)] = everyones[: len(indices) - done]
+                everyones = distributed.all_gather(batch.labels.to(self.device))
+                labels[done : done + len(everyones)] = everyones[: len(indices) - done]
+                done += len(everyones)
+        return features, labels
 
     def _rounds(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """This rank's images of each forward pass; the last one is filled up so that all ranks have equally many."""

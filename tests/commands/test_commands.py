@@ -1,0 +1,290 @@
+"""Every command on the embedded digits, four steps at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from seed_exp import __version__, distill, knn, linear, pretrain, preview
+from seed_exp.config.compose import compose
+from seed_exp.data.digits import DigitsSource
+from seed_exp.data.sources import load_source
+from seed_exp.engine.run_folder import MAY_CHANGE, flatten, open_run, to_plain
+from seed_exp.evaluation.results import file_hash
+from seed_exp.models.students import load_students, read_header
+
+DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
+TRAIN = [*DATA, "views=digits", "steps=4", "batch_size=32", "log_every=2", "knn_bank_size=200", "knn_query_size=100"]
+PRETRAIN = [*TRAIN, "student=convnet_w2", "moco.queue_size=64"]
+DISTILL = [*TRAIN, "teacher=run", "teacher.checkpoint=teacher", "objective.queue_size=64"]
+FLEET = [*DISTILL, "student=[convnet_w2,convnet_w32]", "run_dir=fleet"]
+LINEAR = [*DATA, "run=fleet", "views=linear_digits", "epochs=1", "lrs=[1,3]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a teacher and a fleet of two students."""
+    home = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        pretrain.pretrain(compose("pretrain", [*PRETRAIN, "run_dir=teacher"]))
+        distill.distill(compose("distill", FLEET))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> Path:
+    """A copy of that working directory for the test alone; the package's logger is put back afterwards."""
+    home = tmp_path / "home"
+    shutil.copytree(trained, home)
+    monkeypatch.chdir(home)
+    return home
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Path) -> None:
+    assert files_in(home / "fleet") == {
+        "config.json",
+        "log.txt",
+        "metrics.jsonl",
+        "speed.jsonl",
+        "checkpoints/step_00000004.pt",
+        "students/convnet_w2.safetensors",
+        "students/convnet_w32.safetensors",
+    }
+    config = json.loads((home / "fleet" / "config.json").read_text())
+    assert config == {"command": "distill", "version": __version__, "options": to_plain(compose("distill", FLEET))}
+    training = [row for row in metrics(home / "fleet") if "lr" in row]
+    assert [row["step"] for row in training] == [2, 4]
+    for name in ("convnet_w2", "convnet_w32"):
+        assert {f"{name}/{key}" for key in ("loss", "teacher_cosine", "grad_norm")} <= training[0].keys()
+        assert 0 <= metrics(home / "fleet")[-1][f"{name}/knn10"] <= 100
+    assert {"teacher_entropy", "effective_neighbours"} <= training[0].keys()
+    assert "run folder: fleet" in (home / "fleet" / "log.txt").read_text()
+
+
+def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> None:
+    for run, command, names in (("teacher", "pretrain", ["convnet_w2"]), ("fleet", "distill", ["convnet_w2", "convnet_w32"])):
+        for name in names:
+            assert read_header(home / run / "students" / f"{name}.safetensors") == {
+                "student": {"network": name, "name": None, "hidden_dim": None, "init": None},
+                "embedding_dim": 128,
+                "command": command,
+                "step": 4,
+                "data": DigitsSource("train").fingerprint(),
+                "eval_views": {"eval_size": 32, "eval_resize": 32, "mean": [0.305] * 3, "std": [0.376] * 3},
+            }
+
+
+def test_a_student_alone_becomes_what_it_became_in_the_fleet(home: Path) -> None:
+    alone = distill.distill(compose("distill", [*DISTILL, "student=convnet_w2"]))
+    (ours,), (theirs,) = (load_students(run, ["convnet_w2"]).values() for run in (alone, home / "fleet"))
+    for key, value in ours[0].state_dict().items():
+        assert torch.equal(value, theirs[0].state_dict()[key]), key
+
+
+def test_the_same_command_finds_its_run_and_trains_no_further(home: Path) -> None:
+    first = distill.distill(compose("distill", [*DISTILL, "student=convnet_w2"]))
+    assert first.parent == Path("runs/distill")
+    assert first.name.startswith("convnet_w2-run-digits-digits-")
+    before = {name: (first / name).read_bytes() for name in files_in(first) - {"log.txt"}}
+    again = distill.distill(compose("distill", [*DISTILL, "student=convnet_w2"]))
+    assert again == first
+    assert {name: (first / name).read_bytes() for name in files_in(first) - {"log.txt"}} == before
+    assert "resuming after step 4 of 4" in (first / "log.txt").read_text()
+
+
+def test_other_options_in_the_same_folder_are_refused_with_what_was_and_what_is(home: Path) -> None:
+    before = {name: (home / "fleet" / name).read_bytes() for name in files_in(home / "fleet")}
+    with pytest.raises(ValueError, match=r"objective\.tau_teacher was 0\.01, now 0\.1; seed was 0, now 1\.") as refused:
+        distill.distill(compose("distill", [*FLEET, "objective.tau_teacher=0.1", "seed=1"]))
+    assert str(refused.value).startswith("fleet holds a run with other options")
+    with pytest.raises(ValueError, match="fleet is a run of distill, not of pretrain"):
+        pretrain.pretrain(compose("pretrain", [*PRETRAIN, "run_dir=fleet"]))
+    assert {name: (home / "fleet" / name).read_bytes() for name in files_in(home / "fleet")} == before
+
+
+OTHER_VALUES = {
+    "run_dir": None,
+    "device": "cuda",
+    "log_every": 7,
+    "checkpoint_every": 7,
+    "data.num_workers": 3,
+    "data.download": True,
+    "tracker.name": "wandb",
+    "tracker.project": "other",
+    "tracker.entity": "other",
+    "tracker.group": "other",
+    "tracker.tags": "[other]",
+    "tracker.mode": "offline",
+}
+
+
+def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(home: Path) -> None:
+    assert OTHER_VALUES.keys() == MAY_CHANGE
+
+    def folder(*overrides: str) -> Path:
+        return open_run("distill", "x", compose("distill", [*DISTILL, *overrides]), home)
+
+    changed = [f"{key}={value}" for key, value in OTHER_VALUES.items() if value is not None]
+    assert folder(*changed) == folder()
+    decisive = flatten(to_plain(compose("distill", DISTILL))).keys() - MAY_CHANGE
+    assert {"seed", "steps", "batch_size", "precision", "accumulation", "data.root", "teacher.checkpoint"} <= decisive
+    for override in ("seed=1", "steps=5", "precision=float32", "accumulation=2", "data.root=x", "views.flip_prob=0.1"):
+        assert folder(override) != folder()
+
+
+def test_a_sweep_over_students_is_one_run_each(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    options = [option for option in PRETRAIN if not option.startswith("student=")]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "-m", "student=convnet_w2,convnet_w32", *options, "steps=1", "batch_size=8"])
+    pretrain.main()
+    runs = sorted((home / "runs" / "pretrain").iterdir())
+    assert [[file.stem for file in (run / "students").iterdir()] for run in runs] == [["convnet_w2"], ["convnet_w32"]]
+
+
+def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
+    options = [*TRAIN, "teacher=run", "teacher.checkpoint=fleet", "student=convnet_w2", "objective.queue_size=64", "steps=1"]
+    with pytest.raises(
+        ValueError, match=r"fleet holds several networks; choose one with teacher\.student=convnet_w2\|convnet_w32"
+    ):
+        distill.distill(compose("distill", options))
+    assert distill.distill(compose("distill", [*options, "teacher.student=convnet_w32"])).is_dir()
+
+
+def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:
+    config = compose("pretrain", [*PRETRAIN, "students.convnet_w2.init=fleet"])
+    built, _ = pretrain.build(config)
+    (given, _), *_ = load_students(home / "fleet", ["convnet_w2"]).values()
+    for key, value in given.encoder.state_dict().items():
+        assert torch.equal(value, built["convnet_w2"].encoder.state_dict()[key]), key
+
+
+def assert_whole_protocol(path: Path, run: Path) -> dict[str, Any]:
+    """What results of both evaluations say about images, networks and versions; returns all of the file."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    protocol = content["protocol"]
+    assert content["versions"].keys() == {"seed_exp", "python", "torch", "torchvision", "timm"}
+    assert content["versions"]["seed_exp"] == __version__
+    assert protocol["students"].keys() == {"convnet_w2", "convnet_w32"}
+    for name, record in protocol["students"].items():
+        assert (record["network"], record["step"], record["command"]) == (name, 4, "distill")
+        assert record["sha256"] == file_hash(run / "students" / f"{name}.safetensors")
+    return content
+
+
+def test_knn_writes_accuracies_with_their_protocol_and_prints_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = knn.knn(compose("knn", [*DATA, "run=fleet", "ks=[10,20]"]))
+    (path,) = (home / "fleet" / "results").iterdir()
+    assert path.name.startswith("knn-")
+    content = assert_whole_protocol(path, home / "fleet")
+    assert content["evaluation"] == "knn"
+    assert content["results"] == results
+    assert results.keys() == {"convnet_w2", "convnet_w32"}
+    assert results["convnet_w2"].keys() == {f"knn{k}_{vote}" for k in (10, 20) for vote in ("majority", "weighted")}
+    assert all(10 < value <= 100 for measures in results.values() for value in measures.values())
+    protocol = content["protocol"]
+    assert (protocol["ks"], protocol["temperature"]) == ([10, 20], 0.07)
+    assert (protocol["bank"], protocol["queries"]) == tuple(DigitsSource(split).fingerprint() for split in ("train", "val"))
+    assert protocol["views"] == read_header(home / "fleet" / "students" / "convnet_w2.safetensors")["eval_views"]  # type: ignore[index]
+    printed = capsys.readouterr().out
+    assert f"{results['convnet_w32']['knn20_weighted']:.2f}" in printed
+    assert f"written to {Path('fleet/results') / path.name}" in printed
+
+
+def test_knn_takes_a_student_file_and_chosen_networks(home: Path) -> None:
+    chosen = knn.knn(compose("knn", [*DATA, "run=fleet", "ks=[10]", "networks=[convnet_w2]"]))
+    file = knn.knn(compose("knn", [*DATA, "run=fleet/students/convnet_w2.safetensors", "ks=[10]"]))
+    assert chosen == file
+    assert chosen.keys() == {"convnet_w2"}
+    assert len(list((home / "fleet" / "results").iterdir())) == 1  # the same evaluation overwrites itself
+    with pytest.raises(ValueError, match=r"unknown student of fleet 'convnet_w3'; did you mean 'convnet_w32'\?"):
+        knn.knn(compose("knn", [*DATA, "run=fleet", "networks=[convnet_w3]"]))
+
+
+def test_linear_trains_every_rate_on_every_student_and_writes_its_protocol(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    students_before = {path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()}
+    config = compose("linear", LINEAR)
+    results = linear.linear(config)
+    printed = capsys.readouterr().out
+    (path,) = (home / "fleet" / "results").iterdir()
+    content = assert_whole_protocol(path, home / "fleet")
+    assert (path.name.partition("-")[0], content["evaluation"]) == ("linear", "linear")
+    assert content["results"] == results
+    for name in ("convnet_w2", "convnet_w32"):
+        rates = [results[f"{name}/lr{lr}"] for lr in (1, 3)]
+        assert results[name] == max(rates, key=lambda accuracy: accuracy["top1"])
+        assert all(accuracy["top1"] <= accuracy["top5"] for accuracy in rates)
+        assert f"| {name}/lr3 " in printed
+    assert len(results) == 6
+    protocol = content["protocol"]
+    assert protocol["options"] == to_plain(config)
+    assert (protocol["train"], protocol["val"]) == tuple(DigitsSource(split).fingerprint() for split in ("train", "val"))
+    assert students_before == {path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()}
+    # Typed again, it finds its own run folder inside the run's, and its checkpoint.
+    (folder,) = (home / "fleet" / "linear").iterdir()
+    assert linear.linear(config) == results
+    assert list((home / "fleet" / "linear").iterdir()) == [folder]
+    assert "resuming after step 5 of 5" in (folder / "log.txt").read_text()
+
+
+def test_linear_with_views_that_do_not_fit_the_run_is_refused_before_anything_is_written(home: Path) -> None:
+    before = files_in(home)
+    with pytest.raises(ValueError, match=r"views=linear evaluates with .*224.* trained for .*32.*; choose fitting views"):
+        linear.linear(compose("linear", [*DATA, "run=fleet", "epochs=1"]))
+    assert files_in(home) == before
+
+
+def test_the_best_rate_of_each_student_stands_under_its_name() -> None:
+    low, high = {"top1": 40.0, "top5": 90.0}, {"top1": 50.0, "top5": 80.0}
+    accuracy = {"a/lr1": low, "a/lr10": high, "b/lr1": high, "b/lr10": low}
+    assert linear.with_best(accuracy) == {**accuracy, "a": high, "b": high}
+
+
+def test_an_evaluation_of_what_is_no_run_is_refused(home: Path) -> None:
+    (home / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no run folder or student file nowhere"):
+        knn.knn(compose("knn", [*DATA, "run=nowhere"]))
+    with pytest.raises(ValueError, match="empty holds no students"):
+        linear.linear(compose("linear", [*DATA, "run=empty", "views=linear_digits"]))
+
+
+def test_preview_shows_each_image_beside_its_views(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*DATA[:2], "views=digits", "num_images=3", "views.crops.global.num=2", "output=pictures/digits.png"]
+    preview.preview(compose("preview", options))
+    first = Image.open("pictures/digits.png")
+    assert first.width > 3 * 32  # original and two views
+    assert first.height > 3 * 32
+    assert capsys.readouterr().out == "written to pictures/digits.png\n"
+    preview.preview(compose("preview", [*options, "output=same.png"]))
+    preview.preview(compose("preview", [*options, "output=epoch1.png", "epoch=1"]))
+    assert Image.open("same.png").tobytes() == first.tobytes()
+    assert Image.open("epoch1.png").tobytes() != first.tobytes()
+
+
+def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "images").mkdir()
+    digits = load_source(compose("knn", [*DATA, "run=x"]).data, "train")
+    for index in range(40):
+        Image.fromarray(digits.image(index).permute(1, 2, 0).numpy()).save(home / "images" / f"{index}.png")
+    images = ["data=image_folder", "data.root=images"]
+    folder = pretrain.pretrain(compose("pretrain", [*PRETRAIN, *images, "steps=2", "batch_size=8"]))
+    assert not any("knn" in key for row in metrics(folder) for key in row)
+    with pytest.raises(ValueError, match=r"data\.val_root|labels"):
+        knn.knn(compose("knn", [*DATA, *images, f"run={folder}"]))

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seed_exp import distill, preview
+from seed_exp.config.command import command
+from seed_exp.config.compose import SCHEMAS, compose
+from seed_exp.config.errors import groups
+from seed_exp.engine.run_folder import flatten, to_plain
+
+COMMANDS = {name: importlib.import_module(f"seed_exp.{name}") for name in SCHEMAS}
+DIGITS = ["data=digits", "views=digits", "data.num_workers=0"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another working directory, and an environment without the variables that matter."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it: this way it is put back
+    monkeypatch.delenv("SEED_DATA", raising=False)
+
+
+def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    COMMANDS[name].main()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("distill student=resnt18", "no option 'resnt18' in config group 'student'; did you mean 'resnet18'?"),
+        ("distill student=[resnet18,resnt34]", "did you mean 'resnet34'?"),
+        ("distill -m student=resnet18,resnt34", "did you mean 'resnet34'?"),
+        ("distill teacher=swav_r50x2", "did you mean 'swav_r50w2'?"),
+        ("distill studnt=resnet18", "no option 'studnt'; did you mean 'student'?"),
+        ("distill experimnets=table1", "no option 'experimnets'; did you mean 'experiments'?"),
+        ("distill experiments=table1_moco_r50", "did you mean 'table1_moco_v2_r50'?"),
+        ("distill objective.tau_techer=1", "did you mean objective.tau_teacher?"),
+        ("distill students.resnet18.hiden_dim=1", "did you mean students.resnet18.hidden_dim?"),
+        ("distill students.resnet81.hidden_dim=1", "did you mean students.resnet18?"),
+        ("preview views.crops.globl.size=3", "did you mean views.crops.global?"),
+        ("distill +foo=1", "no option 'foo'"),
+        ("distill +optimizer.foo=1", "no option 'optimizer.foo'"),
+        ("distill epochs=many", "epochs: Value 'many'"),
+        ("distill optimizer.schedule=cosin", "expected one of [cosine, step, constant]"),
+        ("distill optimizer.lr=0", "optimizer.lr must be positive, got 0.0"),
+        ("distill views.blur_prob=1.5", "views.blur_prob must be a probability, got 1.5"),
+        ("distill epochs", "cannot read 'epochs'; options are written KEY=VALUE"),
+        ("distill student=[resnet18", "cannot read 'student=[resnet18'"),
+        ("distill --batch-size 128", "options are written without dashes: batch_size=VALUE"),
+        ("distill --student=resnet18", "options are written without dashes: student=resnet18"),
+        ("linear run=x optimizer=lars", "this command has no config group 'optimizer'"),
+        ("preview data=3", "Config group override must be a string"),
+        ("knn", "missing option run: add run=VALUE"),
+        ("knn run=nowhere data=digits", "no run folder or student file nowhere"),
+        ("distill", "neither SEED_DATA (environment) nor data.root=PATH is set"),
+        ("distill data=tsv", "data source 'tsv' needs data.root=PATH"),
+        ("distill data=digits teacher=run", "teacher=run needs teacher.checkpoint=PATH"),
+        ("pretrain data=digits students.resnet18.network=resnet81", "did you mean 'resnet18'?"),
+        ("pretrain data=digits student=timm", "students.timm.name="),
+        ("pretrain data=digits device=gpu", "device=gpu is unknown; use auto, cpu or cuda"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_helps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, expected: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        type_line(monkeypatch, *line.split())
+    message = stopped.value.code  # Python prints it on stderr and exits with status 1
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert expected in message
+    assert "\n" not in message
+    assert capsys.readouterr() == ("", "")
+    assert {file.name for file in tmp_path.iterdir()} <= {"runs"}  # where Hydra keeps a sweep's multirun.yaml
+
+
+@pytest.mark.parametrize("output", ["file/preview.png", "folder"])
+def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit, match=rf"^error: .*{output.partition('/')[0]}.*$"):
+        type_line(monkeypatch, "preview", *DIGITS, "num_images=1", f"output={output}")
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_type(*_: Any) -> None:
+        raise TypeError("a defect")
+
+    monkeypatch.setattr(preview, "load_source", wrong_type)
+    with pytest.raises(TypeError, match="a defect"):
+        type_line(monkeypatch, "preview", *DIGITS)
+    # Of the type that messages for users have, but raised by a library: its words mean nothing to a user.
+    monkeypatch.setattr(preview, "load_source", lambda *_: json.loads("no JSON"))
+    with pytest.raises(json.JSONDecodeError):
+        type_line(monkeypatch, "preview", *DIGITS)
+
+
+@pytest.mark.parametrize("arguments", [["student=resnt18"], ["epochs=0"], ["data=digits", "teacher=run"]])
+def test_hydra_full_error_lets_every_error_through(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["distill.py", *arguments])
+    with pytest.raises(Exception, match=r"resnt18|epochs|teacher\.checkpoint"):  # SystemExit is no Exception
+        command(distill.distill)()
+
+
+def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m seed_exp.<arguments>` in a process of its own, in the current working directory."""
+    env = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"} | environment
+    name, *rest = arguments
+    return subprocess.run([sys.executable, "-m", f"seed_exp.{name}", *rest], capture_output=True, text=True, env=env, check=False)
+
+
+def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(tmp_path: Path) -> None:
+    done = call("distill", "optimizer.lr=-1")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "error: optimizer.lr must be positive, got -1.0\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_process_of_its_own_hydra_full_error_shows_the_traceback() -> None:
+    done = call("distill", "student=resnt18", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert "student/resnt18" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_what_there_is_and_what_it_means(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, flag: str
+) -> None:
+    type_line(monkeypatch, name, flag)
+    text = capsys.readouterr().out
+    description = COMMANDS[name].__doc__
+    assert description is not None
+    assert text.startswith(description.strip())
+    assert f"python -m seed_exp.{name}" in description
+
+    lines = text.splitlines()
+    first_group = lines.index("Config groups (GROUP=OPTION; the default has a star):") + 1
+    first_option = lines.index("Options (KEY=VALUE; here with their defaults):") + 1
+    shown = {
+        words[0]: [word.rstrip("*") for word in words[1:]] for words in map(str.split, lines[first_group : first_option - 2])
+    }
+    config = compose(name, {"linear": ["run=x"], "knn": ["run=x"]}.get(name))
+    possible = {"students": "student", "experiments": "experiments"}
+    expected = {possible.get(key, key) for key in vars(config)} & groups().keys()
+    assert shown.keys() - {"experiments"} == expected - ({"optimizer"} if name == "linear" else set())
+    assert all(options == groups()[group] for group, options in shown.items())
+
+    pairs = lines[first_option:-2]
+    keys = [line.partition("=")[0] for line in pairs[::2]]
+    meanings = pairs[1::2]
+    assert [key.strip() for key in keys] == list(flatten(to_plain(config)))
+    assert all(key.startswith("  ") and not key.startswith("   ") for key in keys)
+    assert all(meaning.startswith(" " * 8) and len(meaning.strip()) > 5 for meaning in meanings)
+
+
+def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    type_line(monkeypatch, "linear", "--help")
+    text = capsys.readouterr().out
+    for shown in ("\n  run=???\n", "\n  steps=null\n", "\n  optimizer.schedule=step\n", "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0]\n"):
+        assert shown in text
+    assert " linear* " in text

@@ -1,0 +1,229 @@
+"""The rooms of the house and the arrows between them, read from the import statements: nothing is imported here."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "seed_exp"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LEAVES = {"", "registry", "files"}
+"""The package itself (its version) and modules that import nothing of it; with config.schema, everyone may import them."""
+
+ROOMS = {
+    "config": {"config"},
+    "models": {"models"},
+    "data": {"data"},
+    "views": {"views"},
+    "methods": {"models", "data", "views", "methods.losses", "methods.queue", "engine.distributed"},
+    "engine": {"engine", "data.loader", "data.sources", "views.recipe"},
+    "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},
+    "reporting": {"reporting", "evaluation", "methods", "models", "data", "views"},
+}
+"""What each room may import besides the leaves: itself and what is below it.
+
+`engine.distributed` is the door to torch.distributed, below the methods; the rest of the engine trains any method and knows none.
+"""
+
+COMMANDS = {file.stem for file in MODULES if file.parent == PACKAGE} - LEAVES - {"__init__"}
+RUNS_OTHER_COMMANDS = {"quickstart"}
+
+
+def name_of(file: Path) -> str:
+    """`engine.fit` for seed_exp/engine/fit.py; an __init__.py is its folder."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of all that is imported, wherever the statement stands: `torch.nn.functional`, `seed_exp.files.write_json`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def modules_of(tree: ast.AST) -> Iterator[str]:
+    """The modules of this package that are imported, without the package's name: `files`, `engine.fit`, "" for the package."""
+    known = {name_of(file) for file in MODULES}
+    for imported in imports(tree):
+        package, _, name = imported.partition(".")
+        if package == "seed_exp":
+            yield name if name in known else name.rpartition(".")[0]
+
+
+def within(name: str, places: set[str]) -> bool:
+    return any(name == place or (place and name.startswith(f"{place}.")) for place in places)
+
+
+def allowed(name: str) -> set[str]:
+    """What module `name` may import of this package."""
+    room = name.partition(".")[0]
+    if name in LEAVES | {"config.schema"}:
+        return set()
+    below = LEAVES | {"config.schema"}
+    if room in ROOMS:
+        return below | ROOMS[room]
+    return below | ROOMS.keys() | {"training"} | (COMMANDS if name in RUNS_OTHER_COMMANDS else set())
+
+
+def forbidden_imports(name: str, tree: ast.AST) -> list[str]:
+    return [imported for imported in modules_of(tree) if not within(imported, allowed(name))]
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.nn.parallel` for that expression; empty for what is no dotted name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    owner = dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{owner}.{node.attr}" if isinstance(node, ast.Attribute) and owner else ""
+
+
+def uses(tree: ast.AST, library: str) -> bool:
+    """Whether the library is imported, or reached through one that is: `torch.distributed.init_process_group()`."""
+    names = {*imports(tree), *map(dotted, ast.walk(tree))}
+    return any(name == library or name.startswith(f"{library}.") for name in names)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    return ((dotted(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def unsafe_loads(tree: ast.AST) -> list[str]:
+    """Calls that run code out of a file: torch.load without weights_only=True, pickle, numpy's pickles."""
+    found = []
+    for function, call in calls(tree):
+        options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+        unsafe_torch = function == "torch.load" and options.get("weights_only") != "True"
+        unsafe_numpy = options.get("allow_pickle", "False") != "False"
+        if unsafe_torch or unsafe_numpy or function in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
+            found.append(ast.unparse(call))
+    hidden = {"pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load", "joblib.load", "dill", "cloudpickle"}
+    return found + sorted(hidden & set(imports(tree)))  # imported by name, a call would not show what it is
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_arrows_point_down_only(file: Path) -> None:
+    assert forbidden_imports(name_of(file), parse(file)) == []
+
+
+def test_every_folder_is_a_room_and_every_module_at_the_top_a_leaf_a_command_or_what_commands_share() -> None:
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == ROOMS.keys()
+    for name in COMMANDS - {"training"}:
+        assert (PACKAGE.parent / "conf" / f"{name}.yaml").exists(), name
+        assert "main = command(" in (PACKAGE / f"{name}.py").read_text(), name
+
+
+@pytest.mark.parametrize(
+    ("library", "places"),
+    [
+        ("hydra", {"config"} | COMMANDS),
+        ("omegaconf", {"config"} | COMMANDS),
+        ("wandb", {"engine.tracking"}),
+        ("torch.distributed", {"engine.distributed"}),
+        ("torch.nn.parallel", {"engine.distributed"}),
+        ("nn.parallel", {"engine.distributed"}),
+        ("submitit", set()),
+        ("importlib", set()),
+    ],
+)
+def test_a_library_is_known_only_where_it_belongs(library: str, places: set[str]) -> None:
+    users = {name_of(file) for file in MODULES if uses(parse(file), library)}
+    assert {name for name in users if not within(name, places)} == set()
+
+
+def test_the_schema_takes_nothing_but_missing_of_omegaconf() -> None:
+    edge = [name for name in imports(parse(PACKAGE / "config" / "schema.py")) if name.startswith(("omegaconf", "hydra"))]
+    assert edge == ["omegaconf.MISSING"]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_no_file_can_run_code_when_it_is_loaded(file: Path) -> None:
+    assert unsafe_loads(parse(file)) == []
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_imports_are_absolute_and_never_computed(file: Path) -> None:
+    tree = parse(file)
+    assert [name for name in imports(tree) if name.startswith(".")] == []
+    assert [function for function, _ in calls(tree) if function in ("__import__", "exec", "eval")] == []
+
+
+# That these tests can fail.
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("models.new", "from seed_exp.data.loader import load_batches"),
+        ("views.new", "from seed_exp.models import students"),
+        ("data.new", "import seed_exp.engine.distributed"),
+        ("methods.new", "from seed_exp.methods.seed import Seed"),
+        ("methods.new", "from seed_exp.engine.fit import fit"),
+        ("engine.new", "from seed_exp.evaluation.knn import nearest"),
+        ("engine.new", "from seed_exp.methods import losses"),
+        ("engine.new", "def late():\n    from seed_exp.data import tsv"),
+        ("evaluation.new", "from seed_exp.reporting import table"),
+        ("evaluation.new", "from seed_exp.training import train_encoders"),
+        ("engine.new", "from seed_exp.config.compose import compose"),
+        ("files", "from seed_exp.registry import lookup"),
+        ("config.schema", "from seed_exp import files"),
+        ("knn", "from seed_exp.linear import linear"),
+    ],
+)
+def test_an_arrow_that_points_up_or_sideways_is_found(name: str, source: str) -> None:
+    assert len(forbidden_imports(name, ast.parse(source))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("methods.new", "from seed_exp.methods.losses import seed_loss"),
+        ("methods.new", "from seed_exp.engine import distributed"),
+        ("models.new", "from seed_exp.config.schema import StudentConfig"),
+        ("engine.new", "from seed_exp import __version__"),
+        ("evaluation.new", "from seed_exp.engine import distributed"),
+        ("knn", "from seed_exp.training import train_encoders"),
+    ],
+)
+def test_an_arrow_that_points_down_is_let_through(name: str, source: str) -> None:
+    assert forbidden_imports(name, ast.parse(source)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.distributed as dist",
+        "from torch import distributed",
+        "from torch.distributed import all_reduce",
+        "import torch\ntorch.distributed.barrier()",
+    ],
+)
+def test_every_way_to_reach_a_library_is_found(source: str) -> None:
+    assert uses(ast.parse(source), "torch.distributed")
+    assert not uses(ast.parse(source), "torch.distributions")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=safe)",
+        "pickle.loads(data)",
+        "pickle.Unpickler(file).load()",
+        "from pickle import load",
+        "numpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_every_unsafe_load_is_found(source: str) -> None:
+    assert len(unsafe_loads(ast.parse(source))) == 1
+    assert unsafe_loads(ast.parse("torch.load(path, weights_only=True); json.load(file); pickle.UnpicklingError")) == []
