@@ -15,11 +15,9 @@ from pathlib import Path
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import DistillConfig
-from seed_exp.engine.fit import Method
 from seed_exp.methods.seed import Seed
-from seed_exp.models.students import Student
 from seed_exp.models.teachers import build_teacher
-from seed_exp.training import build_students, train_encoders
+from seed_exp.training import Built, build_students, init_inputs, train_encoders
 
 
 def distill(config: DistillConfig) -> Path:
@@ -28,12 +26,22 @@ def distill(config: DistillConfig) -> Path:
     return train_encoders("distill", label, config, build)
 
 
-def build(config: DistillConfig) -> tuple[dict[str, Student], Method]:
-    """The students and their distillation from the teacher."""
+def build(config: DistillConfig) -> Built:
+    """The students and their distillation from the teacher.
+
+    Raises:
+        ValueError: the views are not normalised as the teacher's images were.
+    """
     teacher = build_teacher(config.teacher, config.teacher_ssl.name)
+    if teacher.normalisation != (config.views.mean, config.views.std):
+        raise ValueError(
+            f"teacher={config.teacher.name} was trained on images with mean and std {teacher.normalisation}, but "
+            f"views={config.views.name} normalises with {config.views.mean} and {config.views.std}; choose the views that it saw"
+        )
     students = build_students(config.students, teacher.embedding_dim, config.seed)
     resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]
-    return students, Seed(students, teacher, config.objective, resolutions, config.seed)
+    inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
+    return Built(students, Seed(students, teacher, config.objective, resolutions, config.seed), inputs)
 
 
 main = command(distill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -38,6 +39,15 @@ def write_json(path: Path, content: Any) -> None:
     """Writes `content` as indented JSON, atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

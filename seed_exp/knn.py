@@ -12,6 +12,7 @@ from pathlib import Path
 from seed_exp.config.command import command
 from seed_exp.config.schema import KnnConfig
 from seed_exp.engine import distributed
+from seed_exp.engine.precision import resolve
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import eval_options, load_frozen, load_labelled, num_workers_of
 from seed_exp.evaluation.knn import knn_accuracy
@@ -28,6 +29,8 @@ def knn(config: KnnConfig) -> Accuracies:
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
+        if max(config.ks) > len(sources.train):
+            raise ValueError(f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks")
         extract = Extractor(EvalViews(frozen.views), device, num_workers_of(config.data), config.batch_size, config.precision)
         encoders = {name: student.features for name, student in frozen.students.items()}
         bank, bank_labels = extract(encoders, sources.train, spread(len(sources.train)))
@@ -51,6 +54,7 @@ def knn(config: KnnConfig) -> Accuracies:
             "ks": config.ks,
             "temperature": config.temperature,
             "views": eval_options(frozen.views),
+            "precision": resolve(config.precision, device).value,
             "bank": sources.train.fingerprint(),
             "queries": sources.val.fingerprint(),
             "students": frozen.record,

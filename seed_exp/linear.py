@@ -17,8 +17,9 @@ from torch import nn
 from seed_exp.config.command import command
 from seed_exp.config.schema import LinearConfig
 from seed_exp.engine import distributed
-from seed_exp.engine.fit import derive_seed, fit
-from seed_exp.engine.run_folder import log_to, open_run, to_plain
+from seed_exp.engine.fit import fit
+from seed_exp.engine.precision import resolve
+from seed_exp.engine.run_folder import decisive_options, log_to, open_run, to_plain
 from seed_exp.engine.tracking import build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import eval_options, load_frozen, load_labelled, num_workers_of
@@ -36,7 +37,8 @@ def linear(config: LinearConfig) -> Accuracies:
     """Evaluates, prints a table, writes results/linear-*.json into the run folder.
 
     Returns:
-        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's.
+        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's. "Best" is
+        by validation accuracy, so with several rates it is slightly optimistic.
     """
     run = Path(config.run)
     device = distributed.local_device(config.device)
@@ -47,11 +49,12 @@ def linear(config: LinearConfig) -> Accuracies:
                 f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run was trained for "
                 f"{eval_options(frozen.views)}; choose fitting views, e.g. views=linear_digits, or set these options"
             )
-        folder = open_run("linear", "+".join(frozen.students), config, run_home(run) / "linear")
+        inputs = {"train": sources.train.fingerprint(), "val": sources.val.fingerprint()}
+        inputs |= {name: record["sha256"] for name, record in frozen.record.items()}
+        folder = open_run("linear", "+".join(frozen.students), config, inputs, run_home(run) / "linear")
         log_to(folder)
         encoders: dict[str, nn.Module] = {name: _Features(student) for name, student in frozen.students.items()}
-        torch.manual_seed(derive_seed(config.seed, "classifiers"))
-        probe = LinearProbe(encoders, config.lrs, sources.num_classes)
+        probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
         num_workers = num_workers_of(config.data)
         extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision)
 
@@ -84,7 +87,9 @@ def linear(config: LinearConfig) -> Accuracies:
         if distributed.rank() != 0:
             return results
         protocol = {
-            "options": to_plain(config),
+            "options": {key: value for key, value in decisive_options(config).items() if key != "run"},
+            "precision": resolve(config.precision, device).value,
+            "best_lr_chosen_on": "val",
             "train": sources.train.fingerprint(),
             "val": sources.val.fingerprint(),
             "students": frozen.record,

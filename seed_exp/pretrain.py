@@ -13,10 +13,8 @@ from pathlib import Path
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import PretrainConfig
-from seed_exp.engine.fit import Method
 from seed_exp.methods.moco import Moco
-from seed_exp.models.students import Student
-from seed_exp.training import build_students, train_encoders
+from seed_exp.training import Built, build_students, init_inputs, train_encoders
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -25,10 +23,10 @@ def pretrain(config: PretrainConfig) -> Path:
     return train_encoders("pretrain", label, config, build)
 
 
-def build(config: PretrainConfig) -> tuple[dict[str, Student], Method]:
+def build(config: PretrainConfig) -> Built:
     """The students and their contrastive training."""
     students = build_students(config.students, config.embedding_dim, config.seed)
-    return students, Moco(students, config.moco, config.seed)
+    return Built(students, Moco(students, config.moco, config.seed), init_inputs(config.students))
 
 
 main = command(pretrain)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from seed_exp.config.schema import DataConfig, EncoderFitConfig, StudentConfig
+from seed_exp.config.schema import DataConfig, EncoderFitConfig, StudentConfig, ViewsConfig
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import Method, derive_seed, fit
-from seed_exp.engine.run_folder import log_to, open_run, to_plain
+from seed_exp.engine.run_folder import decisive_options, log_to, open_run, to_plain
 from seed_exp.engine.tracking import build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import eval_options, num_workers_of
 from seed_exp.evaluation.knn import knn_accuracy
+from seed_exp.files import file_hash
 from seed_exp.models.students import Student, build_student, save_student
 from seed_exp.views.recipe import EvalViews, TrainViews
 
@@ -26,7 +27,16 @@ log = logging.getLogger("seed_exp")
 C = TypeVar("C", bound=EncoderFitConfig)
 
 
-def train_encoders(command: str, label: str, config: C, build: Callable[[C], tuple[dict[str, Student], Method]]) -> Path:
+class Built(NamedTuple):
+    """What a command makes of its options."""
+
+    students: dict[str, Student]
+    method: Method
+    inputs: dict[str, str]
+    """Fingerprints of the weights it read, by name."""
+
+
+def train_encoders(command: str, label: str, config: C, build: Callable[[C], Built]) -> Path:
     """Trains the students of `config`, from the start or from where the run folder is.
 
     Args:
@@ -42,8 +52,10 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], tup
     with distributed.process_group(device):
         with distributed.rank0_first():  # the first rank downloads and indexes, the others find it done
             train, val = load_source(config.data, "train"), labelled_validation(config.data)
-            students, method = build(config)
-        folder = open_run(command, label, config, Path("runs") / command)
+            students, method, inputs = build(config)
+        check_view_sizes(students, config.views)
+        inputs |= {"data": train.fingerprint()}
+        folder = open_run(command, label, config, inputs, Path("runs") / command)
         log_to(folder)
         size = {name: sum(parameter.numel() for parameter in student.parameters()) for name, student in students.items()}
         log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num / 1e6:.2f} M)" for name, num in size.items()))
@@ -60,7 +72,8 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], tup
 
         def write_students(step: int) -> None:
             if distributed.rank() == 0:
-                facts = {"command": command, "step": step, "data": train.fingerprint(), "eval_views": eval_options(config.views)}
+                facts = {"command": command, "step": step, "eval_views": eval_options(config.views)}
+                facts |= {"inputs": inputs, "options": decisive_options(config)}
                 for name, student in students.items():
                     save_student(folder / "students" / f"{name}.safetensors", student, config.students[name], facts)
 
@@ -97,19 +110,42 @@ def build_students(configs: dict[str, StudentConfig], embedding_dim: int, seed: 
 def knn_during_training(
     extract: Extractor, students: dict[str, Student], train: Source, val: Source, bank_size: int, query_size: int
 ) -> dict[str, float]:
-    """Top-1 of 10-NN by majority vote, in percent, as {<student>/knn10: ...}, on evenly spread images of both sources."""
+    """Top-1 of 10-NN by majority vote, in percent, on evenly spread images of both sources; on rank 0, elsewhere nothing.
+
+    Returns:
+        {<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run.
+    """
     for student in students.values():
         student.eval()
     encoders = {name: student.features for name, student in students.items()}
     bank, bank_labels = extract(encoders, train, spread(len(train), bank_size))
     queries, query_labels = extract(encoders, val, spread(len(val), query_size))
-    ks = [min(10, len(bank_labels))]
-    return {
-        f"{name}/knn10": knn_accuracy(bank[name], bank_labels, queries[name], query_labels, ks=ks, temperature=0.07)[
-            f"knn{ks[0]}_majority"
-        ]
-        for name in students
-    }
+    if distributed.rank() != 0:
+        return {}
+    k = min(10, len(bank_labels))
+    results = {}
+    for name in students:
+        on_device = bank[name].to(extract.device), bank_labels, queries[name].to(extract.device), query_labels
+        results[f"{name}/knn10"] = knn_accuracy(*on_device, ks=[k], temperature=0.07)[f"knn{k}_majority"]
+    return results
+
+
+@torch.no_grad()
+def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
+    """Passes one empty image of each size through each student.
+
+    Raises:
+        ValueError: a network does not take a size; better said now than after the data has been read.
+    """
+    sizes = {crop.size for crop in views.crops.values() if crop.num > 0} | {views.eval_size}
+    for name, student in students.items():
+        student.eval()
+        for size in sorted(sizes):
+            try:
+                student(torch.zeros(1, 3, size, size))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"student {name} does not take views of {size} x {size} pixels: {reason}") from None
 
 
 def labelled_validation(config: DataConfig) -> Source | None:
@@ -119,3 +155,9 @@ def labelled_validation(config: DataConfig) -> Source | None:
     except NoValidationError:
         return None
     return None if source.labels is None else source
+
+
+def init_inputs(configs: dict[str, StudentConfig]) -> dict[str, str]:
+    """Fingerprints of the files that students start from."""
+    files = {name: Path(config.init) for name, config in configs.items() if config.init is not None}
+    return {f"students.{name}.init": file_hash(path) for name, path in files.items() if path.is_file()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from seed_exp.engine import distributed
 from seed_exp.files import atomic_write
 
 log = logging.getLogger("seed_exp")
+
+_DAMAGE = (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
+"""What reading a damaged file raises."""
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
@@ -44,17 +49,24 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     paths = _checkpoints(folder)
     for path in paths:
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            return _read(path)
+        except _DAMAGE as error:
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, str(error).partition("\n")[0])
-            continue
-        return state
     if paths:
         raise ValueError(f"none of the checkpoints in {folder / 'checkpoints'} can be read; remove them to start anew")
     return None
 
 
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums: it would read zeroed blocks as weights
+        if (wrong := archive.testzip()) is not None:
+            raise ValueError(f"checksum of {wrong} differs")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
     files = (folder / "checkpoints").glob("step_*.pt")
-    return sorted((path for path in files if re.fullmatch(r"step_\d{8,}\.pt", path.name)), reverse=True)
+    steps = {path: int(match[1]) for path in files if (match := re.fullmatch(r"step_(\d{8,})\.pt", path.name))}
+    return sorted(steps, key=steps.__getitem__, reverse=True)

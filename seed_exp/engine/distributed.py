@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up."""
+"""How long a rank waits for the others in training before it gives up."""
+SETUP_TIMEOUT = datetime.timedelta(hours=12)
+"""How long the ranks wait for the first one to download, unpack and index."""
 
 
 @contextmanager
@@ -62,20 +64,20 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
-def barrier() -> None:
-    """Waits until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 @contextmanager
 def rank0_first() -> Iterator[None]:
     """Runs the block on rank 0, then on the others: for files that the first one makes and the others read."""
+    if world_size() == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)
     if rank() != 0:
-        barrier()
+        dist.barrier(group)
     yield
     if rank() == 0:
-        barrier()
+        dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 @torch.no_grad()
@@ -86,15 +88,6 @@ def all_gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """What each rank gave, in the order of ranks."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def mean(tensor: Tensor) -> Tensor:

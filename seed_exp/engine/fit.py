@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from seed_exp.config.schema import FitConfig, OptimizerConfig
+from seed_exp.config.schema import FitConfig, OptimizerConfig, ScheduleName
 from seed_exp.data.loader import SampleOrder, load_batches
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
@@ -96,6 +96,8 @@ def fit(
             f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} images of each process"
         )
 
+    _warn_of_schedule(optimizer_config, num_steps / order.steps_per_epoch)
+
     # 2. What is trained.
     method.to(device)
     for network in method.trainable.values():
@@ -171,33 +173,48 @@ def fit(
                 tracker.log_speed(steps_done, speed)
                 progress.report(steps_done, {key: means[key] for key in means if key.endswith("/loss")}, speed)
             with progress.paused():
-                if last or (eval_steps and steps_done % eval_steps == 0):
-                    for network in method.trainable.values():
-                        distributed.broadcast_buffers(network)
-                    if results := evaluate():
-                        tracker.log(steps_done, results)
-                        log.info("step %d: %s", steps_done, ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
-                    for network in method.trainable.values():
-                        network.train()
-                if last or steps_done % config.checkpoint_every == 0:
-                    on_checkpoint(steps_done)
-                    save_checkpoint(
-                        folder,
-                        steps_done,
-                        {
+                try:
+                    if last or (eval_steps and steps_done % eval_steps == 0):
+                        for network in method.trainable.values():
+                            distributed.broadcast_buffers(network)
+                        if results := evaluate():
+                            tracker.log(steps_done, results)
+                            shown = ", ".join(f"{key} {value:.2f}" for key, value in results.items())
+                            log.info("step %d: %s", steps_done, shown)
+                        for network in method.trainable.values():
+                            network.train()
+                finally:  # what an evaluation cannot do must not cost what has been trained
+                    if last or steps_done % config.checkpoint_every == 0:
+                        carried_sums = interval.state()
+                        _refuse_non_finite({key: total.item() for key, total in carried_sums["sums"].items()}, steps_done)
+                        on_checkpoint(steps_done)
+                        state = {
                             "step": steps_done,
                             "networks": {name: network.state_dict() for name, network in method.trainable.items()},
                             "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
                             "carried": method.carried.state_dict(),
-                            "interval": interval.state(),
+                            "interval": carried_sums,
                             "tracker": tracker.position(),
-                        },
-                    )
+                        }
+                        save_checkpoint(folder, steps_done, state)
 
 
 def derive_seed(*key: int | str) -> int:
     """A 63-bit seed that depends on every part of the key."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
+    if config.warmup_epochs >= num_epochs:
+        log.warning(
+            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches its peak; "
+            "see optimizer.warmup_epochs",
+            config.warmup_epochs,
+            num_epochs,
+        )
+    late = [milestone for milestone in config.milestones if milestone >= num_epochs]
+    if config.schedule is ScheduleName.step and late:
+        log.warning("optimizer.milestones %s lie beyond the end of the run after %.3g epochs", late, num_epochs)
 
 
 def _parts(batch: HostBatch, num: int, device: torch.device) -> Iterator[HostBatch]:
@@ -233,6 +250,9 @@ class _Interval:
         return dict(zip(values, means, strict=True))
 
     def state(self) -> dict[str, Any]:
+        """For a checkpoint, which rank 0 writes and every rank resumes from: hence all go on from the means over ranks."""
+        if self._sums:
+            self._sums = dict(zip(self._sums, distributed.mean(torch.stack(list(self._sums.values()))), strict=True))
         return {"num_steps": self.num_steps, "sums": self._sums}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:

@@ -15,8 +15,8 @@ from seed_exp.registry import lookup
 class Lars(Optimizer):
     """Layer-wise adaptive rate scaling, arXiv:1708.03888, Algorithm 1.
 
-    A weight's gradient is scaled to the norm trust_coefficient x |w| before momentum: with g' = g + weight_decay x w, it
-    becomes trust_coefficient x |w| / |g'| x g'.
+    With the local rate trust_coefficient x |w| / (|g| + weight_decay x |w|), or 1 where that is no positive number:
+    v = momentum x v + lr x local rate x (g + weight_decay x w), w = w - v.
     Vectors (biases, normalisation) take part neither in the scaling nor in weight decay.
     """
 
@@ -35,16 +35,17 @@ class Lars(Optimizer):
                     continue
                 gradient = parameter.grad
                 if parameter.ndim > 1:
+                    weight_norm = parameter.norm()
+                    denominator = gradient.norm() + group["weight_decay"] * weight_norm
+                    local_rate = group["trust_coefficient"] * weight_norm / denominator
+                    usable = (weight_norm > 0) & (denominator > 0)
                     gradient = gradient + group["weight_decay"] * parameter
-                    weight_norm, gradient_norm = parameter.norm(), gradient.norm()
-                    ratio = group["trust_coefficient"] * weight_norm / gradient_norm
-                    usable = (weight_norm > 0) & (gradient_norm > 0)
-                    gradient = gradient * torch.where(usable, ratio, torch.ones_like(ratio))
+                    gradient = gradient * torch.where(usable, local_rate, torch.ones_like(local_rate))
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-                parameter.sub_(group["lr"] * state["momentum_buffer"])
+                state["momentum_buffer"].mul_(group["momentum"]).add_(group["lr"] * gradient)
+                parameter.sub_(state["momentum_buffer"])
 
 
 def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:

@@ -28,20 +28,20 @@ MAY_CHANGE = frozenset(
 """Options that do not change what a run computes: they are not part of its name and may differ when it is resumed."""
 
 
-def open_run(command: str, label: str, config: FitConfig, root: Path) -> Path:
+def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path) -> Path:
     """The folder of the run, made if absent, with config.json in it.
 
     Args:
         command: Name of the command.
         label: Readable beginning of the folder's name.
-        config: All options; those that change results make up the rest of the name.
+        config: All options; those that change results make up the rest of the name, together with `inputs`.
+        inputs: Fingerprints of what the run reads (images, a teacher's weights), by name.
         root: The folder in which it is, unless `config.run_dir` names it.
 
     Raises:
         ValueError: the folder holds a run with other options; the message lists the differences.
     """
-    options = flatten(to_plain(config))
-    decisive = {key: value for key, value in options.items() if key not in MAY_CHANGE}
+    decisive = decisive_options(config) | {f"the content of {name}": value for name, value in inputs.items()}
     if config.run_dir is not None:
         folder = Path(config.run_dir)
     else:
@@ -52,8 +52,14 @@ def open_run(command: str, label: str, config: FitConfig, root: Path) -> Path:
         if file.exists():
             _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
         else:
-            write_json(file, {"command": command, "version": __version__, "options": to_plain(config)})
+            content = {"command": command, "version": __version__, "options": to_plain(config), "decisive": decisive}
+            write_json(file, content)
     return folder
+
+
+def decisive_options(config: Any) -> dict[str, Any]:
+    """The options that change what is computed, as {"data.root": ...}."""
+    return {key: value for key, value in flatten(to_plain(config)).items() if key not in MAY_CHANGE}
 
 
 def to_plain(config: Any) -> Any:
@@ -78,7 +84,7 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _refuse_other_options(folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]) -> None:
     if found["command"] != command:
         raise ValueError(f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir")
-    differences = list(_differences(flatten(found["options"]), decisive))
+    differences = list(_differences(found["decisive"], decisive))
     if differences:
         raise ValueError(
             f"{folder} holds a run with other options: {'; '.join(differences)}. "
@@ -88,7 +94,7 @@ def _refuse_other_options(folder: Path, found: dict[str, Any], command: str, dec
 
 def _differences(found: dict[str, Any], given: dict[str, Any]) -> Iterator[str]:
     absent = "absent"
-    for key in sorted((found.keys() - MAY_CHANGE) | given.keys()):
+    for key in sorted(found.keys() | given.keys()):
         if found.get(key, absent) != given.get(key, absent):
             yield f"{key} was {found.get(key, absent)}, now {given.get(key, absent)}"
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from seed_exp.config.schema import TrackerConfig, TrackerMode
 from seed_exp.engine import distributed
+from seed_exp.files import atomic_write
 from seed_exp.registry import lookup
 
 log = logging.getLogger("seed_exp")
@@ -63,7 +64,7 @@ class FileTracker(Tracker):
 
     def rewind(self, position: Mapping[str, int]) -> None:
         for name, file in self._files.items():
-            file.truncate(position.get(name, 0))
+            file.truncate(min(position.get(name, 0), file.seek(0, os.SEEK_END)))  # beyond its end it would grow by zeros
             file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
@@ -91,7 +92,8 @@ class WandbTracker(FileTracker):
         super().__init__(folder, config, options)
         id_file = folder / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4) + "\n")
+            with atomic_write(id_file) as file:
+                file.write(f"{secrets.token_hex(4)}\n".encode())
         offline = config.mode is TrackerMode.offline or (config.mode is TrackerMode.auto and not _logged_in())
         arguments = {
             "project": config.project,
@@ -107,7 +109,8 @@ class WandbTracker(FileTracker):
         }
         if offline:
             log.info("W&B: no account in use, writing offline; later: wandb sync %s/wandb/offline-run-*", folder)
-        self._waiting: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(self.QUEUE_SIZE)
+        self._behind = False
+        self._waiting: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send, args=(arguments,), name="wandb", daemon=True)
         self._thread.start()
 
@@ -121,16 +124,19 @@ class WandbTracker(FileTracker):
 
     def close(self) -> None:
         super().close()
-        self._put(None)
+        self._waiting.put(None)
         self._thread.join(self.PATIENCE_S)
         if self._thread.is_alive():
             log.warning("W&B did not finish within %d s; metrics.jsonl is complete", self.PATIENCE_S)
 
-    def _put(self, item: tuple[int, dict[str, float]] | None) -> None:
-        try:
-            self._waiting.put_nowait(item)
-        except queue.Full:
-            log.warning("W&B is behind by %d lines; dropping one (metrics.jsonl keeps it)", self.QUEUE_SIZE)
+    def _put(self, item: tuple[int, dict[str, float]]) -> None:
+        if not self._thread.is_alive():
+            return  # it has said why
+        if self._waiting.qsize() < self.QUEUE_SIZE:
+            self._waiting.put(item)
+        elif not self._behind:
+            self._behind = True  # said once, not at every line
+            log.warning("W&B is behind by %d lines; dropping lines there (metrics.jsonl has them all)", self.QUEUE_SIZE)
 
     def _send(self, arguments: dict[str, Any]) -> None:
         if arguments["mode"] == "offline":

@@ -12,7 +12,7 @@ from seed_exp.config.schema import CropConfig, DataConfig, ViewsConfig
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import Source, load_source
 from seed_exp.engine import distributed
-from seed_exp.evaluation.results import file_hash
+from seed_exp.files import file_hash
 from seed_exp.models.students import Student, load_students, student_files
 
 

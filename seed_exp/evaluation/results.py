@@ -43,12 +43,3 @@ def write_results(home: Path, evaluation: str, protocol: dict[str, Any], results
     }
     write_json(path, {"evaluation": evaluation, "protocol": protocol, "results": results, "versions": versions})
     return path
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,14 +18,15 @@ class LinearProbe(nn.Module):
         encoders: Map images [N, 3, S, S] to features [N, num_features], by name.
         lrs: Learning rates, for the names of the classifiers.
         num_classes: C.
+        seed: Seed of the initial weights, the same for every learning rate.
     """
 
-    def __init__(self, encoders: dict[str, nn.Module], lrs: Sequence[float], num_classes: int) -> None:
+    def __init__(self, encoders: dict[str, nn.Module], lrs: Sequence[float], num_classes: int, seed: int) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
         self.lrs = {f"{name}/lr{lr:g}": lr for name in encoders for lr in lrs}
         self.trainable: dict[str, nn.Module] = {
-            classifier: _classifier(encoders[encoder_of(classifier)], num_classes) for classifier in self.lrs
+            classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed) for classifier in self.lrs
         }
         self.carried: nn.Module = nn.ModuleDict()
 
@@ -41,7 +42,8 @@ class LinearProbe(nn.Module):
     def loss(self, name: str, network: nn.Module, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
         features, labels = prepared
-        logits = network(features[encoder_of(name)]).float()
+        with torch.autocast(labels.device.type, enabled=False):  # learning rates of 30 leave no room for bfloat16
+            logits = network(features[encoder_of(name)].float())
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}
 
@@ -58,8 +60,8 @@ def encoder_of(classifier: str) -> str:
     return classifier.rpartition("/")[0]
 
 
-def _classifier(encoder: nn.Module, num_classes: int) -> nn.Linear:
+def _classifier(encoder: nn.Module, num_classes: int, seed: int) -> nn.Linear:
     classifier = nn.Linear(encoder.num_features, num_classes)  # type: ignore[arg-type]
-    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(classifier.bias)
     return classifier

@@ -24,7 +24,11 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
     if not timm.is_model(name):
         matches = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
         raise ValueError(f"timm has no network {name!r}; did you mean {matches[0]!r}?")
-    encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    options = {"pretrained": False, "num_classes": 0, **options}
+    try:
+        encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
+    except TypeError:  # only networks with position embeddings know the option, and only they need it for several view sizes
+        encoder = timm.create_model(name, **options)
     # Where layers stand between pooling and classifier (MobileNetV3), timm's num_features is the width in front of them.
     encoder.num_features = encoder.head_hidden_size
     return encoder

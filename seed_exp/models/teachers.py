@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_exp.config.schema import TeacherConfig
+from seed_exp.files import file_hash
 from seed_exp.models.download import download
 from seed_exp.models.students import load_students, student_files
 from seed_exp.models.teacher_ssl import load_weights
@@ -22,6 +23,7 @@ from seed_exp.registry import lookup
 _MOCO = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints"
 _SWAV = "https://dl.fbaipublicfiles.com/deepcluster"
 _CC_BY_NC = "CC-BY-NC-4.0"
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 NETWORKS: dict[str, Callable[[], WideResNet]] = {
     "resnet50": lambda: WideResNet((3, 4, 6, 3)),
@@ -96,6 +98,10 @@ class Teacher(nn.Module):
         self.encoder = encoder
         self.head = head
         self.embedding_dim = embedding_dim
+        self.fingerprint = ""
+        """Hash of the file that the weights come from."""
+        self.normalisation: tuple[list[float], list[float]] = IMAGENET_MEAN, IMAGENET_STD
+        """Mean and standard deviation per channel with which its images were normalised."""
         self.requires_grad_(False)
         self.eval()
 
@@ -129,7 +135,9 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         encoder = NETWORKS[spec.network]()
     head = load_weights(read_checkpoint(path), teacher_ssl, encoder, path)
     last = next(layer for layer in reversed(list(head.modules())) if isinstance(layer, nn.Linear))
-    return Teacher(encoder, head, last.out_features)
+    teacher = Teacher(encoder, head, last.out_features)
+    teacher.fingerprint = file_hash(path)
+    return teacher
 
 
 def _teacher_of_run(config: TeacherConfig) -> Teacher:
@@ -140,8 +148,11 @@ def _teacher_of_run(config: TeacherConfig) -> Teacher:
     if config.student is None and len(names) > 1:
         raise ValueError(f"{path} holds several networks; choose one with teacher.student={'|'.join(names)}")
     name = config.student or names[0]
-    student, _ = load_students(path, [name])[name]
-    return Teacher(student.encoder, student.head, student.embedding_dim)
+    student, header = load_students(path, [name])[name]
+    teacher = Teacher(student.encoder, student.head, student.embedding_dim)
+    teacher.fingerprint = file_hash(student_files(path)[name])
+    teacher.normalisation = header["eval_views"]["mean"], header["eval_views"]["std"]
+    return teacher
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:

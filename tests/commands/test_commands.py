@@ -17,7 +17,7 @@ from seed_exp.config.compose import compose
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
 from seed_exp.engine.run_folder import MAY_CHANGE, flatten, open_run, to_plain
-from seed_exp.evaluation.results import file_hash
+from seed_exp.files import file_hash
 from seed_exp.models.students import load_students, read_header
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]

@@ -49,7 +49,7 @@ NEEDS = {
     "data=torchvision": ["data.name=CIFAR10"],
     "teacher=run": ["teacher.checkpoint=x"],
 }
-BY_PRIMARY = {("pretrain", "optimizer"): ["warmup_epochs"], ("pretrain", "views"): ["crops.global.num"]}
+BY_PRIMARY = {("pretrain", "views"): ["crops.global.num", "crops.local.num"], ("linear", "views"): ["crops.local.num"]}
 """What a primary file sets itself, whatever the option says."""
 
 
@@ -176,7 +176,8 @@ def test_linear_evaluation_has_the_protocol_of_moco() -> None:
     assert (config.epochs, config.batch_size, optimizer.name, optimizer.momentum) == (100, 256, "sgd", 0.9)
     assert (optimizer.weight_decay, optimizer.warmup_epochs) == (0, 0)
     assert (optimizer.schedule, optimizer.milestones, optimizer.gamma) == (ScheduleName.step, [60, 80], 0.1)
-    assert config.views.crops == {"global": CropConfig(224, 1, [0.08, 1.0])}
+    assert config.views.crops["global"] == CropConfig(224, 1, [0.08, 1.0])
+    assert config.views.crops["local"].num == 0
     assert (config.views.eval_resize, config.views.eval_size, config.views.flip_prob) == (256, 224, 0.5)
 
 

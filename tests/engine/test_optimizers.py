@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seed_exp.config.schema import OptimizerConfig
+from seed_exp.engine.optimizers import Lars, build_optimizer, set_lr
+
+
+def config(name: str, **options: float) -> OptimizerConfig:
+    return OptimizerConfig(name, **{"lr": 1.0, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.02, **options})
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)).double()
+
+
+def gradients(module: nn.Module, step: int) -> None:
+    torch.manual_seed(100 + step)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+
+RATES = [0.0, 0.5, 2.0, 1.0, 0.1]
+
+
+def norm(values: list[float]) -> float:
+    return math.sqrt(sum(value * value for value in values))
+
+
+def lars_algorithm_1(
+    w: list[float], gs: list[list[float]], rates: list[float], m: float, beta: float, eta: float, is_vector: bool
+) -> list[float]:
+    """arXiv:1708.03888, Algorithm 1, a layer's numbers one by one; vectors are left to plain SGD without weight decay."""
+    v = [0.0] * len(w)
+    for g, gamma in zip(gs, rates, strict=True):
+        if is_vector:
+            local, decay = 1.0, 0.0
+        else:
+            local, decay = eta * norm(w) / (norm(g) + beta * norm(w)), beta
+        v = [m * vi + gamma * local * (gi + decay * wi) for vi, gi, wi in zip(v, g, w, strict=True)]
+        w = [wi - vi for wi, vi in zip(w, v, strict=True)]
+    return w
+
+
+def test_lars_equals_its_algorithm_over_several_steps() -> None:
+    module = network()
+    optimizer = build_optimizer(config("lars"), module)
+    start = [parameter.detach().flatten().tolist() for parameter in module.parameters()]
+    history: list[list[list[float]]] = [[] for _ in start]
+    for step, rate in enumerate(RATES):
+        gradients(module, step)
+        for parameter, values in zip(module.parameters(), history, strict=True):
+            values.append(parameter.grad.flatten().tolist())
+        set_lr(optimizer, rate)
+        optimizer.step()
+    for parameter, begin, values in zip(module.parameters(), start, history, strict=True):
+        expected = lars_algorithm_1(begin, values, RATES, 0.9, 0.01, 0.02, is_vector=parameter.ndim == 1)
+        torch.testing.assert_close(parameter.detach().flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_sgd_is_that_of_torch() -> None:
+    ours, reference = network(), network()
+    optimizer = build_optimizer(config("sgd"), ours)
+    expected = torch.optim.SGD(reference.parameters(), lr=1.0, momentum=0.9, weight_decay=0.01)
+    for step, rate in enumerate(RATES):
+        for module in (ours, reference):
+            gradients(module, step)
+        set_lr(optimizer, rate)
+        expected.param_groups[0]["lr"] = rate
+        optimizer.step()
+        expected.step()
+    for one, two in zip(ours.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("gradient", [0.0, 1.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_zero_weights_and_gradients_give_finite_steps(name: str, weight: float, gradient: float, weight_decay: float) -> None:
+    module = nn.Linear(3, 2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(weight)
+            parameter.grad = torch.full_like(parameter, gradient)
+    optimizer = build_optimizer(config(name, weight_decay=weight_decay), module)
+    set_lr(optimizer, 0.1)
+    for _ in range(2):
+        optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    moves = gradient > 0 or weight * weight_decay > 0
+    assert bool((module.weight != weight).any()) is moves
+
+
+def test_lars_leaves_what_has_no_gradient() -> None:
+    used, unused = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    used.grad = torch.ones(2, 2)
+    Lars([used, unused], 0.1, 0.9, 0.01, 0.001).step()
+    assert torch.equal(unused, torch.ones(2, 2))
+    assert not torch.equal(used, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_frozen_parameters_are_left_out_and_nothing_moves_before_set_lr(name: str) -> None:
+    module = network()
+    module[0].requires_grad_(False)
+    optimizer = build_optimizer(config(name), module)
+    assert len(optimizer.param_groups[0]["params"]) == 4
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    gradients(module, 0)
+    optimizer.step()
+    assert all(torch.equal(one, two) for one, two in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_state_goes_on_in_another_optimizer(name: str) -> None:
+    def steps(module: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> list[Tensor]:
+        for step in numbers:
+            gradients(module, step)
+            set_lr(optimizer, 0.5)
+            optimizer.step()
+        return [parameter.detach() for parameter in module.parameters()]
+
+    straight, resumed = network(), network()
+    expected = steps(straight, build_optimizer(config(name), straight), range(4))
+    first = build_optimizer(config(name), resumed)
+    steps(resumed, first, range(2))
+    second = build_optimizer(config(name), resumed)
+    second.load_state_dict(first.state_dict())
+    for one, two in zip(steps(resumed, second, range(2, 4)), expected, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_unknown_optimizer_is_refused_with_the_closest_name() -> None:
+    with pytest.raises(ValueError, match="unknown optimizer 'lar'; did you mean 'lars'"):
+        build_optimizer(config("lar"), network())

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from ranks import Ranks
+
+from seed_exp.config.schema import (
+    CropConfig,
+    DataConfig,
+    DistillConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Precision,
+    ScheduleName,
+    StudentConfig,
+    TeacherConfig,
+    TeacherSSLConfig,
+    TrackerConfig,
+    TrackerMode,
+    ViewsConfig,
+)
+from seed_exp.engine import run_folder
+from seed_exp.engine.run_folder import flatten, log_to, to_plain
+
+
+def config() -> DistillConfig:
+    return DistillConfig(
+        students={"a": StudentConfig("resnet18"), "b": StudentConfig("timm", name="test_vit")},
+        views=ViewsConfig("mocov2", {"global": CropConfig(), "local": CropConfig(96, 6)}),
+        optimizer=OptimizerConfig("sgd", 0.03, schedule=ScheduleName.step, milestones=[100.0, 150.0]),
+        data=DataConfig("digits"),
+        tracker=TrackerConfig("files"),
+        teacher=TeacherConfig("swav_r50"),
+        teacher_ssl=TeacherSSLConfig("swav"),
+        objective=ObjectiveConfig("seed"),
+    )
+
+
+def changed(option: str) -> DistillConfig:
+    """The config with another value of one option, e.g. data.num_workers."""
+    out = config()
+    *path, name = option.split(".")
+    owner: Any = out
+    for part in path:
+        owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
+    value = getattr(owner, name)
+    if isinstance(value, bool):
+        new: Any = not value
+    elif isinstance(value, int | float):
+        new = value + 1
+    elif isinstance(value, list):
+        new = [*value, 7] if option != "tracker.tags" else ["x"]
+    elif isinstance(value, TrackerMode | Precision | ScheduleName):
+        new = next(member for member in type(value) if member is not value)
+    else:
+        new = "another"
+    setattr(owner, name, new)
+    return out
+
+
+INPUTS = {"training images": "digits[1500:abc]"}
+
+
+def open_run(command: str, label: str, own: DistillConfig, root: Path, inputs: dict[str, str] = INPUTS) -> Path:
+    return run_folder.open_run(command, label, own, inputs, root)
+
+
+OPTIONS = sorted(set(flatten(to_plain(config()))))
+
+
+CHANGE_NO_NUMBER = {"device", "log_every", "checkpoint_every", "data.num_workers", "data.download"} | {
+    option for option in OPTIONS if option.startswith("tracker.")
+}
+
+
+@pytest.mark.parametrize("option", sorted(CHANGE_NO_NUMBER))
+def test_options_that_change_no_number_lead_to_the_same_folder(option: str, tmp_path: Path) -> None:
+    folder = open_run("distill", "label", config(), tmp_path)
+    assert open_run("distill", "label", changed(option), tmp_path) == folder
+
+
+@pytest.mark.parametrize("option", sorted(set(OPTIONS) - CHANGE_NO_NUMBER - {"run_dir"}))
+def test_every_other_option_leads_to_another_folder_and_is_refused_in_the_old_one(option: str, tmp_path: Path) -> None:
+    folder = open_run("distill", "label", config(), tmp_path)
+    other = changed(option)
+    assert open_run("distill", "label", other, tmp_path) != folder
+    other.run_dir = str(folder)
+    old, new = flatten(to_plain(config()))[option], flatten(to_plain(other))[option]
+    with pytest.raises(ValueError, match="holds a run with other options") as error:
+        open_run("distill", "label", other, tmp_path)
+    assert str(error.value).count(" was ") == 1
+    assert f"{option} was {old}, now {new}." in str(error.value)
+    assert "choose another run_dir" in str(error.value)
+
+
+def test_the_name_begins_with_the_label_and_stays_the_same(tmp_path: Path) -> None:
+    folder = open_run("distill", "resnet18-swav_r50", config(), tmp_path)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith("resnet18-swav_r50-")
+    assert open_run("distill", "resnet18-swav_r50", config(), tmp_path) == folder
+    assert open_run("distill", "resnet18-swav_r50", config(), tmp_path / "elsewhere").name == folder.name
+
+
+def test_other_content_of_what_the_run_reads_leads_to_another_folder_and_is_refused_in_the_old_one(tmp_path: Path) -> None:
+    folder = open_run("distill", "label", config(), tmp_path)
+    other = {"training images": "digits[1500:def]"}
+    assert open_run("distill", "label", config(), tmp_path, other) != folder
+    own = dataclasses.replace(config(), run_dir=str(folder))
+    message = r"the content of training images was digits\[1500:abc\], now digits\[1500:def\]"
+    with pytest.raises(ValueError, match=message):
+        open_run("distill", "label", own, tmp_path, other)
+
+
+def test_options_added_and_removed_since_are_named(tmp_path: Path) -> None:
+    folder = open_run("distill", "label", config(), tmp_path)
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    del content["decisive"]["seed"]
+    content["decisive"]["students.c.network"] = "resnet34"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"seed was absent, now 0; students\.c\.network was resnet34, now absent"):
+        open_run("distill", "label", config(), tmp_path)
+
+
+def test_the_folder_of_another_command_is_refused(tmp_path: Path) -> None:
+    own = dataclasses.replace(config(), run_dir=str(tmp_path / "run"))
+    open_run("distill", "label", own, tmp_path)
+    with pytest.raises(ValueError, match="is a run of distill, not of linear; choose another run_dir"):
+        open_run("linear", "label", own, tmp_path)
+
+
+def test_the_given_folder_is_used(tmp_path: Path) -> None:
+    own = dataclasses.replace(config(), run_dir=str(tmp_path / "deep" / "run"))
+    assert open_run("distill", "label", own, tmp_path / "root") == tmp_path / "deep" / "run"
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_recorded_options_give_the_config_back(tmp_path: Path) -> None:
+    folder = open_run("distill", "label", config(), tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    assert content["command"] == "distill"
+    assert content["options"] == to_plain(config())
+    merged = OmegaConf.merge(OmegaConf.structured(DistillConfig), content["options"])
+    assert OmegaConf.to_object(merged) == config()
+
+
+def test_the_first_record_stays(tmp_path: Path) -> None:
+    folder = open_run("distill", "label", config(), tmp_path)
+    before = (folder / "config.json").read_bytes()
+    open_run("distill", "label", changed("log_every"), tmp_path)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_flatten_names_options_as_the_command_line_does() -> None:
+    assert flatten({"a": 1, "b": {"c": [2, 3], "d": {"e": None}}, "f": {}}) == {"a": 1, "b.c": [2, 3], "b.d.e": None}
+
+
+def open_here(root: str) -> str:
+    return str(open_run("distill", "label", config(), Path(root)))
+
+
+def test_all_ranks_open_the_same_folder(two_ranks: Ranks, tmp_path: Path) -> None:
+    first, second = two_ranks.run(open_here, str(tmp_path))
+    assert first == second
+    assert (Path(first) / "config.json").exists()
+
+
+def test_the_log_goes_to_the_terminal_and_with_the_time_to_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], logged: list[str]
+) -> None:
+    log = logging.getLogger("seed_exp")
+    for name in ("first", "second"):  # the second run of a sweep no longer writes into the folder of the first
+        (tmp_path / name).mkdir()
+        log_to(tmp_path / name)
+        log.info("hello from %s", name)
+        log.debug("detail")
+    first, second = ((tmp_path / name / "log.txt").read_text() for name in ("first", "second"))
+    assert "hello from first" in first
+    assert "second" not in first
+    assert [line[24:] for line in second.splitlines()] == [f"run folder: {tmp_path / 'second'}", "hello from second", "detail"]
+    shown = capsys.readouterr().err.splitlines()
+    assert shown.count("hello from second") == 1
+    assert "detail" not in shown

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from numpy.typing import NDArray
+from ranks import Ranks
+from torch import Tensor
+
+from seed_exp.config.schema import Precision
+from seed_exp.evaluation.features import Extractor, spread
+from seed_exp.views.recipe import EvalViews
+
+
+def encoders() -> dict[str, torch.nn.Module]:
+    torch.manual_seed(0)
+    return {"a": tiny.Encoder(4, bn=True).eval(), "b": tiny.Encoder(6, bn=False).eval()}
+
+
+def extract(indices: NDArray[np.int64], batch_size: int, num_workers: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    extractor = Extractor(EvalViews(tiny.views_config()), torch.device("cpu"), num_workers, batch_size)
+    return extractor(encoders(), tiny.Images(), indices)
+
+
+def one_by_one(indices: NDArray[np.int64]) -> dict[str, Tensor]:
+    views, source = EvalViews(tiny.views_config()), tiny.Images()
+    rows: dict[str, list[Tensor]] = {"a": [], "b": []}
+    for index in indices:
+        batch = views.host([source.image(index)], np.zeros(1, np.int64), 0, np.array([index]))
+        for name, encoder in encoders().items():
+            rows[name].append(encoder(views.device(batch)["global"][0])[0].detach())
+    return {name: torch.stack(features) for name, features in rows.items()}
+
+
+INDICES = np.array([7, 3, 39, 0, 12, 3, 25, 26, 27, 1, 38], dtype=np.int64)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 256])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_features_are_in_the_order_of_the_indices(batch_size: int, num_workers: int) -> None:
+    features, labels = extract(INDICES, batch_size, num_workers)
+    for name, expected in one_by_one(INDICES).items():
+        assert features[name].dtype == torch.float32
+        torch.testing.assert_close(features[name], expected)
+    assert labels.tolist() == [tiny.Images().labels[index] for index in INDICES]
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 11])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_two_processes_give_the_same_as_one(num: int, batch_size: int, two_ranks: Ranks) -> None:
+    one, labels = extract(INDICES[:num], batch_size)
+    for features, rank_labels in two_ranks.run(extract, INDICES[:num], batch_size):
+        for name in one:
+            torch.testing.assert_close(features[name], one[name])
+        assert torch.equal(rank_labels, labels)
+
+
+def test_no_gradient_is_kept_and_bfloat16_features_come_back_as_float32() -> None:
+    extractor = Extractor(EvalViews(tiny.views_config()), torch.device("cpu"), 0, precision=Precision.bfloat16)
+    features, _ = extractor(encoders(), tiny.Images(), INDICES)
+    full = one_by_one(INDICES)
+    for name in full:
+        assert not features[name].requires_grad
+        assert features[name].dtype == torch.float32
+        assert not torch.equal(features[name], full[name])
+        torch.testing.assert_close(features[name], full[name], rtol=0.05, atol=0.02)
+
+
+def test_spread_is_even_and_covers_what_there_is() -> None:
+    assert spread(10).tolist() == list(range(10))
+    assert spread(10, 100).tolist() == list(range(10))
+    assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert spread(10, 3).tolist() == [0, 3, 6]
+    assert spread(2_000_000, 1_999_999).dtype == np.int64
+    for num, at_most in ((7, 3), (1000, 333), (50_000, 5000)):
+        steps = np.diff(spread(num, at_most))
+        assert steps.max() - steps.min() <= 1
+        assert steps.min() >= 1

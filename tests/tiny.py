@@ -1,0 +1,202 @@
+"""The smallest things that `fit` can train: random images, networks of a few hundred weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seed_exp.config.schema import (
+    CropConfig,
+    FitConfig,
+    MocoConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ScheduleName,
+    TrackerConfig,
+    ViewsConfig,
+)
+from seed_exp.engine.fit import Method, derive_seed, fit
+from seed_exp.engine.tracking import build_tracker
+from seed_exp.methods.linear import LinearProbe
+from seed_exp.methods.moco import Moco
+from seed_exp.methods.seed import Seed
+from seed_exp.models.students import Student
+from seed_exp.models.teachers import Teacher
+from seed_exp.views.recipe import TrainViews
+
+DIM = 4
+
+
+class Images:
+    """Random images with labels; reading one raises once `fail_after` have been read."""
+
+    def __init__(self, num: int = 40, fail_after: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.pixels = torch.randint(0, 256, (num, 3, 10, 10), generator=generator, dtype=torch.uint8)
+        self.labels = np.arange(num, dtype=np.int64) % 3
+        self.left = fail_after
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def image(self, index: int) -> Tensor:
+        if self.left is not None:
+            if self.left == 0:
+                raise ValueError("unplugged")
+            self.left -= 1
+        return self.pixels[index]
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def fingerprint(self) -> str:
+        return f"random[{len(self)}]"
+
+
+class Encoder(nn.Module):
+    """Convolution, then batch norm or none, ReLU, average, dropout."""
+
+    def __init__(self, width: int, *, bn: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width) if bn else nn.Identity(), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.num_features = width
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images).mean((2, 3))
+        return features
+
+
+def students(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0) -> dict[str, Student]:
+    """By name; weights depend on the name only."""
+    out = {}
+    for name in names:
+        torch.manual_seed(derive_seed("weights", name))
+        out[name] = Student(Encoder(6, bn=bn, dropout=dropout), None, DIM)
+    return out
+
+
+def teacher() -> Teacher:
+    """With batch norm whose running statistics are not those of any batch."""
+    torch.manual_seed(11)
+    encoder = Encoder(8, bn=True)
+    encoder.layers[1].running_mean.uniform_(-0.1, 0.1)
+    encoder.layers[1].running_var.uniform_(0.5, 2)
+    return Teacher(encoder, nn.Linear(8, DIM), DIM)
+
+
+def seed(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0, queue_size: int = 21) -> Seed:
+    config = ObjectiveConfig("seed", 0.2, 0.05, queue_size)
+    return Seed(students(names, bn=bn, dropout=dropout), teacher(), config, ["global", "local"], seed=3)
+
+
+def moco(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0) -> Moco:
+    return Moco(students(names, bn=bn, dropout=dropout), MocoConfig(0.2, 0.9, 21), seed=3)
+
+
+def probe(lrs: tuple[float, ...] = (1.0, 3.0)) -> LinearProbe:
+    torch.manual_seed(5)
+    return LinearProbe({"a": Encoder(6, bn=True)}, lrs, num_classes=3, seed=2)
+
+
+def views_config(**changes: Any) -> ViewsConfig:
+    crops = {"global": CropConfig(8, 2, [0.5, 1.0]), "local": CropConfig(6, 3, [0.2, 0.5])}
+    options: dict[str, Any] = {"name": "tiny", "crops": crops, "jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8}
+    return ViewsConfig(**{**options, "flip_prob": 0.5, "eval_size": 8, "eval_resize": 8, **changes})
+
+
+def fit_config(**changes: Any) -> FitConfig:
+    """12 steps are two epochs and a bit of `Images()`; intervals of logs, checkpoints and epochs do not fit each other."""
+    options: dict[str, Any] = {"steps": 12, "batch_size": 8, "log_every": 3, "checkpoint_every": 2, "eval_every": 1, "seed": 1}
+    return FitConfig(**{**options, **changes})
+
+
+def optimizer_config(**changes: Any) -> OptimizerConfig:
+    options: dict[str, Any] = {"name": "sgd", "lr": 3.0, "warmup_epochs": 0.4, "schedule": ScheduleName.cosine}
+    return OptimizerConfig(**{**options, **changes})
+
+
+def train(
+    method: Method,
+    folder: Path,
+    config: FitConfig | None = None,
+    optimizer: OptimizerConfig | None = None,
+    *,
+    source: Images | None = None,
+    num_workers: int = 0,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    on_checkpoint: Callable[[int], None] = lambda _: None,
+    lrs: Mapping[str, float] | None = None,
+) -> Path:
+    """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = build_tracker(folder, TrackerConfig("files"), {})
+
+    def norms() -> dict[str, float]:  # depends on the weights and puts the networks into evaluation mode, as k-NN does
+        return {
+            f"{name}/norm": sum(p.detach().double().norm().item() for p in network.eval().parameters())
+            for name, network in method.trainable.items()
+        }
+
+    try:
+        fit(
+            method,
+            source or Images(),
+            TrainViews(views_config(), seed=1),
+            config or fit_config(),
+            optimizer or optimizer_config(),
+            folder=folder,
+            tracker=tracker,
+            device=torch.device("cpu"),
+            num_workers=num_workers,
+            evaluate=evaluate or norms,
+            on_checkpoint=on_checkpoint,
+            lrs=lrs,
+        )
+    finally:
+        tracker.close()
+    return folder
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    """All that the newest checkpoint holds, less what depends on the clock."""
+    state: dict[str, Any] = torch.load(max((folder / "checkpoints").glob("step_*.pt")), weights_only=True)
+    del state["tracker"]["speed.jsonl"]
+    return state
+
+
+def flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as {"networks/a/head.0.weight": ...}."""
+    if isinstance(state, dict | list):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {key: value for name, inner in items for key, value in flat(inner, f"{prefix}/{name}").items()}
+    return {prefix: state}
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Both nested states are equal, bit for bit."""
+    one, two = flat(first), flat(second)
+    assert one.keys() == two.keys()
+    different = [key for key in one if not _equal(one[key], two[key])]
+    assert different == []
+
+
+def _equal(one: Any, two: Any) -> bool:
+    return torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+def weights(method: Method) -> dict[str, dict[str, Tensor]]:
+    """A copy of what the networks hold."""
+    return {name: copy.deepcopy(network.state_dict()) for name, network in method.trainable.items()}
+
+
+def replaced(config: Any, **changes: Any) -> Any:
+    return dataclasses.replace(config, **changes)
