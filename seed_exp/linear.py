@@ -87,7 +87,7 @@ def linear(config: LinearConfig) -> Accuracies:
         if distributed.rank() != 0:
             return results
         protocol = {
-            "options": {key: value for key, value in decisive_options(config).items() if key != "run"},
+            "options": {key: value for key, value in decisive_options(to_plain(config)).items() if key != "run"},
             "precision": resolve(config.precision, device).value,
             "best_lr_chosen_on": "val",
             "train": sources.train.fingerprint(),

@@ -73,7 +73,7 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], Bui
         def write_students(step: int) -> None:
             if distributed.rank() == 0:
                 facts = {"command": command, "step": step, "eval_views": eval_options(config.views)}
-                facts |= {"inputs": inputs, "options": decisive_options(config)}
+                facts |= {"inputs": inputs, "options": decisive_options(to_plain(config))}
                 for name, student in students.items():
                     save_student(folder / "students" / f"{name}.safetensors", student, config.students[name], facts)
 

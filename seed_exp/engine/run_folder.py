@@ -41,7 +41,8 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
     Raises:
         ValueError: the folder holds a run with other options; the message lists the differences.
     """
-    decisive = decisive_options(config) | {f"the content of {name}": value for name, value in inputs.items()}
+    content = {"command": command, "version": __version__, "options": to_plain(config), "inputs": inputs}
+    decisive = _decisive(content)
     if config.run_dir is not None:
         folder = Path(config.run_dir)
     else:
@@ -52,14 +53,13 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
         if file.exists():
             _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
         else:
-            content = {"command": command, "version": __version__, "options": to_plain(config), "decisive": decisive}
             write_json(file, content)
     return folder
 
 
-def decisive_options(config: Any) -> dict[str, Any]:
-    """The options that change what is computed, as {"data.root": ...}."""
-    return {key: value for key, value in flatten(to_plain(config)).items() if key not in MAY_CHANGE}
+def decisive_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Of nested options those that change what is computed, as {"data.root": ...}."""
+    return {key: value for key, value in flatten(options).items() if key not in MAY_CHANGE}
 
 
 def to_plain(config: Any) -> Any:
@@ -81,10 +81,15 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _decisive(content: dict[str, Any]) -> dict[str, Any]:
+    """Of the content of a config.json all that changes what is computed."""
+    return decisive_options(content["options"]) | {f"content of {name}": value for name, value in content["inputs"].items()}
+
+
 def _refuse_other_options(folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]) -> None:
     if found["command"] != command:
         raise ValueError(f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir")
-    differences = list(_differences(found["decisive"], decisive))
+    differences = list(_differences(_decisive(found), decisive))
     if differences:
         raise ValueError(
             f"{folder} holds a run with other options: {'; '.join(differences)}. "

@@ -16,7 +16,7 @@ from seed_exp import __version__, distill, knn, linear, pretrain, preview
 from seed_exp.config.compose import compose
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.engine.run_folder import MAY_CHANGE, flatten, open_run, to_plain
+from seed_exp.engine.run_folder import MAY_CHANGE, decisive_options, flatten, open_run, to_plain
 from seed_exp.files import file_hash
 from seed_exp.models.students import load_students, read_header
 
@@ -67,7 +67,9 @@ def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Pat
         "students/convnet_w32.safetensors",
     }
     config = json.loads((home / "fleet" / "config.json").read_text())
-    assert config == {"command": "distill", "version": __version__, "options": to_plain(compose("distill", FLEET))}
+    inputs = {"data": DigitsSource("train").fingerprint(), "teacher": file_hash(home / "teacher/students/convnet_w2.safetensors")}
+    options = to_plain(compose("distill", FLEET))
+    assert config == {"command": "distill", "version": __version__, "options": options, "inputs": inputs}
     training = [row for row in metrics(home / "fleet") if "lr" in row]
     assert [row["step"] for row in training] == [2, 4]
     for name in ("convnet_w2", "convnet_w32"):
@@ -80,12 +82,16 @@ def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Pat
 def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> None:
     for run, command, names in (("teacher", "pretrain", ["convnet_w2"]), ("fleet", "distill", ["convnet_w2", "convnet_w32"])):
         for name in names:
-            assert read_header(home / run / "students" / f"{name}.safetensors") == {
+            header = read_header(home / run / "students" / f"{name}.safetensors")
+            assert header is not None
+            config = json.loads((home / run / "config.json").read_text())
+            assert header.pop("options") == decisive_options(config["options"])
+            assert header.pop("inputs") == config["inputs"]
+            assert header == {
                 "student": {"network": name, "name": None, "hidden_dim": None, "init": None},
                 "embedding_dim": 128,
                 "command": command,
                 "step": 4,
-                "data": DigitsSource("train").fingerprint(),
                 "eval_views": {"eval_size": 32, "eval_resize": 32, "mean": [0.305] * 3, "std": [0.376] * 3},
             }
 
@@ -138,7 +144,7 @@ def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(hom
     assert OTHER_VALUES.keys() == MAY_CHANGE
 
     def folder(*overrides: str) -> Path:
-        return open_run("distill", "x", compose("distill", [*DISTILL, *overrides]), home)
+        return open_run("distill", "x", compose("distill", [*DISTILL, *overrides]), {}, home)
 
     changed = [f"{key}={value}" for key, value in OTHER_VALUES.items() if value is not None]
     assert folder(*changed) == folder()
@@ -168,7 +174,7 @@ def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
 
 def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:
     config = compose("pretrain", [*PRETRAIN, "students.convnet_w2.init=fleet"])
-    built, _ = pretrain.build(config)
+    built = pretrain.build(config).students
     (given, _), *_ = load_students(home / "fleet", ["convnet_w2"]).values()
     for key, value in given.encoder.state_dict().items():
         assert torch.equal(value, built["convnet_w2"].encoder.state_dict()[key]), key
@@ -234,7 +240,9 @@ def test_linear_trains_every_rate_on_every_student_and_writes_its_protocol(
         assert f"| {name}/lr3 " in printed
     assert len(results) == 6
     protocol = content["protocol"]
-    assert protocol["options"] == to_plain(config)
+    options = decisive_options(to_plain(config))
+    assert options.pop("run") == "fleet"  # a path says nothing about the numbers; the students' hashes do
+    assert protocol["options"] == options
     assert (protocol["train"], protocol["val"]) == tuple(DigitsSource(split).fingerprint() for split in ("train", "val"))
     assert students_before == {path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()}
     # Typed again, it finds its own run folder inside the run's, and its checkpoint.

@@ -29,9 +29,7 @@ def png(value: int) -> bytes:
 def write_tsv(path: Path, rows: int, classes: int = 5) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     line = "{0}\t{1}\t{2}\n"
-    path.write_text(
-        "".join(line.format(f"{path.stem}{i}", i % classes, base64.b64encode(png(i)).decode()) for i in range(rows))
-    )
+    path.write_text("".join(line.format(f"{path.stem}{i}", i % classes, base64.b64encode(png(i)).decode()) for i in range(rows)))
     return path
 
 
@@ -44,9 +42,7 @@ def write_folder(path: Path, classes: str, images: int = 5) -> Path:
 
 
 def load(source: str, split: Split, **options: object) -> Source:
-    return load_source(
-        DataConfig(source=source, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}), split
-    )
+    return load_source(DataConfig(source=source, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}), split)
 
 
 def keys(source: Source) -> list[str]:
@@ -203,7 +199,5 @@ def test_a_subset_passes_on_images_keys_and_labels() -> None:
 
 @pytest.mark.parametrize(("fraction", "empty"), [(0.01, "validation"), (0.99, "training")])
 def test_a_share_that_leaves_a_split_empty_is_refused(fraction: float, empty: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"data.val_fraction={fraction} of 9 images in 3 classes leaves no image for {empty}"
-    ):
+    with pytest.raises(ValueError, match=rf"data.val_fraction={fraction} of 9 images in 3 classes leaves no image for {empty}"):
         hold_out(Fake(np.arange(9) % 3, 9), fraction, "val")

@@ -209,9 +209,7 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(tmp_path: Path,
     check(TsvSource(path), 20)
 
 
-def test_where_nothing_can_be_written_each_process_keeps_its_own_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_can_be_written_each_process_keeps_its_own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path / "a.tsv", 20)
     _refuse([tmp_path, Path(os.environ["SEED_CACHE"])], monkeypatch)
     check(TsvSource(path), 20)

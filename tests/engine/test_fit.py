@@ -352,13 +352,14 @@ def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path: Path) -> 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_names_step_and_student(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_student_and_reaches_no_checkpoint(tmp_path: Path) -> None:
     method = tiny.seed(["good", "bad"])
     with torch.no_grad():
         method.trainable["bad"].head[0].bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"step 3: bad/loss is nan.*lower optimizer\.lr") as error:
+    with pytest.raises(ValueError, match=r"step 2: bad/loss is nan.*lower optimizer\.lr") as error:
         tiny.train(method, tmp_path)
     assert "good" not in str(error.value)
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_a_part_that_does_not_divide_the_batch_is_refused(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_other_content_of_what_the_run_reads_leads_to_another_folder_and_is_refu
     other = {"training images": "digits[1500:def]"}
     assert open_run("distill", "label", config(), tmp_path, other) != folder
     own = dataclasses.replace(config(), run_dir=str(folder))
-    message = r"the content of training images was digits\[1500:abc\], now digits\[1500:def\]"
+    message = r"content of training images was digits\[1500:abc\], now digits\[1500:def\]"
     with pytest.raises(ValueError, match=message):
         open_run("distill", "label", own, tmp_path, other)
 
@@ -121,8 +121,8 @@ def test_options_added_and_removed_since_are_named(tmp_path: Path) -> None:
     folder = open_run("distill", "label", config(), tmp_path)
     file = folder / "config.json"
     content = json.loads(file.read_text())
-    del content["decisive"]["seed"]
-    content["decisive"]["students.c.network"] = "resnet34"
+    del content["options"]["seed"]
+    content["options"]["students"]["c"] = {"network": "resnet34"}
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"seed was absent, now 0; students\.c\.network was resnet34, now absent"):
         open_run("distill", "label", config(), tmp_path)

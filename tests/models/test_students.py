@@ -44,9 +44,7 @@ def test_every_student_has_an_option_file_and_the_other_way_round() -> None:
 def test_keys_and_shapes_are_those_of_timm(network: str) -> None:
     ours = STUDENTS[network](_config(network)).state_dict()
     reference = timm.create_model(TIMM_NAMES[network], num_classes=0).state_dict()
-    assert [(key, tensor.shape) for key, tensor in ours.items()] == [
-        (key, tensor.shape) for key, tensor in reference.items()
-    ]
+    assert [(key, tensor.shape) for key, tensor in ours.items()] == [(key, tensor.shape) for key, tensor in reference.items()]
 
 
 @pytest.mark.parametrize("network", [*TIMM_NAMES, "convnet_w2", "convnet_w32"])
@@ -72,9 +70,7 @@ def test_efficientnets_train_as_released(network: str) -> None:
     encoder = STUDENTS[network](_config(network))
     assert {module.momentum for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)} == {0.01}
     assert encoder.drop_rate == 0.2
-    assert max(module.drop_prob for module in encoder.modules() if isinstance(module, DropPath)) == pytest.approx(
-        0.2, abs=0.02
-    )
+    assert max(module.drop_prob for module in encoder.modules() if isinstance(module, DropPath)) == pytest.approx(0.2, abs=0.02)
     images = torch.randn(2, 3, 64, 64)
     assert not torch.equal(encoder.train()(images), encoder(images))
     assert (encoder(images) == 0).float().mean() > 0.1  # dropout reaches the feature
@@ -252,9 +248,7 @@ def test_init_refuses_what_does_not_fit(tmp_path: Path) -> None:
     tensors = encoder.state_dict()
     path = str(tmp_path / "x.safetensors")
     save_file({**tensors, "fc.weight": torch.ones(1), "more": torch.ones(1)}, path)
-    with pytest.raises(
-        ValueError, match=r"does not fit the encoder convnet_w2 \(timm's names\): unexpected fc.weight, more"
-    ):
+    with pytest.raises(ValueError, match=r"does not fit the encoder convnet_w2 \(timm's names\): unexpected fc.weight, more"):
         build_student(_config("convnet_w2", init=path), 128)
     save_file({key: tensor for key, tensor in tensors.items() if key != "layers.0.weight"}, path)
     with pytest.raises(ValueError, match=r"missing layers\.0\.weight"):

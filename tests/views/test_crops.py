@@ -137,9 +137,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
     num = 3000
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
-    theirs = np.array(
-        [transforms.RandomResizedCrop.get_params(image, list(scale), list(RATIO)) for _ in range(num)], dtype=float
-    )
+    theirs = np.array([transforms.RandomResizedCrop.get_params(image, list(scale), list(RATIO)) for _ in range(num)], dtype=float)
     draws = np.random.default_rng(0).random((num, NUM_CROP_DRAWS))
     ours = random_resized_crop_boxes(np.array(height), np.array(width), draws, scale, RATIO).astype(float)
     for mine, other in zip(ours.T, theirs.T, strict=True):

@@ -51,9 +51,7 @@ def test_a_samples_numbers_do_not_depend_on_the_other_samples_or_on_how_many_are
 
 def test_seeds_epochs_samples_and_streams_share_no_numbers() -> None:
     indices = np.array([0, 1, 2**32, 2**32 + 1])
-    drawn = [
-        uniforms(seed, epoch, indices, stream, 9) for seed in (0, 1, 2**32) for epoch in (0, 1) for stream in (0, 1, 256)
-    ]
+    drawn = [uniforms(seed, epoch, indices, stream, 9) for seed in (0, 1, 2**32) for epoch in (0, 1) for stream in (0, 1, 256)]
     values = np.concatenate([part.ravel() for part in drawn])
     assert len(np.unique(values)) == len(values)  # 648 numbers of 32 bits: a chance collision has probability 5e-5
 

@@ -119,9 +119,7 @@ def test_the_order_of_the_jitter_matters_and_all_24_are_followed() -> None:
     assert len({tuple(order(row)) for row in rows}) == 24
     out = color_jitter(images.clone(), rows)
     neutral = recipe(mean=[0.0] * 3, std=[1.0] * 3)
-    torch.testing.assert_close(
-        out, one_by_one(pictures(1).expand(24, -1, -1, -1), rows, neutral), atol=TOLERANCE * 4, rtol=0
-    )
+    torch.testing.assert_close(out, one_by_one(pictures(1).expand(24, -1, -1, -1), rows, neutral), atol=TOLERANCE * 4, rtol=0)
     distances = torch.cdist(out.flatten(1), out.flatten(1)) + torch.eye(24)
     assert distances.min() > 0.01
 
@@ -266,8 +264,7 @@ def test_parameters_have_the_recipes_distribution() -> None:
         assert close(((values - low) / (high - low)).square(), 1 / 3)
     assert torch.equal(rows[~jittered][:, :4], torch.tensor([1.0, 1, 1, 0]).double().expand(int((~jittered).sum()), 4))
     counts = {
-        tuple(steps): 0
-        for steps in itertools.permutations((Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION, Column.HUE))
+        tuple(steps): 0 for steps in itertools.permutations((Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION, Column.HUE))
     }
     for row in rows[:12_000]:
         counts[tuple(order(row))] += 1

@@ -36,8 +36,7 @@ def config(num_local: int = 3, num_global: int = 2) -> ViewsConfig:
 def source() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randint(0, 256, (3, 30 + 3 * index, 60 - 2 * index), generator=generator, dtype=torch.uint8)
-        for index in range(NUM)
+        torch.randint(0, 256, (3, 30 + 3 * index, 60 - 2 * index), generator=generator, dtype=torch.uint8) for index in range(NUM)
     ]
 
 
@@ -102,10 +101,7 @@ def test_no_local_views_means_no_such_resolution() -> None:
 def test_epochs_seeds_views_and_samples_differ() -> None:
     indices = [0, 1]
     drawn = [
-        value
-        for seed in (0, 1)
-        for epoch in (0, 1)
-        for value in host(TrainViews(config(), seed), indices, epoch).draws.values()
+        value for seed in (0, 1) for epoch in (0, 1) for value in host(TrainViews(config(), seed), indices, epoch).draws.values()
     ]
     sigma_free = torch.cat([value.flatten(0, 1) for value in drawn])[:, :4]
     jittered = sigma_free[sigma_free[:, 3] != 0]
