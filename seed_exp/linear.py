@@ -9,6 +9,7 @@ All learning rates of all students are trained side by side in one pass over the
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -65,14 +66,12 @@ def linear(config: LinearConfig) -> Accuracies:
         def evaluate() -> dict[str, float]:
             return {f"{name}/{key}": value for name, values in accuracy().items() for key, value in values.items()}
 
-        tracker = build_tracker(folder, config.tracker, to_plain(config))
-        try:
+        with closing(build_tracker(folder, config.tracker, to_plain(config))) as tracker:
             fit(
                 probe,
                 sources.train,
                 TrainViews(config.views, config.seed),
                 config,
-                config.optimizer,
                 folder=folder,
                 tracker=tracker,
                 device=device,
@@ -81,8 +80,6 @@ def linear(config: LinearConfig) -> Accuracies:
                 on_checkpoint=lambda _: None,
                 lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
             )
-        finally:
-            tracker.close()
         results = with_best(accuracy())
         if distributed.rank() != 0:
             return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -58,7 +59,7 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], Bui
         folder = open_run(command, label, config, inputs, Path("runs") / command)
         log_to(folder)
         size = {name: sum(parameter.numel() for parameter in student.parameters()) for name, student in students.items()}
-        log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num / 1e6:.2f} M)" for name, num in size.items()))
+        log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num:,} parameters)" for name, num in size.items()))
 
         if val is None or train.labels is None:
             log.info("no labelled validation images: no k-NN evaluation during training")
@@ -77,14 +78,12 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], Bui
                 for name, student in students.items():
                     save_student(folder / "students" / f"{name}.safetensors", student, config.students[name], facts)
 
-        tracker = build_tracker(folder, config.tracker, to_plain(config))
-        try:
+        with closing(build_tracker(folder, config.tracker, to_plain(config))) as tracker:
             fit(
                 method,
                 train,
                 TrainViews(config.views, config.seed),
                 config,
-                config.optimizer,
                 folder=folder,
                 tracker=tracker,
                 device=device,
@@ -92,8 +91,6 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], Bui
                 evaluate=evaluate,
                 on_checkpoint=write_students,
             )
-        finally:
-            tracker.close()
         log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
     return folder
 

@@ -281,6 +281,14 @@ class FitConfig:
     """Steps between two checkpoints; one is always written at the end."""
     eval_every: float = 10
     """Epochs between two evaluations during training, where the data has labels; 0 = only the one at the end."""
+    views: ViewsConfig = MISSING
+    """What is drawn from an image."""
+    optimizer: OptimizerConfig = MISSING
+    """How weights are updated, the same for every student."""
+    data: DataConfig = MISSING
+    """Where images come from."""
+    tracker: TrackerConfig = MISSING
+    """Where metrics go."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")
@@ -301,14 +309,6 @@ class EncoderFitConfig(FitConfig):
     """Validation images that the k-NN evaluation during training classifies, at most."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
     """Networks to train, by name: the options of the group `student`."""
-    views: ViewsConfig = MISSING
-    """What is drawn from an image."""
-    optimizer: OptimizerConfig = MISSING
-    """How weights are updated, the same for every student."""
-    data: DataConfig = MISSING
-    """Where images come from."""
-    tracker: TrackerConfig = MISSING
-    """Where metrics go."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -351,14 +351,6 @@ class LinearConfig(FitConfig):
     """Which students of the run; null = all."""
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256, times optimizer.lr) of the classifiers trained side by side on the same features."""
-    views: ViewsConfig = MISSING
-    """What is drawn from an image, and how evaluation sees it."""
-    optimizer: OptimizerConfig = MISSING
-    """How weights are updated."""
-    data: DataConfig = MISSING
-    """Where labelled images come from."""
-    tracker: TrackerConfig = MISSING
-    """Where metrics go."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -421,7 +413,7 @@ class QuickstartConfig:
     run_dir: str = "runs/quickstart"
     """Folder of the three runs, the table and the picture; an interrupted quickstart goes on there."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Each seed repeats everything, teacher included; the table then has means and standard deviations."""
+    """Each seed repeats everything, teacher included; the table then has means, and the spread of SEED's gain."""
     steps: int = 600
     """Optimiser steps of each of the three trainings."""
 

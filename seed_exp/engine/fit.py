@@ -58,7 +58,6 @@ def fit(
     source: Source,
     views: TrainViews,
     config: FitConfig,
-    optimizer_config: OptimizerConfig,
     *,
     folder: Path,
     tracker: Tracker,
@@ -74,15 +73,14 @@ def fit(
         method: What to train.
         source: Training images.
         views: Their views.
-        config: Length, batch size, intervals.
-        optimizer_config: Optimiser and schedule, the same for every network.
+        config: Length, batch size, intervals; optimiser and schedule, the same for every network.
         folder: Run folder, for checkpoints.
         tracker: Where metrics go.
         device: Where the networks are.
         num_workers: Processes that prepare views.
         evaluate: Called every `config.eval_every` epochs and at the end; what it returns is logged.
         on_checkpoint: Called on every rank, with the steps done, whenever a checkpoint is about to be written.
-        lrs: Learning rate by network (at a batch of 256) where it is not `optimizer_config.lr`.
+        lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
 
     Raises:
         ValueError: the batch size does not fit the data or the processes, or a loss is not finite.
@@ -96,15 +94,15 @@ def fit(
             f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} images of each process"
         )
 
-    _warn_of_schedule(optimizer_config, num_steps / order.steps_per_epoch)
+    _warn_of_schedule(config.optimizer, num_steps / order.steps_per_epoch)
 
     # 2. What is trained.
     method.to(device)
     for network in method.trainable.values():
         network.to(device).train()
     networks = {name: distributed.replicate(network, device) for name, network in method.trainable.items()}
-    optimizers = {name: build_optimizer(optimizer_config, network) for name, network in method.trainable.items()}
-    base_lrs = {name: peak_lr((lrs or {}).get(name, optimizer_config.lr), config.batch_size) for name in networks}
+    optimizers = {name: build_optimizer(config.optimizer, network) for name, network in method.trainable.items()}
+    base_lrs = {name: peak_lr((lrs or {}).get(name, config.optimizer.lr), config.batch_size) for name in networks}
     interval = _Interval()
 
     # 3. Where it goes on: after the newest checkpoint of the run folder, if there is one.
@@ -148,11 +146,11 @@ def fit(
                         (scalars["loss"] / config.accumulation).backward()  # type: ignore[no-untyped-call]
                     interval.add(name, scalars, 1 / config.accumulation)
 
-            factor = lr_factor(optimizer_config, step / order.steps_per_epoch, num_steps / order.steps_per_epoch)
+            factor = lr_factor(config.optimizer, step / order.steps_per_epoch, num_steps / order.steps_per_epoch)
             for name, network in method.trainable.items():
-                if log_now or optimizer_config.clip_grad_norm is not None:
+                if log_now or config.optimizer.clip_grad_norm is not None:
                     extra[f"{name}/grad_norm"] = clip_grad_norm_(
-                        network.parameters(), optimizer_config.clip_grad_norm or math.inf
+                        network.parameters(), config.optimizer.clip_grad_norm or math.inf
                     )
                 set_lr(optimizers[name], base_lrs[name] * factor)
                 optimizers[name].step()
@@ -167,7 +165,7 @@ def fit(
             if log_now:
                 means = interval.close(extra)
                 _refuse_non_finite(means, steps_done)
-                lr = peak_lr(optimizer_config.lr, config.batch_size) * factor
+                lr = peak_lr(config.optimizer.lr, config.batch_size) * factor
                 tracker.log(steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **means})
                 speed = progress.measure(steps_done)
                 tracker.log_speed(steps_done, speed)
