@@ -51,7 +51,8 @@ class SampleOrder:
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._cached is None or self._cached[0] != epoch:
             # Sorted random words and not Generator.permutation, whose result may change with NumPy's version.
-            words = np.random.Philox(key=[self.seed % 2**64, epoch]).random_raw(self.num_samples)
+            key = np.array([self.seed % 2**64, epoch], np.uint64)
+            words = np.random.Philox(key=key).random_raw(self.num_samples)
             self._cached = epoch, np.argsort(words, kind="stable")
         return self._cached[1]
 

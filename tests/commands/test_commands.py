@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seed_exp import __version__, distill, knn, linear, pretrain, preview
+from seed_exp import __version__, distill, knn, linear, pretrain, preview, quickstart
 from seed_exp.config.compose import compose
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
@@ -296,3 +296,37 @@ def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(home
     assert not any("knn" in key for row in metrics(folder) for key in row)
     with pytest.raises(ValueError, match=r"data\.val_root|labels"):
         knn.knn(compose("knn", [*DATA, *images, f"run={folder}"]))
+
+
+def test_views_normalised_otherwise_than_the_teachers_images_are_refused_before_anything_is_written(home: Path) -> None:
+    before = files_in(home)
+    options = ["data=digits", "views=mocov2", "teacher=run", "teacher.checkpoint=teacher", "student=convnet_w2", "steps=1"]
+    with pytest.raises(ValueError, match=r"teacher=run was trained on images with mean and std .*0\.305.*; choose the views"):
+        distill.distill(compose("distill", options))
+    assert files_in(home) == before
+
+
+def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_written(home: Path) -> None:
+    before = files_in(home)
+    options = ["student=timm", "students.timm.name=levit_128s", "views.crops.global.size=40", "steps=1"]
+    with pytest.raises(ValueError, match="student timm does not take views of 40 x 40 pixels"):
+        pretrain.pretrain(compose("pretrain", ["data=digits", *options]))
+    assert files_in(home) == before
+
+
+@pytest.mark.slow
+def test_quickstart_writes_its_table_and_picture_and_typed_again_trains_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose("quickstart", ["steps=3", "seeds=[0,1]"])
+    quickstart.quickstart(config)
+    table = (tmp_path / "runs/quickstart/table.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["convnet_w32", "convnet_w2", "convnet_w2"]
+    assert "over seeds [0, 1]" in table
+    assert table in capsys.readouterr().out
+    with Image.open(tmp_path / "runs/quickstart/overview.png") as picture:
+        assert picture.size == (1600, 900)
+    quickstart.quickstart(config)
+    assert (tmp_path / "runs/quickstart/table.md").read_text() == table
+    assert "resuming after step 3 of 3" in (tmp_path / "runs/quickstart/seed1/seed/log.txt").read_text()

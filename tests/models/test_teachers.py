@@ -12,6 +12,7 @@ from seed_exp.config.schema import StudentConfig, TeacherConfig
 from seed_exp.models import teachers
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.heads import projection_head
+from seed_exp.files import file_hash
 from seed_exp.models.students import build_student, save_student
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import NETWORKS, TEACHERS, Teacher, build_teacher
@@ -59,18 +60,23 @@ def test_a_teacher_stays_frozen_whatever_the_caller_does() -> None:
         assert teacher(torch.randn(2, 3, 32, 32)).dtype == torch.float32
 
 
+EVAL_VIEWS = {"eval_size": 32, "eval_resize": 32, "mean": [0.1] * 3, "std": [0.2] * 3}
+
+
 def test_a_network_of_our_own_run_is_a_teacher(tmp_path: Path) -> None:
     config = StudentConfig(network="convnet_w2")
     student = build_student(config, 8)
     student(torch.randn(4, 3, 32, 32))
-    save_student(tmp_path / "students" / "a.safetensors", student.eval(), config, {})
+    save_student(tmp_path / "students" / "a.safetensors", student.eval(), config, {"eval_views": EVAL_VIEWS})
     images = torch.randn(2, 3, 32, 32)
     for place in (tmp_path, tmp_path / "students" / "a.safetensors"):
         teacher = build_teacher(TeacherConfig(name="run", checkpoint=str(place)), "swav")
         assert teacher.embedding_dim == 8
+        assert teacher.normalisation == ([0.1] * 3, [0.2] * 3)
+        assert teacher.fingerprint == file_hash(tmp_path / "students" / "a.safetensors")
         assert not any(module.training for module in teacher.modules())
         assert torch.equal(teacher(images), student(images))
-    save_student(tmp_path / "students" / "b.safetensors", build_student(config, 9), config, {})
+    save_student(tmp_path / "students" / "b.safetensors", build_student(config, 9), config, {"eval_views": EVAL_VIEWS})
     with pytest.raises(ValueError, match=r"holds several networks; choose one with teacher\.student=a\|b"):
         build_teacher(TeacherConfig(name="run", checkpoint=str(tmp_path)), "swav")
     assert build_teacher(TeacherConfig(name="run", checkpoint=str(tmp_path), student="b"), "swav").embedding_dim == 9
