@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from seed_exp.config.schema import StudentConfig, TeacherConfig
+from seed_exp.files import file_hash
 from seed_exp.models import teachers
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.heads import projection_head
-from seed_exp.files import file_hash
 from seed_exp.models.students import build_student, save_student
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import NETWORKS, TEACHERS, Teacher, build_teacher
