@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -104,11 +105,11 @@ def _differences(found: dict[str, Any], given: dict[str, Any]) -> Iterator[str]:
             yield f"{key} was {found.get(key, absent)}, now {given.get(key, absent)}"
 
 
-class _Console(logging.StreamHandler[Any]):
+class _Console(logging.Handler):
     """Lines above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def log_to(folder: Path) -> None:

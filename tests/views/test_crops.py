@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import base64
-import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,11 +31,6 @@ def reference_box(height: int, width: int, draws: list[float], scale: tuple[floa
     else:
         w, h = width, height
     return (height - h) // 2, (width - w) // 2, h, w
-
-
-def photographs(shared: Path, num: int) -> list[Image.Image]:
-    rows = (shared / "data" / "imagenet_samples.tsv").read_bytes().splitlines()[:num]
-    return [Image.open(io.BytesIO(base64.b64decode(row.split(b"\t")[2]))).convert("RGB") for row in rows]
 
 
 def generated(num: int) -> list[Image.Image]:
@@ -86,16 +78,16 @@ def assert_centre_crops_equal_torchvisions(pictures: list[Image.Image]) -> None:
             assert difference.max() <= 1
 
 
-def test_crops_of_photographs_equal_pillows(shared: Path) -> None:
-    assert_crops_equal_pillows(photographs(shared, 12))
+def test_crops_of_photographs_equal_pillows(photographs: list[Image.Image]) -> None:
+    assert_crops_equal_pillows(photographs)
 
 
 def test_crops_of_generated_images_equal_pillows() -> None:
     assert_crops_equal_pillows(generated(8))
 
 
-def test_centre_crops_of_photographs_equal_torchvisions(shared: Path) -> None:
-    assert_centre_crops_equal_torchvisions(photographs(shared, 6))
+def test_centre_crops_of_photographs_equal_torchvisions(photographs: list[Image.Image]) -> None:
+    assert_centre_crops_equal_torchvisions(photographs[:6])
 
 
 def test_centre_crops_of_generated_images_equal_torchvisions() -> None:

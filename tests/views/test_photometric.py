@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
@@ -178,6 +178,17 @@ def test_blur_equals_the_dense_sum_also_where_the_kernel_is_larger_than_the_imag
     sigmas = torch.tensor([0.0, 0.1, 0.6, 1.3, 2.0])
     expected = torch.stack([dense_blur(image, float(sigma), 6) for image, sigma in zip(images, sigmas, strict=True)])
     torch.testing.assert_close(gaussian_blur(images, sigmas, 6), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+def test_blur_of_photographs_is_within_a_grey_level_of_pillows_on_average(photographs: list[Image.Image], sigma: float) -> None:
+    # Pillow approximates the Gaussian by three box filters and rounds to whole grey levels.
+    for photograph in photographs:
+        picture = photograph.resize((224, 224))
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        ours = gaussian_blur(image[None] / 255, torch.tensor([sigma]), 6)[0] * 255
+        pillows = np.array(picture.filter(ImageFilter.GaussianBlur(sigma))).astype(np.float32)
+        assert (ours - torch.from_numpy(pillows).permute(2, 0, 1)).abs().mean() < 1
 
 
 def test_blur_is_float32_under_autocast() -> None:
