@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import reference
 import torch
@@ -18,7 +22,7 @@ def embeddings(num: int, dim: int, seed: int, near: Tensor | None = None) -> Ten
 
 @pytest.fixture(params=[1, 7, 10_000], ids=["chunk=1", "chunk=7", "one chunk"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 5 * request.param)
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 5 * request.param})
 
 
 @pytest.fixture
@@ -104,17 +108,53 @@ def test_memory_does_not_hold_the_similarity_matrix() -> None:
 
     with Watch():
         losses.seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01).backward()
-    assert largest <= max(losses.CHUNK_ELEMENTS, queue.numel())
+    assert largest <= max(losses.CHUNK_ELEMENTS["cpu"], queue.numel())
     assert largest < num_rows * queue_size
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+def test_multi_crop_at_full_size_takes_less_than_64_mib() -> None:
+    """N = 1536 local views, K = 65536, D = 128; the N x (K+1) matrix alone would be 384 MiB."""
+    code = """if True:
+        import re, torch
+        from pathlib import Path
+        from seed_exp.methods.losses import seed_loss
+        def embeddings(num): return torch.nn.functional.normalize(torch.randn(num, 128), dim=1)
+        def kib(name): return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+        student, teacher, queue = embeddings(1536).requires_grad_(), embeddings(1536), embeddings(65536)
+        seed_loss(student, teacher, queue[:1024], tau_student=0.2, tau_teacher=0.01).backward()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = kib("VmRSS")
+        seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01).backward()
+        print((kib("VmHWM") - before) / 1024)
+    """
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(printed) < 64
+
+
+def test_a_queue_of_a_million_gives_the_formula() -> None:
+    student, teacher, queue = embeddings(3, 16, seed=0), embeddings(3, 16, seed=1), embeddings(1 << 20, 16, seed=2)
+    similarities = [torch.cat([(s * teacher).sum(1, keepdim=True), s @ queue.T], 1).double() for s in (student, teacher)]
+    expected = -((similarities[1] / 0.01).softmax(1) * (similarities[0] / 0.2).log_softmax(1)).sum(1).mean()
+    loss = losses.seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_no_weight_is_a_denormal_number() -> None:
+    """They would be right, and a CPU's matrix product of them twenty times slower."""
+    softmax = losses._RunningSoftmax(torch.zeros(4))
+    weights, _ = softmax.add(-torch.linspace(0, 200, 4000).view(4, 1000))
+    assert weights.min() >= torch.finfo(torch.float32).tiny
+    assert weights.min() < 1e-30
 
 
 def test_bad_arguments_are_named() -> None:
     good = embeddings(3, 8, seed=0)
-    with pytest.raises(ValueError, match=r"\[3, 8\], \[2, 8\] and \[3, 8\]"):
+    with pytest.raises(ValueError, match=r"student \[3, 8\], teacher \[2, 8\].*queue \[3, 8\]"):
         losses.seed_loss(good, good[:2], good, tau_student=0.2, tau_teacher=0.01)
     with pytest.raises(ValueError, match=r"got .*\[3, 4\]"):
         losses.seed_loss(good, good, good[:, :4], tau_student=0.2, tau_teacher=0.01)
     with pytest.raises(ValueError, match="tau_teacher=0"):
         losses.seed_loss(good, good, good, tau_student=0.2, tau_teacher=0)
-    with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+    with pytest.raises(ValueError, match="temperatures must be positive, got tau_student=-1"):
         losses.info_nce(good, good, good, temperature=-1)
