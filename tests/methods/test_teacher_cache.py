@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from seed_exp.methods.teacher_cache import TeacherCache
+
+NUM_VIEWS = {"global": 2, "local": 3}
+KEY = {"teacher": "abc", "views": {"name": "tiny", "crops": {"global": {"scale": [0.2, 1.0]}}}, "seed": 1}
+FORK = multiprocessing.get_context("fork")
+
+
+def cache(
+    folder: Path, key: dict[str, Any] = KEY, *, dim: int = 4, num_images: int = 40, num_views: dict[str, int] = NUM_VIEWS
+) -> TeacherCache:
+    return TeacherCache(folder, key, num_images=num_images, num_views=num_views, embedding_dim=dim)
+
+
+def embed(epoch: int, indices: Tensor, *, dim: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """Unit vectors that depend on epoch and image, as a teacher's do."""
+    out = {}
+    for number, (name, num) in enumerate(NUM_VIEWS.items()):
+        rows = [np.random.default_rng((seed, epoch, i, number)).standard_normal((num, dim)) for i in indices.tolist()]
+        vectors = np.stack(rows, axis=1)
+        out[name] = torch.from_numpy((vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32))
+    return out
+
+
+def same(one: dict[str, Tensor] | None, two: dict[str, Tensor]) -> bool:
+    return one is not None and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in two)
+
+
+def held(one: TeacherCache, epoch: int, **options: Any) -> int:
+    """How many images the cache has; each one that it has must be right."""
+    num = 0
+    for index in range(one.num_images):
+        image = torch.tensor([index])
+        found = one.read(epoch, image)
+        if found is not None:
+            assert same(found, embed(epoch, image, dim=one.embedding_dim, **options))
+            num += 1
+    return num
+
+
+def refuse_to_open_for_writing(path: Any, flags: int, *args: Any, open_: Callable[..., int] = os.open, **options: Any) -> int:
+    # Permissions do not bind root, under which tests may run.
+    if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    return open_(path, flags, *args, **options)
+
+
+def test_what_is_written_is_read_bit_for_bit_in_any_order_by_any_process(tmp_path: Path) -> None:
+    first = cache(tmp_path / "new" / "cache")
+    for epoch in (0, 3, 1):
+        for indices in torch.randperm(40).split(8):
+            first.write(epoch, indices, embed(epoch, indices))
+    for reader in (first, cache(first.folder)):
+        for epoch in (1, 0, 3):
+            indices = torch.randperm(40)[:9]
+            found = reader.read(epoch, indices)
+            assert same(found, embed(epoch, indices))
+            assert found is not None
+            assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in found.values())
+        assert reader.read(2, torch.arange(8)) is None
+
+
+def test_the_order_in_which_resolutions_are_named_does_not_matter(tmp_path: Path) -> None:
+    indices = torch.arange(8)
+    cache(tmp_path).write(0, indices, embed(0, indices))
+    turned = dict(reversed(NUM_VIEWS.items()))
+    assert same(cache(tmp_path, num_views=turned).read(0, indices), embed(0, indices))
+
+
+def test_what_is_read_of_one_image_belongs_to_the_caller(tmp_path: Path) -> None:
+    one, indices = cache(tmp_path), torch.tensor([5])
+    one.write(0, indices, embed(0, indices))
+    found = one.read(0, indices)
+    assert found is not None
+    found["global"].zero_()
+    assert same(one.read(0, indices), embed(0, indices))
+
+
+def test_embeddings_of_another_shape_are_not_spread_over_the_views(tmp_path: Path) -> None:
+    indices = torch.arange(8)
+    first_view_only = {name: embeddings[:1] for name, embeddings in embed(0, indices).items()}
+    with pytest.raises(AssertionError):
+        cache(tmp_path).write(0, indices, first_view_only)
+
+
+@pytest.mark.parametrize("absent", [0, 3, 7, 39])
+def test_a_batch_of_which_an_image_is_missing_is_not_there(tmp_path: Path, absent: int) -> None:
+    one = cache(tmp_path)
+    written = torch.tensor([index for index in range(40) if index != absent])
+    one.write(0, written, embed(0, written))
+    assert one.read(0, torch.tensor([5, absent, 20])) is None
+    assert held(one, 0) == 39
+
+
+@pytest.mark.parametrize(("dim", "seed"), [(4, 0), (100, 1), (128, 2), (128, 3), (2048, 4)])
+def test_a_row_of_which_a_sector_was_lost_is_not_there(tmp_path: Path, dim: int, seed: int) -> None:
+    one, indices = cache(tmp_path, dim=dim), torch.arange(40)
+    one.write(0, indices, embed(0, indices, dim=dim))
+    (file,) = tmp_path.glob("epoch_*")
+    content = bytearray(file.read_bytes())
+    lost = 512 * np.flatnonzero(np.random.default_rng(seed).random(-(-len(content) // 512)) < 0.02)
+    lost = lost if len(lost) else [0]
+    for start in lost:
+        content[start : start + 512] = bytes(min(512, len(content) - start))
+    file.write_bytes(content)
+    size = len(content) // 40
+    torn = [index for index in range(40) if any(index * size < start + 512 and start < (index + 1) * size for start in lost)]
+    assert held(one, 0) == 40 - len(torn)
+
+
+@pytest.mark.parametrize("byte", [0, 3, 4, 40, 83])
+def test_a_row_with_a_changed_bit_is_not_there(tmp_path: Path, byte: int) -> None:
+    one, indices = cache(tmp_path), torch.arange(40)
+    one.write(0, indices, embed(0, indices))
+    (file,) = tmp_path.glob("epoch_*")
+    content = bytearray(file.read_bytes())
+    assert len(content) == 40 * 84 == one.bytes_per_epoch
+    content[7 * 84 + byte] ^= 1
+    file.write_bytes(content)
+    assert one.read(0, torch.tensor([7])) is None
+    assert held(one, 0) == 39
+
+
+@pytest.mark.parametrize("size", [0, 1, 84 * 20, 84 * 20 + 50])
+def test_a_file_cut_short_has_the_rows_before_the_cut_and_takes_the_others_again(tmp_path: Path, size: int) -> None:
+    one, indices = cache(tmp_path), torch.arange(40)
+    one.write(0, indices, embed(0, indices))
+    os.truncate(next(tmp_path.glob("epoch_*")), size)
+    assert held(one, 0) == size // 84
+    one.write(0, indices, embed(0, indices))
+    assert held(one, 0) == 40
+
+
+def test_rows_of_another_epoch_or_another_cache_do_not_count(tmp_path: Path) -> None:
+    one, indices = cache(tmp_path / "one"), torch.arange(40)
+    one.write(0, indices, embed(0, indices))
+    other = cache(tmp_path / "other", {**KEY, "seed": 2})
+    shutil.copy(tmp_path / "one" / "epoch_0000.bin", tmp_path / "one" / "epoch_0001.bin")
+    shutil.copy(tmp_path / "one" / "epoch_0000.bin", tmp_path / "other" / "epoch_0000.bin")
+    assert held(one, 1) == 0
+    assert held(other, 0) == 0
+
+
+# Whose folder it is.
+
+
+def test_another_key_is_refused_with_the_differences(tmp_path: Path) -> None:
+    cache(tmp_path)
+    changed = {"teacher": "abc", "views": {"name": "tiny", "crops": {"global": {"scale": [0.1, 1.0]}}}, "precision": "float32"}
+    with pytest.raises(ValueError, match="other options") as refused:
+        cache(tmp_path, changed, dim=8)
+    assert (
+        "embedding_dim was 4, now 8; precision was absent, now float32; seed was 1, now absent; "
+        "views.crops.global.scale was [0.2, 1.0], now [0.1, 1.0]. " in str(refused.value)
+    )
+
+
+@pytest.mark.parametrize("changes", [{"num_images": 41}, {"num_views": {"global": 2}}, {"dim": 5}])
+def test_the_layout_is_part_of_the_key(tmp_path: Path, changes: dict[str, Any]) -> None:
+    cache(tmp_path)
+    with pytest.raises(ValueError, match=r"was .*, now "):
+        cache(tmp_path, **changes)
+
+
+def test_numbers_that_json_writes_differently_are_the_same_key(tmp_path: Path) -> None:
+    indices = torch.arange(8)
+    cache(tmp_path, {"scale": (0.2, 1)}).write(0, indices, embed(0, indices))
+    assert same(cache(tmp_path, {"scale": [0.2, 1.0]}).read(0, indices), embed(0, indices))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "epoch_0000.bin"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds other files \({name}"):
+        cache(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_remains_of_a_key_that_was_never_finished_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / ".key.json.x1y2.tmp").write_text('{"teach')
+    cache(tmp_path)
+    assert json.loads((tmp_path / "key.json").read_text())["teacher"] == "abc"
+
+
+# Whatever happens meanwhile.
+
+
+def write_for_ever(folder: Path, dim: int, seed: int) -> None:
+    one = cache(folder, dim=dim)
+    batches = [(indices, embed(0, indices, dim=dim, seed=seed)) for indices in torch.arange(40).split(8)]
+    while True:
+        for indices, embeddings in batches:
+            one.write(0, indices, embeddings)
+
+
+def test_a_killed_writer_leaves_only_right_rows(tmp_path: Path) -> None:
+    dim, counts = 4096, set()  # rows of 20 pages, between any two of which a signal may end the write
+    expected = embed(0, torch.arange(40), dim=dim)
+    for attempt in range(12):
+        folder = tmp_path / str(attempt)
+        process = FORK.Process(target=write_for_ever, args=(folder, dim, 0))
+        process.start()
+        while not (folder / "epoch_0000.bin").exists():
+            process.join(0.0005)
+        process.join(0.0002 * attempt)
+        process.kill()
+        process.join()
+        one = cache(folder, dim=dim)
+        found = {index: one.read(0, torch.tensor([index])) for index in range(40)}
+        for index, row in found.items():
+            assert row is None or same(row, {name: every[:, index : index + 1] for name, every in expected.items()})
+        counts.add(sum(row is not None for row in found.values()))
+        one.write(0, torch.arange(40), expected)
+        assert same(one.read(0, torch.arange(40)), expected)
+    assert max(counts) > 0
+
+
+def test_runs_that_write_different_values_at_once_never_mix_them_in_a_row(tmp_path: Path) -> None:
+    dim = 4096
+    one = cache(tmp_path, dim=dim)
+    either = [embed(0, torch.arange(40), dim=dim, seed=seed) for seed in (0, 1)]
+    writers = [FORK.Process(target=write_for_ever, args=(tmp_path, dim, seed)) for seed in (0, 1)]
+    for writer in writers:
+        writer.start()
+    try:
+        while not (tmp_path / "epoch_0000.bin").exists():
+            writers[0].join(0.001)
+        seen = 0
+        while seen < 500:
+            index = seen % 40
+            row = one.read(0, torch.tensor([index]))
+            seen += 1
+            assert row is None or any(
+                same(row, {name: every[:, index : index + 1] for name, every in written.items()}) for written in either
+            )
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.join()
+
+
+@pytest.mark.parametrize("rows_that_fit", [0, 5])
+def test_a_full_disk_costs_rows_and_one_warning_but_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], rows_that_fit: int
+) -> None:
+    pwrite, calls = os.pwrite, []
+
+    def fill_up(descriptor: int, row: Any, offset: int) -> int:
+        calls.append(offset)
+        if len(calls) <= rows_that_fit:
+            return pwrite(descriptor, row, offset)
+        if len(calls) == rows_that_fit + 1:
+            return pwrite(descriptor, row[:50], offset)  # the last block
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one = cache(tmp_path)
+    monkeypatch.setattr(os, "pwrite", fill_up)
+    for indices in torch.arange(40).split(8):
+        one.write(0, indices, embed(0, indices))
+    assert len(calls) == rows_that_fit + 2
+    assert [line.partition("teacher cache")[0] for line in logged] == ["WARNING cannot write to the "]
+    assert "No space left" in logged[0]
+    assert held(one, 0) == rows_that_fit
+
+
+def test_a_cache_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
+    indices = torch.arange(40)
+    cache(tmp_path).write(0, indices, embed(0, indices))
+    monkeypatch.setattr(os, "open", refuse_to_open_for_writing)
+    one = cache(tmp_path)
+    assert held(one, 0) == 40
+    assert logged == []
+    one.write(1, indices, embed(1, indices))
+    one.write(2, indices, embed(2, indices))
+    assert len(logged) == 1
+    assert one.read(1, indices) is None
+
+
+def test_an_epoch_file_that_cannot_be_read_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    one = cache(tmp_path / "cache")
+    (tmp_path / "cache" / "epoch_0000.bin").mkdir()
+    assert one.read(0, torch.arange(8)) is None
+
+
+# What it costs.
+
+
+def free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 * num_bytes, num_bytes, num_bytes))
+
+
+def test_the_size_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_space(monkeypatch, 10**12)
+    one = cache(tmp_path / "one", dim=128, num_images=1_281_167, num_views={"global": 1, "local": 6})
+    assert one.describe(200) == (
+        f"teacher cache {tmp_path}/one: (7 views x 128 floats + checksum) x 4 bytes x 1,281,167 images x 200 epochs"
+        " = 919GB; 0.00B are there, the disk has 1.00TB free"
+    )
+    small, indices = cache(tmp_path / "two"), torch.arange(40)
+    small.write(0, indices, embed(0, indices))
+    assert next((tmp_path / "two").glob("epoch_*")).stat().st_size == small.bytes_per_epoch
+
+
+def test_what_is_there_is_what_the_disk_gave_to_the_epochs_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_space(monkeypatch, 10**12)
+    one = cache(tmp_path, dim=2048, num_images=10_000)
+    for epoch, indices in ((0, torch.arange(9950, 10_000)), (1, torch.arange(25)), (5, torch.arange(50))):
+        one.write(epoch, indices, embed(epoch, indices, dim=2048))
+    # 75 rows of 41 kB, not the 410 MB at which the first of the sparse files ends.
+    assert re.search(r"= 819MB; 3\.\d\dMB are there", one.describe(2))
+
+
+def test_a_new_cache_without_room_is_refused_and_one_begun_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, indices = cache(tmp_path), torch.arange(40)
+    free_space(monkeypatch, 10 * one.bytes_per_epoch)
+    assert one.describe(10).endswith(" free")
+    with pytest.raises(ValueError, match=r"would need .* x 11 epochs = 37.0kB, but its disk has 33.6kB free"):
+        one.describe(11)
+    one.write(0, indices, embed(0, indices))
+    assert one.describe(11).endswith("; 3.36kB are there, the disk has 33.6kB free")  # rows, not whole blocks
+    assert one.describe(12).endswith(" free, not enough for the rest")
