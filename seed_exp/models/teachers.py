@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from seed_exp.config.schema import TeacherConfig
 from seed_exp.files import file_hash
 from seed_exp.models.download import download
+from seed_exp.models.folding import fold_batch_norm
+from seed_exp.models.heads import projection_head
 from seed_exp.models.students import load_students, student_files
-from seed_exp.models.teacher_ssl import load_weights
+from seed_exp.models.teacher_ssl import MLP, TEACHER_SSL, load_weights
 from seed_exp.models.weights import read_checkpoint
 from seed_exp.models.wide_resnet import WideResNet
 from seed_exp.registry import lookup
@@ -23,6 +25,8 @@ from seed_exp.registry import lookup
 _MOCO = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints"
 _SWAV = "https://dl.fbaipublicfiles.com/deepcluster"
 _CC_BY_NC = "CC-BY-NC-4.0"
+EMBEDDING_DIM = 128
+"""Width of the embedding of every published teacher."""
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 NETWORKS: dict[str, Callable[[], WideResNet]] = {
@@ -53,6 +57,10 @@ class TeacherSpec:
     """Published top-1 accuracy in linear evaluation on ImageNet-1k, percent."""
     licence: str | None = None
     """Licence of the weights."""
+    hidden_dim: int = 2048
+    """Hidden width of its projection head, where the convention's head has one."""
+    head: str | None = None
+    """Layers of its projection head; None = those that the convention names first."""
 
 
 TEACHERS: dict[str, TeacherSpec] = {
@@ -72,13 +80,13 @@ TEACHERS: dict[str, TeacherSpec] = {
     "swav_r50_400ep": TeacherSpec("resnet50", "swav", 400, f"{_SWAV}/swav_400ep_pretrain.pth.tar", top1=74.6, licence=_CC_BY_NC),
     "swav_r50": TeacherSpec("resnet50", "swav", 800, f"{_SWAV}/swav_800ep_pretrain.pth.tar", top1=75.3, licence=_CC_BY_NC),
     "swav_r50w2": TeacherSpec(
-        "resnet50w2", "swav", 400, f"{_SWAV}/swav_RN50w2_400ep_pretrain.pth.tar", top1=77.3, licence=_CC_BY_NC
+        "resnet50w2", "swav", 400, f"{_SWAV}/swav_RN50w2_400ep_pretrain.pth.tar", None, 77.3, _CC_BY_NC, 8192
     ),
     "swav_r50w4": TeacherSpec(
-        "resnet50w4", "swav", 400, f"{_SWAV}/swav_RN50w4_400ep_pretrain.pth.tar", top1=77.9, licence=_CC_BY_NC
+        "resnet50w4", "swav", 400, f"{_SWAV}/swav_RN50w4_400ep_pretrain.pth.tar", None, 77.9, _CC_BY_NC, 8192
     ),
     "swav_r50w5": TeacherSpec(
-        "resnet50w5", "swav", 400, f"{_SWAV}/swav_RN50w5_400ep_pretrain.pth.tar", top1=78.5, licence=_CC_BY_NC
+        "resnet50w5", "swav", 400, f"{_SWAV}/swav_RN50w5_400ep_pretrain.pth.tar", None, 78.5, _CC_BY_NC, 10240, MLP
     ),
     "run": TeacherSpec(),
 }
@@ -110,8 +118,14 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, D] of unit length, float32 also under autocast, of images [N, 3, H, W]."""
-        return F.normalize(self.head(self.encoder(images)).float(), dim=1)
+        """Embeddings [N, D] of unit length, float32 also under autocast, of images [N, 3, H, W]: constants for autograd."""
+        with torch.inference_mode():
+            embeddings = F.normalize(self.head(self.encoder(images)).float(), dim=1)
+        return embeddings.clone()  # an inference tensor itself cannot be saved for a backward pass
+
+    def fold_batch_norm(self) -> None:
+        """Folds the encoder's BN layers into its convolutions, in place: the same embeddings up to rounding, in less time."""
+        fold_batch_norm(self.encoder)
 
 
 def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
@@ -138,6 +152,24 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     teacher = Teacher(encoder, head, last.out_features)
     teacher.fingerprint = file_hash(path)
     return teacher
+
+
+def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
+    """The network and head of `build_teacher`, with random weights and no file: for what depends on shapes alone.
+
+    A `run` is read from its checkpoint, which says what network it is. Arguments as in `build_teacher`.
+    """
+    spec = lookup(TEACHERS, config.name, "teacher")
+    if spec.network is None:
+        return _teacher_of_run(config)
+    encoder = NETWORKS[spec.network]()
+    layers = spec.head or lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0]
+    if layers == "Linear":
+        return Teacher(encoder, nn.Linear(encoder.num_features, EMBEDDING_DIM), EMBEDDING_DIM)
+    head = projection_head(encoder.num_features, spec.hidden_dim, EMBEDDING_DIM)
+    if "BatchNorm1d" in layers:
+        head.insert(1, nn.BatchNorm1d(spec.hidden_dim))
+    return Teacher(encoder, head, EMBEDDING_DIM)
 
 
 def _teacher_of_run(config: TeacherConfig) -> Teacher:

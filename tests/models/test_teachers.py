@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from seed_exp.config.schema import StudentConfig, TeacherConfig
 from seed_exp.files import file_hash
 from seed_exp.models import teachers
 from seed_exp.models.convnet import ConvNet
-from seed_exp.models.heads import projection_head
+from seed_exp.models.heads import head_layers, projection_head
 from seed_exp.models.students import build_student, save_student
 from seed_exp.models.teacher_ssl import TEACHER_SSL
-from seed_exp.models.teachers import NETWORKS, TEACHERS, Teacher, build_teacher
+from seed_exp.models.teachers import NETWORKS, TEACHERS, Teacher, build_teacher, untrained_teacher
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -60,6 +61,30 @@ def test_a_teacher_stays_frozen_whatever_the_caller_does() -> None:
         assert teacher(torch.randn(2, 3, 32, 32)).dtype == torch.float32
 
 
+def test_embeddings_of_a_teacher_are_constants_that_a_loss_may_keep() -> None:
+    embeddings = _teacher()(torch.randn(3, 3, 32, 32))
+    assert not embeddings.is_inference()
+    student = torch.randn(3, 4, requires_grad=True)
+    (student * embeddings).sum().backward()
+    assert torch.equal(student.grad, embeddings)
+
+
+def test_folding_changes_neither_embeddings_nor_what_a_teacher_is_called() -> None:
+    teacher = _teacher()
+    teacher.fingerprint = "md5:0"
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    images = torch.randn(8, 3, 32, 32)
+    before = teacher(images)
+    teacher.fold_batch_norm()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
+    torch.testing.assert_close(teacher(images), before)
+    assert teacher.fingerprint == "md5:0"
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
 EVAL_VIEWS = {"eval_size": 32, "eval_resize": 32, "mean": [0.1] * 3, "std": [0.2] * 3}
 
 
@@ -82,6 +107,43 @@ def test_a_network_of_our_own_run_is_a_teacher(tmp_path: Path) -> None:
     assert build_teacher(TeacherConfig(name="run", checkpoint=str(tmp_path), student="b"), "swav").embedding_dim == 9
     with pytest.raises(ValueError, match=r"'c'.*Known: a, b"):
         build_teacher(TeacherConfig(name="run", checkpoint=str(tmp_path), student="c"), "swav")
+
+
+@pytest.mark.parametrize(
+    ("reference", "name", "teacher_ssl"),
+    [
+        ("moco_v1_resnet50", "moco_v1_r50", "moco_v1"),
+        ("moco_v2_resnet50", "moco_v2_r50", "moco_v2"),
+        ("simclr_resnet50", "simclr_r50", "simclr"),
+        ("swav_resnet50", "swav_r50", "swav"),
+        ("swav_resnet50w2", "swav_r50w2", "swav"),
+    ],
+)
+def test_an_untrained_teacher_has_the_tensors_of_the_published_file(
+    shared: Path, reference: str, name: str, teacher_ssl: str
+) -> None:
+    convention = TEACHER_SSL[teacher_ssl]
+    keys = json.loads((shared / "fixtures" / f"{reference}.json").read_text())["keys"]
+    expected = {key: shape for key, shape, _ in keys if not key.startswith(convention.ignored)}
+    with torch.device("meta"):
+        teacher = untrained_teacher(TeacherConfig(name), teacher_ssl)
+    given = {convention.prefix + key: list(tensor.shape) for key, tensor in teacher.encoder.state_dict().items()}
+    given |= {convention.head_prefix + key: list(tensor.shape) for key, tensor in teacher.head.state_dict().items()}
+    assert given == expected
+    assert teacher.embedding_dim == 128
+
+
+def test_every_teacher_can_be_built_untrained() -> None:
+    with torch.device("meta"):
+        heads = {
+            name: head_layers(untrained_teacher(TeacherConfig(name), spec.teacher_ssl).head)
+            for name, spec in TEACHERS.items()
+            if spec.teacher_ssl
+        }
+    assert heads.pop("swav_r50w5") == "Linear-ReLU-Linear"
+    assert heads == {name: TEACHER_SSL[TEACHERS[name].teacher_ssl or ""].heads[0] for name in heads}
+    with pytest.raises(ValueError, match=r"teacher=run needs teacher\.checkpoint=PATH"):
+        untrained_teacher(TeacherConfig("run"), "swav")
 
 
 def test_what_cannot_work_is_refused_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,43 @@
+"""Batch normalisation of a frozen network, folded into the convolutions in front of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from copy import deepcopy
+
+from torch import fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Folds each BatchNorm2d that directly follows a Conv2d into its weights, in place; `network` is in evaluation mode.
+
+    The outputs stay the same up to float32 rounding. What cannot be folded safely stays as it is: a layer that is called
+    twice, a convolution whose output goes elsewhere too, and the whole of a network that torch.fx cannot trace.
+    """
+    try:
+        nodes = fx.Tracer().trace(network).nodes
+    except Exception:  # a forward() that branches on shapes or values makes tracing fail with errors of nearly every kind
+        return
+    modules = dict(network.named_modules())
+    uses = Counter(_layer(node) for node in nodes)
+    folded: dict[nn.Module, nn.Module] = {}
+    for node in nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or len(source.users) > 1 or uses[_layer(source)] > 1 or uses[_layer(node)] > 1:
+            continue
+        conv, norm = modules.get(_layer(source)), modules.get(_layer(node))
+        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+            # In float64: the factor of the weights is rounded once, with the product.
+            folded[conv] = fuse_conv_bn_eval(deepcopy(conv).double(), deepcopy(norm).double()).to(conv.weight.dtype)
+            folded[norm] = nn.Identity().eval()
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if module in folded:
+            network.set_submodule(name, folded[module])
+
+
+def _layer(node: fx.Node) -> str:
+    """Name of the layer that a node calls or of which it reads a tensor; empty for a function."""
+    if node.op == "call_module":
+        return str(node.target)
+    return str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
