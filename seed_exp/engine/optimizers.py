@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from seed_exp.config.schema import OptimizerConfig
@@ -28,28 +29,43 @@ class Lars(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient, in kernels over all of them; nothing waits for a GPU."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                gradient = parameter.grad
-                if parameter.ndim > 1:
-                    weight_norm = parameter.norm()
-                    denominator = gradient.norm() + group["weight_decay"] * weight_norm
-                    local_rate = group["trust_coefficient"] * weight_norm / denominator
-                    usable = (weight_norm > 0) & (denominator > 0)
-                    gradient = gradient + group["weight_decay"] * parameter
-                    gradient = gradient * torch.where(usable, local_rate, torch.ones_like(local_rate))
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["momentum_buffer"].mul_(group["momentum"]).add_(group["lr"] * gradient)
-                parameter.sub_(state["momentum_buffer"])
+            used = [parameter for parameter in group["params"] if parameter.grad is not None]
+            matrices = [parameter for parameter in used if parameter.ndim > 1]
+            parameters = matrices + [parameter for parameter in used if parameter.ndim <= 1]
+            if not parameters:
+                continue
+            gradients: list[Tensor] = [parameter.grad for parameter in parameters]
+            if matrices:
+                gradients[: len(matrices)] = _scaled(matrices, gradients[: len(matrices)], group)
+            buffers = [self._momentum_buffer(parameter) for parameter in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients, alpha=group["lr"])
+            torch._foreach_sub_(parameters, buffers)
+
+    def _momentum_buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Of each matrix, local rate x (g + weight_decay x w)."""
+    weight_norms = torch.stack(torch._foreach_norm(matrices))
+    denominators = torch.stack(torch._foreach_norm(gradients)) + group["weight_decay"] * weight_norms
+    usable = (weight_norms > 0) & (denominators > 0)
+    local_rates = torch.where(usable, group["trust_coefficient"] * weight_norms / denominators, 1.0)
+    decayed = torch._foreach_add(gradients, matrices, alpha=group["weight_decay"])
+    return list(torch._foreach_mul(decayed, local_rates.unbind()))
 
 
 def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
-    return SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    # Not on the CPU, where all of the update is less than 1 % of a step.
+    fused = all(parameter.is_cuda for parameter in parameters) or None
+    return SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
 
 
 def _lars(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
@@ -62,10 +78,19 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, list[nn.Parameter]], Optimizer]
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:
     """An optimiser of the module's trainable parameters with learning rate 0, until `set_lr`."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return lookup(OPTIMIZERS, config.name, "optimizer")(config, parameters)
+    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, parameters)
+    optimizer.register_load_state_dict_post_hook(_take_memory_format)
+    return optimizer
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Sets the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def _take_memory_format(optimizer: Optimizer) -> None:
+    """Gives loaded momentum the memory format of its parameter: fused kernels go through both as if they had the same."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            state[key] = torch.empty_like(parameter).copy_(value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def network() -> nn.Module:
 def gradients(module: nn.Module, step: int) -> None:
     torch.manual_seed(100 + step)
     for parameter in module.parameters():
-        parameter.grad = torch.randn_like(parameter)
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, dtype=parameter.dtype))
 
 
 RATES = [0.0, 0.5, 2.0, 1.0, 0.1]
@@ -134,6 +135,57 @@ def test_state_goes_on_in_another_optimizer(name: str) -> None:
     second.load_state_dict(first.state_dict())
     for one, two in zip(steps(resumed, second, range(2, 4)), expected, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("loaded", [torch.contiguous_format, torch.channels_last])
+def test_state_goes_on_in_another_memory_format(fused: bool, saved: torch.memory_format, loaded: torch.memory_format) -> None:
+    def trained(module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> nn.Module:
+        optimizer.param_groups[0]["fused"] = fused
+        gradients(module, step)
+        set_lr(optimizer, 0.5)
+        optimizer.step()
+        return module
+
+    first = network().to(memory_format=saved)
+    before = build_optimizer(config("sgd"), first)
+    trained(first, before, 0)
+    second = network().to(memory_format=loaded)
+    second.load_state_dict(first.state_dict())
+    after = build_optimizer(config("sgd"), second)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    for one, two in zip(trained(second, after, 1).parameters(), trained(first, before, 1).parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-14, atol=0)
+
+
+def test_lars_gives_the_same_in_any_memory_format() -> None:
+    modules = [network(), network().to(memory_format=torch.channels_last)]
+    for module in modules:
+        optimizer = build_optimizer(config("lars"), module)
+        set_lr(optimizer, 0.5)
+        for step in range(2):
+            gradients(module, step)
+            optimizer.step()
+    for one, two in zip(*(module.parameters() for module in modules), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_one_kernel_updates_all_as_on_the_cpu() -> None:
+    module, reference = network().cuda(), network()
+    optimizer, expected = build_optimizer(config("sgd"), module), build_optimizer(config("sgd"), reference)
+    assert optimizer.defaults["fused"]
+    assert not expected.defaults["fused"]
+    for step in range(2):
+        gradients(reference, step)
+        for one, two in zip(module.parameters(), reference.parameters(), strict=True):
+            one.grad = two.grad.cuda()
+        for each in (optimizer, expected):
+            set_lr(each, 0.5)
+            each.step()
+    for one, two in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one.cpu(), two, rtol=1e-12, atol=1e-15)
 
 
 def test_an_unknown_optimizer_is_refused_with_the_closest_name() -> None:
