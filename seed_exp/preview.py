@@ -25,7 +25,9 @@ def preview(config: PreviewConfig) -> None:
     indices = spread(len(source), config.num_images)
     images = [source.image(index) for index in indices.tolist()]
     views = TrainViews(config.views, config.seed)
-    made = views.device(views.host(images, np.full(len(images), -1), config.epoch, indices))
+    batch = views.empty(len(images))
+    views.host(images, np.full(len(images), -1), config.epoch, indices, batch)
+    made = views.device(batch)
     view_gallery(images, {name: denormalize(view, config.views) for name, view in made.items()}, Path(config.output))
     print(f"written to {config.output}")
 

@@ -10,6 +10,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from seed_exp.data.decode import encode_png
+
 NUM_TRAIN = 1437
 
 
@@ -35,6 +37,10 @@ class DigitsSource:
     def image(self, index: int) -> Tensor:
         """Image `index`, uint8 [3, 32, 32]."""
         return self._images[index].repeat(3, 1, 1)
+
+    def encoded(self, index: int) -> bytes:
+        """Image `index` as a PNG file."""
+        return encode_png(self.image(index))
 
     def key(self, index: int) -> str:
         """Number of the image in scikit-learn's set."""

@@ -84,12 +84,15 @@ class ImageFolderSource:
 
     def image(self, index: int) -> Tensor:
         """Image `index`, uint8 [3, H, W]."""
+        return decode(self.encoded(index), str(self.root / self.key(index)))
+
+    def encoded(self, index: int) -> bytes:
+        """The file of image `index`."""
         path = self.root / self.key(index)
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read image {path}: {error.strerror}") from error
-        return decode(data, str(path))
 
     def key(self, index: int) -> str:
         """Path of image `index` below the root."""

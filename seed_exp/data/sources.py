@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seed_exp.config.schema import DataConfig
+from seed_exp.config.schema import DataConfig, OnError
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.image_folder import ImageFolderSource, class_names
+from seed_exp.data.shards import ShardsSource, find_shards
 from seed_exp.data.torchvision_sets import TorchvisionSource, has_splits
 from seed_exp.data.tsv import TsvSource
 from seed_exp.registry import lookup
@@ -35,6 +36,10 @@ class Source(Protocol):
 
     def image(self, index: int) -> Tensor:
         """RGB pixels of image `index`, uint8 [3, H, W]; ValueError naming the image if it cannot be read."""
+        ...
+
+    def encoded(self, index: int) -> bytes:
+        """The file of image `index`, a PNG where it has none of its own; ValueError naming the image if it cannot be read."""
         ...
 
     def key(self, index: int) -> str:
@@ -64,6 +69,10 @@ class Subset:
         """Image `index` of the subset, uint8 [3, H, W]."""
         return self.source.image(int(self.indices[index]))
 
+    def encoded(self, index: int) -> bytes:
+        """The file of image `index` of the subset."""
+        return self.source.encoded(int(self.indices[index]))
+
     def key(self, index: int) -> str:
         """Name of the image in the whole source."""
         return self.source.key(int(self.indices[index]))
@@ -79,6 +88,9 @@ def load_source(config: DataConfig, split: Split) -> Source:
 
     Validation images are those of `data.val_root`, else those that stand beside the training images (val.tsv, val/, the test
     split of a torchvision set), else the share `data.val_fraction` of the training images, which `train` then lacks.
+
+    With `data.on_error=skip` rows that are broken beyond their image, such as lines of a TSV file without a label, are images
+    that cannot be read; else they are errors at once.
 
     Raises:
         NoValidationError: there are no validation images; a ValueError as the others.
@@ -115,7 +127,11 @@ def _digits(_config: DataConfig, split: Split) -> Source:
 def _tsv(config: DataConfig, split: Split) -> Source:
     root = _root(config)
     val = _tsv_of(Path(config.val_root), "val") if config.val_root else root / "val.tsv"
-    return _choose(config, split, lambda: TsvSource(_tsv_of(root, "train")), (lambda: TsvSource(val)) if val.is_file() else None)
+
+    def load(path: Path) -> Source:
+        return TsvSource(path, keep_bad=config.on_error is OnError.skip)
+
+    return _choose(config, split, lambda: load(_tsv_of(root, "train")), (lambda: load(val)) if val.is_file() else None)
 
 
 def _tsv_of(path: Path, split: Split) -> Path:
@@ -124,6 +140,27 @@ def _tsv_of(path: Path, split: Split) -> Path:
     if not path.is_file():
         raise ValueError(f"no TSV file at {path}; give the file itself or a folder that holds {split}.tsv")
     return path
+
+
+def _shards(config: DataConfig, split: Split) -> Source:
+    if not config.root:
+        raise ValueError(f"data source {config.source!r} needs data.root=PATH")
+    root = config.root
+    val = _some_shards(config.val_root, "val") if config.val_root else []
+    if not val and Path(root).is_dir():
+        val = find_shards(root, "val")
+
+    def load(paths: list[Path]) -> Source:
+        return ShardsSource(paths, keep_bad=config.on_error is OnError.skip)
+
+    return _choose(config, split, lambda: load(_some_shards(root, "train")), (lambda: load(val)) if val else None)
+
+
+def _some_shards(root: str, split: Split) -> list[Path]:
+    found = find_shards(root, split)
+    if not found:
+        raise ValueError(f"no shards in {root}; expected {split}/*.tar or {split}-*.tar, or a pattern such as 'PATH/*.tar'")
+    return found
 
 
 def _image_folder(config: DataConfig, split: Split) -> Source:
@@ -170,6 +207,7 @@ SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "digits": _digits,
     "image_folder": _image_folder,
     "imagenet": _imagenet,
+    "shards": _shards,
     "torchvision": _torchvision,
     "tsv": _tsv,
 }

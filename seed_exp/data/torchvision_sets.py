@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import datasets
 
-from seed_exp.data.decode import to_tensor
+from seed_exp.data.decode import encode_png, to_tensor
 from seed_exp.registry import lookup
 
 _SPLITS = {"train": ("train", "trainval", "train-standard"), "val": ("test", "val", "valid")}
@@ -46,8 +46,12 @@ class TorchvisionSource:
         """Image `index`, uint8 [3, H, W]."""
         try:
             return to_tensor(self._set[index][0])
-        except OSError as error:
-            raise ValueError(f"cannot read image {self.key(index)}: {error}") from error
+        except Exception as error:  # of Pillow's readers, or of the set's own
+            raise ValueError(f"cannot read image {self.key(index)}: {error or type(error).__name__}") from error
+
+    def encoded(self, index: int) -> bytes:
+        """Image `index` as a PNG file: what torchvision read it from is not known."""
+        return encode_png(self.image(index))
 
     def key(self, index: int) -> str:
         """Name of the set, split and number of the image."""

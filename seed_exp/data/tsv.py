@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import os
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pybase64 import b64decode
 from torch import Tensor
 from tqdm import tqdm
 
 from seed_exp.data.decode import decode
-from seed_exp.files import atomic_write
+from seed_exp.data.index import MALFORMED, index_places, known_labels, load_index, parse_label
 
 _RECORD = np.dtype([("offset", "<u8"), ("label", "<i8")])
 _CHUNK_SIZE = 1 << 24  # bytes read at once while the lines are looked for
@@ -30,31 +31,31 @@ _PROGRESS_SIZE = 1 << 30  # bytes from which on a file's indexing shows a progre
 class TsvSource:
     """Images of one TSV file of any size: offsets and labels are memory-mapped, rows are read when asked for.
 
-    The index `X.tsv.index.npy` is written beside `X.tsv` (or, where that folder cannot be written, into the folder that
-    the environment variable SEED_CACHE names, ~/.cache/seed_exp by default) when it is absent or does not belong to
-    the file's present size and modification time. A file `X.lineidx` (one decimal byte offset per line, as
-    the released SEED code writes) saves that pass over the data if it fits.
+    The index `X.tsv.index.npy` is made as data.index says. A file `X.lineidx` (one decimal byte offset per line, as the
+    released SEED code writes) saves the pass over the data if it fits.
 
     A file in which every label is -1 is unlabelled. Instances may be forked or pickled into other processes: each
     process opens the file for itself and reads without a shared position.
 
+    Args:
+        path: The file.
+        keep_bad: Whether rows with a malformed key or label are images that cannot be read, instead of errors at once.
+
     Raises:
         ValueError: the file is missing, empty, changes meanwhile, or a row's key or label is malformed (file and line
-            number are named). Reading an image raises it for the row's base64 and image.
+            number are named). Reading an image raises it for the row and its image.
     """
 
     labels: NDArray[np.int64] | None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep_bad: bool = False) -> None:
         if not path.is_file():
             raise ValueError(f"no TSV file at {path}")
-        self.path = path
-        # Record n closes the last row: its offset is the size of the file, its label the modification time in ns.
-        self._index = np.asarray(_load_index(path))
-        labels = self._index["label"][:-1]
-        self.labels = labels if (labels != -1).any() else None
+        self.path, self._keep_bad = path, keep_bad
+        self._index = load_index(path, _build_index, lambda dtype: dtype == _RECORD)
         self._file: FileIO | None = None
         self._pid = -1
+        self.labels = known_labels(self._index["label"][:-1], self._malformed, keep_bad)
 
     def __len__(self) -> int:
         return len(self._index) - 1
@@ -64,10 +65,15 @@ class TsvSource:
         key, data = self._row(index)
         return decode(data, f"{key} ({self.path}, line {index + 1})")
 
+    def encoded(self, index: int) -> bytes:
+        """The file of image `index`."""
+        return self._row(index)[1]
+
     def key(self, index: int) -> str:
-        """First column of row `index`."""
-        start = int(self._index["offset"][index])
-        return _read_head(self._descriptor(), start, self.path, index + 1)[0]
+        """First column of row `index`, empty if there is none."""
+        with suppress(ValueError):
+            return _read_head(self._descriptor(), int(self._index["offset"][index]), self.path, index + 1)[0]
+        return ""
 
     def fingerprint(self) -> str:
         """Name, number of rows, and a hash of all offsets and labels: the same for a copy of the file elsewhere."""
@@ -75,22 +81,46 @@ class TsvSource:
         return f"tsv:{self.path.name}:{len(self)}:{digest[:16]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TsvSource, (self.path,)
+        return TsvSource, (self.path, self._keep_bad)
 
     def _row(self, index: int) -> tuple[str, bytes]:
         start, end = (int(offset) for offset in self._index["offset"][index : index + 2])
-        line = os.pread(self._descriptor(), end - start, start).rstrip(b"\r\n")
-        if b"\n" in line:
-            wrong = f"{self.path.with_suffix('.lineidx').name} and {_index_places(self.path)[0].name}"
-            raise _row_error(self.path, index + 1, f"the line index leaves lines out; delete {wrong}")
-        columns = line.split(b"\t")
-        if len(columns) != 3:
-            raise _row_error(self.path, index + 1, f"expected 3 columns (key, label, base64), got {len(columns)}")
-        key = columns[0].decode(errors="replace")
         try:
-            return key, base64.b64decode(columns[2], validate=True)
+            line = os.pread(self._descriptor(), end - start, start)
+            return self._parse(line, end - start, int(self._index["label"][index]), index + 1)
+        except OSError as error:
+            raise _row_error(self.path, index + 1, f"cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            stat = os.fstat(self._descriptor())
+            if (stat.st_size, stat.st_mtime_ns) != tuple(self._index[-1].tolist()):
+                raise ValueError(f"{error}; the file changed since it was indexed, start again") from error
+            raise
+
+    def _parse(self, line: bytes, size: int, known_label: int, number: int) -> tuple[str, bytes]:
+        """Key and image file of a whole line, which the index says has this size and label."""
+        if len(line) < size:
+            raise _row_error(self.path, number, f"only {len(line)} of {size} bytes are left")
+        line = line.rstrip(b"\r\n")
+        if b"\n" in line:
+            wrong = f"{self.path.with_suffix('.lineidx').name} and {index_places(self.path)[0].name}"
+            raise _row_error(self.path, number, f"the line index leaves lines out; delete {wrong}")
+        columns = line.split(b"\t")
+        key, label = _parse_head(columns, self.path, number)
+        if label != known_label:
+            raise _row_error(self.path, number, f"the label is {label}, but {known_label} in the index")
+        if len(columns) > 3:
+            raise _row_error(self.path, number, f"expected 3 columns (key, label, base64), got {len(columns)}")
+        try:
+            return key, b64decode(columns[2], validate=True)
         except binascii.Error as error:
-            raise _row_error(self.path, index + 1, f"the image {key!r} is not valid base64: {error}") from error
+            raise _row_error(self.path, number, f"the image {key!r} is not valid base64: {error}") from error
+
+    def _malformed(self, index: int) -> ValueError:
+        try:
+            _read_head(self._descriptor(), int(self._index["offset"][index]), self.path, index + 1)
+        except ValueError as error:
+            return error
+        return _row_error(self.path, index + 1, "malformed when it was indexed")
 
     def _descriptor(self) -> int:
         # A descriptor inherited through fork is left to the parent, which may close it.
@@ -99,65 +129,26 @@ class TsvSource:
         return self._file.fileno()
 
 
-def _index_places(path: Path) -> list[Path]:
-    cache = Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    return [path.with_name(f"{path.name}.index.npy"), cache / "tsv" / f"{path.stem}-{name}.index.npy"]
-
-
-def _load_index(path: Path) -> NDArray[Any]:
-    places = _index_places(path)
-    stat = path.stat()
-    for place in places:
-        index = _open_index(place, stat)
-        if index is not None:
-            return index
-    built = _build_index(path)
-    for place in places:
-        try:
-            with atomic_write(place) as file:
-                np.save(file, built)
-        except OSError:
-            continue
-        index = _open_index(place, stat)
-        if index is not None:
-            return index
-    return built  # nowhere to write: each process keeps its own copy, 16 bytes per row
-
-
-def _open_index(place: Path, stat: os.stat_result) -> NDArray[Any] | None:
-    """The index in `place` if it is whole and belongs to the file with this `stat`."""
-    try:
-        index: NDArray[Any] = np.load(place, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # absent, cut short, or another kind of file
-        return None
-    if index.dtype != _RECORD or index.ndim != 1 or len(index) < 2:
-        return None
-    return index if tuple(index[-1].tolist()) == (stat.st_size, stat.st_mtime_ns) else None
-
-
 def _build_index(path: Path) -> NDArray[Any]:
-    """Offsets and labels of all rows [n + 1], from one pass over the file, or from its `.lineidx` if that fits."""
+    """Offsets and labels of all rows [n], from one pass over the file, or from its `.lineidx` if that fits."""
     with path.open("rb", buffering=0) as file:
         descriptor = file.fileno()
-        stat = os.fstat(descriptor)
-        if stat.st_size == 0:
+        size = os.fstat(descriptor).st_size
+        if size == 0:
             raise ValueError(f"{path} is empty; expected lines of key, label and base64, separated by tabs")
         offsets, labels = array("Q"), array("q")
-        starts = _read_lineidx(path, descriptor, stat.st_size) or _line_starts(descriptor, 0, stat.st_size)
-        small = stat.st_size < _PROGRESS_SIZE
-        with tqdm(total=stat.st_size, desc=f"indexing {path.name}", unit="B", unit_scale=True, disable=small) as progress:
+        starts = _read_lineidx(path, descriptor, size) or _line_starts(descriptor, 0, size)
+        with tqdm(total=size, desc=f"indexing {path.name}", unit="B", unit_scale=True, disable=size < _PROGRESS_SIZE) as progress:
             for number, start in enumerate(starts, 1):
                 offsets.append(start)
-                labels.append(_read_head(descriptor, start, path, number)[1])
+                try:
+                    labels.append(_read_head(descriptor, start, path, number)[1])
+                except ValueError:
+                    labels.append(MALFORMED)
                 progress.update(start - progress.n)
-    after = path.stat()
-    if (after.st_size, after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-        raise ValueError(f"{path} changed while its lines were counted; start again when it is complete")
-    index = np.empty(len(offsets) + 1, _RECORD)
-    index["offset"][:-1], index["label"][:-1] = offsets, labels
-    index[-1] = stat.st_size, stat.st_mtime_ns
-    return index
+    records = np.empty(len(offsets), _RECORD)
+    records["offset"], records["label"] = offsets, labels
+    return records
 
 
 def _read_lineidx(path: Path, descriptor: int, size: int) -> list[int] | None:
@@ -194,13 +185,18 @@ def _read_head(descriptor: int, start: int, path: Path, number: int) -> tuple[st
         head = os.pread(descriptor, size, start)
         if head.count(b"\t") >= 2 or b"\n" in head:
             break
-    columns = head.partition(b"\n")[0].split(b"\t", 2)
-    if len(columns) != 3:
-        raise _row_error(path, number, f"expected 3 columns (key, label, base64), got {len(columns)}")
+    return _parse_head(head.partition(b"\n")[0].rstrip(b"\r").split(b"\t", 2), path, number)
+
+
+def _parse_head(columns: list[bytes], path: Path, number: int) -> tuple[str, int]:
+    """Key and label from the first of at least three columns."""
+    if len(columns) < 3:
+        found = len(columns) if columns != [b""] else "an empty line"
+        raise _row_error(path, number, f"expected 3 columns (key, label, base64), got {found}")
     try:
-        return columns[0].decode(errors="replace"), int(np.int64(int(columns[1])))
-    except (ValueError, OverflowError):
-        raise _row_error(path, number, f"the label must be an integer, got {columns[1][:40]!r}") from None
+        return columns[0].decode("utf-8-sig", errors="replace"), parse_label(columns[1])
+    except ValueError as error:
+        raise _row_error(path, number, str(error)) from None
 
 
 def _row_error(path: Path, number: int, what: str) -> ValueError:

@@ -30,6 +30,8 @@ class Extractor:
     batch_size: int = 256
     """Images per forward pass of each process."""
     precision: Precision = Precision.auto
+    bad_samples: Callable[[Source], Callable[[int, str], None]] | None = None
+    """Makes for a source what is told of its images that cannot be read; None = they are errors."""
 
     @torch.no_grad()
     def __call__(
@@ -40,30 +42,35 @@ class Extractor:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Features of the images `indices` [n] of `source` by every encoder, each image read once for all of them.
 
-        Several processes share the work; each gets the whole result. The caller has set the encoders to evaluation mode.
+        Several processes share the work; the first one gets the result. The caller has set the encoders to evaluation mode.
 
         Returns:
             Features [n, num_features] by name and labels [n] (-1 = unlabelled), float32 and int64 on the CPU, in the order of
-            `indices`.
+            `indices`; on other ranks than 0 neither names nor labels.
         """
+        kept = len(indices) if distributed.rank() == 0 else 0
         features: dict[str, Tensor] = {}
-        labels = torch.empty(len(indices), dtype=torch.int64)
+        labels = torch.empty(kept, dtype=torch.int64)
         done = 0
+        on_bad = None if self.bad_samples is None else self.bad_samples(source)
         order = [(0, mine) for mine in self._rounds(indices)]
-        with closing(load_batches(source, self.views.host, order, num_workers=self.num_workers)) as batches:
-            hidden = None if distributed.rank() == 0 else True  # None: shown on a terminal only
+        with closing(
+            load_batches(source, self.views, order, num_workers=self.num_workers, device=self.device, on_bad=on_bad)
+        ) as batches:
+            hidden = None if kept else True  # None: shown on a terminal only
             for batch in tqdm(batches, "features", len(order), leave=False, unit="batch", disable=hidden):
-                moved = batch._replace(views={name: view.to(self.device) for name, view in batch.views.items()})
-                images = self.views.device(moved)["global"][0]
+                images = self.views.device(batch)["global"][0]
                 for name, encoder in encoders.items():
                     with autocast(self.precision, self.device):
                         mine = encoder(images).float()
                     everyones = distributed.all_gather(mine)
-                    if name not in features:  # once, whole: parts and their concatenation would take twice the memory
-                        features[name] = torch.empty(len(indices), everyones.shape[1])
-                    features[name][done : done + len(everyones)] = everyones[: len(indices) - done]
-                everyones = distributed.all_gather(batch.labels.to(self.device))
-                labels[done : done + len(everyones)] = everyones[: len(indices) - done]
+                    if kept:
+                        if name not in features:  # once, whole: parts and their concatenation would take twice the memory
+                            features[name] = torch.empty(kept, everyones.shape[1])
+                        features[name][done : done + len(everyones)] = everyones[: kept - done]
+                everyones = distributed.all_gather(batch.labels)
+                if kept:
+                    labels[done : done + len(everyones)] = everyones[: kept - done]
                 done += len(everyones)
         return features, labels
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seed_exp.config.schema import CropConfig, DataConfig, ViewsConfig
+from seed_exp.config.schema import CropConfig, DataConfig, OnError, ViewsConfig
+from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import Source, load_source
 from seed_exp.engine import distributed
@@ -72,6 +74,13 @@ def load_labelled(config: DataConfig) -> LabelledSources:
             f"{num_classes - 1}; they must be the same classes, numbered from 0"
         )
     return LabelledSources(train, val, num_classes)
+
+
+def bad_samples_of(config: DataConfig, folder: Path) -> Callable[[Source], BadSamples] | None:
+    """Makes for a source what lists its unreadable images in `folder`; None where such an image is an error at once."""
+    if config.on_error is not OnError.skip:
+        return None
+    return lambda source: BadSamples(folder, source, config.max_bad)
 
 
 def num_workers_of(config: DataConfig) -> int:

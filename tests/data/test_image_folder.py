@@ -5,10 +5,14 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from seed_exp.data.image_folder import ImageFolderSource
+from seed_exp.data.loader import load_batches
+from seed_exp.views.recipe import EvalViews
 
 
 def save(path: Path, value: int = 0) -> None:
@@ -83,3 +87,28 @@ def test_a_file_that_is_gone_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match=r"cannot read image .*0.png: No such file"):
         source.image(0)
+
+
+def test_files_that_cannot_be_read_are_counted_and_replaced(tmp_path: Path) -> None:
+    for number in range(12):
+        save(tmp_path / "ab"[number % 2] / f"{number:02d}.png", number)
+    source = ImageFolderSource(tmp_path)  # a: 0 2 4 6 8 10, b: 1 3 5 7 9 11
+    (tmp_path / "a" / "02.png").write_bytes(b"")
+    (tmp_path / "a" / "10.png").unlink()
+    (tmp_path / "b" / "11.png").unlink()
+    (tmp_path / "b" / "11.png").mkdir()
+    found: dict[int, str] = {}
+    order = [(0, np.arange(12))]
+    (batch,) = load_batches(source, EvalViews(tiny.views_config()), order, num_workers=0, on_bad=found.__setitem__)
+    assert batch.indices.tolist() == [0, 2, 2, 3, 4, 6, 6, 7, 8, 9, 10, 0]
+    assert batch.labels.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0]
+    assert {index: error.rpartition(": ")[2] for index, error in found.items()} == {
+        1: "the file is empty",
+        5: "No such file or directory",
+        11: "Is a directory",
+    }
+
+
+def test_encoded_gives_the_file_as_it_is(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    assert ImageFolderSource(tmp_path).encoded(0) == (tmp_path / "0.png").read_bytes()

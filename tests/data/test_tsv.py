@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from seed_exp.data import index as index_module
 from seed_exp.data import tsv
 from seed_exp.data.tsv import TsvSource
 
@@ -98,7 +101,7 @@ def test_lines_are_found_whatever_the_size_of_the_pieces_read(tmp_path: Path, mo
     expected = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])
     for size in (1, 7, 100, 1 << 20):
         monkeypatch.setattr(tsv, "_CHUNK_SIZE", size)
-        assert np.array_equal(tsv._build_index(path)["offset"], expected)
+        assert np.array_equal(tsv._build_index(path)["offset"], expected[:-1])
 
 
 def test_a_changed_file_is_indexed_again(tmp_path: Path) -> None:
@@ -189,14 +192,14 @@ def test_processes_that_index_at_once_all_get_the_right_one(tmp_path: Path) -> N
 
 def _refuse(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     # Permissions do not bind root, under which tests may run.
-    atomic_write = tsv.atomic_write
+    atomic_write = index_module.atomic_write
 
     def write(path: Path) -> AbstractContextManager[BinaryIO]:
         if any(folder in path.parents for folder in folders):
             raise PermissionError(13, "Permission denied")
         return atomic_write(path)
 
-    monkeypatch.setattr(tsv, "atomic_write", write)
+    monkeypatch.setattr(index_module, "atomic_write", write)
 
 
 def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,16 +282,21 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     [
         ("", "a.tsv is empty"),
         (row(0) + "image1\t5\n", r"a.tsv, line 2: expected 3 columns .* got 2"),
-        (row(0) + "\n", r"a.tsv, line 2: expected 3 columns .* got 1"),
+        (row(0) + "\n", r"a.tsv, line 2: expected 3 columns .* got an empty line"),
+        (row(0) + "\r\n" + row(1), r"a.tsv, line 2: expected 3 columns .* got an empty line"),
         ("x" * 100_000, r"a.tsv, line 1: expected 3 columns .* got 1"),
-        (row(0) + row(1) + row(2, "cat"), r"a.tsv, line 3: the label must be an integer, got b'cat'"),
+        (row(0) + row(1) + row(2, "cat"), r"a.tsv, line 3: the label must be an integer, .* got b'cat'"),
+        (row(0) + row(1, 1.5), r"a.tsv, line 2: the label must be an integer, .* got b'1.5'"),
         (row(0, 2**70), r"a.tsv, line 1: the label must be an integer"),
+        (row(0, 2**31), r"a.tsv, line 1: the label must be an integer"),
+        (row(0) + row(1, -2), r"a.tsv, line 2: the label must be an integer, .* -1 for none, got b'-2'"),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TsvSource(write(tmp_path / "a.tsv", text))
-    assert not index_of(tmp_path / "a.tsv").exists()
+    with pytest.raises(ValueError, match=message):  # with the index that there may be now
+        TsvSource(tmp_path / "a.tsv")
 
 
 @pytest.mark.parametrize(
@@ -325,3 +333,98 @@ def test_a_file_that_grows_meanwhile_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(tsv, "_read_head", grow)
     with pytest.raises(ValueError, match="changed while"):
         TsvSource(path)
+
+
+BAD_ROWS = {
+    "cut in the middle": row(1)[: len(row(1)) // 2] + "\n",
+    "cut, the next one joined to it": row(1)[: len(row(1)) // 2],
+    "no label": "image1\tAAAA\n",
+    "a column more": row(1).replace("\n", "\textra\n"),
+    "empty": "\n",
+    "label of another kind": row(1, "cat"),
+    "label out of range": row(1, -7),
+    "no base64": "image1\t1\tAA*AA\n",
+    "base64 of no image": "image1\t1\tAAAA\n",
+    "image cut": "image1\t1\t" + base64.b64encode(png(1)[:-40]).decode() + "\n",
+    "zeros": "\0" * 50 + "\n",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_bad_rows_that_may_be_kept_cost_only_themselves(tmp_path: Path, kind: str) -> None:
+    source = TsvSource(write(tmp_path / "a.tsv", row(0, 4) + BAD_ROWS[kind] + row(2, 5) + row(3, 6)), keep_bad=True)
+    num_lost = 2 if "joined" in kind else 1
+    assert len(source) == 5 - num_lost
+    for number in range(1 + num_lost, 4):
+        assert source.image(number - num_lost + 1)[0, 0, 0] == number
+    with pytest.raises(ValueError, match=r"a.tsv, line 2"):
+        source.image(1)
+    assert source.labels is not None
+    assert (source.labels >= 0).all()  # evaluation wants labels from 0 on
+    assert source.labels[[0, -1]].tolist() == [4, 6]
+    source.key(1)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.labels.tolist() == source.labels.tolist()
+
+
+def test_a_row_without_a_label_has_that_of_the_image_that_replaces_it(tmp_path: Path) -> None:
+    text = row(0, 4) + row(1, "cat") + row(2, "dog") + row(3, 6) + row(4, "")
+    source = TsvSource(write(tmp_path / "a.tsv", text), keep_bad=True)
+    assert source.labels is not None
+    assert source.labels.tolist() == [4, 6, 6, 6, 4]
+
+
+def test_a_file_of_bad_rows_only_is_refused_also_where_bad_rows_may_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a.tsv, line 1: expected 3 columns .* got 2"):
+        TsvSource(write(tmp_path / "a.tsv", "a.jpg\tAAAA\nb.jpg\tAAAA\n"), keep_bad=True)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_key(tmp_path: Path) -> None:
+    source = TsvSource(write(tmp_path / "a.tsv", "\ufeff" + row(0) + row(1)))
+    assert source.key(0) == "image0"
+    assert source.image(0)[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-30], lambda text: "x" + text, lambda text: row(7, 5) * 2])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: Callable[[str], str]) -> None:
+    path = write(tmp_path / "a.tsv", row(0) + row(1))
+    source = TsvSource(path)
+    source.image(1)
+    write(path, change(path.read_text()))
+    with pytest.raises(ValueError, match=r"a.tsv, line 2: .*; the file changed since it was indexed, start again"):
+        source.image(1)
+
+
+def test_a_touched_file_is_still_read(tmp_path: Path) -> None:
+    source = TsvSource(make(tmp_path / "a.tsv", 3))
+    os.utime(source.path)
+    check(source, 3)
+
+
+def test_encoded_gives_the_file_as_it_is(tmp_path: Path) -> None:
+    assert TsvSource(make(tmp_path / "a.tsv", 3)).encoded(2) == png(2)
+
+
+PIECES = st.sampled_from(
+    [b"\t", b"\n", b"\r\n", b"1", b"-1", b"99999999999999999999", b"AAAA", b"\xef\xbb\xbf", b"\0", b"\xff", row(1).encode()]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(PIECES, st.binary(max_size=6)), max_size=12), st.booleans())
+def test_whatever_bytes_there_are_only_our_own_errors_come_out(tmp_path: Path, pieces: list[bytes], keep_bad: bool) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"".join(pieces))
+    index_of(path).unlink(missing_ok=True)
+    try:
+        source = TsvSource(path, keep_bad)
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = "a.tsv"
+        assert len(source) == len(path.read_bytes().removesuffix(b"\n").split(b"\n"))
+        for number in range(len(source)):
+            source.key(number)
+            with suppress(ValueError):
+                assert source.image(number).shape == (3, 4, 5)
+    assert "a.tsv" in message

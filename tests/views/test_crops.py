@@ -61,7 +61,7 @@ def assert_crops_equal_pillows(pictures: list[Image.Image]) -> None:
             expected = picture.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
             for image in (tensor(picture), tensor(picture).contiguous()):
                 out = torch.empty(3, size, size, dtype=torch.uint8)
-                crop_resize(image, box, out)
+                crop_resize(image, box.tolist(), out)
                 difference = (out.float() - tensor(expected).float()).abs()
                 assert difference.mean() < 0.3
                 assert difference.max() <= 1
@@ -143,7 +143,7 @@ def test_images_of_one_pixel_work() -> None:
     draws = np.random.default_rng(0).random((1, NUM_CROP_DRAWS))
     (box,) = random_resized_crop_boxes(np.array([1]), np.array([1]), draws, (0.2, 1.0), RATIO)
     out = torch.empty(3, 5, 5, dtype=torch.uint8)
-    crop_resize(image, box, out)
+    crop_resize(image, box.tolist(), out)
     assert (out == image).all()
     out.zero_()
     resize_center_crop(image, 6, out)

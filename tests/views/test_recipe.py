@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -43,7 +44,15 @@ def source() -> list[Tensor]:
 def host(views: TrainViews | EvalViews, indices: list[int], epoch: int = 0) -> HostBatch:
     images = source()
     chosen = np.array(indices, dtype=np.int64)
-    return views.host([images[index] for index in indices], chosen * 10, epoch, chosen)
+    return made(views, [images[index] for index in indices], chosen * 10, epoch, chosen)
+
+
+def made(
+    views: TrainViews | EvalViews, images: list[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64]
+) -> HostBatch:
+    out = views.empty(len(images))
+    views.host(images, labels, epoch, indices, out)
+    return out
 
 
 def test_views_have_the_documented_shapes_and_kinds() -> None:
@@ -53,7 +62,7 @@ def test_views_have_the_documented_shapes_and_kinds() -> None:
         "global": (4, 2, 3, 24, 24),
         "local": (4, 3, 3, 16, 16),
     }
-    assert all(value.dtype == torch.uint8 and value.is_contiguous() for value in batch.views.values())
+    assert all(value.dtype == torch.uint8 and value.movedim(2, -1).is_contiguous() for value in batch.views.values())
     assert {name: tuple(value.shape[:2]) for name, value in batch.draws.items()} == {"global": (4, 2), "local": (4, 3)}
     assert batch.labels.tolist() == [30, 10, 40, 50]
     assert batch.indices.tolist() == [3, 1, 4, 5]
@@ -63,6 +72,24 @@ def test_views_have_the_documented_shapes_and_kinds() -> None:
         "local": (3, 4, 3, 16, 16),
     }
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in out.values())
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_the_host_half_fills_its_rows_and_no_others(kind: str, num: int) -> None:
+    views = TrainViews(config(), seed=0) if kind == "train" else EvalViews(config())
+    room = views.empty(5).map(lambda tensor: tensor.fill_(77))
+    indices = np.arange(num)
+    views.host(source()[:num], indices * 10, 0, indices, room.map(itemgetter(slice(1, 1 + num))))
+    expected = host(views, [0, 1])
+    for found, wanted in zip(tensors(room), tensors(expected), strict=True):
+        assert torch.equal(found[1 : 1 + num], wanted[:num])
+        assert (found[:1] == 77).all()
+        assert (found[1 + num :] == 77).all()
+
+
+def tensors(batch: HostBatch) -> list[Tensor]:
+    return [*batch.views.values(), *batch.draws.values(), batch.labels, batch.indices]
 
 
 @settings(deadline=None, max_examples=10)
@@ -108,7 +135,7 @@ def test_epochs_seeds_views_and_samples_differ() -> None:
     assert len(jittered) > 20
     assert len(jittered.unique(dim=0)) == len(jittered)
     image = source()[0]
-    same = TrainViews(config(), 0).host([image, image], np.zeros(2, np.int64), 0, np.array([0, 1]))
+    same = made(TrainViews(config(), 0), [image, image], np.zeros(2, np.int64), 0, np.array([0, 1]))
     assert not torch.equal(same.views["global"][0], same.views["global"][1])
     assert not torch.equal(same.views["global"][0, 0], same.views["global"][0, 1])
 
@@ -134,7 +161,7 @@ def test_views_survive_pickling() -> None:
 def test_images_of_one_pixel_become_views() -> None:
     image = torch.full((3, 1, 1), 100, dtype=torch.uint8)
     for views in (TrainViews(config(), seed=0), EvalViews(config())):
-        batch = views.host([image], np.array([-1]), 0, np.array([0]))
+        batch = made(views, [image], np.array([-1]), 0, np.array([0]))
         assert all((value == 100).all() for value in batch.views.values())
         assert all(value.isfinite().all() for value in views.device(batch).values())
 

@@ -31,13 +31,17 @@ def test_every_recipe_says_where_it_is_from_and_makes_views(file: Path) -> None:
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     labels, indices = np.array([0]), np.array([3])
     views = TrainViews(config, seed=0)
-    out = views.device(views.host([image], labels, 0, indices))
+    batch = views.empty(1)
+    views.host([image], labels, 0, indices, batch)
+    out = views.device(batch)
     assert {name: value.shape for name, value in out.items()} == {
         name: (crop.num, 1, 3, crop.size, crop.size) for name, crop in config.crops.items()
     }
     evaluation = EvalViews(config)
     size = config.eval_size
-    assert evaluation.device(evaluation.host([image], labels, 0, indices))["global"].shape == (1, 1, 3, size, size)
+    batch = evaluation.empty(1)
+    evaluation.host([image], labels, 0, indices, batch)
+    assert evaluation.device(batch)["global"].shape == (1, 1, 3, size, size)
 
 
 @pytest.mark.parametrize(

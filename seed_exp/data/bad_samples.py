@@ -1,0 +1,84 @@
+"""The list of images that cannot be read, and where it becomes too long to go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from seed_exp.data.sources import Source
+
+_NUM_SHOWN = 5  # of which the whole error is logged
+
+log = logging.getLogger("seed_exp")
+
+
+class BadSamples:
+    """Counts and lists the images of a source that were replaced because they cannot be read: `on_bad` of `load_batches`.
+
+    Each is one line of bad_samples.jsonl, {"source", "index", "key", "error"}, and counts once, also over several starts of a
+    run. The sources of a run share the file; lines of another source, or of another state of this one, are passed over.
+
+    Args:
+        folder: Where the list is.
+        source: Whose images.
+        max_bad: Largest share of them that may be bad.
+        write: Whether this process adds to the list; one of several does.
+    """
+
+    def __init__(self, folder: Path, source: Source, max_bad: float, *, write: bool = True) -> None:
+        self.file = folder / "bad_samples.jsonl"
+        self._source, self._fingerprint = source, source.fingerprint()
+        self._max_bad, self._write = max_bad, write
+        self._known = self._read_back()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __call__(self, index: int, error: str) -> None:
+        """Notes that image `index` cannot be read.
+
+        Raises:
+            ValueError: more images are bad than may be.
+        """
+        if index not in self._known:
+            self._known.add(index)
+            entry = {"source": self._fingerprint, "index": index, "key": self._source.key(index), "error": error}
+            if self._write:
+                try:
+                    self._append(json.dumps(entry).encode() + b"\n")
+                except OSError as failure:  # a full disk must not end a training
+                    log.warning("cannot write to %s: %s", self.file, failure.strerror)
+            if len(self._known) <= _NUM_SHOWN:
+                log.warning("the next good image takes the place of one that cannot be read: %s", error)
+            elif len(self._known) == _NUM_SHOWN + 1:
+                log.warning("further images that cannot be read are only listed in %s", self.file)
+        if len(self._known) > self._max_bad * len(self._source):
+            raise ValueError(
+                f"{len(self._known)} of {len(self._source)} images cannot be read, more than data.max_bad={self._max_bad:g} "
+                f"allows, the last: {error}. The list is {self.file}; python -m seed_exp.verify finds all of them. Mend the data "
+                "and delete the list, or raise data.max_bad"
+            )
+
+    def _read_back(self) -> set[int]:
+        """The images that the list names. A line that was cut when its writer was killed does not count."""
+        known = set()
+        for line in self.file.read_bytes().splitlines() if self.file.exists() else []:
+            try:
+                entry = json.loads(line)
+                if entry["source"] == self._fingerprint:
+                    known.add(int(entry["index"]))
+            except (ValueError, TypeError, KeyError):
+                continue
+        return known
+
+    def _append(self, line: bytes) -> None:
+        """One write, so that a kill can only cut the last line; the next one then begins on a line of its own."""
+        descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.write(descriptor, b"\n" + line if cut else line)
+        finally:
+            os.close(descriptor)
