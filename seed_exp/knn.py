@@ -14,7 +14,7 @@ from seed_exp.config.schema import KnnConfig
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.evaluation.features import Extractor, spread
-from seed_exp.evaluation.frozen import eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.evaluation.frozen import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
 from seed_exp.evaluation.knn import knn_accuracy
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.reporting.table import markdown_table
@@ -31,7 +31,9 @@ def knn(config: KnnConfig) -> Accuracies:
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
         if max(config.ks) > len(sources.train):
             raise ValueError(f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks")
-        extract = Extractor(EvalViews(frozen.views), device, num_workers_of(config.data), config.batch_size, config.precision)
+        bad_samples = bad_samples_of(config.data, run_home(run))
+        num_workers = num_workers_of(config.data)
+        extract = Extractor(EvalViews(frozen.views), device, num_workers, config.batch_size, config.precision, bad_samples)
         encoders = {name: student.features for name, student in frozen.students.items()}
         bank, bank_labels = extract(encoders, sources.train, spread(len(sources.train)))
         queries, query_labels = extract(encoders, sources.val, spread(len(sources.val)))

@@ -9,6 +9,7 @@ All learning rates of all students are trained side by side in one pass over the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
@@ -20,14 +21,15 @@ from seed_exp.config.schema import LinearConfig
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
 from seed_exp.engine.precision import resolve
-from seed_exp.engine.run_folder import decisive_options, log_to, open_run, to_plain
+from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
 from seed_exp.engine.tracking import build_tracker
 from seed_exp.evaluation.features import Extractor, spread
-from seed_exp.evaluation.frozen import eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.evaluation.frozen import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
 from seed_exp.evaluation.linear import linear_accuracy
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.methods.linear import LinearProbe, encoder_of
 from seed_exp.models.students import Student
+from seed_exp.redaction import redact_all
 from seed_exp.reporting.table import markdown_table
 from seed_exp.views.recipe import EvalViews, TrainViews
 
@@ -39,7 +41,7 @@ def linear(config: LinearConfig) -> Accuracies:
 
     Returns:
         {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's. "Best" is
-        by validation accuracy, so with several rates it is slightly optimistic.
+        by validation accuracy, so with several rates it is slightly optimistic. Rates that diverged are left out.
     """
     run = Path(config.run)
     device = distributed.local_device(config.device)
@@ -57,17 +59,20 @@ def linear(config: LinearConfig) -> Accuracies:
         encoders: dict[str, nn.Module] = {name: _Features(student) for name, student in frozen.students.items()}
         probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
         num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision)
+        bad_samples = bad_samples_of(config.data, folder)
+        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
 
-        def accuracy() -> Accuracies:
+        def accuracy(names: Collection[str]) -> Accuracies:
             features, labels = extract(encoders, sources.val, spread(len(sources.val)))
-            return linear_accuracy(probe.trainable, features, labels)
+            if distributed.rank() != 0:
+                return {}
+            return linear_accuracy({name: probe.trainable[name] for name in names}, features, labels)
 
-        def evaluate() -> dict[str, float]:
-            return {f"{name}/{key}": value for name, values in accuracy().items() for key, value in values.items()}
+        def evaluate(names: Collection[str]) -> dict[str, float]:
+            return {f"{name}/{key}": value for name, values in accuracy(names).items() for key, value in values.items()}
 
-        with closing(build_tracker(folder, config.tracker, to_plain(config))) as tracker:
-            fit(
+        with hold(folder), closing(build_tracker(folder, config.tracker, redact_all(to_plain(config)))) as tracker:
+            diverged = fit(
                 probe,
                 sources.train,
                 TrainViews(config.views, config.seed),
@@ -77,22 +82,25 @@ def linear(config: LinearConfig) -> Accuracies:
                 device=device,
                 num_workers=num_workers,
                 evaluate=evaluate,
-                on_checkpoint=lambda _: None,
+                on_checkpoint=lambda _, __: None,
+                on_bad=None if bad_samples is None else bad_samples(sources.train),
                 lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
             )
-        results = with_best(accuracy())
+        results = with_best(accuracy([name for name in probe.lrs if name not in diverged]))
         if distributed.rank() != 0:
             return results
         protocol = {
             "options": {key: value for key, value in decisive_options(to_plain(config)).items() if key != "run"},
             "precision": resolve(config.precision, device).value,
             "best_lr_chosen_on": "val",
+            "diverged": sorted(diverged),
             "train": sources.train.fingerprint(),
             "val": sources.val.fingerprint(),
             "students": frozen.record,
         }
         path = write_results(run_home(run), "linear", protocol, results)
     rows = [[name, f"{value['top1']:.2f}", f"{value['top5']:.2f}"] for name, value in results.items()]
+    rows += [[name, "diverged", "diverged"] for name in diverged]
     print(markdown_table(["linear evaluation, %", "top-1", "top-5"], rows))
     print(f"written to {path}")
     return results

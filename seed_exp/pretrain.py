@@ -13,6 +13,7 @@ from pathlib import Path
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import PretrainConfig
+from seed_exp.data.sources import Source
 from seed_exp.methods.moco import Moco
 from seed_exp.training import Built, build_students, init_inputs, train_encoders
 
@@ -23,10 +24,10 @@ def pretrain(config: PretrainConfig) -> Path:
     return train_encoders("pretrain", label, config, build)
 
 
-def build(config: PretrainConfig) -> Built:
+def build(config: PretrainConfig, train: Source) -> Built:  # noqa: ARG001
     """The students and their contrastive training."""
     students = build_students(config.students, config.embedding_dim, config.seed)
-    return Built(students, Moco(students, config.moco, config.seed), init_inputs(config.students))
+    return Built(students, Moco(students, config.moco, config.seed), init_inputs(config.students), [])
 
 
 main = command(pretrain)

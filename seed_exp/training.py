@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
-from seed_exp.config.schema import DataConfig, EncoderFitConfig, StudentConfig, ViewsConfig
+from seed_exp.config.schema import DataConfig, EncoderFitConfig, Precision, StudentConfig, ViewsConfig
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
-from seed_exp.engine.fit import Method, derive_seed, fit
-from seed_exp.engine.run_folder import decisive_options, log_to, open_run, to_plain
+from seed_exp.engine.fit import fit
+from seed_exp.engine.fleet import Method, derive_seed
+from seed_exp.engine.memory import activation_bytes
+from seed_exp.engine.precision import autocast
+from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
 from seed_exp.engine.tracking import build_tracker
 from seed_exp.evaluation.features import Extractor, spread
-from seed_exp.evaluation.frozen import eval_options, num_workers_of
+from seed_exp.evaluation.frozen import bad_samples_of, eval_options, num_workers_of
 from seed_exp.evaluation.knn import knn_accuracy
 from seed_exp.files import file_hash
 from seed_exp.models.students import Student, build_student, save_student
+from seed_exp.redaction import redact_all
 from seed_exp.views.recipe import EvalViews, TrainViews
 
 log = logging.getLogger("seed_exp")
@@ -35,16 +41,18 @@ class Built(NamedTuple):
     method: Method
     inputs: dict[str, str]
     """Fingerprints of the weights it read, by name."""
+    notes: list[str]
+    """What is worth knowing before training starts."""
 
 
-def train_encoders(command: str, label: str, config: C, build: Callable[[C], Built]) -> Path:
+def train_encoders(command: str, label: str, config: C, build: Callable[[C, Source], Built]) -> Path:
     """Trains the students of `config`, from the start or from where the run folder is.
 
     Args:
         command: Its name, for the run folder.
         label: Readable part of the run folder's name.
         config: All options.
-        build: Makes the students and the method that trains them.
+        build: Makes, of the options and the training images, the students and the method that trains them.
 
     Returns:
         The run folder, with students/<name>.safetensors, metrics.jsonl, log.txt, config.json and checkpoints/.
@@ -53,33 +61,41 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], Bui
     with distributed.process_group(device):
         with distributed.rank0_first():  # the first rank downloads and indexes, the others find it done
             train, val = load_source(config.data, "train"), labelled_validation(config.data)
-            students, method, inputs = build(config)
+            students, method, inputs, notes = build(config, train)
         check_view_sizes(students, config.views)
         inputs |= {"data": train.fingerprint()}
         folder = open_run(command, label, config, inputs, Path("runs") / command)
         log_to(folder)
-        size = {name: sum(parameter.numel() for parameter in student.parameters()) for name, student in students.items()}
-        log.info("%d images; students: %s", len(train), ", ".join(f"{name} ({num:,} parameters)" for name, num in size.items()))
+        log.info("%d images", len(train))
+        for name, student in students.items():
+            num_parameters = sum(parameter.numel() for parameter in student.parameters())
+            activations = activations_per_image(student, config.views, config.precision, device) / 2**20
+            log.info("student %s: %s parameters, %.3g MiB of activations per image", name, f"{num_parameters:,}", activations)
 
+        for note in notes:
+            log.info(note)
         if val is None or train.labels is None:
             log.info("no labelled validation images: no k-NN evaluation during training")
         num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision)
+        bad_samples = bad_samples_of(config.data, folder)
+        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
 
-        def evaluate() -> dict[str, float]:
+        def evaluate(names: Collection[str]) -> dict[str, float]:
             if val is None or train.labels is None:
                 return {}
-            return knn_during_training(extract, students, train, val, config.knn_bank_size, config.knn_query_size)
+            named = {name: students[name] for name in names}
+            return knn_during_training(extract, named, train, val, config.knn_bank_size, config.knn_query_size)
 
-        def write_students(step: int) -> None:
-            if distributed.rank() == 0:
-                facts = {"command": command, "step": step, "eval_views": eval_options(config.views)}
-                facts |= {"inputs": inputs, "options": decisive_options(to_plain(config))}
-                for name, student in students.items():
-                    save_student(folder / "students" / f"{name}.safetensors", student, config.students[name], facts)
+        facts = {"command": command, "eval_views": eval_options(config.views), "inputs": inputs}
+        facts |= {"options": redact_all(decisive_options(to_plain(config)))}
 
-        with closing(build_tracker(folder, config.tracker, to_plain(config))) as tracker:
-            fit(
+        def write_students(steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]]) -> None:
+            for name, step in steps.items():
+                path = folder / "students" / f"{name}.safetensors"
+                save_student(path, students[name], config.students[name], {**facts, "step": step}, networks[name])
+
+        with hold(folder), closing(build_tracker(folder, config.tracker, redact_all(to_plain(config)))) as tracker:
+            diverged = fit(
                 method,
                 train,
                 TrainViews(config.views, config.seed),
@@ -90,6 +106,14 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C], Bui
                 num_workers=num_workers,
                 evaluate=evaluate,
                 on_checkpoint=write_students,
+                on_bad=None if bad_samples is None else bad_samples(train),
+                epochs={name: student.epochs for name, student in config.students.items() if student.epochs is not None},
+            )
+        if diverged:
+            found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
+            raise ValueError(
+                f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
+                "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
         log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
     return folder
@@ -143,6 +167,18 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
             except (AssertionError, RuntimeError, ValueError) as error:
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"student {name} does not take views of {size} x {size} pixels: {reason}") from None
+
+
+def activations_per_image(student: Student, views: ViewsConfig, precision: Precision, device: torch.device) -> int:
+    """Bytes that autograd keeps of all views of an image until the backward pass: what makes memory grow with the batch."""
+    twin = copy.deepcopy(student).to(device).train()  # its BN statistics move
+
+    def forward() -> list[Tensor]:
+        crops = [crop for crop in views.crops.values() if crop.num > 0]
+        with autocast(precision, device):
+            return [twin(torch.zeros(2 * crop.num, 3, crop.size, crop.size, device=device)) for crop in crops]
+
+    return activation_bytes(forward) // 2
 
 
 def labelled_validation(config: DataConfig) -> Source | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from seed_exp.config.schema import (
     TrackerConfig,
     ViewsConfig,
 )
-from seed_exp.engine.fit import Method, derive_seed, fit
+from seed_exp.engine.fit import fit
+from seed_exp.engine.fleet import Method, derive_seed
 from seed_exp.engine.tracking import build_tracker
 from seed_exp.methods.linear import LinearProbe
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import Teacher
-from seed_exp.views.recipe import TrainViews
+from seed_exp.views.recipe import HostBatch, TrainViews
 
 DIM = 4
 
@@ -84,6 +85,11 @@ def students(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float =
     return out
 
 
+def host_batch(num: int, labels: Tensor | None = None, epoch: int = 0) -> HostBatch:
+    """Of `num` images, for methods: they get the views beside it."""
+    return HostBatch({}, {}, torch.full((num,), -1) if labels is None else labels, torch.arange(num), epoch)
+
+
 def teacher() -> Teacher:
     """With batch norm whose running statistics are not those of any batch."""
     torch.manual_seed(11)
@@ -132,18 +138,20 @@ def train(
     *,
     source: Images | None = None,
     num_workers: int = 0,
-    evaluate: Callable[[], Mapping[str, float]] | None = None,
-    on_checkpoint: Callable[[int], None] = lambda _: None,
+    evaluate: Callable[[Collection[str]], Mapping[str, float]] | None = None,
+    on_checkpoint: Callable[[Mapping[str, int], Any], None] = lambda _, __: None,
+    epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tracker = build_tracker(folder, TrackerConfig("files"), {})
 
-    def norms() -> dict[str, float]:  # depends on the weights and puts the networks into evaluation mode, as k-NN does
+    def norms(names: Collection[str]) -> dict[str, float]:  # depends on the weights, and evaluates as k-NN does
+        networks = {name: method.trainable[name].eval() for name in names}
         return {
-            f"{name}/norm": sum(p.detach().double().norm().item() for p in network.eval().parameters())
-            for name, network in method.trainable.items()
+            f"{name}/norm": sum(p.detach().double().norm().item() for p in network.parameters())
+            for name, network in networks.items()
         }
 
     try:
@@ -158,6 +166,7 @@ def train(
             num_workers=num_workers,
             evaluate=evaluate or norms,
             on_checkpoint=on_checkpoint,
+            epochs=epochs,
             lrs=lrs,
         )
     finally:
@@ -166,9 +175,9 @@ def train(
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
-    """All that the newest checkpoint holds, less what depends on the clock."""
+    """All that the newest checkpoint holds, less what depends on the clock: the place in speed.jsonl, hence the hash."""
     state: dict[str, Any] = torch.load(max((folder / "checkpoints").glob("step_*.pt")), weights_only=True)
-    del state["tracker"]["speed.jsonl"]
+    del state["tracker"]["speed.jsonl"], state["content_hash"]
     return state
 
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import os
 import sys
 import typing
@@ -15,18 +16,19 @@ from typing import Any
 import hydra
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from seed_exp.config import schema
 from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, typed
-from seed_exp.config.errors import explain, groups, is_for_user
+from seed_exp.config.errors import groups, in_one_line, is_for_user, last_words
 
 
-def command(run: Callable[[Any], Any]) -> Callable[[], None]:
+def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[], None]:
     """Makes `run`, which takes a typed config, the command named after the file that defines it.
+
+    `word` names an option whose value may stand alone at the beginning: with word="bench", `views` is `bench=views`. The
+    command's yes-or-no options may be given as flags: `--json` is `json=true`.
 
     On an error that a user can cause, the command prints one line and exits with status 1; HYDRA_FULL_ERROR=1 shows the
     traceback instead. Any other error keeps its traceback.
@@ -43,26 +45,31 @@ def command(run: Callable[[Any], Any]) -> Callable[[], None]:
             # In a sweep the exception goes on, so that the launcher knows which job failed and why.
             if wants_traceback or not is_for_user(error) or HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
-            sys.exit(f"error: {error}")
+            sys.exit(last_words(str(error)))
 
     def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(name, inspect.getmodule(run).__doc__ or ""))
             return
+        sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         _refuse_dashes(sys.argv[1:], name)
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
-        try:
+        with in_one_line():
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
             job()
-        except (HydraException, OmegaConfBaseException) as error:
-            if wants_traceback:
-                raise
-            sys.exit(f"error: {explain(error)}")
-        except (ValueError, OSError) as error:
-            if wants_traceback or not is_for_user(error):
-                raise
-            sys.exit(f"error: {error}")
 
     return main
+
+
+def spelled_out(arguments: list[str], name: str, word: str | None) -> list[str]:
+    """The arguments as Hydra wants them: KEY=VALUE for a flag of ours and for a first argument that is only a word."""
+    flags = {f"--{field.name}" for field in dataclasses.fields(SCHEMAS[name]) if field.type == "bool"}
+    arguments = [f"{argument[2:]}=true" if argument in flags else argument for argument in arguments]
+    # What follows a flag of Hydra's may be that flag's value.
+    options = itertools.takewhile(lambda argument: not argument.startswith("-"), arguments)
+    position = next((number for number, argument in enumerate(options) if "=" not in argument), None)
+    if word is not None and position is not None:
+        arguments[position] = f"{word}={arguments[position]}"
+    return arguments
 
 
 def _refuse_dashes(arguments: list[str], name: str) -> None:

@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from seed_exp.config.compose import config_home
+from seed_exp.redaction import redact
 from seed_exp.registry import closest
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Ends the process with one line and status 1 on an error that a user can cause; any other keeps its traceback.
+
+    With HYDRA_FULL_ERROR=1 in the environment every error keeps it.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        sys.exit(last_words(explain(error)))
+    except (ValueError, OSError) as error:
+        if wants_traceback or not is_for_user(error):
+            raise
+        sys.exit(last_words(str(error)))
+
+
+def last_words(error: str) -> str:
+    """The line with which a command ends; of several processes each says which one it is."""
+    rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
+    return redact(f"error{rank}: {error}")
 
 
 def groups() -> dict[str, list[str]]:

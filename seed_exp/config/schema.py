@@ -27,6 +27,33 @@ class ScheduleName(Enum):
     constant = "constant"
 
 
+class Resume(Enum):
+    """What a run does when its folder holds a checkpoint: go on, or refuse; `must` refuses when there is none."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+OnError = Enum("OnError", {"skip": "skip", "raise": "raise"})  # not a class: `raise` is no name in Python
+"""What becomes of an image that cannot be read: `skip` replaces it by the next good one and lists it."""
+
+
+class SplitName(Enum):
+    """A part of the images."""
+
+    train = "train"
+    val = "val"
+
+
+class DataFormat(Enum):
+    """What images can be converted to."""
+
+    tsv = "tsv"
+    image_folder = "image_folder"
+    shards = "shards"
+
+
 class TrackerMode(Enum):
     """Where W&B writes: `auto` is online when logged in, otherwise offline."""
 
@@ -56,9 +83,12 @@ class StudentConfig:
     """Hidden width of the projection head; null = feature width of the encoder, 2048 = the strong variant."""
     init: str | None = None
     """Weights the encoder starts from: a run folder, a student file of one, or a state dict in timm's names."""
+    epochs: int | None = None
+    """Passes over the training images, where this student is to be trained for fewer than the run has; null = all."""
 
     def __post_init__(self) -> None:
         _require(self.hidden_dim is None or self.hidden_dim >= 1, f"hidden_dim must be null or at least 1, got {self.hidden_dim}")
+        _require(self.epochs is None or self.epochs >= 1, f"students.<name>.epochs must be null or at least 1, got {self.epochs}")
 
 
 @dataclass
@@ -162,6 +192,10 @@ class DataConfig:
     """source=torchvision: download the files when they are absent."""
     num_workers: int | None = None
     """Processes per rank that decode and crop; null = this rank's share of the cores, 0 = in the training process."""
+    on_error: OnError = OnError.skip
+    """What an image that cannot be read does: skip = the next good one replaces it, bad_samples.jsonl lists it; raise = error."""
+    max_bad: float = 0.01
+    """on_error=skip: largest share of the images that may be bad."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.val_fraction < 1, f"data.val_fraction must be in [0, 1), got {self.val_fraction}")
@@ -169,6 +203,7 @@ class DataConfig:
             self.num_workers is None or self.num_workers >= 0,
             f"data.num_workers must be null or >= 0, got {self.num_workers}",
         )
+        _require(0 <= self.max_bad <= 1, f"data.max_bad must be in [0, 1], got {self.max_bad}")
 
 
 @dataclass
@@ -267,18 +302,26 @@ class FitConfig:
     """Passes over the training images."""
     steps: int | None = None
     """Optimiser steps, instead of `epochs`."""
-    batch_size: int = 256
-    """Images per optimiser step over all processes."""
+    batch_size: int | str = 256
+    """Images per optimiser step over all processes; auto = the largest power of two per process that fits into its memory."""
     accumulation: int = 1
     """Parts into which each process splits its share of the batch, to save memory."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
+    compile: bool | None = None
+    """Whether networks and views are compiled (torch.compile): slower to start, faster to run; null = on a GPU."""
     device: str = "auto"
     """auto = a GPU when there is one; or cpu, cuda."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints; one is always written at the end."""
+    """Steps between two checkpoints, of which the newest two are kept; further ones are written before each evaluation."""
+    max_skipped: int = 10
+    """Steps of a network whose gradient is not finite that are skipped; with more it has diverged and is trained no further."""
+    keep_every: int | None = None
+    """Epochs between two checkpoints that are kept for good; null = none is."""
+    resume: Resume = Resume.auto
+    """What a checkpoint in the run's folder means: auto = go on from it, must = refuse without one, never = refuse with one."""
     eval_every: float = 10
     """Epochs between two evaluations during training, where the data has labels; 0 = only the one at the end."""
     views: ViewsConfig = MISSING
@@ -292,11 +335,19 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-        for option in ("epochs", "batch_size", "accumulation", "log_every", "checkpoint_every"):
+        for option in ("epochs", "accumulation", "log_every", "checkpoint_every"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
+        valid_batch = self.batch_size == "auto" if isinstance(self.batch_size, str) else self.batch_size >= 1
+        _require(valid_batch, f"batch_size must be a number of images of at least 1, or auto, got {self.batch_size}")
+        _require(
+            self.batch_size != "auto" or self.steps is None,
+            f"steps={self.steps} of batch_size=auto would be training of unknown length; give epochs",
+        )
         _require(self.steps is None or self.steps >= 1, f"steps must be null or at least 1, got {self.steps}")
         _require(self.eval_every >= 0, f"eval_every must not be negative, got {self.eval_every}")
+        _require(self.max_skipped >= 0, f"max_skipped must not be negative, got {self.max_skipped}")
+        _require(self.keep_every is None or self.keep_every >= 1, f"keep_every must be null or at least 1, got {self.keep_every}")
 
 
 @dataclass
@@ -316,6 +367,13 @@ class EncoderFitConfig(FitConfig):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
         _require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
+        for name, student in self.students.items():
+            if student.epochs is not None:
+                _require(self.steps is None, f"students.{name}.epochs={student.epochs} says nothing beside steps={self.steps}")
+                _require(
+                    student.epochs <= self.epochs,
+                    f"students.{name}.epochs={student.epochs} exceeds epochs={self.epochs}, the length of the run; raise that",
+                )
 
 
 @dataclass
@@ -326,6 +384,8 @@ class DistillConfig(EncoderFitConfig):
     """Convention of the teacher's checkpoint; each teacher brings its own."""
     objective: ObjectiveConfig = MISSING
     """What is minimised."""
+    teacher_cache: str | None = None
+    """Folder where the teacher's embeddings are looked for and kept, for later students of the same teacher, views and seed."""
 
 
 @dataclass
@@ -420,3 +480,74 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         _require(len(self.seeds) > 0, "seeds must name at least one seed, e.g. seeds=[0]")
         _require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+
+
+@dataclass
+class BenchConfig:
+    bench: str = MISSING
+    """Key of bench.BENCHES: what is measured."""
+    seconds: float = 60
+    """Time that the measurement takes, beside its warm-up."""
+    batch_size: int = 32
+    """Images per repetition."""
+    rows: int = 256
+    """loss: embeddings compared with the queue, images x views."""
+    threads: int | None = None
+    """CPU threads; null = as many as PyTorch takes by itself."""
+    device: str = "auto"
+    """auto = a GPU when there is one; or cpu, cuda."""
+    precision: Precision = Precision.auto
+    """Number format of our forward passes; the plain ones are float32 on a CPU, float16 on a GPU."""
+    compile: bool | None = None
+    """Whether our networks are compiled; null = on a GPU."""
+    json: bool = False
+    """Prints JSON instead of a table; also --json."""
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+    """Networks to train, by name: the options of the group `student`."""
+    teacher: TeacherConfig = MISSING
+    """The frozen network, with random weights."""
+    teacher_ssl: TeacherSSLConfig = MISSING
+    """Convention of the teacher's checkpoint, which says what head it has."""
+    objective: ObjectiveConfig = MISSING
+    """What is minimised, and the size of the queue."""
+    optimizer: OptimizerConfig = MISSING
+    """How weights are updated."""
+    views: ViewsConfig = MISSING
+    """What is drawn from an image."""
+    data: DataConfig = MISSING
+    """Where the images of `bench=views` come from; the other benches make their own."""
+
+    def __post_init__(self) -> None:
+        _require(self.seconds >= 0, f"seconds must not be negative, got {self.seconds}")
+        for option in ("batch_size", "rows"):
+            value = getattr(self, option)
+            _require(value >= 1, f"{option} must be at least 1, got {value}")
+        _require(self.threads is None or self.threads >= 1, f"threads must be null or at least 1, got {self.threads}")
+        _require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
+
+
+@dataclass
+class ConvertConfig:
+    data: DataConfig = MISSING
+    """Where the images come from."""
+    split: SplitName = SplitName.train
+    """Which of them."""
+    to: DataFormat = MISSING
+    """What they become."""
+    output: str = MISSING
+    """Folder of the result, to be read with data=<to> data.root=<output>; both splits may go into the same one."""
+    shard_size: int = 10000
+    """to=shards: images per file."""
+
+    def __post_init__(self) -> None:
+        _require(self.shard_size >= 1, f"shard_size must be at least 1, got {self.shard_size}")
+
+
+@dataclass
+class VerifyConfig:
+    data: DataConfig = MISSING
+    """Where the images come from."""
+    split: SplitName | None = None
+    """Which of them; null = all."""
+    output: str = "verify-report.jsonl"
+    """Where the images that cannot be read are listed."""

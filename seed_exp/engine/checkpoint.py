@@ -1,16 +1,21 @@
-"""Checkpoints of a run: written whole or not at all, the newest readable one is where the run goes on."""
+"""Checkpoints of a run: written whole or not at all, in a thread of their own; the newest readable one is where it goes on."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import re
+import time
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from seed_exp.engine import distributed
 from seed_exp.files import atomic_write
@@ -22,22 +27,79 @@ _DAMAGE = (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.Bad
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
+LAST_TRIES = 6
+"""How often the checkpoint at the end of training is tried when the disk does not take it."""
+PAUSE_S = 10.0
+"""Seconds between these tries."""
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes checkpoints/step_<step>.pt in the run folder and removes all but the newest KEEP; rank 0 only.
+class CheckpointWriter:
+    """Writes checkpoints/step_<step>.pt of the run folder on rank 0, while training goes on.
+
+    The state is copied when it is handed over; after that the loop waits only if the checkpoint before is not yet on disk. A
+    disk that is full or away costs that checkpoint, not the run: the next one is another try.
 
     Args:
         folder: Run folder.
-        step: Steps done.
-        state: Tensors, numbers, strings in dicts and lists.
+        keep: Of the number of steps done, whether that checkpoint stays for good; of the others only the newest KEEP do.
+        beside: Called in the thread with each state before it is written, for other files of the same moment.
     """
-    if distributed.rank() != 0:
-        return
-    with atomic_write(folder / "checkpoints" / f"step_{step:08d}.pt") as file:
-        torch.save(state, file)
-    for path in _checkpoints(folder)[KEEP:]:
-        path.unlink()
+
+    def __init__(self, folder: Path, *, keep: Callable[[int], bool], beside: Callable[[dict[str, Any]], None]) -> None:
+        self._folder, self._keep, self._beside = folder, keep, beside
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[dict[str, Any], Future[None]] | None = None
+
+    def submit(self, state: dict[str, Any]) -> None:
+        """Has `state` written: tensors, numbers, strings in dicts and lists, `state["step"]` among them.
+
+        Raises:
+            Exception: what the writing of the state before met, other than an OSError.
+        """
+        if distributed.rank() != 0:
+            return
+        self._written()
+        copied = _on_cpu(state)
+        self._pending = copied, self._thread.submit(self._write, copied)
+
+    def close(self, *, finished: bool) -> None:
+        """Waits for the last checkpoint; if the run has `finished` and the disk did not take it, tries again for a minute.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        try:
+            for tries_left in reversed(range(LAST_TRIES)):
+                state = self._written()
+                if state is None or not finished:
+                    return
+                time.sleep(PAUSE_S)
+                if tries_left == 0:
+                    self._write(state)
+                else:
+                    self._pending = state, self._thread.submit(self._write, state)
+        finally:
+            self._thread.shutdown()
+
+    def _written(self) -> dict[str, Any] | None:
+        """Waits for the state that is being written; returns it if the disk did not take it."""
+        if self._pending is None:
+            return None
+        (state, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except OSError as error:
+            log.warning("could not write the checkpoint of step %d (%s); training goes on", state["step"], error)
+            return state
+        return None
+
+    def _write(self, state: dict[str, Any]) -> None:
+        self._beside(state)
+        with atomic_write(self._folder / "checkpoints" / f"step_{state['step']:08d}.pt") as file:
+            torch.save({**state, "content_hash": content_hash(state)}, file)
+        steps = _checkpoints(self._folder)
+        for path in [path for path, step in steps.items() if not self._keep(step)][KEEP:]:
+            path.unlink()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -46,7 +108,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: there are checkpoints, and none of them can be read.
     """
-    paths = _checkpoints(folder)
+    paths = list(_checkpoints(folder))
     for path in paths:
         try:
             return _read(path)
@@ -57,16 +119,52 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Path of the newest checkpoint, readable or not."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def content_hash(state: dict[str, Any]) -> str:
+    """SHA-256 over all that the state holds: keys, numbers, and the tensors' formats, shapes and bytes."""
+    digest = hashlib.sha256()
+    for key, value in _flat(state):
+        if isinstance(value, Tensor):
+            digest.update(f"{key}: {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{key}: {value!r}\n".encode())
+    return digest.hexdigest()
+
+
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums: it would read zeroed blocks as weights
+    with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums: it would hand out zeroed blocks as weights
         if (wrong := archive.testzip()) is not None:
             raise ValueError(f"checksum of {wrong} differs")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state.pop("content_hash") != content_hash(state):
+        raise ValueError("its content hash differs")
     return state
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
+def _checkpoints(folder: Path) -> dict[Path, int]:
+    """Steps by path, newest first."""
     files = (folder / "checkpoints").glob("step_*.pt")
     steps = {path: int(match[1]) for path in files if (match := re.fullmatch(r"step_(\d{8,})\.pt", path.name))}
-    return sorted(steps, key=steps.__getitem__, reverse=True)
+    return {path: steps[path] for path in sorted(steps, key=steps.__getitem__, reverse=True)}
+
+
+def _on_cpu(value: Any) -> Any:
+    """A copy that training does not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    return [_on_cpu(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(inner, f"{key}/{name!r}")
+    else:
+        yield key, value

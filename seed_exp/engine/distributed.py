@@ -99,6 +99,35 @@ def mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class Vote:
+    """Asks in every step whether any rank says yes. The answer is that to the step before: nobody waits for the slowest rank."""
+
+    def __init__(self) -> None:
+        # Not NCCL: the GPU would have to finish its work before the host hears the answer.
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def any(self, yes: bool) -> bool:
+        """Whether any rank said yes in the last call before this one; in a single process, in this one."""
+        if self._group is None:
+            return yes
+        before, votes = self._asked, torch.tensor(int(yes))
+        self._asked = votes, dist.all_reduce(votes, group=self._group, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])
+
+
+def minimum(number: int) -> int:
+    """The smallest of the ranks' numbers."""
+    if world_size() == 1:
+        return number
+    numbers: list[Any] = [None] * world_size()
+    dist.all_gather_object(numbers, number)
+    return int(min(numbers))
+
+
 @torch.no_grad()
 def broadcast_buffers(module: nn.Module) -> None:
     """Gives every rank rank 0's buffers (running BN statistics), so that evaluating on several ranks is one evaluation."""

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
-from seed_exp.config.schema import FitConfig, OptimizerConfig, ScheduleName
+from seed_exp.config.schema import FitConfig, OptimizerConfig, Resume, ScheduleName
 from seed_exp.data.loader import SampleOrder, load_batches
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
-from seed_exp.engine.checkpoint import load_checkpoint, save_checkpoint
-from seed_exp.engine.optimizers import build_optimizer, set_lr
-from seed_exp.engine.precision import autocast
+from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint
+from seed_exp.engine.fleet import Fleet, Method, find_batch_size
+from seed_exp.engine.health import Health
 from seed_exp.engine.progress import Progress
-from seed_exp.engine.schedules import lr_factor, peak_lr
+from seed_exp.engine.schedules import peak_lr
+from seed_exp.engine.signals import StopRequest
 from seed_exp.engine.tracking import Tracker
-from seed_exp.views.recipe import HostBatch, TrainViews
+from seed_exp.views.recipe import TrainViews
 
 log = logging.getLogger("seed_exp")
-
-
-class Method(Protocol):
-    """What `fit` trains: a fleet of networks that share a batch and whatever is computed of it once."""
-
-    trainable: dict[str, nn.Module]
-    """The networks, by name; each has its own loss, gradient and optimiser."""
-    carried: nn.Module
-    """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
-
-    def to(self, device: torch.device) -> Any:
-        """Moves all but `trainable`."""
-
-    def prepare(self, views: dict[str, Tensor], labels: Tensor) -> Any:
-        """What all networks share of (a part of) a batch; views [V, N, 3, S, S] per resolution, labels [N]."""
-
-    def loss(self, name: str, network: nn.Module, prepared: Any) -> dict[str, Tensor]:
-        """One network's scalars: "loss", which is minimised, and others, which are logged."""
-
-    def diagnostics(self, prepared: Any) -> dict[str, Tensor]:
-        """Scalars worth knowing now and then."""
-
-    def after_step(self) -> None:
-        """Called when every optimiser has made its step."""
 
 
 def fit(
@@ -63,11 +37,15 @@ def fit(
     tracker: Tracker,
     device: torch.device,
     num_workers: int,
-    evaluate: Callable[[], Mapping[str, float]],
-    on_checkpoint: Callable[[int], None],
+    evaluate: Callable[[Collection[str]], Mapping[str, float]],
+    on_checkpoint: Callable[[Mapping[str, int], Mapping[str, dict[str, Tensor]]], None],
+    on_bad: Callable[[int, str], None] | None = None,
+    epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
-) -> None:
+) -> dict[str, int]:
     """Trains `method.trainable` in place, resuming from the run folder where it was.
+
+    A network whose loss stops being finite is trained no further; the others go on as if they were alone.
 
     Args:
         method: What to train.
@@ -76,130 +54,150 @@ def fit(
         config: Length, batch size, intervals; optimiser and schedule, the same for every network.
         folder: Run folder, for checkpoints.
         tracker: Where metrics go.
-        device: Where the networks are.
+        device: Where to train.
         num_workers: Processes that prepare views.
-        evaluate: Called every `config.eval_every` epochs and at the end; what it returns is logged.
-        on_checkpoint: Called on every rank, with the steps done, whenever a checkpoint is about to be written.
+        evaluate: Called every `config.eval_every` epochs and at the end, with the names of the networks that have not
+            diverged; what it returns is logged.
+        on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the steps that each network
+            which has not diverged was trained for, and copies of all networks' tensors.
+        on_bad: Told number and error of images that cannot be read, which the next good ones replace; None = they are errors.
+        epochs: By network, how long it is trained where that is shorter than `config.epochs`.
         lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
 
+    Returns:
+        The networks that diverged, and after which step that was found.
+
     Raises:
-        ValueError: the batch size does not fit the data or the processes, or a loss is not finite.
+        ValueError: the batch size does not fit the data or the processes, no network's loss is finite any more, or the folder
+            holds what `config.resume` rules out.
+        SystemExit: a signal asked for it (engine.signals); a checkpoint is written.
     """
-    # 1. How long: everything below is a function of the step.
-    order = SampleOrder(len(source), config.batch_size, config.seed, distributed.rank(), distributed.world_size())
-    num_steps = config.steps or config.epochs * order.steps_per_epoch
+    # 1. Where it goes on: after the newest checkpoint of the run folder, if there is one.
+    state = _state_to_resume(folder, config.resume)
+    first_step = state["step"] if state else 0
+    if state is not None:
+        batch_size: int = state["batch_size"]
+    elif isinstance(config.batch_size, int):
+        batch_size = config.batch_size
+    else:
+        batch_size = find_batch_size(method, views, config, device, len(source))
+        log.info("batch_size=%d fits into the memory", batch_size)
+
+    # 2. How long: everything below is a function of the step.
+    order = SampleOrder(len(source), batch_size, config.seed, distributed.rank(), distributed.world_size())
+    run_epochs = {name: (epochs or {}).get(name, config.epochs) for name in method.trainable}
+    lengths = {name: config.steps or num * order.steps_per_epoch for name, num in run_epochs.items()}
+    num_steps = max(lengths.values())
     eval_steps = round(config.eval_every * order.steps_per_epoch)
     if order.batch_size_per_rank % config.accumulation:
         raise ValueError(
             f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} images of each process"
         )
+    _warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
 
-    _warn_of_schedule(config.optimizer, num_steps / order.steps_per_epoch)
-
-    # 2. What is trained.
-    method.to(device)
-    for network in method.trainable.values():
-        network.to(device).train()
-    networks = {name: distributed.replicate(network, device) for name, network in method.trainable.items()}
-    optimizers = {name: build_optimizer(config.optimizer, network) for name, network in method.trainable.items()}
-    base_lrs = {name: peak_lr((lrs or {}).get(name, config.optimizer.lr), config.batch_size) for name in networks}
-    interval = _Interval()
-
-    # 3. Where it goes on: after the newest checkpoint of the run folder, if there is one.
-    first_step = 0
-    state = load_checkpoint(folder)
+    # 3. What is trained.
+    fleet = Fleet(
+        method,
+        views,
+        config,
+        device,
+        batch_size=batch_size,
+        steps_per_epoch=order.steps_per_epoch,
+        num_steps=lengths,
+        lrs=lrs,
+    )
+    longest = max(lengths, key=lengths.__getitem__)
+    health = Health(fleet, folder, config.max_skipped)
     if state is not None:
-        first_step = state["step"]
-        for name, network in method.trainable.items():
-            network.load_state_dict(state["networks"][name])
-            optimizers[name].load_state_dict(state["optimizers"][name])
-        method.carried.load_state_dict(state["carried"])
-        interval.load(state["interval"], device)
+        fleet.load(state)
+        health.load(state["health"], device)
         log.info("resuming after step %d of %d", first_step, num_steps)
     tracker.rewind(state["tracker"] if state else {})
 
     # 4. The loop.
+    kept_steps = (config.keep_every or 0) * order.steps_per_epoch
+
+    def is_kept(steps_done: int) -> bool:
+        return kept_steps > 0 and steps_done % kept_steps == 0
+
+    def evaluate_and_log(steps_done: int) -> None:
+        for network in method.trainable.values():
+            distributed.broadcast_buffers(network)
+        if results := evaluate([name for name in method.trainable if name not in fleet.diverged]):
+            tracker.log(steps_done, results)
+            log.info("step %d: %s", steps_done, ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
+        for network in method.trainable.values():
+            network.train()
+
+    def save(steps_done: int, *, evaluated: bool) -> None:
+        health.settle(steps_done)
+        position = {"step": steps_done, "batch_size": batch_size, "evaluated": evaluated, "health": health.state()}
+        trained = {name: min(num, steps_done) for name, num in lengths.items() if name not in fleet.diverged}
+        try:
+            writer.submit({**position, "trained": trained, "tracker": tracker.position(), **fleet.state()})
+        except OSError as error:
+            log.warning("no checkpoint of step %d, the disk does not take the metrics (%s); training goes on", steps_done, error)
+
     remaining = range(first_step, num_steps)
-    fetched = load_batches(
-        source, views.host, map(order.batch, remaining), num_workers=num_workers, pin_memory=device.type == "cuda"
-    )
-    with closing(fetched) as batches, closing(Progress(first_step, num_steps, config.batch_size)) as progress:
-        for step in remaining:
-            with progress.waiting():
-                batch = next(batches)
-            steps_done = step + 1
-            last = steps_done == num_steps
-            log_now = last or steps_done % config.log_every == 0
-            extra: dict[str, Tensor] = {}
+    fetched = load_batches(source, views, map(order.batch, remaining), num_workers=num_workers, device=device, on_bad=on_bad)
+    writer = CheckpointWriter(folder, keep=is_kept, beside=lambda state: on_checkpoint(state["trained"], state["networks"]))
+    finished = False
+    with (
+        closing(fetched) as batches,
+        closing(Progress(first_step, num_steps, batch_size)) as progress,
+        StopRequest() as stop_request,
+    ):
+        try:
+            if state is not None and not state["evaluated"]:
+                evaluate_and_log(first_step)
+                if not remaining:
+                    save(first_step, evaluated=True)
+            for step in remaining:
+                with progress.waiting():
+                    batch = next(batches)
+                steps_done = step + 1
+                last = steps_done == num_steps
+                log_now = last or steps_done % config.log_every == 0
+                evaluate_now = last or (eval_steps > 0 and steps_done % eval_steps == 0)
+                outcome = fleet.step(batch, step, measure=log_now)
+                health.add(step, batch.indices, outcome.means, outcome.skipped)
+                progress.update()
 
-            for part, part_batch in enumerate(_parts(batch, config.accumulation, device)):
-                with torch.no_grad():
-                    part_views = views.device(part_batch)
-                with autocast(config.precision, device):
-                    prepared = method.prepare(part_views, part_batch.labels)
-                for name, network in networks.items():
-                    # Dropout depends on these alone, not on what other students or earlier steps drew.
-                    torch.manual_seed(derive_seed(config.seed, name, step, part, distributed.rank()))
-                    with distributed.no_sync(network, skip=part + 1 < config.accumulation):
-                        with autocast(config.precision, device):
-                            scalars = method.loss(name, network, prepared)
-                        (scalars["loss"] / config.accumulation).backward()  # type: ignore[no-untyped-call]
-                    interval.add(name, scalars, 1 / config.accumulation)
-
-            factor = lr_factor(config.optimizer, step / order.steps_per_epoch, num_steps / order.steps_per_epoch)
-            for name, network in method.trainable.items():
-                if log_now or config.optimizer.clip_grad_norm is not None:
-                    extra[f"{name}/grad_norm"] = clip_grad_norm_(
-                        network.parameters(), config.optimizer.clip_grad_norm or math.inf
-                    )
-                set_lr(optimizers[name], base_lrs[name] * factor)
-                optimizers[name].step()
-                optimizers[name].zero_grad(set_to_none=True)
-            if log_now:
-                extra |= method.diagnostics(prepared)
-            method.after_step()
-            interval.num_steps += 1
-            progress.update()
-
-            # 5. What is seen and kept of it.
-            if log_now:
-                means = interval.close(extra)
-                _refuse_non_finite(means, steps_done)
-                lr = peak_lr(config.optimizer.lr, config.batch_size) * factor
-                tracker.log(steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **means})
-                speed = progress.measure(steps_done)
-                tracker.log_speed(steps_done, speed)
-                progress.report(steps_done, {key: means[key] for key in means if key.endswith("/loss")}, speed)
-            with progress.paused():
-                try:
-                    if last or (eval_steps and steps_done % eval_steps == 0):
-                        for network in method.trainable.values():
-                            distributed.broadcast_buffers(network)
-                        if results := evaluate():
-                            tracker.log(steps_done, results)
-                            shown = ", ".join(f"{key} {value:.2f}" for key, value in results.items())
-                            log.info("step %d: %s", steps_done, shown)
-                        for network in method.trainable.values():
-                            network.train()
-                finally:  # what an evaluation cannot do must not cost what has been trained
-                    if last or steps_done % config.checkpoint_every == 0:
-                        carried_sums = interval.state()
-                        _refuse_non_finite({key: total.item() for key, total in carried_sums["sums"].items()}, steps_done)
-                        on_checkpoint(steps_done)
-                        state = {
-                            "step": steps_done,
-                            "networks": {name: network.state_dict() for name, network in method.trainable.items()},
-                            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-                            "carried": method.carried.state_dict(),
-                            "interval": carried_sums,
-                            "tracker": tracker.position(),
-                        }
-                        save_checkpoint(folder, steps_done, state)
+                # 5. What is seen and kept of it.
+                if log_now:
+                    warmed_up = steps_done > config.optimizer.warmup_epochs * order.steps_per_epoch
+                    shown = health.close(outcome.measured, steps_done, warmed_up=warmed_up)
+                    lr = peak_lr(config.optimizer.lr, batch_size) * fleet.lr_factor(longest, step)
+                    tracker.log(steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **shown})
+                    speed = progress.measure(steps_done)
+                    tracker.log_speed(steps_done, speed)
+                    progress.report(steps_done, {key: value for key, value in shown.items() if key.endswith("/loss")}, speed)
+                stop_now = stop_request.agreed()
+                with progress.paused():
+                    # Before the evaluation: what that cannot do must not cost what has been trained.
+                    if evaluate_now or stop_now or is_kept(steps_done) or steps_done % config.checkpoint_every == 0:
+                        save(steps_done, evaluated=not evaluate_now)
+                    if stop_now:
+                        log.warning("stopped after step %d of %d; the same command goes on from there", steps_done, num_steps)
+                        raise SystemExit(stop_request.status())
+                    if evaluate_now:
+                        evaluate_and_log(steps_done)
+                    if last:
+                        save(steps_done, evaluated=True)
+            finished = True
+        finally:
+            writer.close(finished=finished)
+    return fleet.diverged
 
 
-def derive_seed(*key: int | str) -> int:
-    """A 63-bit seed that depends on every part of the key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
+    """The state of the newest checkpoint; None where there is none."""
+    newest = newest_checkpoint(folder)
+    if resume is Resume.never and newest is not None:
+        raise ValueError(f"resume=never, but {folder} holds {newest.name}; leave resume out to go on, or choose another run_dir")
+    if resume is Resume.must and newest is None:
+        raise ValueError(f"resume=must, but {folder} holds no checkpoint; check run_dir and options, or leave resume out")
+    return load_checkpoint(folder)
 
 
 def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
@@ -213,52 +211,3 @@ def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
     late = [milestone for milestone in config.milestones if milestone >= num_epochs]
     if config.schedule is ScheduleName.step and late:
         log.warning("optimizer.milestones %s lie beyond the end of the run after %.3g epochs", late, num_epochs)
-
-
-def _parts(batch: HostBatch, num: int, device: torch.device) -> Iterator[HostBatch]:
-    """The batch in `num` equal, contiguous parts, each moved to the device when its turn comes."""
-    size = len(batch.labels) // num
-    for start in range(0, len(batch.labels), size):
-        rows = slice(start, start + size)
-        yield HostBatch(
-            {name: tensor[rows].to(device, non_blocking=True) for name, tensor in batch.views.items()},
-            {name: tensor[rows].to(device, non_blocking=True) for name, tensor in batch.draws.items()},
-            batch.labels[rows].to(device, non_blocking=True),
-            batch.indices[rows].to(device, non_blocking=True),
-        )
-
-
-class _Interval:
-    """Means over the steps since the last log line, summed on the device: nothing waits for a GPU until `close`."""
-
-    def __init__(self) -> None:
-        self.num_steps = 0
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, network: str, scalars: Mapping[str, Tensor], weight: float) -> None:
-        for key, value in scalars.items():
-            name, term = f"{network}/{key}", value.detach().float() * weight
-            self._sums[name] = self._sums[name] + term if name in self._sums else term
-
-    def close(self, extra: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means over steps and ranks, and over ranks of `extra`; the next interval begins."""
-        values = {name: total / self.num_steps for name, total in self._sums.items()} | dict(extra)
-        means = distributed.mean(torch.stack([value.float() for value in values.values()])).tolist()
-        self.num_steps, self._sums = 0, {}
-        return dict(zip(values, means, strict=True))
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint, which rank 0 writes and every rank resumes from: hence all go on from the means over ranks."""
-        if self._sums:
-            self._sums = dict(zip(self._sums, distributed.mean(torch.stack(list(self._sums.values()))), strict=True))
-        return {"num_steps": self.num_steps, "sums": self._sums}
-
-    def load(self, state: dict[str, Any], device: torch.device) -> None:
-        self.num_steps = state["num_steps"]
-        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
-
-
-def _refuse_non_finite(means: Mapping[str, float], step: int) -> None:
-    wrong = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
-    if wrong:
-        raise ValueError(f"step {step}: {', '.join(wrong)}; lower optimizer.lr or set optimizer.clip_grad_norm=1")

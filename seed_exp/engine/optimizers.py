@@ -40,9 +40,14 @@ class Lars(Optimizer):
             if matrices:
                 gradients[: len(matrices)] = _scaled(matrices, gradients[: len(matrices)], group)
             buffers = [self._momentum_buffer(parameter) for parameter in parameters]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, gradients, alpha=group["lr"])
-            torch._foreach_sub_(parameters, buffers)
+            updates = list(torch._foreach_mul(buffers, group["momentum"]))
+            torch._foreach_add_(updates, gradients, alpha=group["lr"])
+            if (skip := getattr(self, "found_inf", None)) is not None:  # 1 or 0, on the GPU: see step_unless
+                torch._foreach_copy_(buffers, [torch.where(skip > 0, b, u) for b, u in zip(buffers, updates, strict=True)])
+                updates = [torch.where(skip > 0, 0.0, update) for update in updates]
+            else:
+                torch._foreach_copy_(buffers, updates)
+            torch._foreach_sub_(parameters, updates)
 
     def _momentum_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -65,7 +70,11 @@ def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, An
 def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
     # Not on the CPU, where all of the update is less than 1 % of a step.
     fused = all(parameter.is_cuda for parameter in parameters) or None
-    return SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
+    optimizer = SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
+    if fused and config.momentum > 0:  # a first step that is skipped would leave memory that nobody wrote to as momentum
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _lars(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
@@ -87,6 +96,16 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Sets the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
+    """One step; none where `skip` (bool [], on the parameters' device) is true. A GPU is not waited for."""
+    if skip.device.type == "cpu":
+        if not skip:
+            optimizer.step()
+    else:
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # read on the GPU, as a GradScaler's
+        optimizer.step()
 
 
 def _take_memory_format(optimizer: Optimizer) -> None:

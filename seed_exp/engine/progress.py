@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from tqdm import tqdm
 
 from seed_exp.engine import distributed
@@ -50,12 +51,18 @@ class Progress:
         self._bar.update()
 
     def measure(self, step: int) -> dict[str, float]:
-        """Since the last call: images per second over all processes, percent of the time spent waiting for data."""
+        """Since the last call: images per second over all processes, percent of the time spent waiting for data.
+
+        On a GPU also the most memory that tensors took so far, in GiB.
+        """
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = (step - self._step_then) * self._batch_size / seconds
         share = 100 * self._waited / seconds
         self._began, self._step_then, self._waited = time.perf_counter(), step, 0.0
-        return {"images_per_s": rate, "data_wait_percent": share}
+        speed = {"images_per_s": rate, "data_wait_percent": share}
+        if torch.cuda.is_available() and torch.cuda.memory_allocated():
+            speed["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return speed
 
     def report(self, step: int, losses: Mapping[str, float], speed: Mapping[str, float]) -> None:
         """One line of what is going on."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,24 @@ from seed_exp import __version__
 from seed_exp.config.schema import FitConfig
 from seed_exp.engine import distributed
 from seed_exp.files import write_json
+from seed_exp.redaction import redact, redact_all, unsigned
 
 log = logging.getLogger("seed_exp")
 
 MAY_CHANGE = frozenset(
-    {"run_dir", "device", "log_every", "checkpoint_every", "data.num_workers", "data.download"}
+    {
+        "run_dir",
+        "device",
+        "log_every",
+        "checkpoint_every",
+        "keep_every",
+        "resume",
+        "data.num_workers",
+        "data.download",
+        "data.on_error",
+        "data.max_bad",
+        "teacher_cache",
+    }
     | {f"tracker.{option}" for option in ("name", "project", "entity", "group", "tags", "mode")}
 )
 """Options that do not change what a run computes: they are not part of its name and may differ when it is resumed."""
@@ -54,8 +70,37 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
         if file.exists():
             _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
         else:
-            write_json(file, content)
+            write_json(file, redact_all(content))
     return folder
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """While it is entered, no other process may train in the run folder; rank 0 holds it for all.
+
+    A record lock of POSIX: the system lets go of it when the process ends, however it ends, it is not inherited by worker
+    processes, which may outlive a killed parent, and it works between machines on NFS.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    if distributed.rank() != 0:
+        yield
+        return
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it, or choose another run_dir"
+            ) from None
+        except OSError as error:  # a network file system without locks
+            log.warning("%s cannot be locked (%s): make sure that only one process trains in it", folder, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def decisive_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -83,14 +128,17 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _decisive(content: dict[str, Any]) -> dict[str, Any]:
-    """Of the content of a config.json all that changes what is computed."""
-    return decisive_options(content["options"]) | {f"content of {name}": value for name, value in content["inputs"].items()}
+    """Of the content of a config.json all that changes what is computed; an address that was signed anew is the same."""
+    options = {
+        key: unsigned(value) if isinstance(value, str) else value for key, value in decisive_options(content["options"]).items()
+    }
+    return options | {f"content of {name}": value for name, value in content["inputs"].items()}
 
 
 def _refuse_other_options(folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]) -> None:
     if found["command"] != command:
         raise ValueError(f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir")
-    differences = list(_differences(_decisive(found), decisive))
+    differences = list(_differences(_decisive(found), redact_all(decisive)))
     if differences:
         raise ValueError(
             f"{folder} holds a run with other options: {'; '.join(differences)}. "
@@ -103,6 +151,13 @@ def _differences(found: dict[str, Any], given: dict[str, Any]) -> Iterator[str]:
     for key in sorted(found.keys() | given.keys()):
         if found.get(key, absent) != given.get(key, absent):
             yield f"{key} was {found.get(key, absent)}, now {given.get(key, absent)}"
+
+
+class _Redacting(logging.Formatter):
+    """Without the secrets that a path or an error message may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class _Console(logging.Handler):
@@ -121,9 +176,10 @@ def log_to(folder: Path) -> None:
     log.setLevel(logging.DEBUG if distributed.rank() == 0 else logging.ERROR)
     console = _Console()
     console.setLevel(logging.INFO)
+    console.setFormatter(_Redacting())
     log.addHandler(console)
     if distributed.rank() == 0:
         file = logging.FileHandler(folder / "log.txt")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        file.setFormatter(_Redacting("%(asctime)s %(message)s"))
         log.addHandler(file)
     log.info("run folder: %s", os.fspath(folder))

@@ -14,6 +14,7 @@ import torchvision
 
 from seed_exp import __version__
 from seed_exp.files import write_json
+from seed_exp.redaction import redact_all
 
 
 def run_home(run: Path) -> Path:
@@ -41,5 +42,6 @@ def write_results(home: Path, evaluation: str, protocol: dict[str, Any], results
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
     }
-    write_json(path, {"evaluation": evaluation, "protocol": protocol, "results": results, "versions": versions})
+    content = {"evaluation": evaluation, "protocol": protocol, "results": results, "versions": versions}
+    write_json(path, redact_all(content))
     return path

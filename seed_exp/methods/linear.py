@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from seed_exp.views.recipe import HostBatch
 
 
 class LinearProbe(nn.Module):
@@ -35,9 +38,9 @@ class LinearProbe(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def prepare(self, views: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Each encoder's features [N, num_features] of the first global view, and the labels [N]."""
-        return {name: encoder(views["global"][0]) for name, encoder in self.encoders.items()}, labels
+        return {name: encoder(views["global"][0]) for name, encoder in self.encoders.items()}, batch.labels
 
     def loss(self, name: str, network: nn.Module, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
@@ -46,6 +49,15 @@ class LinearProbe(nn.Module):
             logits = network(features[encoder_of(name)].float())
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}
+
+    def compile_shared(self) -> None:
+        """Compiles the encoders."""
+        for encoder in self.encoders.values():
+            encoder.compile(dynamic=False)
+
+    def rehearsal(self) -> LinearProbe:
+        """A copy, to try out a step that leaves no trace."""
+        return copy.deepcopy(self)
 
     def diagnostics(self, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Nothing that the classifiers share."""

@@ -12,7 +12,9 @@ from seed_exp.config.schema import MocoConfig
 from seed_exp.engine.distributed import all_gather, rank, world_size
 from seed_exp.methods.losses import info_nce
 from seed_exp.methods.queue import Queue
+from seed_exp.methods.spread import effective_rank, embedding_std
 from seed_exp.models.students import Student
+from seed_exp.views.recipe import HostBatch
 
 
 class Moco(nn.Module):
@@ -32,31 +34,45 @@ class Moco(nn.Module):
         self.queues = {name: Queue(config.queue_size, student.embedding_dim, seed) for name, student in students.items()}
         self.carried: nn.Module = nn.ModuleDict({"encoders": nn.ModuleDict(self.encoders), "queues": nn.ModuleDict(self.queues)})
         self._new: dict[str, list[Tensor]] = {name: [] for name in students}
+        self._seen: dict[str, Tensor] = {}
 
-    def prepare(self, views: dict[str, Tensor], labels: Tensor) -> Tensor:  # noqa: ARG002
+    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Tensor:  # noqa: ARG002
         """The two global views [2, N, 3, S, S] of each image, the query's and the key's."""
         return views["global"]
 
     def loss(self, name: str, network: nn.Module, views: Tensor) -> dict[str, Tensor]:
-        """InfoNCE, and the mean cosine between a query and its key."""
+        """InfoNCE, the mean cosine between a query and its key, and the queries' std."""
         queries = network(views[0])
         keys = self._keys(self.encoders[name], views[1])
         self._new[name].append(keys)
         loss = info_nce(queries, keys, self.queues[name].embeddings, temperature=self.config.temperature)
-        return {"loss": loss, "positive_cosine": (queries.detach() * keys).sum(1).mean()}
+        self._seen[name] = queries.detach()
+        cosine = (queries.detach() * keys).sum(1).mean()
+        return {"loss": loss, "positive_cosine": cosine, "embedding_std": embedding_std(queries)}
+
+    def compile_shared(self) -> None:
+        """Compiles the momentum encoders."""
+        for encoder in self.encoders.values():
+            encoder.compile(dynamic=False)
+
+    def rehearsal(self) -> Moco:
+        """A copy, to try out a step that leaves no trace."""
+        return copy.deepcopy(self)
 
     def diagnostics(self, views: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
-        """Nothing that the networks share."""
-        return {}
+        """The effective rank of each network's queries."""
+        return {f"{name}/embedding_rank": effective_rank(queries) for name, queries in self._seen.items()}
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Moves the momentum encoders towards the trained networks (Eq. 2) and enqueues the keys of the global batch."""
-        for name, network in self.trainable.items():
-            encoder = self.encoders[name]
-            torch._foreach_lerp_(list(encoder.parameters()), list(network.parameters()), 1 - self.config.momentum)
-            self.queues[name].enqueue(all_gather(torch.cat(self._new[name])))
-            self._new[name].clear()
+        for name, keys in self._new.items():
+            if keys:  # otherwise the network did not take part in the step
+                encoder, network = self.encoders[name], self.trainable[name]
+                torch._foreach_lerp_(list(encoder.parameters()), list(network.parameters()), 1 - self.config.momentum)
+                self.queues[name].enqueue(all_gather(torch.cat(keys)))
+                keys.clear()
+        self._seen.clear()
 
     @torch.no_grad()
     def _keys(self, encoder: nn.Module, views: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,16 @@ def build_student(config: StudentConfig, embedding_dim: int) -> Student:
     return Student(encoder, config.hidden_dim, embedding_dim)
 
 
-def save_student(path: Path, student: Student, config: StudentConfig, metadata: dict[str, Any]) -> None:
-    """Writes all of a student into one safetensors file, atomically.
+def save_student(
+    path: Path, student: Student, config: StudentConfig, metadata: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes all of a student into one safetensors file, atomically: what it holds now, or `tensors`, a `state_dict()` of it.
 
     The header's entry `seed_exp` is JSON: `metadata` and, beside it, `student` (the config) and `embedding_dim`.
     """
     header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
+    present = student.state_dict() if tensors is None else tensors
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in present.items()}
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={"seed_exp": json.dumps(header)}))
 

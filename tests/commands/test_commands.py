@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from seed_exp.data.sources import load_source
 from seed_exp.engine.run_folder import MAY_CHANGE, decisive_options, flatten, open_run, to_plain
 from seed_exp.files import file_hash
 from seed_exp.models.students import load_students, read_header
+from seed_exp.models.teachers import Teacher
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = [*DATA, "views=digits", "steps=4", "batch_size=32", "log_every=2", "knn_bank_size=200", "knn_query_size=100"]
@@ -59,6 +61,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Path) -> None:
     assert files_in(home / "fleet") == {
         "config.json",
+        "lock",
         "log.txt",
         "metrics.jsonl",
         "speed.jsonl",
@@ -76,7 +79,9 @@ def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Pat
         assert {f"{name}/{key}" for key in ("loss", "teacher_cosine", "grad_norm")} <= training[0].keys()
         assert 0 <= metrics(home / "fleet")[-1][f"{name}/knn10"] <= 100
     assert {"teacher_entropy", "effective_neighbours"} <= training[0].keys()
-    assert "run folder: fleet" in (home / "fleet" / "log.txt").read_text()
+    log = (home / "fleet" / "log.txt").read_text()
+    assert "run folder: fleet" in log
+    assert re.search(r"student convnet_w2: 4,074 parameters, 0\.\d+ MiB of activations per image", log)
 
 
 def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> None:
@@ -88,7 +93,7 @@ def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> N
             assert header.pop("options") == decisive_options(config["options"])
             assert header.pop("inputs") == config["inputs"]
             assert header == {
-                "student": {"network": name, "name": None, "hidden_dim": None, "init": None},
+                "student": {"network": name, "name": None, "hidden_dim": None, "init": None, "epochs": None},
                 "embedding_dim": 128,
                 "command": command,
                 "step": 4,
@@ -101,6 +106,93 @@ def test_a_student_alone_becomes_what_it_became_in_the_fleet(home: Path) -> None
     (ours,), (theirs,) = (load_students(run, ["convnet_w2"]).values() for run in (alone, home / "fleet"))
     for key, value in ours[0].state_dict().items():
         assert torch.equal(value, theirs[0].state_dict()[key]), key
+
+
+def test_a_diverged_student_is_an_error_when_the_others_are_done(home: Path) -> None:
+    broken = {
+        key: tensor * torch.nan for key, tensor in load_students(home / "teacher")["convnet_w2"][0].encoder.state_dict().items()
+    }
+    torch.save(broken, "broken.pt")
+    with pytest.raises(ValueError, match=r"bad: the loss of convnet_w2 \(found after step 2\) was not finite"):
+        distill.distill(compose("distill", [*FLEET, "run_dir=bad", "max_skipped=1", "students.convnet_w2.init=broken.pt"]))
+    assert files_in(home / "bad") >= {"students/convnet_w32.safetensors", "checkpoints/step_00000004.pt"}
+    assert not (home / "bad" / "students" / "convnet_w2.safetensors").exists()
+    (ours,), (theirs,) = (load_students(run, ["convnet_w32"]).values() for run in (home / "bad", home / "fleet"))
+    for key, value in ours[0].state_dict().items():
+        assert torch.equal(value, theirs[0].state_dict()[key]), key
+
+
+def test_a_student_trained_from_the_teacher_cache_equals_one_trained_with_the_teacher(
+    home: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    sizes = ["global.size=32", "local.size=16", "local.num=2"]
+    seen_by_teacher = ["eval_size=32", "eval_resize=32", "mean=[0.305,0.305,0.305]", "std=[0.376,0.376,0.376]"]
+    views = [
+        "views=swav_multicrop",
+        *(f"views.crops.{size}" for size in sizes),
+        *(f"views.{option}" for option in seen_by_teacher),
+    ]
+    options = [*DISTILL, *views, "accumulation=2", "student=[convnet_w2,convnet_w32]"]
+    uncached = distill.distill(compose("distill", [*options, "run_dir=uncached"]))
+    filling = distill.distill(compose("distill", [*options, "run_dir=filling", "teacher_cache=cache"]))
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the teacher was asked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "forward", refuse)
+        patch.setattr(distill, "cache_costs", lambda *_: "")
+        cached = distill.distill(compose("distill", [*options, "run_dir=cached", "teacher_cache=cache"]))
+    for run in (filling, cached):
+        assert (run / "metrics.jsonl").read_bytes() == (uncached / "metrics.jsonl").read_bytes()
+        for (ours, _), (theirs, _) in zip(load_students(run).values(), load_students(uncached).values(), strict=True):
+            for key, value in ours.state_dict().items():
+                assert torch.equal(value, theirs.state_dict()[key]), key
+    note = next(line for line in (filling / "log.txt").read_text().splitlines() if "teacher cache cache" in line)
+    assert "1,437 images x 1 epochs" in note
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("seed=1", "seed was 0, now 1"),
+        ("views.jitter_prob=0.7", r"views\.jitter_prob was 0\.\d+, now 0\.7"),
+        ("views.crops.global.num=2", r"num_views\.global was 1, now 2; views\.crops\.global\.num was 1, now 2"),
+        ("precision=bfloat16", "precision was float32, now bfloat16"),
+        ("data=image_folder", "data was digits:.*, now image_folder:"),
+        ("teacher.checkpoint=fleet/students/convnet_w32.safetensors", "teacher was [0-9a-f]{64}, now [0-9a-f]{64}"),
+    ],
+)
+def test_a_teacher_cache_of_something_else_is_refused_with_the_difference(home: Path, change: str, difference: str) -> None:
+    options = [*DISTILL, "student=convnet_w2", "teacher_cache=cache"]
+    run = distill.distill(compose("distill", options))
+    # The student is the same network as the teacher, and its backward pass costs two forward passes.
+    assert "saves 25 % of a step's arithmetic" in (run / "log.txt").read_text()
+    if change == "data=image_folder":
+        options = [*options, f"data.root={home / 'pictures'}", "data.val_fraction=0"]
+        (home / "pictures").mkdir()
+        for number in range(32):
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(home / "pictures" / f"{number}.png")
+    with pytest.raises(ValueError, match=rf"teacher_cache=cache holds embeddings made with other options: .*{difference}"):
+        distill.distill(compose("distill", [*options, change]))
+
+
+def test_no_secret_reaches_a_file_and_another_signature_is_the_same_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+
+    def options(signature: str) -> list[str]:
+        address = f"https://user:hunter22@host/x.tsv?part=1&X-Amz-Signature={signature}&X-Amz-Date={signature}"
+        tags = "tracker.tags=[0123456789abcdef0123456789abcdef01234567]"
+        return [*DISTILL, "student=convnet_w2", f"data.val_root='{address}'", tags]
+
+    first, again = (distill.distill(compose("distill", options(signature))) for signature in ("abcdef12", "fedcba98"))
+    assert first == again
+    linear.linear(compose("linear", [*LINEAR, f"run={first}", "lrs=[1]"]))
+    for path in first.rglob("*"):
+        if path.is_file():
+            for secret in (b"hunter22", b"abcdef12&", b"Signature=abcdef12", b"0123456789abcdef0123456789abcdef01234567"):
+                assert secret not in path.read_bytes(), path
+    assert "part=1" in (first / "config.json").read_text()
 
 
 def test_the_same_command_finds_its_run_and_trains_no_further(home: Path) -> None:
@@ -131,6 +223,11 @@ OTHER_VALUES = {
     "checkpoint_every": 7,
     "data.num_workers": 3,
     "data.download": True,
+    "teacher_cache": "other",
+    "keep_every": 3,
+    "resume": "must",
+    "data.on_error": "raise",
+    "data.max_bad": 0.5,
     "tracker.name": "wandb",
     "tracker.project": "other",
     "tracker.entity": "other",
@@ -174,7 +271,7 @@ def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
 
 def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:
     config = compose("pretrain", [*PRETRAIN, "students.convnet_w2.init=fleet"])
-    built = pretrain.build(config).students
+    built = pretrain.build(config, load_source(config.data, "train")).students
     (given, _), *_ = load_students(home / "fleet", ["convnet_w2"]).values()
     for key, value in given.encoder.state_dict().items():
         assert torch.equal(value, built["convnet_w2"].encoder.state_dict()[key]), key

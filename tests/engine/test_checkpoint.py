@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import torch
 from ranks import Ranks
 
-from seed_exp.engine.checkpoint import load_checkpoint, save_checkpoint
+from seed_exp.engine import checkpoint
+from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint
 from seed_exp.files import atomic_write
 
 
@@ -18,9 +21,11 @@ def state(step: int) -> dict[str, Any]:
     return {"step": step, "weights": torch.full((300,), 1.0 + step), "optimizers": {"a": {"state": {0: torch.zeros(2)}}}}
 
 
-def save(folder: Path, *steps: int) -> list[Path]:
+def save(folder: Path, *steps: int, kept: tuple[int, ...] = ()) -> list[Path]:
+    writer = CheckpointWriter(folder, keep=kept.__contains__, beside=lambda _: None)
     for step in steps:
-        save_checkpoint(folder, step, state(step))
+        writer.submit(state(step))
+    writer.close(finished=True)
     return files(folder)
 
 
@@ -38,6 +43,99 @@ def step_of(folder: Path) -> int:
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in save(tmp_path, 5, 10, 100, 20000)] == ["step_00000100.pt", "step_00020000.pt"]
     assert step_of(tmp_path) == 20000
+
+
+def test_those_to_be_kept_stay_beside_the_newest_two_others(tmp_path: Path) -> None:
+    names = [path.name for path in save(tmp_path, 1, 2, 3, 4, 5, 6, 7, kept=(2, 6))]
+    assert names == [f"step_{step:08d}.pt" for step in (2, 5, 6, 7)]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path) -> None:
+    release = threading.Event()
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=lambda _: release.wait(30) and None)
+    live = state(1)
+    writer.submit(live)
+    assert load_checkpoint(tmp_path) is None
+    live["weights"].fill_(-1)
+    live["optimizers"]["a"]["state"][0] += 7
+    release.set()
+    writer.close(finished=True)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded is not None
+    assert step_of(tmp_path) == 1
+    assert not loaded["optimizers"]["a"]["state"][0].any()
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """Saving fails that many times, in the middle of the file."""
+    left, save = [failures], torch.save
+
+    def patched(content: Any, file: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(checkpoint.torch, "save", patched)
+    monkeypatch.setattr(checkpoint, "PAUSE_S", 0.01)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    old = save(tmp_path, 1)
+    full_disk(monkeypatch, failures=1)
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=lambda _: None)
+    writer.submit(state(2))
+    writer.submit(state(3))
+    assert any("WARNING could not write the checkpoint of step 2 ([Errno 28] No space" in line for line in logged)
+    writer.close(finished=True)
+    assert files(tmp_path) == [*old, tmp_path / "checkpoints" / "step_00000003.pt"]
+    assert step_of(tmp_path) == 3
+
+
+def test_the_last_checkpoint_is_tried_again_and_an_error_if_there_is_no_room_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for failures, step in ((3, 2), (99, 3)):
+        full_disk(monkeypatch, failures)
+        writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=lambda _: None)
+        writer.submit(state(step))
+        if failures == 3:
+            writer.close(finished=True)
+        else:
+            with pytest.raises(OSError, match="No space left"):
+                writer.close(finished=True)
+        monkeypatch.undo()
+        assert step_of(tmp_path) == 2
+
+
+def test_what_goes_wrong_in_the_thread_other_than_the_disk_ends_the_run(tmp_path: Path) -> None:
+    def broken(_: dict[str, Any]) -> None:
+        raise KeyError("beside")
+
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=broken)
+    writer.submit(state(1))
+    with pytest.raises(KeyError, match="beside"):
+        writer.submit(state(2))
+    with pytest.raises(KeyError, match="beside"):
+        CheckpointWriter.close(resubmitted(writer), finished=False)
+
+
+def resubmitted(writer: CheckpointWriter) -> CheckpointWriter:
+    writer.submit(state(3))
+    return writer
+
+
+def test_whole_archives_with_other_content_than_was_hashed_fall_back(tmp_path: Path) -> None:
+    newest = save(tmp_path, 1, 2)[-1]
+    content = torch.load(newest, weights_only=True)
+    for change in ({"weights": content["weights"] + 1e-6}, {"step": 4}, {"optimizers": {}}, {"extra": 0}):
+        torch.save({**content, **change}, newest)
+        assert step_of(tmp_path) == 1
+    torch.save(content, newest)
+    assert step_of(tmp_path) == 2
 
 
 def test_more_digits_than_the_name_has_room_for_stay_in_order(tmp_path: Path) -> None:
@@ -142,8 +240,14 @@ def write_half(path: Path) -> None:
 def save_own(folder: str) -> None:
     import torch.distributed as dist
 
-    save_checkpoint(Path(folder), dist.get_rank(), state(dist.get_rank()))
+    save(Path(folder), dist.get_rank()) if dist.get_rank() == 0 else unwritten(Path(folder))
     dist.barrier()
+
+
+def unwritten(folder: Path) -> None:
+    writer = CheckpointWriter(folder, keep=lambda _: False, beside=lambda _: None)
+    writer.submit(state(7))
+    writer.close(finished=True)
 
 
 def test_only_rank_0_writes(two_ranks: Ranks, tmp_path: Path) -> None:

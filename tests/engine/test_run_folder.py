@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import logging
+import os
+import subprocess
+import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +22,15 @@ from seed_exp.config.schema import (
     DistillConfig,
     ObjectiveConfig,
     OptimizerConfig,
-    Precision,
     ScheduleName,
     StudentConfig,
     TeacherConfig,
     TeacherSSLConfig,
     TrackerConfig,
-    TrackerMode,
     ViewsConfig,
 )
 from seed_exp.engine import run_folder
-from seed_exp.engine.run_folder import flatten, log_to, to_plain
+from seed_exp.engine.run_folder import flatten, hold, log_to, to_plain
 
 
 def config() -> DistillConfig:
@@ -56,7 +60,7 @@ def changed(option: str) -> DistillConfig:
         new = value + 1
     elif isinstance(value, list):
         new = [*value, 7] if option != "tracker.tags" else ["x"]
-    elif isinstance(value, TrackerMode | Precision | ScheduleName):
+    elif isinstance(value, Enum):
         new = next(member for member in type(value) if member is not value)
     else:
         new = "another"
@@ -74,9 +78,11 @@ def open_run(command: str, label: str, own: DistillConfig, root: Path, inputs: d
 OPTIONS = sorted(set(flatten(to_plain(config()))))
 
 
-CHANGE_NO_NUMBER = {"device", "log_every", "checkpoint_every", "data.num_workers", "data.download"} | {
-    option for option in OPTIONS if option.startswith("tracker.")
-}
+CHANGE_NO_NUMBER = (
+    {"device", "log_every", "checkpoint_every", "keep_every", "resume", "teacher_cache"}
+    | {"data.num_workers", "data.download", "data.on_error", "data.max_bad"}
+    | {option for option in OPTIONS if option.startswith("tracker.")}
+)
 
 
 @pytest.mark.parametrize("option", sorted(CHANGE_NO_NUMBER))
@@ -163,6 +169,40 @@ def test_flatten_names_options_as_the_command_line_does() -> None:
 
 def open_here(root: str) -> str:
     return str(open_run("distill", "label", config(), Path(root)))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from seed_exp.engine.run_folder import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_in_the_folder_is_refused_until_the_first_one_is_dead(tmp_path: Path) -> None:
+    first = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"is in use by process {first.pid} on .*choose another run_dir"), hold(tmp_path):
+            pass
+    finally:
+        first.kill()  # SIGKILL: it cannot clean up
+        first.wait()
+    for _ in range(2):
+        with hold(tmp_path):
+            assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    with hold(tmp_path):
+        assert any("WARNING" in line and "cannot be locked" in line for line in logged)
 
 
 def test_all_ranks_open_the_same_folder(two_ranks: Ranks, tmp_path: Path) -> None:

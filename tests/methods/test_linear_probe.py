@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from seed_exp.methods.linear import LinearProbe, encoder_of
 
 LABELS = torch.tensor([0, 2, 1, 1, 0])
+BATCH = tiny.host_batch(5, LABELS)
 
 
 def encoders() -> dict[str, nn.Module]:
@@ -60,7 +61,7 @@ def test_weights_begin_the_same_for_every_rate_and_depend_on_the_seed_only() -> 
 
 def test_classifiers_compute_in_float32_under_autocast() -> None:
     probe = LinearProbe(encoders(), [1.0], num_classes=3, seed=2)
-    prepared = probe.prepare(views(), LABELS)
+    prepared = probe.prepare(views(), BATCH)
     expected = probe.loss("large/lr1", probe.trainable["large/lr1"], prepared)["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(probe.loss("large/lr1", probe.trainable["large/lr1"], prepared)["loss"], expected)
@@ -68,7 +69,7 @@ def test_classifiers_compute_in_float32_under_autocast() -> None:
 
 def test_the_loss_is_cross_entropy_on_the_first_global_view() -> None:
     probe = LinearProbe(encoders(), [1.0], num_classes=3, seed=2)
-    prepared = probe.prepare(views(), LABELS)
+    prepared = probe.prepare(views(), BATCH)
     for name, classifier in probe.trainable.items():
         out = probe.loss(name, classifier, prepared)
         encoder = probe.encoders[encoder_of(name)]
@@ -98,7 +99,7 @@ def test_each_encoder_runs_once_per_batch_for_all_its_classifiers() -> None:
     for name, encoder in own.items():
         encoder.register_forward_hook(lambda *_, name=name: calls.append(name))
     probe = LinearProbe(own, [1.0, 3.0, 10.0], num_classes=3, seed=2)
-    prepared = probe.prepare(views(), LABELS)
+    prepared = probe.prepare(views(), BATCH)
     for name, classifier in probe.trainable.items():
         probe.loss(name, classifier, prepared)["loss"].backward()
     assert calls == ["small", "large"]

@@ -14,7 +14,7 @@ from seed_exp.engine import distributed
 from seed_exp.methods.moco import Moco
 from seed_exp.models.students import Student
 
-LABELS = torch.full((5,), -1)
+BATCH = tiny.host_batch(5)
 
 
 def views(num_images: int = 5) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def test_the_momentum_encoder_begins_as_a_copy_and_follows_by_the_formula() -> N
     for name, student in method.trainable.items():
         assert all(torch.equal(one, two) for one, two in zip(encoders[name], student.parameters(), strict=True))
     for _ in range(3):
-        prepared = method.prepare(views(), LABELS)
+        prepared = method.prepare(views(), BATCH)
         for name, student in method.trainable.items():
             method.loss(name, student, prepared)
             move(student)
@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_finding_the_momentum_encoders_key() -> None:
     move(method.encoders["a"])
     batch = views()
     student = method.trainable["a"]
-    out = method.loss("a", student, method.prepare(batch, LABELS))
+    out = method.loss("a", student, method.prepare(batch, BATCH))
     queries, keys = student(batch["global"][0]), method.encoders["a"](batch["global"][1])
     expected = reference.info_nce(queries.detach(), keys, method.queues["a"].embeddings, 0.2)
     assert out["loss"].item() == pytest.approx(expected, abs=1e-5)
@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_finding_the_momentum_encoders_key() -> None:
 
 def test_the_momentum_encoder_gets_no_gradient_and_the_student_does() -> None:
     method = tiny.moco()
-    method.loss("a", method.trainable["a"], method.prepare(views(), LABELS))["loss"].backward()
+    method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))["loss"].backward()
     assert all(p.grad is None and not p.requires_grad for p in method.encoders["a"].parameters())
     assert all(p.grad is not None for p in method.trainable["a"].parameters())
 
@@ -67,7 +67,7 @@ def test_the_momentum_encoder_gets_no_gradient_and_the_student_does() -> None:
 def test_keys_enter_their_own_students_queue_after_the_step() -> None:
     method = tiny.moco(["a", "b"], bn=False)
     before = {name: queue.embeddings.clone() for name, queue in method.queues.items()}
-    prepared = method.prepare(views(), LABELS)
+    prepared = method.prepare(views(), BATCH)
     for name, student in method.trainable.items():
         method.loss(name, student, prepared)
         assert torch.equal(method.queues[name].embeddings, before[name])
@@ -84,13 +84,13 @@ def test_keys_come_from_batch_statistics() -> None:
     for module in method.encoders["a"].modules():
         assert module.training
     running = method.encoders["a"].state_dict()["encoder.layers.1.running_mean"].clone()
-    method.loss("a", method.trainable["a"], method.prepare(views(), LABELS))
+    method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
     assert not torch.equal(method.encoders["a"].state_dict()["encoder.layers.1.running_mean"], running)
 
 
 def test_all_that_goes_on_is_in_the_checkpoint() -> None:
     method, other = tiny.moco(), tiny.moco()
-    method.loss("a", method.trainable["a"], method.prepare(views(), LABELS))
+    method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
     move(method.trainable["a"])
     method.after_step()
     other.carried.load_state_dict(copy.deepcopy(method.carried.state_dict()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.methods.seed import Seed
 
-LABELS = torch.full((5,), -1)
+BATCH = tiny.host_batch(5)
 
 
 def views(num_images: int = 5, seed: int = 0) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def test_the_loss_is_the_sum_over_resolutions_of_the_formula() -> None:
     method = tiny.seed(bn=False)
     batch = views()
     student = method.trainable["a"]
-    out = method.loss("a", student, method.prepare(batch, LABELS))
+    out = method.loss("a", student, method.prepare(batch, BATCH))
     parts = {}
     for resolution, images in batch.items():
         flat = images.flatten(0, 1)
@@ -52,7 +52,7 @@ def test_the_loss_is_the_sum_over_resolutions_of_the_formula() -> None:
 def test_the_cosine_is_that_of_student_and_teacher_in_global_views() -> None:
     method = tiny.seed(bn=False)
     batch = views()
-    out = method.loss("a", method.trainable["a"], method.prepare(batch, LABELS))
+    out = method.loss("a", method.trainable["a"], method.prepare(batch, BATCH))
     flat = batch["global"].flatten(0, 1)
     cosine = torch.nn.functional.cosine_similarity(method.trainable["a"](flat), embedded(method, flat)).mean()
     assert out["teacher_cosine"].item() == pytest.approx(cosine.item(), abs=1e-6)
@@ -62,7 +62,7 @@ def test_the_cosine_is_that_of_student_and_teacher_in_global_views() -> None:
 def test_diagnostics_are_entropy_and_effective_neighbours_of_the_global_target() -> None:
     method = tiny.seed()
     batch = views()
-    found = method.diagnostics(method.prepare(batch, LABELS))
+    found = method.diagnostics(method.prepare(batch, BATCH))
     entropies = []
     for embedding in embedded(method, batch["global"].flatten(0, 1)).double():
         entries = [embedding, *method.queues["global"].embeddings.double()]
@@ -76,7 +76,7 @@ def test_each_images_first_view_enters_the_queue_of_its_resolution_after_the_ste
     method = tiny.seed()
     before = {name: queue.embeddings.clone() for name, queue in method.queues.items()}
     batch = views()
-    prepared = method.prepare(batch, LABELS)
+    prepared = method.prepare(batch, BATCH)
     method.loss("a", method.trainable["a"], prepared)["loss"].backward()
     for name, queue in method.queues.items():
         assert torch.equal(queue.embeddings, before[name]), "not before the step"
@@ -92,7 +92,7 @@ def test_parts_of_a_batch_enter_the_queue_together_and_once() -> None:
     batches = [views(5, seed) for seed in range(4)]
     for first in (0, 2):
         for batch in batches[first : first + 2]:
-            method.prepare(batch, LABELS)
+            method.prepare(batch, BATCH)
         method.after_step()
     expected = torch.cat([embedded(method, batch["local"][0]) for batch in batches])
     torch.testing.assert_close(method.queues["local"].embeddings[:20], expected)
@@ -103,7 +103,7 @@ def test_the_teacher_sees_each_resolution_once_however_many_students_there_are()
     method = tiny.seed(["a", "b", "c"])
     shapes: list[torch.Size] = []
     method.teacher.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
-    prepared = method.prepare(views(), LABELS)
+    prepared = method.prepare(views(), BATCH)
     for name, student in method.trainable.items():
         method.loss(name, student, prepared)
     method.after_step()
@@ -114,7 +114,7 @@ def test_the_teacher_stays_frozen_in_evaluation_mode_and_out_of_checkpoints() ->
     method = tiny.seed()
     before = copy.deepcopy(method.teacher.state_dict())
     method.train()
-    prepared = method.prepare(views(), LABELS)
+    prepared = method.prepare(views(), BATCH)
     method.loss("a", method.trainable["a"], prepared)["loss"].backward()
     tiny.assert_same(before, method.teacher.state_dict())
     assert not any(parameter.requires_grad for parameter in method.teacher.parameters())
@@ -131,7 +131,7 @@ def test_queues_are_as_wide_as_the_teacher_and_the_same_in_every_run_with_that_s
 
 def test_one_resolution_is_enough() -> None:
     method = Seed(tiny.students(), tiny.teacher(), ObjectiveConfig("seed", queue_size=8), ["global"], seed=0)
-    out = method.loss("a", method.trainable["a"], method.prepare({"global": views()["global"]}, LABELS))
+    out = method.loss("a", method.trainable["a"], method.prepare({"global": views()["global"]}, BATCH))
     assert out["loss"].item() == out["loss_global"].item()
     method.after_step()
     assert method.queues["global"].position == 5
@@ -149,7 +149,7 @@ def enqueue_share(rank_images: int) -> Any:
     method = tiny.seed()
     start = distributed.rank() * rank_images
     for half in (slice(start, start + rank_images // 2), slice(start + rank_images // 2, start + rank_images)):
-        method.prepare({name: view[:, half] for name, view in views(2 * rank_images).items()}, LABELS)
+        method.prepare({name: view[:, half] for name, view in views(2 * rank_images).items()}, BATCH)
     method.after_step()
     return method.carried.state_dict()
 
@@ -158,7 +158,7 @@ def test_every_rank_enqueues_the_global_batch_in_its_order(two_ranks: Ranks) -> 
     first, second = two_ranks.run(enqueue_share, 6)
     tiny.assert_same(first, second)
     method = tiny.seed()
-    method.prepare(views(12), LABELS)
+    method.prepare(views(12), BATCH)
     method.after_step()
     for key, value in method.carried.state_dict().items():
         torch.testing.assert_close(first[key], value)

@@ -1,0 +1,233 @@
+"""The networks that a method trains, with their optimisers, and the step that trains them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from seed_exp.config.schema import FitConfig
+from seed_exp.engine import distributed
+from seed_exp.engine.memory import largest_batch_size
+from seed_exp.engine.optimizers import build_optimizer, set_lr, step_unless
+from seed_exp.engine.precision import autocast
+from seed_exp.engine.schedules import lr_factor, peak_lr
+from seed_exp.views.recipe import HostBatch, TrainViews
+
+
+class Method(Protocol):
+    """What is trained: a fleet of networks that share a batch and whatever is computed of it once."""
+
+    trainable: dict[str, nn.Module]
+    """The networks, by name; each has its own loss, gradient and optimiser."""
+    carried: nn.Module
+    """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch.nn.Module.to, for all but `trainable`."""
+
+    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Any:
+        """What all networks share of (a part of) a batch; views [V, N, 3, S, S] per resolution."""
+
+    def loss(self, name: str, network: nn.Module, prepared: Any) -> dict[str, Tensor]:
+        """One network's scalars: "loss", which is minimised, and others, which are logged."""
+
+    def compile_shared(self) -> None:
+        """Compiles what `prepare` runs."""
+
+    def rehearsal(self) -> Method:
+        """A copy, to try out a step that leaves no trace."""
+
+    def diagnostics(self, prepared: Any) -> dict[str, Tensor]:
+        """Scalars worth knowing now and then."""
+
+    def after_step(self) -> None:
+        """Called when the optimisers have made their step; networks without a loss since the last call did not take part."""
+
+
+class Outcome(NamedTuple):
+    """Of a step, on the device."""
+
+    means: dict[str, Tensor]
+    """Each network's scalars, means over the batch, by <name>/<key>; 0 where it was not updated."""
+    skipped: dict[str, Tensor]
+    """By network, whether it was not updated because its gradient was not finite: bool []."""
+    measured: dict[str, Tensor]
+    """Gradient norms before clipping and the method's diagnostics, of the last part of the batch where it is split."""
+
+
+class Fleet:
+    """A method's networks, replicated over the processes. None of them notices what becomes of the others.
+
+    Args:
+        method: What to train, in place.
+        views: The views of its images.
+        config: Accumulation, precision, optimiser and schedule, the same for every network.
+        device: Where to train.
+        batch_size: Images per step over all processes; the learning rate is proportional to it.
+        steps_per_epoch: For the schedule.
+        num_steps: How many steps each network is trained for, by name.
+        lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        views: TrainViews,
+        config: FitConfig,
+        device: torch.device,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        num_steps: Mapping[str, int],
+        lrs: Mapping[str, float] | None = None,
+    ) -> None:
+        self.method, self.config, self.device = method, config, device
+        self.steps_per_epoch, self.num_steps = steps_per_epoch, dict(num_steps)
+        self.diverged: dict[str, int] = {}
+        """Networks that were found to have diverged, and after which step; they are trained no further."""
+        # Channels last: convolutions are faster, on a GPU as on a CPU.
+        method.to(device, memory_format=torch.channels_last)
+        for network in method.trainable.values():
+            network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,unused-ignore]
+        self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
+        if device.type == "cuda" if config.compile is None else config.compile:
+            # All students share the code of one forward(), and each needs a graph of its own for each resolution.
+            torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 8 * len(method.trainable))
+            self._device_half = torch.compile(views.device, dynamic=False)
+            method.compile_shared()
+            for network in method.trainable.values():
+                network.compile(dynamic=False)  # before DDP, whose reducer would break the graph; the keys stay the same
+        self._networks = {name: distributed.replicate(network, device) for name, network in method.trainable.items()}
+        self._optimizers = {name: build_optimizer(config.optimizer, network) for name, network in method.trainable.items()}
+        base_lrs = dict.fromkeys(method.trainable, config.optimizer.lr) | dict(lrs or {})
+        self._peak_lrs = {name: peak_lr(lr, batch_size) for name, lr in base_lrs.items()}
+
+    def training(self, step: int) -> list[str]:
+        """The networks that take part in `step` (from 0)."""
+        return [name for name, num in self.num_steps.items() if step < num and name not in self.diverged]
+
+    def lr_factor(self, name: str, step: int) -> float:
+        """Share of its peak learning rate that the network is trained with in `step`."""
+        return lr_factor(self.config.optimizer, step / self.steps_per_epoch, self.num_steps[name] / self.steps_per_epoch)
+
+    def lr(self, name: str, step: int) -> float:
+        """Learning rate that the network is trained with in `step`."""
+        return self._peak_lrs[name] * self.lr_factor(name, step)
+
+    def step(self, batch: HostBatch, step: int, *, measure: bool) -> Outcome:
+        """One optimiser step of every network that takes part. Nothing here waits for a GPU.
+
+        A network whose gradient is not finite is left as it was, running statistics included.
+
+        Args:
+            batch: This process's images, on the device.
+            step: Number of the step, from 0.
+            measure: Whether to measure what is not needed for training.
+
+        Returns:
+            What there is to know of it.
+        """
+        names = self.training(step)
+        accumulation, clip = self.config.accumulation, self.config.optimizer.clip_grad_norm
+        means: dict[str, Tensor] = {}
+        statistics = {name: [buffer.clone() for buffer in self.method.trainable[name].buffers()] for name in names}
+        for part, part_batch in enumerate(_parts(batch, accumulation)):
+            with torch.no_grad():
+                views = {name: _channels_last(view) for name, view in self._device_half(part_batch).items()}
+            with autocast(self.config.precision, self.device):
+                prepared = self.method.prepare(views, part_batch)
+            for name in names:
+                network = self._networks[name]
+                # Dropout depends on these alone, not on what other networks or earlier steps drew.
+                torch.manual_seed(derive_seed(self.config.seed, name, step, part, distributed.rank()))
+                with distributed.no_sync(network, skip=part + 1 < accumulation):
+                    with autocast(self.config.precision, self.device):
+                        scalars = self.method.loss(name, network, prepared)
+                    (scalars["loss"] / accumulation).backward()  # type: ignore[no-untyped-call]
+                for key, value in scalars.items():
+                    term, of = value.detach().float() / accumulation, f"{name}/{key}"
+                    means[of] = means[of] + term if of in means else term
+
+        measured: dict[str, Tensor] = {}
+        skipped: dict[str, Tensor] = {}
+        for name in names:
+            network, optimizer = self.method.trainable[name], self._optimizers[name]
+            norm = get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+            if clip is not None:
+                clip_grads_with_norm_(network.parameters(), clip, norm)
+            skipped[name] = ~norm.isfinite()
+            set_lr(optimizer, self.lr(name, step))
+            step_unless(optimizer, skipped[name])
+            optimizer.zero_grad(set_to_none=True)
+            for buffer, before in zip(network.buffers(), statistics[name], strict=True):
+                buffer.copy_(torch.where(skipped[name], before, buffer))
+            for key in [key for key in means if key.startswith(f"{name}/")]:
+                means[key] = torch.where(skipped[name], 0.0, means[key])
+            if measure:
+                measured[f"{name}/grad_norm"] = norm
+        if measure:
+            measured |= self.method.diagnostics(prepared)
+        self.method.after_step()
+        return Outcome(means, skipped, measured)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "networks": {name: network.state_dict() for name, network in self.method.trainable.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "carried": self.method.carried.state_dict(),
+            "diverged": dict(self.diverged),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        for name, network in self.method.trainable.items():
+            network.load_state_dict(state["networks"][name])
+            self._optimizers[name].load_state_dict(state["optimizers"][name])
+        self.method.carried.load_state_dict(state["carried"])
+        self.diverged = dict(state["diverged"])
+
+
+def find_batch_size(method: Method, views: TrainViews, config: FitConfig, device: torch.device, num_images: int) -> int:
+    """The largest batch, over all processes, of which each process's part fits into its memory: it tries steps of a copy.
+
+    Raises:
+        ValueError: not even the smallest fits.
+    """
+    eager = replace(config, compile=False)
+    num_steps = dict.fromkeys(method.trainable, 1)
+    fleet = Fleet(method.rehearsal(), views, eager, device, batch_size=1, steps_per_epoch=1, num_steps=num_steps)
+
+    def step(size: int) -> None:
+        empty = views.empty(size)
+        batch = empty.map(torch.zeros_like)
+        fleet.step(batch.map(lambda tensor: tensor.to(device)), 0, measure=False)
+
+    limit = num_images // distributed.world_size()
+    size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
+    return distributed.minimum(size) * distributed.world_size()
+
+
+def derive_seed(*key: int | str) -> int:
+    """A 63-bit seed that depends on every part of the key."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _channels_last(views: Tensor) -> Tensor:
+    """Views [V, N, 3, S, S] with this memory format in each view."""
+    flat = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return flat.view(views.shape)
+
+
+def _parts(batch: HostBatch, num: int) -> Iterator[HostBatch]:
+    """The batch in `num` equal, contiguous parts."""
+    size = len(batch.labels) // num
+    for start in range(0, len(batch.labels), size):
+        yield batch.map(itemgetter(slice(start, start + size)))

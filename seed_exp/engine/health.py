@@ -1,0 +1,166 @@
+"""What losses and gradients say of a fleet between two log lines: means for the log, and whom to train no further."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seed_exp.engine import distributed
+from seed_exp.engine.checkpoint import newest_checkpoint
+from seed_exp.engine.fleet import Fleet
+
+log = logging.getLogger("seed_exp")
+
+COLLAPSED_STD = 0.02
+"""Standard deviation of the embeddings, relative to that of vectors all over the sphere, below which a student has collapsed."""
+COLLAPSED_RANK = 1.2
+"""Effective rank of the embeddings below which it has."""
+_SHOWN_SAMPLES = 8
+
+
+class Health:
+    """Sums since the last log line, on the device: nothing waits for a GPU until `close` or `settle`.
+
+    Args:
+        fleet: Whose steps are watched; what diverges is noted in it.
+        folder: Run folder, to name the last checkpoint.
+        max_skipped: Steps with gradients that are not finite that a network may have in all; with more it has diverged.
+    """
+
+    def __init__(self, fleet: Fleet, folder: Path, max_skipped: int) -> None:
+        self._fleet, self._folder, self._max_skipped = fleet, folder, max_skipped
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._skipped: dict[str, Tensor] = {}
+        self._steps: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        self._skipped_before = dict.fromkeys(fleet.method.trainable, 0)
+        self._collapsed: set[str] = set()
+
+    def add(self, step: int, indices: Tensor, means: Mapping[str, Tensor], skipped: Mapping[str, Tensor]) -> None:
+        """Takes in a step: the images in it, its scalars by <name>/<key>, and which networks were not updated in it."""
+        for key, value in means.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._counts[key] = self._counts.get(key, 0) + 1
+        for name, flag in skipped.items():
+            self._skipped[name] = self._skipped[name] + flag if name in self._skipped else flag.float()
+        self._steps.append((step, indices.clone(), dict(skipped)))
+
+    def close(self, measured: Mapping[str, Tensor], steps_done: int, *, warmed_up: bool) -> dict[str, float]:
+        """Means over steps and ranks, and over ranks of `measured`; the next interval begins.
+
+        Steps in which a network was not updated are left out of its means, and counted in <name>/skipped_steps.
+
+        Raises:
+            ValueError: no network is left that could be trained on, or what they share is not finite.
+        """
+        keys = [*self._sums, *measured, *self._skipped]
+        on_device = [*self._sums.values(), *(value.float() for value in measured.values()), *self._skipped.values()]
+        values = dict(zip(keys, distributed.mean(torch.stack(on_device)).tolist(), strict=True))
+        skipped = {name: round(values.pop(name)) for name in self._skipped}
+        shown = {}
+        for key, value in values.items():
+            missed = next((num for name, num in skipped.items() if num and key.startswith(f"{name}/")), 0)
+            if key not in self._sums:
+                if math.isfinite(value) or not missed:
+                    shown[key] = value
+            elif self._counts[key] > missed:
+                shown[key] = value / (self._counts[key] - missed)
+        shown |= {f"{name}/skipped_steps": float(num) for name, num in skipped.items() if num}
+        self._judge(skipped, shown, steps_done)
+        if warmed_up:
+            self._warn_of_collapse(shown)
+        self._sums, self._counts, self._skipped, self._steps = {}, {}, {}, []
+        return shown
+
+    def settle(self, steps_done: int) -> None:
+        """Before a checkpoint: finds out who has diverged, and averages over ranks what rank 0 writes and all resume from.
+
+        Raises:
+            ValueError: as `close`.
+        """
+        if not self._sums:
+            return
+        keys = [*self._sums, *self._skipped]
+        totals = distributed.mean(torch.stack([*self._sums.values(), *self._skipped.values()]))
+        together = dict(zip(keys, totals, strict=True))
+        values = dict(zip(keys, totals.tolist(), strict=True))
+        self._sums = {key: together[key] for key in self._sums}
+        skipped = {name: round(values[name]) for name in self._skipped}
+        self._skipped = {name: together[name] for name in self._skipped}
+        self._judge(skipped, {key: values[key] for key in self._sums}, steps_done, settled=True)
+        for key in [key for key in self._sums for name in self._fleet.diverged if key.startswith(f"{name}/")]:
+            del self._sums[key], self._counts[key]
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"sums": self._sums, "counts": self._counts, "skipped": self._skipped, "skipped_before": self._skipped_before}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from a checkpoint."""
+        self._sums = {key: total.to(device) for key, total in state["sums"].items()}
+        self._skipped = {name: total.to(device) for name, total in state["skipped"].items()}
+        self._counts, self._skipped_before = dict(state["counts"]), dict(state["skipped_before"])
+
+    def _judge(self, skipped: Mapping[str, int], values: dict[str, float], steps_done: int, *, settled: bool = False) -> None:
+        """Takes networks that diverged out of training and out of `values`; says which steps were skipped."""
+        fleet = self._fleet
+        found: dict[str, list[str]] = {}
+        for name, num in skipped.items():
+            in_all = self._skipped_before[name] + num
+            if not settled:
+                self._skipped_before[name] = in_all
+                if num:
+                    log.warning("%s: %d steps skipped, whose gradients were not finite, %s", name, num, self._samples(name))
+            if in_all > self._max_skipped:
+                found.setdefault(name, []).append(f"{in_all} steps of {name} had gradients that are not finite")
+        for key, value in values.items():
+            if not math.isfinite(value):
+                owner = next((name for name in fleet.method.trainable if key.startswith(f"{name}/")), "")
+                found.setdefault(owner, []).append(f"{key} is {value}")
+        if not found:
+            return
+        last = newest_checkpoint(self._folder)
+        names = [name for name in found if name]
+        lrs = ", ".join(f"{name} {fleet.lr(name, steps_done - 1):.3g}" for name in names)
+        samples = "; ".join(self._samples(name) for name in names)
+        text = (
+            f"step {steps_done}: {', '.join(reason for reasons in found.values() for reason in reasons)} (learning rate {lrs}; "
+            f"{samples}; last good checkpoint: {last or 'none'}); lower optimizer.lr or set optimizer.clip_grad_norm=1"
+        )
+        fleet.diverged |= {name: steps_done for name in names if name not in fleet.diverged}
+        left = fleet.method.trainable.keys() - fleet.diverged.keys()
+        if not left or not names:
+            raise ValueError(text)
+        log.error("%s. Training of %s ends here, %d others go on", text, ", ".join(names), len(left))
+        for key in [key for key in values for name in names if key.startswith(f"{name}/")]:
+            del values[key]
+
+    def _samples(self, name: str) -> str:
+        """Which images were in the first step that was skipped."""
+        flagged = [(step, indices) for step, indices, flags in self._steps if name in flags and bool(flags[name])]
+        if not flagged:
+            return "in earlier steps"
+        step, indices = flagged[0]
+        more = ", ..." if len(indices) > _SHOWN_SAMPLES else ""
+        return f"first step {step + 1} with images {', '.join(map(str, indices[:_SHOWN_SAMPLES].tolist()))}{more}"
+
+    def _warn_of_collapse(self, shown: Mapping[str, float]) -> None:
+        for name in self._fleet.method.trainable:
+            std, rank = shown.get(f"{name}/embedding_std", math.inf), shown.get(f"{name}/embedding_rank", math.inf)
+            if std >= COLLAPSED_STD and rank >= COLLAPSED_RANK:
+                self._collapsed.discard(name)
+            elif name not in self._collapsed:
+                self._collapsed.add(name)
+                log.warning(
+                    "%s HAS COLLAPSED: it sees all images alike (embedding std %.3g of 1, effective rank %.3g); "
+                    "lower optimizer.lr, or check teacher and views",
+                    name,
+                    std,
+                    rank,
+                )

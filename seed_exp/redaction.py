@@ -1,0 +1,95 @@
+"""Secrets out of what is written or shown: keys, tokens, passwords, and the signatures of signed addresses."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import quote
+
+HIDDEN = "***"
+_SHORTEST_SECRET = 8  # what is shorter may stand in any text by chance
+_SECRET_NAME = r"(?:_KEY|_TOKEN|_SECRET|PASSWORD)"
+
+_ACCESS = (
+    r"x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid|signature|key-pair-id|sig|"
+    r"(?:access_|refresh_|id_|auth_)?token|api_?key|client_secret|password"
+)
+"""Parameters of an address that open what it names: S3, Google Cloud, CloudFront, Azure, OAuth."""
+_SAS = r"se|sp|sv"
+"""Those that an Azure signature stands for; without one they may mean anything."""
+_SIGNING = r"x-(?:amz|goog)-[\w-]+|expires|policy|s[eprstv]|spr|sip|srt|sk\w+"
+"""All that belongs to a signature and changes with it: dates, scopes, algorithms."""
+
+_USER_INFO = r"(?<=://)[^\s/?#\"'<>]*"
+_QUERY = re.compile(r"[?#&][^\s\"'<>]+")
+# Separators and equals sign also as HTML, JSON and an address inside an address have them; inside, the value ends earlier.
+_PARAMETER = r"(?P<before>&amp;|[?#&]|\\u0026|%(?:25)*(?:26|3F))(?P<name>{})(?P<equals>=|(?P<inner>%(?:25)*3D))"
+_VALUE = r"(?(inner)(?:(?!%(?:25)*26|\\u0026)[^&#])*|(?:(?!\\u0026)[^&#])*)"
+
+_TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,})")
+_BEHIND_NAMES = (
+    re.compile(rf"(\b[A-Z0-9_]*{_SECRET_NAME}[\"']?\s*[=:]\s*[\"']?)(?:(?<=[\"'])[^\"']+|[^\s\"',;]+)"),
+    re.compile(r"(\blogin\s+\S+\s+(?:account\s+\S+\s+)?password\s+)\S+"),  # netrc
+    re.compile(r"(\bauthorization[\"']?\s*[=:]\s*[\"']?\w+\s+)[^\s\"',;]+", re.IGNORECASE),
+)
+
+
+def redact(text: str) -> str:
+    """`text` with *** in place of secrets; the rest stays readable, the expiry date of a signed address too.
+
+    Hidden are user and password in addresses, parameters that sign them or give access, keys and tokens of Hugging Face and
+    W&B, what stands behind names such as API_KEY, behind a netrc file's `password` and in an Authorization header, and,
+    wherever they occur, the values (8 characters or more) of environment variables whose names end in _KEY, _TOKEN, _SECRET
+    or PASSWORD. Applied twice it changes nothing.
+    """
+    for secret in _secrets_in_environment():
+        text = text.replace(secret, HIDDEN)
+    text = re.sub(f"{_USER_INFO}(?=@)", HIDDEN, text)
+    text = _QUERY.sub(lambda query: _hide_access(query[0]), text)
+    text = _TOKEN.sub(HIDDEN, text)
+    for pattern in _BEHIND_NAMES:
+        text = pattern.sub(rf"\1{HIDDEN}", text)
+    return text
+
+
+def redact_all(value: Any) -> Any:
+    """A copy of nested dicts and lists (tuples become lists) whose strings are redacted; other values are as they were."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redact_all(inner) for key, inner in value.items()}
+    return [redact_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def unsigned(text: str) -> str:
+    """`text` whose addresses have lost user, password, and all parameters that change when they are signed anew.
+
+    For what is named by an address, such as a run: the name is the same for another signature, for none, and for what `redact`
+    left of one. Unlike `redact` it does not depend on the environment.
+    """
+    return _QUERY.sub(lambda query: _without_signature(query[0]), re.sub(f"{_USER_INFO}@", "", text))
+
+
+def _hide_access(query: str) -> str:
+    names = f"{_ACCESS}|{_SAS}" if _has(query, "sig") else _ACCESS
+    pattern = _PARAMETER.format(names) + _VALUE
+    return re.sub(pattern, rf"\g<before>\g<name>\g<equals>{HIDDEN}", query, flags=re.IGNORECASE)
+
+
+def _without_signature(query: str) -> str:
+    names = f"{_ACCESS}|{_SIGNING}" if _has(query, "(?:x-amz-|x-goog-)?signature|sig") else _ACCESS
+    left = re.sub(_PARAMETER.format(names) + _VALUE, "", query, flags=re.IGNORECASE)
+    return left if left[:1] == query[0] else re.sub("^&(?:amp;)?", query[0], left)
+
+
+def _has(query: str, names: str) -> bool:
+    return re.search(_PARAMETER.format(names), query, re.IGNORECASE) is not None
+
+
+def _secrets_in_environment() -> list[str]:
+    """Longest first, as one may contain another; of several lines each, and also as they stand in an address."""
+    values = [value for name, value in os.environ.items() if re.search(f"{_SECRET_NAME}$", name, re.IGNORECASE)]
+    lines = {line.strip() for value in values for line in value.splitlines()}
+    secrets = {line for line in lines if len(line) >= _SHORTEST_SECRET}
+    return sorted(secrets | {quote(secret, safe="") for secret in secrets}, key=len, reverse=True)

@@ -1,0 +1,49 @@
+"""Trains something tiny in a process that kills itself after a while: `python kill_me.py FOLDER VARIANT SECONDS`.
+
+SECONDS counts from the moment when training starts; `never` lets it end. Ranks and their number come from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import tiny
+import torch
+
+from seed_exp.engine import distributed
+from seed_exp.engine.fleet import Method
+from seed_exp.files import atomic_write
+
+VARIANTS: dict[str, tuple[Callable[[], Method], int]] = {
+    "single": (lambda: tiny.seed(["a"], dropout=0.3), 1),
+    "fleet": (lambda: tiny.seed(["a", "b", "c"], dropout=0.3), 1),
+    "accumulation": (lambda: tiny.seed(["a", "b"], dropout=0.3), 4),
+    "moco": (lambda: tiny.moco(["a"], dropout=0.3), 1),
+    "linear": (tiny.probe, 1),
+    "two processes": (lambda: tiny.seed(["a", "b"], dropout=0.3), 2),
+}
+
+
+def main() -> None:
+    folder, variant, seconds = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    torch.set_num_threads(1)
+    build, accumulation = VARIANTS[variant]
+
+    def students(steps: object, networks: dict[str, dict[str, torch.Tensor]]) -> None:
+        with atomic_write(folder / "students.pt") as file:
+            torch.save(networks, file)
+
+    with distributed.process_group(torch.device("cpu")):
+        if seconds != "never":
+            threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        config = tiny.fit_config(steps=60, accumulation=accumulation, checkpoint_every=1, eval_every=0.8)
+        tiny.train(build(), folder, config, num_workers=1, on_checkpoint=students)
+
+
+if __name__ == "__main__":
+    main()
