@@ -23,8 +23,8 @@ print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():
     importlib.import_module(f"seed_exp.{name}")
-    required = ["run=x"] if name in ("linear", "knn") else []
-    assert type(compose(name, required)) is schema
+    required = {"linear": ["run=x"], "knn": ["run=x"], "bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
+    assert type(compose(name, required.get(name, []))) is schema
     print(name)
 for experiment in groups()["experiments"]:
     compose("distill", [f"experiments={experiment}"])

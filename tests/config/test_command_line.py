@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from seed_exp import distill, preview
-from seed_exp.config.command import command
+from seed_exp.config.command import command, spelled_out
 from seed_exp.config.compose import SCHEMAS, compose
 from seed_exp.config.errors import groups
 from seed_exp.engine.run_folder import flatten, to_plain
@@ -67,6 +67,12 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("pretrain data=digits students.resnet18.network=resnet81", "did you mean 'resnet18'?"),
         ("pretrain data=digits student=timm", "students.timm.name="),
         ("pretrain data=digits device=gpu", "device=gpu is unknown; use auto, cpu or cuda"),
+        ("bench", "missing option bench: add bench=VALUE"),
+        ("bench vews", "no option 'vews' in config group 'bench'; did you mean 'views'?"),
+        ("bench --json seconds=1 vews", "did you mean 'views'?"),
+        ("bench loss views", "cannot read 'views'; options are written KEY=VALUE"),
+        ("bench views", "neither SEED_DATA (environment) nor data.root=PATH is set"),
+        ("bench --seconds 3 views", "options are written without dashes: seconds=VALUE"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_helps(
@@ -89,6 +95,23 @@ def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPat
     (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit, match=rf"^error: .*{output.partition('/')[0]}.*$"):
         type_line(monkeypatch, "preview", *DIGITS, "num_images=1", f"output={output}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("loss --json", "bench=loss json=true"),
+        ("--json rows=8 loss seconds=1", "json=true rows=8 bench=loss seconds=1"),
+        ("bench=loss json=true", "bench=loss json=true"),
+        ("--cfg job", "--cfg job"),
+        ("loss --cfg job", "bench=loss --cfg job"),
+        ("-m loss", "-m loss"),
+        ("", ""),
+    ],
+)
+def test_a_leading_word_and_flags_stand_for_options(arguments: str, expected: str) -> None:
+    assert spelled_out(arguments.split(), "bench", "bench") == expected.split()
+    assert spelled_out(arguments.split(), "knn", None) == arguments.split()
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +175,8 @@ def test_help_says_what_there_is_and_what_it_means(
     shown = {
         words[0]: [word.rstrip("*") for word in words[1:]] for words in map(str.split, lines[first_group : first_option - 2])
     }
-    config = compose(name, {"linear": ["run=x"], "knn": ["run=x"]}.get(name))
+    required = {"linear": ["run=x"], "knn": ["run=x"], "bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
+    config = compose(name, required.get(name))
     possible = {"students": "student", "experiments": "experiments"}
     expected = {possible.get(key, key) for key in vars(config)} & groups().keys()
     assert shown.keys() - {"experiments"} == expected - ({"optimizer"} if name == "linear" else set())

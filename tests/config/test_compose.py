@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from seed_exp.bench import BENCHES
 from seed_exp.config import schema
-from seed_exp.config.compose import SCHEMAS, compose, config_home
+from seed_exp.config.compose import SCHEMAS, compose, config_home, jobs
+from seed_exp.config.errors import explain
 from seed_exp.config.schema import (
     CropConfig,
     DataConfig,
@@ -43,7 +46,7 @@ from seed_exp.models.teachers import TEACHERS
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted((CONF.parent / "experiments").glob("*.yaml"))
-REQUIRED = {"linear": ["run=x"], "knn": ["run=x"]}
+REQUIRED = {"linear": ["run=x"], "knn": ["run=x"], "bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
 NEEDS = {
     "student=timm": ["students.timm.name=resnet26"],
     "data=torchvision": ["data.name=CIFAR10"],
@@ -85,12 +88,13 @@ def test_every_command_has_a_primary_file_and_every_group_a_command() -> None:
 @pytest.mark.parametrize(("command", "group", "option"), CHOICES, ids=lambda value: value)
 def test_every_option_composes_and_types_with_every_command_that_lists_its_group(command: str, group: str, option: str) -> None:
     choice = f"{group}={option}"
-    config = compose(command, [choice, "data.root=/x", *NEEDS.get(choice, []), *REQUIRED.get(command, [])])
+    config = compose(command, [*REQUIRED.get(command, []), choice, "data.root=/x", *NEEDS.get(choice, [])])
     assert type(config) is SCHEMAS[command]
     file = flatten(load(group, option))
     for key in BY_PRIMARY.get((command, group), []):
         file.pop(key, None)
-    chosen = flatten(to_plain(config.students[option] if group == "student" else getattr(config, group)))
+    owner = {"student": lambda: config.students[option], "bench": lambda: config}.get(group, lambda: getattr(config, group))
+    chosen = flatten(to_plain(owner()))
     assert {key: chosen[key] for key in file} == file
 
 
@@ -115,11 +119,12 @@ def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines
         ("objective", OBJECTIVES),
         ("tracker", TRACKERS),
         ("data", SOURCES),
+        ("bench", BENCHES),
     ],
 )
 def test_option_files_and_registry_keys_are_the_same_set(group: str, registry: dict[str, Any]) -> None:
     assert options_of(group) == sorted(registry)
-    key = {"student": "network", "data": "source"}.get(group, "name")
+    key = {"student": "network", "data": "source", "bench": "bench"}.get(group, "name")
     assert {name: load(group, name)[key] for name in options_of(group)} == {name: name for name in registry}
 
 
@@ -375,3 +380,76 @@ def test_every_field_of_the_schema_has_its_meaning_under_it(kind: type[Any]) -> 
         if isinstance(field, ast.AnnAssign):
             assert isinstance(below, ast.Expr), ast.unparse(field)
             assert len(ast.literal_eval(below.value)) > 5, ast.unparse(field)
+
+
+# The jobs of a sweep.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", [""]),
+        ("seed=3 student=resnet34", ["seed=3 student=resnet34"]),
+        ("seed=0,1", ["seed=0", "seed=1"]),
+        (
+            "student=resnet18,resnet34 epochs=3 seed=range(0,2)",
+            [f"student={student} epochs=3 seed={seed}" for student in ("resnet18", "resnet34") for seed in (0, 1)],
+        ),
+        ("student=[resnet18,resnet34],convnet_w2", ["student=[resnet18,resnet34]", "student=convnet_w2"]),
+        ("experiments=table1_moco_v2_r50 seed=0,1", [f"experiments=table1_moco_v2_r50 seed={seed}" for seed in (0, 1)]),
+        ("seed=0,1 hydra.job.num=3", ["hydra.job.num=3 seed=0", "hydra.job.num=3 seed=1"]),
+    ],
+)
+def test_a_command_line_has_a_job_for_each_combination_of_its_values(overrides: str, expected: list[str]) -> None:
+    found = jobs("distill", overrides.split())
+    assert [" ".join(job) for job in found] == expected
+    for job in found:
+        assert type(compose("distill", job)) is SCHEMAS["distill"]
+
+
+@pytest.fixture
+def swept_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment `ablation` that is itself a sweep."""
+    (tmp_path / "conf").symlink_to(CONF)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "ablation.yaml").write_text(
+        "# @package _global_\nepochs: 7\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n"
+        "      objective.tau_teacher: 0.1,0.01\n"
+    )
+    monkeypatch.setattr("seed_exp.config.compose.config_home", lambda: tmp_path)
+
+
+def test_an_experiment_may_be_a_sweep_and_the_command_line_wins(swept_experiment: None) -> None:
+    found = jobs("distill", ["experiments=ablation"])
+    assert [job[:2] for job in found] == [
+        [f"seed={seed}", f"objective.tau_teacher={tau}"] for seed in (0, 1) for tau in ("0.1", "0.01")
+    ]
+    configs = [compose("distill", job) for job in found]
+    assert [(config.epochs, config.seed, config.objective.tau_teacher) for config in configs] == [
+        (7, 0, 0.1),
+        (7, 0, 0.01),
+        (7, 1, 0.1),
+        (7, 1, 0.01),
+    ]
+    found = jobs("distill", ["experiments=ablation", "seed=5", "student=resnet18,resnet34"])
+    configs = [compose("distill", job) for job in found]
+    assert [(config.seed, config.objective.tau_teacher, *config.students) for config in configs] == [
+        (5, tau, student) for tau in (0.1, 0.01) for student in ("resnet18", "resnet34")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("experiments=table1", "no option 'table1' in config group 'experiments'"),
+        ("seed=interval(0,1)", "BasicSweeper does not support sweep type"),
+        ("hydra.job.num=1,2", "Sweeping over Hydra's configuration is not supported"),
+        ("seed", "cannot read 'seed'"),
+        ("studnt=resnet18", "no option 'studnt'; did you mean 'student'?"),
+        ("objective.tau_techer=3", "did you mean objective.tau_teacher?"),
+    ],
+)
+def test_what_hydra_would_refuse_to_sweep_is_refused(override: str, expected: str) -> None:
+    with pytest.raises(HydraException) as refused:
+        jobs("distill", [override, "epochs=3"])
+    assert expected in explain(refused.value)

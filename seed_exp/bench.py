@@ -1,0 +1,45 @@
+"""How fast the suite is beside the plain way to do the same, both measured in turn in this one run.
+
+  python -m seed_exp.bench views data=tsv data.root=images.tsv views=swav_multicrop   views per second and core
+  python -m seed_exp.bench loss rows=1536                                              value and gradient of the objective
+  python -m seed_exp.bench step student=efficientnet_b0 batch_size=16                  a training step
+  python -m seed_exp.bench fleet 'student=[resnet18,efficientnet_b0]'                  several students in one run or one each
+
+The rates are medians over alternating repetitions, `x plain` the median of their ratios; "bound" rows are parts of the work that
+no way can do without. --json prints the same for scripts. Weights are random, no checkpoint is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from seed_exp.benchmarks import fleet, loss, step, views
+from seed_exp.benchmarks.measure import Report, render, to_json
+from seed_exp.config.command import command
+from seed_exp.config.schema import BenchConfig
+from seed_exp.registry import lookup
+
+BENCHES: dict[str, Callable[[BenchConfig], Report]] = {
+    "views": views.bench,
+    "loss": loss.bench,
+    "step": step.bench,
+    "fleet": fleet.bench,
+}
+
+
+def bench(config: BenchConfig) -> Report:
+    """Measures and prints; returns what was measured."""
+    measure = lookup(BENCHES, config.bench, "bench")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    report = measure(config)
+    print(to_json(report) if config.json else render(report))
+    return report
+
+
+main = command(bench, word="bench")
+
+if __name__ == "__main__":
+    main()

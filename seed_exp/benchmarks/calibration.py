@@ -1,0 +1,193 @@
+"""What a training step and a worker process do on this machine, measured without checkpoints and with few images or none."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from seed_exp.benchmarks.measure import Contender, interleave
+from seed_exp.config.schema import (
+    DistillConfig,
+    MocoConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TeacherConfig,
+    ViewsConfig,
+)
+from seed_exp.data.loader import SampleOrder, load_batches
+from seed_exp.data.sources import Source
+from seed_exp.engine.fleet import Fleet
+from seed_exp.engine.memory import activation_bytes
+from seed_exp.engine.precision import resolve
+from seed_exp.methods.moco import Moco
+from seed_exp.methods.seed import Seed
+from seed_exp.models.students import build_student
+from seed_exp.models.teachers import TEACHERS, untrained_teacher
+from seed_exp.views.recipe import HostBatch, TrainViews
+
+Config = DistillConfig | PretrainConfig
+
+_FEW_IMAGES = 4  # in the first step on a CPU, where one with the real batch may take minutes
+_CPU_STEPS = 10  # for which there should be time after it
+DATA_IMAGES, DATA_BATCHES = 16, 5
+"""Images in each of the batches that a worker is timed with; how many there are, the first one untimed."""
+_NOISE_SIZE = 256  # pixels; the views are cut from it
+_ENDLESS = 1 << 60
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What training costs one process."""
+
+    images_per_s: float
+    """Its own images."""
+    measured_images: int
+    """In each step that was measured; on a CPU they may be fewer than the run will have."""
+    memory: int
+    """Bytes of GPU memory at the worst moment."""
+    checkpoint: int
+    """Bytes that a checkpoint holds."""
+    students: int
+    """Bytes of the students' weights."""
+    cached: int
+    """Bytes that a teacher cache keeps of an image in an epoch; 0 without a teacher."""
+
+
+def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Config:
+    """Of the options those that a step's cost depends on, the others at fixed values: equal results cost the same.
+
+    Args:
+        config: All options of a run.
+        batch_size: Images per step in one process.
+        students: Which of the students are trained.
+    """
+    options: dict[str, Any] = {
+        "students": {name: replace(config.students[name], init=None, epochs=None) for name in students},
+        "views": config.views,
+        "optimizer": OptimizerConfig(
+            config.optimizer.name, lr=1.0, momentum=config.optimizer.momentum, clip_grad_norm=config.optimizer.clip_grad_norm
+        ),
+        "batch_size": batch_size,
+        "accumulation": config.accumulation,
+        "precision": config.precision,
+        "compile": config.compile,
+    }
+    if isinstance(config, PretrainConfig):
+        moco = MocoConfig(queue_size=config.moco.queue_size)
+        return PretrainConfig(**options, embedding_dim=config.embedding_dim, moco=moco)
+    objective = ObjectiveConfig(config.objective.name, queue_size=config.objective.queue_size)
+    return DistillConfig(**options, teacher=_alike(config.teacher), teacher_ssl=config.teacher_ssl, objective=objective)
+
+
+def _alike(teacher: TeacherConfig) -> TeacherConfig:
+    """The first published teacher with the same network and head; a network of our own is like no other."""
+    shapes = {name: (spec.network, spec.hidden_dim, spec.head) for name, spec in TEACHERS.items()}
+    if teacher.name not in shapes or TEACHERS[teacher.name].network is None:
+        return teacher
+    return TeacherConfig(next(name for name, shape in shapes.items() if shape == shapes[teacher.name]))
+
+
+def measure_step(config: Config, device: torch.device, seconds: float) -> StepCost:
+    """Makes steps on images of noise, with random weights.
+
+    On a GPU they are those of the run; on a CPU with as many images as the time allows, and the memory is an estimate.
+
+    Args:
+        config: From `cost_options`.
+        device: Where to make them.
+        seconds: How long, at least; a few steps are made in any case.
+
+    Raises:
+        ValueError: a step does not fit into the memory of the GPU.
+    """
+    assert isinstance(config.batch_size, int)
+    method, num = _build(config), config.batch_size
+    if device.type == "cpu":
+        part, config = config.batch_size // config.accumulation, replace(config, accumulation=1)
+        few = min(part, _FEW_IMAGES)
+        memory = _memory_on_gpu(method, config, few, part)
+        _, step = _stepper(method, config, device, few)
+        begin = time.perf_counter()
+        step()
+        seconds_per_image = (time.perf_counter() - begin) / few
+        num = min(part, max(few, int(seconds / _CPU_STEPS / seconds_per_image)))
+
+    fleet, step = _stepper(method, config, device, num)
+    try:
+        (row,) = interleave([Contender("step", step, num)], seconds=seconds, device=device)
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"a step of {num} images with {', '.join(config.students)} does not fit into the memory of {device}; "
+            "use more GPUs or a larger accumulation"
+        ) from None
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    state, cached = fleet.state(), 0
+    if isinstance(method, Seed):  # a checksum and the embedding of each view, methods.teacher_cache
+        cached = 4 * (1 + method.teacher.embedding_dim * sum(crop.num for crop in config.views.crops.values()))
+    return StepCost(row.rate, num, memory, _bytes(state), _bytes(state["networks"]), cached)
+
+
+def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> int:
+    """Bytes that a step with `num` images needs on a GPU, judging by one with a few on the CPU."""
+    as_on_gpu = replace(config, precision=resolve(config.precision, torch.device("cuda")))
+    fleet, step = _stepper(method, as_on_gpu, torch.device("cpu"), few)
+    activations = activation_bytes(step)
+    state = fleet.state()
+    gradients = [list(network.parameters()) for network in method.trainable.values()]  # as large as what they belong to
+    return _bytes([state["networks"], state["optimizers"], gradients, method.state_dict()]) + activations * num // few
+
+
+def worker_rate(source: Source, views: ViewsConfig) -> float:
+    """Images per second that one worker process reads, decodes and crops."""
+    order = SampleOrder(len(source), min(DATA_IMAGES, len(source)), seed=0)
+    with closing(load_batches(source, TrainViews(views, 0), map(order.batch, range(DATA_BATCHES)), num_workers=1)) as batches:
+        next(batches)
+        begin = time.perf_counter()
+        num = sum(len(batch.labels) for batch in batches)
+        return num / (time.perf_counter() - begin)
+
+
+def _build(config: Config) -> Seed | Moco:
+    """What the command trains, with random weights: nothing is downloaded."""
+    if isinstance(config, PretrainConfig):
+        students = {name: build_student(student, config.embedding_dim) for name, student in config.students.items()}
+        return Moco(students, config.moco, seed=0)
+    teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
+    teacher.fold_batch_norm()
+    students = {name: build_student(student, teacher.embedding_dim) for name, student in config.students.items()}
+    resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]
+    return Seed(students, teacher, config.objective, resolutions, seed=0)
+
+
+def _stepper(method: Seed | Moco, config: Config, device: torch.device, num: int) -> tuple[Fleet, Callable[[], Any]]:
+    """The fleet that trains the method, and what makes a step of it, always with the same `num` images."""
+    views = TrainViews(config.views, seed=0)
+    batch = _noise(views, num).map(lambda tensor: tensor.to(device))
+    lengths = dict.fromkeys(method.trainable, _ENDLESS)
+    fleet = Fleet(method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths)
+    number = itertools.count()
+    return fleet, lambda: fleet.step(batch, next(number), measure=False)
+
+
+def _noise(views: TrainViews, num: int) -> HostBatch:
+    """What the host half makes of images of noise."""
+    batch = views.empty(num)
+    images = torch.randint(0, 256, (num, 3, _NOISE_SIZE, _NOISE_SIZE), dtype=torch.uint8)
+    views.host(list(images), np.full(num, -1), 0, np.arange(num), batch)
+    return batch
+
+
+def _bytes(state: Any) -> int:
+    """Of all tensors in nested dicts and lists."""
+    return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))

@@ -1,0 +1,209 @@
+"""Measuring several ways to do the same thing side by side, and the table that shows what came of it."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seed_exp.reporting.table import markdown_table
+
+MIN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of the ways."""
+
+    name: str
+    """`ours`, `plain`, or the library that does it."""
+    run: Callable[[], Any]
+    """One repetition."""
+    items: int
+    """What one repetition processes, in the report's unit."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a contender."""
+
+    name: str
+    """The contender's."""
+    runs: int
+    """Timed repetitions."""
+    median_s: float
+    """Median time of a repetition in seconds."""
+    low_s: float
+    """First quartile of the times in seconds."""
+    high_s: float
+    """Third quartile of the times in seconds."""
+    rate: float
+    """Items per second at the median time."""
+    peak_memory: int | None
+    """Bytes that a repetition needs at its worst moment beyond what was there before it; None where that cannot be known."""
+    times: tuple[float, ...]
+    """Seconds of each repetition, one per round."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a bench prints."""
+
+    title: str
+    """What was measured."""
+    unit: str
+    """Of the rates, e.g. `img/s`."""
+    rows: list[Row]
+    """The ways to do it."""
+    reference: str
+    """Name of the row with which the others are compared."""
+    bounds: list[Row]
+    """Parts of the work that no way can do without: the rates cannot exceed these."""
+    facts: dict[str, str]
+    """What the numbers depend on: sizes, threads, versions, device, date."""
+
+    def ratio(self, row: Row) -> float:
+        """How many times as fast as the reference `row` is.
+
+        When both ran in the same rounds it is the median of the rounds' ratios, which a change of the machine's speed
+        between rounds does not touch; otherwise the ratio of the medians.
+        """
+        reference = next(other for other in self.rows if other.name == self.reference)
+        items = (row.rate * row.median_s) / (reference.rate * reference.median_s)
+        if len(row.times) != len(reference.times):
+            return row.rate / reference.rate
+        return items * statistics.median(theirs / own for theirs, own in zip(reference.times, row.times, strict=True))
+
+
+def interleave(contenders: Sequence[Contender], *, seconds: float, device: torch.device) -> list[Row]:
+    """Measures all contenders in turn, A B A B ..., so that whatever slows the machine down slows all of them down.
+
+    Each runs once to warm up, then one repetition per round until `seconds` are over, at least three; a last, untimed one
+    shows its memory.
+    """
+    for contender in contenders:
+        _timed(contender.run, device)
+    times: list[list[float]] = [[] for _ in contenders]
+    begin = time.perf_counter()
+    while len(times[0]) < MIN_ROUNDS or time.perf_counter() - begin < seconds:
+        for contender, own in zip(contenders, times, strict=True):
+            own.append(_timed(contender.run, device))
+    return [_row(contender, own, peak_memory(contender.run, device)) for contender, own in zip(contenders, times, strict=True)]
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that `run` allocates at its worst moment beyond what there is before it.
+
+    On a GPU what PyTorch allocates there; otherwise the growth of this process's resident memory, to about a megabyte, and
+    None where the system does not tell (any but Linux).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    _return_freed_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew at the present size
+        before = _resident("VmRSS")
+        run()
+        return max(0, _resident("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What every report says about where and when it was made."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": f"{device.type}, {name}",
+        "CPU threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def render(report: Report) -> str:
+    """The report as Markdown: title, table of the rows and, below them, of the bounds, facts."""
+    header = [report.title, report.unit, f"x {report.reference}", "median", "quartiles", "peak memory", "runs"]
+    cells = [_cells(row, report) for row in report.rows]
+    cells += [[f"bound: {name}", *others] for name, *others in (_cells(row, report) for row in report.bounds)]
+    return "\n".join([markdown_table(header, cells), "", *(f"- {name}: {value}" for name, value in report.facts.items())])
+
+
+def to_json(report: Report) -> str:
+    """The report as one JSON object: its fields, and `ratio` in each row."""
+    content = asdict(report)
+    for key, rows in (("rows", report.rows), ("bounds", report.bounds)):
+        content[key] = [{**asdict(row), "ratio": report.ratio(row)} for row in rows]
+        for row in content[key]:
+            del row["times"]  # thousands of numbers
+    return json.dumps(content, indent=2)
+
+
+def _timed(run: Callable[[], Any], device: torch.device) -> float:
+    _wait_for(device)
+    begin = time.perf_counter()
+    run()
+    _wait_for(device)
+    return time.perf_counter() - begin
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _row(contender: Contender, times: list[float], memory: int | None) -> Row:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Row(contender.name, len(times), median, low, high, contender.items / median, memory, tuple(times))
+
+
+def _cells(row: Row, report: Report) -> list[str]:
+    return [
+        row.name,
+        f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.3g}",
+        f"{report.ratio(row):.2f}",
+        _duration(row.median_s),
+        f"{_duration(row.low_s)} to {_duration(row.high_s)}",
+        "" if row.peak_memory is None else f"{row.peak_memory / 2**20:.1f} MiB",
+        str(row.runs),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def _return_freed_memory() -> None:
+    """Gives the system what malloc keeps of freed memory: a run that takes it again would seem to need none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def _resident(field: str) -> int:
+    """Bytes in a line of /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,74 @@
+"""What every job of a sweep will cost, from a minute of measuring on this machine: img/s, GPU memory, GPU-hours, disk.
+
+  python -m seed_exp.plan table1_moco_v2_r50                               a file in experiments/; images: the folder in SEED_DATA
+  python -m seed_exp.plan table1_moco_v2_r50 seed=0,1,2 --gpus 8 --images 1281167
+  python -m seed_exp.plan student=resnet18,resnet34 views=swav_multicrop   any options of distill, swept as by its -m
+  python -m seed_exp.plan student=resnet18,resnet34 --command pretrain
+
+Each different kind of training step is made a few times, with random weights on synthetic images. No checkpoint is needed and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from seed_exp.benchmarks.plan import Plan, make_plan, render, to_json
+from seed_exp.config.command import spelled_out
+from seed_exp.config.compose import compose, jobs
+from seed_exp.config.errors import in_one_line
+
+
+def plan(command: str, overrides: list[str], *, seconds: float, num_images: int | None, gpus: int) -> Plan:
+    """What the jobs of `python -m seed_exp.<command> -m <overrides>` cost; other arguments and errors as `make_plan`."""
+    expanded = jobs(command, overrides)
+    common = set(expanded[0]).intersection(*expanded)
+    labels = [" ".join(option for option in job if option not in common) or " ".join(job) or command for job in expanded]
+    configs = [compose(command, job) for job in expanded]
+    return make_plan(list(zip(labels, configs, strict=True)), seconds=seconds, num_images=num_images, gpus=gpus)
+
+
+def main() -> None:
+    """Reads the command line and prints; errors as those of the other commands."""
+    given = _parser().parse_intermixed_args()
+    words = given.words[1:] if given.words[:1] == ["none"] else given.words
+    overrides = spelled_out(words, given.command, "experiments")
+    with in_one_line():
+        result = plan(given.command, overrides, seconds=given.seconds, num_images=given.images, gpus=given.gpus)
+    print(to_json(result) if given.json else render(result))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "python -m seed_exp.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="EXPERIMENT or KEY=VALUE",
+        help="first, a file of experiments/ or none; then options as the command takes them, a,b,c for several jobs",
+    )
+    parser.add_argument("--command", choices=["distill", "pretrain"], default="distill", help="what would be run (distill)")
+    parser.add_argument("--seconds", type=float, default=60, help="for the measurements of steps, all together (60)")
+    parser.add_argument("--images", type=_count, metavar="N", help="training images (as many as the data has)")
+    parser.add_argument("--gpus", type=_count, default=1, metavar="G", help="devices that share a job (1)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    main()
