@@ -80,7 +80,12 @@ def bad_samples_of(config: DataConfig, folder: Path) -> Callable[[Source], BadSa
     """Makes for a source what lists its unreadable images in `folder`; None where such an image is an error at once."""
     if config.on_error is not OnError.skip:
         return None
-    return lambda source: BadSamples(folder, source, config.max_bad)
+    lists: dict[str, BadSamples] = {}  # what training and evaluation read of the same source counts once
+
+    def of(source: Source) -> BadSamples:
+        return lists.setdefault(source.fingerprint(), BadSamples(folder, source, config.max_bad))
+
+    return of
 
 
 def num_workers_of(config: DataConfig) -> int:

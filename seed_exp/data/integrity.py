@@ -1,0 +1,119 @@
+"""Whether every image of a source can be read, and what there is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from seed_exp.data.loader import load_batches
+from seed_exp.data.sources import Source
+
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What was found in a source of n images."""
+
+    bad: dict[int, str]
+    """Images that cannot be read, and why."""
+    sizes: NDArray[np.int64]
+    """Height and width in pixels of each good image [n - bad, 2]."""
+    num_copies: int
+    """Good images whose file has the same bytes as an earlier one."""
+    class_sizes: NDArray[np.int64] | None
+    """Images of each class that has any; None = unlabelled."""
+
+
+def take_inventory(source: Source, *, num_workers: int) -> Inventory:
+    """Reads and decodes every image, in `num_workers` processes, with a progress bar; holds 24 bytes for each."""
+    sizes, hashes = np.zeros((len(source), 2), np.int64), np.zeros(len(source), np.int64)
+    bad: dict[int, str] = {}
+    order = ((0, np.arange(start, min(start + _BATCH_SIZE, len(source)))) for start in range(0, len(source), _BATCH_SIZE))
+    batches = load_batches(_Tolerant(source), _Measure(source), order, num_workers=num_workers)
+    with closing(batches), tqdm(total=len(source), desc="verifying", unit="img") as progress:
+        for batch in batches:
+            indices = batch.indices.numpy()
+            sizes[indices], hashes[indices] = batch.sizes.numpy(), batch.hashes.numpy()
+            for index in indices[sizes[indices, 0] == 0].tolist():
+                bad[index] = _reason(source, index)
+            progress.set_postfix(bad=len(bad), refresh=False)
+            progress.update(len(indices))
+    good = sizes[:, 0] > 0
+    labels = None if source.labels is None else np.asarray(source.labels)
+    return Inventory(
+        bad,
+        sizes[good],
+        int(good.sum()) - len(np.unique(hashes[good])),
+        None if labels is None else np.unique(labels[labels >= 0], return_counts=True)[1],
+    )
+
+
+class _Batch(NamedTuple):
+    sizes: Tensor
+    hashes: Tensor
+    indices: Tensor
+    epoch: int
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Batch:
+        return _Batch(function(self.sizes), function(self.hashes), function(self.indices), self.epoch)
+
+
+class _Tolerant:
+    """A source whose images that cannot be read have no pixels."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.labels, self.key, self.encoded, self.fingerprint = source.labels, source.key, source.encoded, source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Tensor:
+        try:
+            return self._source.image(index)
+        except ValueError:
+            return torch.empty(3, 0, 0, dtype=torch.uint8)
+
+
+class _Measure:
+    """What stands in for views: sizes of images and hashes of their files."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def empty(self, num: int) -> _Batch:
+        sizes, hashes, indices = (torch.empty(num, *rest, dtype=torch.int64) for rest in ([2], [], []))
+        return _Batch(sizes, hashes, indices, epoch=0)
+
+    def host(
+        self,
+        images: Sequence[Tensor],
+        labels: NDArray[np.int64],  # noqa: ARG002
+        epoch: int,  # noqa: ARG002
+        indices: NDArray[np.int64],
+        out: _Batch,
+    ) -> None:
+        for row, (image, index) in enumerate(zip(images, indices.tolist(), strict=True)):
+            out.sizes[row] = torch.tensor(image.shape[1:])
+            if image.numel():
+                digest = hashlib.blake2b(self._source.encoded(index), digest_size=8).digest()
+                out.hashes[row] = int.from_bytes(digest, "little", signed=True)
+        out.indices.copy_(torch.from_numpy(indices))
+
+
+def _reason(source: Source, index: int) -> str:
+    try:
+        source.image(index)
+    except ValueError as error:
+        return str(error)
+    return f"image {source.key(index)!r} could be read at the second try only"

@@ -1,0 +1,232 @@
+"""The images of a source in another layout; their files are copied as they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from pybase64 import b64encode
+from tqdm import tqdm
+
+from seed_exp.config.schema import DataFormat
+from seed_exp.data.image_folder import EXTENSIONS, ImageFolderSource
+from seed_exp.data.shards import ShardsSource, member_name
+from seed_exp.data.sources import Source, Split
+from seed_exp.data.tsv import TsvSource
+from seed_exp.files import sync_folder, write_json
+
+_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"GIF8": ".gif"}
+_MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
+"""Beginnings of files, for images whose key has no extension."""
+
+_LARGEST_FOLDER = 99_999
+
+
+class _Image(NamedTuple):
+    key: str
+    label: int
+    data: bytes
+
+
+_Read = Callable[[range], Iterator[_Image]]
+"""The images of a range of numbers, less those that cannot be read."""
+
+
+def convert(
+    source: Source, split: Split, to: DataFormat, output: Path, *, shard_size: int, on_bad: Callable[[int, str], None] | None
+) -> int:
+    """Writes the images of `source` below `output`: as <split>.tsv, or as files or shards in <split>/.
+
+    The result appears under its name when it is complete. Killed at any instant and called again, this goes on (files, shards)
+    or starts anew (TSV), and gives the same bytes.
+
+    Args:
+        source: What to write.
+        split: Which part of the images that is.
+        to: The layout.
+        output: Folder of the result.
+        shard_size: Images per tar file.
+        on_bad: Called with number and error of an image whose file cannot be read, which is then left out; None: an error.
+
+    Returns:
+        Number of images in the result.
+
+    Raises:
+        ValueError: `output` holds something else; an image cannot be read; its key cannot be the name of a file, is there
+            twice, or would lead out of the folder; or not all images are found in the result.
+    """
+    final = output / (f"{split}.tsv" if to is DataFormat.tsv else split)
+    unfinished = final.with_name(f".{final.name}.partial")
+    note = output / f".{split}.convert.json"
+    task = {"source": source.fingerprint(), "to": to.value} | ({"shard_size": shard_size} if to is DataFormat.shards else {})
+    noted = json.loads(note.read_text()) if note.exists() else {}
+    num_images = noted.pop("images", None)
+    if (noted or final.exists()) and noted != task:
+        made = f"was made with {noted}" if noted else "was not made by this command"
+        raise ValueError(f"{final} {made}, asked for is {task}; choose another output")
+    if not final.exists():
+        write_json(note, task)
+        with tqdm(total=len(source), desc=f"{split} to {to.value}", unit="img") as progress:
+            writers: dict[DataFormat, Callable[[Source, _Read, Path], int]] = {
+                DataFormat.tsv: _write_tsv,
+                DataFormat.image_folder: _write_folder,
+                DataFormat.shards: partial(_write_shards, prefix=split, shard_size=shard_size),
+            }
+            num_images = writers[to](source, partial(_read, source, progress, on_bad), unfinished)
+        write_json(note, task | {"images": num_images})
+        unfinished.rename(final)
+        sync_folder(output)
+    found = len(_OPEN[to](final))
+    if found != num_images:
+        raise ValueError(f"{final} has {found} images, but {num_images} were written; delete it and start again")
+    return found
+
+
+_OPEN: dict[DataFormat, Callable[[Path], Source]] = {
+    DataFormat.tsv: TsvSource,
+    DataFormat.image_folder: ImageFolderSource,
+    DataFormat.shards: lambda folder: ShardsSource(sorted(folder.glob("*.tar"))),
+}
+
+
+def _read(source: Source, progress: tqdm, on_bad: Callable[[int, str], None] | None, indices: range) -> Iterator[_Image]:
+    for index in indices:
+        progress.update()
+        try:
+            data = source.encoded(index)
+        except ValueError as error:
+            if on_bad is None:
+                raise
+            on_bad(index, str(error))
+            continue
+        yield _Image(source.key(index), -1 if source.labels is None else int(source.labels[index]), data)
+
+
+def _write_tsv(source: Source, read: _Read, path: Path) -> int:
+    count = 0
+    with _synced(path) as file:
+        for key, label, data in read(range(len(source))):
+            if set("\t\r\n") & set(key) or not key.isprintable():
+                raise ValueError(f"image key {key!r} cannot stand in a line of a TSV file; rename the image")
+            file.write(b"%s\t%d\t%s\n" % (key.encode(), label, b64encode(data)))
+            count += 1
+    return count
+
+
+def _write_folder(source: Source, read: _Read, folder: Path) -> int:
+    place, classes = _placement(source)
+    names: set[str] = set()
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for image in read(range(len(source))):
+        path = folder / _once(_safe(place(_named(image), image.label)), names)
+        if not path.exists() or path.read_bytes() != image.data:  # it may be there, in whole or in part, from before a kill
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image.data)
+    os.sync()
+    return len(names)
+
+
+def _placement(source: Source) -> tuple[Callable[[str, int], str], list[str]]:
+    """Where images lie in a folder that is to have the labels of `source`, and folders that have to be there, empty or not.
+
+    Keys are paths already if their first folders, sorted, have rising labels. Otherwise the label is the name of the folder,
+    and there is one for each label from 0 on.
+    """
+    if source.labels is None:
+        return lambda name, _: _flat(_safe(name)), []
+    if source.labels.min() < 0:
+        raise ValueError("a folder of classes cannot hold images without a label among others; convert to tsv or shards")
+    pairs = set()
+    for index, label in enumerate(source.labels.tolist()):
+        folder, slash, _ = source.key(index).partition("/")
+        pairs.add((os.fsencode(folder) if slash else b"", label))
+    folders, labels = zip(*sorted(pairs), strict=True)
+    if b"" not in folders and len(set(folders)) == len(pairs) and (np.diff(labels) > 0).all():
+        return lambda name, _: name, []
+    if max(labels) > _LARGEST_FOLDER:
+        raise ValueError(f"labels up to {max(labels)} are too many folders; convert to tsv or shards")
+    return lambda name, label: f"{label:05d}/{_flat(_safe(name))}", [f"{label:05d}" for label in range(max(labels) + 1)]
+
+
+def _write_shards(source: Source, read: _Read, folder: Path, *, prefix: str, shard_size: int) -> int:
+    folder.mkdir(exist_ok=True)
+    count = 0
+    for number, first in enumerate(range(0, len(source), shard_size)):
+        path = folder / f"{prefix}-{number:06d}.tar"
+        if path.exists():  # complete, from before a kill
+            count += len(ShardsSource([path]))
+            continue
+        names: set[str] = set()
+        unfinished = path.with_name(f".{path.name}.partial")
+        with _synced(unfinished) as file, tarfile.open(fileobj=file, mode="w") as archive:
+            for image in read(range(first, min(first + shard_size, len(source)))):
+                name = member_name(_safe(_named(image)))
+                sample = _once(name.rpartition(".")[0], names)
+                _add(archive, name, image.data)
+                if image.label != -1:
+                    _add(archive, f"{sample}.cls", str(image.label).encode())
+        count += len(names)
+        unfinished.rename(path)
+    return count
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of no user and no time: the same images give the same bytes
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    """A new file, on the disk when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _named(image: _Image) -> str:
+    """The key with an extension, by the content where it has none."""
+    if image.key.lower().endswith(EXTENSIONS):
+        return image.key
+    extension = next((extension for magic, extension in _MAGIC.items() if image.data.startswith(magic)), None)
+    if extension is None:
+        raise ValueError(f"image {image.key!r} has neither a known extension ({' '.join(EXTENSIONS)}) nor a known content")
+    return image.key + extension
+
+
+def _safe(name: str) -> str:
+    """`name`, a path that stays where it is put.
+
+    Raises:
+        ValueError: it would lead out of the folder, or be hidden in it.
+    """
+    if "\0" in name or any(part in ("", "..") or part.startswith(".") for part in name.split("/")):
+        raise ValueError(f"image key {name!r} cannot be a path below the output folder; rename the image, or convert to tsv")
+    return name
+
+
+def _flat(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def _once(name: str, names: set[str]) -> str:
+    """`name`, which is added to `names`.
+
+    Raises:
+        ValueError: it is there already.
+    """
+    if name in names:
+        raise ValueError(f"two images would be named {name!r}; rename one, or convert to tsv")
+    names.add(name)
+    return name
