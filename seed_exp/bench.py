@@ -4,6 +4,8 @@
   python -m seed_exp.bench loss rows=1536                                              value and gradient of the objective
   python -m seed_exp.bench step student=efficientnet_b0 batch_size=16                  a training step
   python -m seed_exp.bench fleet 'student=[resnet18,efficientnet_b0]'                  several students in one run or one each
+  python -m seed_exp.bench knn bank_size=200000                                        nearest neighbours of features
+  python -m seed_exp.bench linear student=resnet18                                     linear evaluation with five learning rates
 
 The rates are medians over alternating repetitions, `x plain` the median of their ratios; "bound" rows are parts of the work that
 no way can do without. --json prints the same for scripts. Weights are random, no checkpoint is needed.
@@ -15,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from seed_exp.benchmarks import fleet, loss, step, views
+from seed_exp.benchmarks import fleet, knn, linear, loss, step, views
 from seed_exp.benchmarks.measure import Report, render, to_json
 from seed_exp.config.command import command
 from seed_exp.config.schema import BenchConfig
@@ -26,6 +28,8 @@ BENCHES: dict[str, Callable[[BenchConfig], Report]] = {
     "loss": loss.bench,
     "step": step.bench,
     "fleet": fleet.bench,
+    "knn": knn.bench,
+    "linear": linear.bench,
 }
 
 

@@ -72,7 +72,7 @@ class Training:
         self.teacher.fold_batch_norm()
         self.students = {name: build_student(student, self.teacher.embedding_dim) for name, student in config.students.items()}
         self.views = TrainViews(config.views, seed=0)
-        self.batch = _synthetic(self.views, config.batch_size, self.device)
+        self.batch = synthetic_batch(self.views, config.batch_size, self.device)
         self.float_views = {name: _pinned(view, self.device) for name, view in self.views.device(self.batch).items()}
         self.images = {
             name: view.flatten(0, 1).to(self.device, memory_format=torch.channels_last) for name, view in self.float_views.items()
@@ -152,7 +152,7 @@ class Training:
         }
 
 
-def _synthetic(views: TrainViews, num: int, device: torch.device) -> HostBatch:
+def synthetic_batch(views: TrainViews, num: int, device: torch.device) -> HostBatch:
     """The host half's work on `num` images of noise."""
     noise = torch.randint(0, 256, (num, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     batch = views.empty(num)

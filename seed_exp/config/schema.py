@@ -5,6 +5,7 @@ Checks in `__post_init__` run when `typed()` turns the composed config into thes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -117,7 +118,7 @@ class CropConfig:
     """Smallest and largest share of the image's area that a crop covers."""
 
     def __post_init__(self) -> None:
-        _require(self.size > 0, f"crop size must be positive, got {self.size}")
+        _require(self.size >= 2, f"crop size must be at least 2 pixels, got {self.size}")
         _require(self.num >= 0, f"number of views must not be negative, got {self.num}")
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
         _require(ordered, f"crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, got {self.scale}")
@@ -162,14 +163,15 @@ class ViewsConfig:
         for option in ("jitter_prob", "grayscale_prob", "blur_prob", "flip_prob"):
             value = getattr(self, option)
             _require(0 <= value <= 1, f"views.{option} must be a probability, got {value}")
-        valid_jitter = len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5
-        _require(valid_jitter, f"views.jitter must be four numbers >= 0, the last (hue) <= 0.5, got {self.jitter}")
-        ordered_blur = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1]
-        _require(ordered_blur, f"views.blur_sigma must be [smallest, largest], above 0, got {self.blur_sigma}")
+        valid_jitter = len(self.jitter) == 4 and all(0 <= change <= 100 for change in self.jitter) and self.jitter[3] <= 0.5
+        _require(valid_jitter, f"views.jitter must be four numbers from 0 to 100, the last (hue) <= 0.5, got {self.jitter}")
+        ordered_blur = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= 100
+        _require(ordered_blur, f"views.blur_sigma must be [smallest, largest], above 0 and up to 100, got {self.blur_sigma}")
         ordered_ratio = len(self.aspect_ratio) == 2 and 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]
         _require(ordered_ratio, f"views.aspect_ratio must be [smallest, largest], above 0, got {self.aspect_ratio}")
-        valid_norm = len(self.mean) == len(self.std) == 3 and min(self.std) > 0
-        _require(valid_norm, f"views.mean and views.std need 3 values each, std > 0, got {self.mean} and {self.std}")
+        three = len(self.mean) == len(self.std) == 3
+        valid_norm = three and all(map(math.isfinite, self.mean + self.std)) and all(std > 0 for std in self.std)
+        _require(valid_norm, f"views.mean and views.std need 3 finite values each, std > 0, got {self.mean} and {self.std}")
         _require(
             0 < self.eval_size <= self.eval_resize,
             f"need 0 < views.eval_size <= views.eval_resize, got {self.eval_size} and {self.eval_resize}",
@@ -492,6 +494,14 @@ class BenchConfig:
     """Images per repetition."""
     rows: int = 256
     """loss: embeddings compared with the queue, images x views."""
+    bank_size: int = 100000
+    """knn: features that are searched."""
+    query_size: int = 2000
+    """knn: features whose neighbours are looked for."""
+    feature_dim: int = 512
+    """knn: their width."""
+    k: int = 20
+    """knn: neighbours of each."""
     threads: int | None = None
     """CPU threads; null = as many as PyTorch takes by itself."""
     device: str = "auto"
@@ -519,7 +529,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         _require(self.seconds >= 0, f"seconds must not be negative, got {self.seconds}")
-        for option in ("batch_size", "rows"):
+        for option in ("batch_size", "rows", "bank_size", "query_size", "feature_dim", "k"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
         _require(self.threads is None or self.threads >= 1, f"threads must be null or at least 1, got {self.threads}")

@@ -70,10 +70,12 @@ def _open_index(place: Path, stat: os.stat_result, fits: Callable[[np.dtype[Any]
     """The index in `place` if it is whole and belongs to the file with this `stat`."""
     try:
         index: NDArray[Any] = np.load(place, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # absent, cut short, or another kind of file
+    except Exception:  # absent, cut short, or another kind of file: NumPy reads the header as Python, with errors of all kinds
         return None
     if not fits(index.dtype) or index.ndim != 1 or len(index) < 2:
         return None
+    if any((index[field] > stat.st_size).any() for field in {"offset", "size"} & set(index.dtype.names or ())):
+        return None  # damaged: a row would be read from beyond the end, or take more memory than the file is long
     closing = int(index["offset"][-1]), int(index["label"][-1])
     return np.asarray(index) if closing == (stat.st_size, stat.st_mtime_ns) else None
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import re
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +19,6 @@ from seed_exp.engine import distributed
 from seed_exp.files import atomic_write
 
 log = logging.getLogger("seed_exp")
-
-_DAMAGE = (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
-"""What reading a damaged file raises."""
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
@@ -112,7 +107,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             return _read(path)
-        except _DAMAGE as error:
+        except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, str(error).partition("\n")[0])
     if paths:
         raise ValueError(f"none of the checkpoints in {folder / 'checkpoints'} can be read; remove them to start anew")
@@ -141,6 +136,8 @@ def _read(path: Path) -> dict[str, Any]:
         if (wrong := archive.testzip()) is not None:
             raise ValueError(f"checksum of {wrong} differs")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
     if state.pop("content_hash") != content_hash(state):
         raise ValueError("its content hash differs")
     return state

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from seed_exp.files import sync_folder
+from seed_exp.redaction import redact
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
@@ -38,6 +39,10 @@ def download(url: str, path: Path, expected_hash: str | None = None, *, first_wa
     Raises:
         ValueError: the server refuses, cannot be reached, or sends another file; says what to do.
     """
+    if path.exists():  # asked before a lock is needed: the cache may be one that only others may write into
+        return path
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(_advice(url, path, "only http and https are fetched"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
@@ -60,8 +65,10 @@ def _fetch_all(url: str, partial: Path, path: Path, wait_s: float) -> None:
             reason = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 raise ValueError(_advice(url, path, reason)) from None
+        except InvalidURL:  # its message has the address in it
+            raise ValueError(_advice(url, path, "that is no address")) from None
         except (OSError, HTTPException) as error:
-            # The reason of a URLError is an exception of its own; neither prints the address.
+            # The reason of a URLError is an exception of its own.
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         size = partial.stat().st_size if partial.exists() else 0
         if size > most:
@@ -92,8 +99,8 @@ def _fetch(url: str, partial: Path, name: str) -> None:
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise ConnectionError(f"the server did not send the part from byte {have}")
         have = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdecimal() else None
         bar = tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True)
         with partial.open("ab" if resumed else "wb") as file, bar:
             while chunk := response.read(CHUNK_BYTES):
@@ -120,6 +127,7 @@ def _check_hash(url: str, partial: Path, expected: str) -> None:
 
 
 def _advice(url: str, path: Path, reason: str) -> str:
+    reason = redact(" ".join(reason.split()))  # it may be the server's
     return f"cannot download {_shown(url)} ({reason}); check the network, or fetch the file elsewhere and put it at {path}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -121,13 +122,25 @@ def student_files(run: Path) -> dict[str, Path]:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The header that `save_student` wrote into the file at `path`; None if the file is something else."""
+    """The header that `save_student` wrote into the file at `path`; None if the file is something else.
+
+    Raises:
+        ValueError: there is one, and it does not describe a student.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except SafetensorError:
         return None
-    return json.loads(metadata["seed_exp"]) if "seed_exp" in metadata else None
+    if "seed_exp" not in metadata:
+        return None
+    try:
+        header: dict[str, Any] = json.loads(metadata["seed_exp"])
+        StudentConfig(**header["student"])
+        _ = header["embedding_dim"] + 0
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{path} has a header that describes no student ({type(error).__name__})") from None
+    return header
 
 
 def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
@@ -135,9 +148,16 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     header = read_header(path)
     if header is None:
         raise ValueError(f"{path} is no student file; expected <run>/students/<name>.safetensors of distill or pretrain")
-    student = build_student(replace(StudentConfig(**header["student"]), init=None), header["embedding_dim"])
-    if problem := misfit(student.state_dict(), tensors):
-        raise ValueError(f"{path} does not fit its own network {header['student']['network']}: {problem}")
+    config = replace(StudentConfig(**header["student"]), init=None)
+    try:
+        with torch.device("meta"):  # whatever sizes the header names, they take memory only if the file has such tensors
+            expected = build_student(config, header["embedding_dim"]).state_dict()
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} has a header that describes no student ({reason})") from None
+    if problem := misfit(expected, tensors):
+        raise ValueError(f"{path} does not fit its own network {config.network}: {problem}")
+    student = build_student(config, header["embedding_dim"])
     student.load_state_dict(tensors)
     return student, header
 
@@ -153,7 +173,7 @@ def _load_encoder(encoder: nn.Module, config: StudentConfig, path: Path) -> None
             tensors = tensors[container]
     expected = encoder.state_dict()
     classifier = _classifier(encoder)
-    tensors = {key: value for key, value in tensors.items() if key in expected or not key.startswith(classifier)}
+    tensors = {str(key): value for key, value in tensors.items() if key in expected or not str(key).startswith(classifier)}
     if problem := misfit(expected, tensors):
         raise ValueError(f"{path} does not fit the encoder {config.name or config.network} (timm's names): {problem}")
     encoder.load_state_dict(tensors)

@@ -77,7 +77,7 @@ def _match(checkpoint: Mapping[str, Any], convention: Convention, encoder: nn.Mo
     given = checkpoint if convention.container is None else checkpoint.get(convention.container)
     if not isinstance(given, Mapping):
         raise ValueError(f"no entry {convention.container!r}, only {first_keys(list(checkpoint))}")
-    given = {key: value for key, value in given.items() if not key.startswith(convention.ignored)}
+    given = {str(key): value for key, value in given.items() if not str(key).startswith(convention.ignored)}
     head_keys = [key for key, value in given.items() if key.startswith(convention.head_prefix) and isinstance(value, Tensor)]
     with torch.device("meta"):
         head = head_from_keys({key.removeprefix(convention.head_prefix): given[key] for key in head_keys})

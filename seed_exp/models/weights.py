@@ -45,15 +45,19 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
         if not isinstance(given[key], Tensor):
             problems.append(f"{key} is a {type(given[key]).__name__}, expected a tensor")
             break
+        if expected[key].is_floating_point() and not given[key].is_floating_point():
+            problems.append(f"{key} is {given[key].dtype}, expected {expected[key].dtype}")
+            break
         if given[key].shape != expected[key].shape:
             problems.append(f"{key} is {list(given[key].shape)}, expected {list(expected[key].shape)}")
             break
     return "; ".join(problems)
 
 
-def first_keys(keys: Collection[str], num: int = 3) -> str:
-    """The first `num` of `keys` and how many there are."""
-    shown = ", ".join(list(keys)[:num])
+def first_keys(keys: Collection[Any], num: int = 3) -> str:
+    """The first `num` of `keys`, whatever a file has for keys, and how many there are."""
+    names = [str(key)[:100] for key in list(keys)[:num]]
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names)
     return f"{shown}, ... ({len(keys)} keys)" if len(keys) > num else shown
 
 

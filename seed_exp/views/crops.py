@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _ATTEMPTS = 10
+_LONGEST = 16  # times the shorter side
 NUM_CROP_DRAWS = 2 * _ATTEMPTS + 2
 """Uniform numbers that one random resized crop takes."""
 
@@ -87,6 +88,10 @@ def resize_center_crop(image: Tensor, resize: int, out: Tensor) -> None:
     """
     size = out.shape[-1]
     short = min(image.shape[1:])
+    for dim in (1, 2):  # of a strip of pixels only the middle is wanted, and all of it enlarged would be gigabytes
+        beyond = image.shape[dim] - _LONGEST * short
+        if beyond > 0:
+            image = image.narrow(dim, beyond // 2, _LONGEST * short)
     height, width = (resize * side // short for side in image.shape[1:])
     top, left = round((height - size) / 2), round((width - size) / 2)
     out.copy_(_resize(image, (height, width))[:, top : top + size, left : left + size])

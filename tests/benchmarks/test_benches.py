@@ -158,3 +158,17 @@ def test_matrix_products_are_as_many_operations_as_asked_for(small: list[str]) -
 def test_what_cannot_be_measured_is_said(line: list[str], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         bench.bench(compose("bench", line))
+
+
+def test_knn(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = measured("knn", *QUICK, "bank_size=50", "query_size=7", "feature_dim=8", "k=3", capsys=capsys)
+    assert printed["rows"][:3] == ["plain", "ours", "scikit-learn, brute force"]
+    assert printed["bounds"] == ["matrix products"]
+    with pytest.raises(ValueError, match="k=3 exceeds bank_size=2"):
+        bench.bench(compose("bench", ["bench=knn", "bank_size=2", "k=3"]))
+
+
+def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*QUICK, "student=convnet_w2", "views=linear_digits", "batch_size=4"]
+    printed = measured("linear", *options, capsys=capsys)
+    assert (printed["rows"], printed["bounds"]) == (["one evaluation per rate", "ours, all rates at once"], ["features"])

@@ -32,6 +32,10 @@ class Server:
     shift: int = 0
     """Bytes by which the part that is sent lies behind the part that was asked for."""
     length: bool = True
+    lengths: str | None = None
+    """What Content-Length says instead of the truth."""
+    reason: str | None = None
+    """What stands behind the status."""
     requests: list[str | None] = field(default_factory=list)
     """The Range header of each request."""
     url: str = ""
@@ -47,7 +51,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             wanted = self.headers.get("Range")
             state.requests.append(wanted)
             if state.status != 200:
-                self.send_error(state.status)
+                self.send_error(state.status, state.reason)
                 return
             start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and state.ranges else 0
             start += state.shift if wanted else 0
@@ -61,7 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             if wanted and state.ranges:
                 self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
             if state.length:
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", state.lengths or str(len(body)))
             self.end_headers()
             if state.num_breaks:
                 state.num_breaks -= 1
@@ -185,3 +189,46 @@ def test_of_several_that_ask_at_once_one_downloads(server: Server, tmp_path: Pat
         paths = list(pool.map(lambda _: _get(server, tmp_path), range(4)))
     assert {path.read_bytes() for path in paths} == {CONTENT}
     assert server.requests == [None]
+
+
+def test_a_file_that_is_there_is_taken_from_a_folder_that_only_others_may_write_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_bytes(b"there")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # as root, permissions would refuse nothing
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert download("http://127.0.0.1:9/x", tmp_path / "x") == tmp_path / "x"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "data:text/plain,hello", "ftp://127.0.0.1:9/x", "nonsense"])
+def test_only_the_web_is_asked(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValueError, match="only http and https are fetched"):
+        download(url, tmp_path / "new" / "x")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("url", ["http://user:s3cret@127.0.0.1/x", "http://127.0.0.1:9/a b?signature=s3cret"])
+def test_an_address_that_is_none_is_refused_at_once_without_its_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("tried again"))
+    with pytest.raises(ValueError, match=r"cannot download http://127\.0\.0\.1/[ab x]+ \(that is no address\)") as raised:
+        download(url, tmp_path / "x")
+    assert "s3cret" not in str(raised.value)
+
+
+def test_what_a_server_says_is_shown_in_one_line_without_secrets(server: Server, tmp_path: Path) -> None:
+    server.status, server.reason = 403, "see https://h/?sig=s3cret\r\n and\x0bmore"
+    with pytest.raises(ValueError, match=r"HTTP 403 see https://h/\?sig=\*\*\*") as raised:
+        _get(server, tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("lengths", ["many", "-5", "1.5", " "])
+def test_a_length_that_is_no_number_is_not_believed(server: Server, tmp_path: Path, lengths: str) -> None:
+    server.lengths = lengths
+    assert _get(server, tmp_path).read_bytes() == CONTENT
