@@ -49,7 +49,8 @@ class FileTracker(Tracker):
     """
 
     def __init__(self, folder: Path, config: TrackerConfig, options: dict[str, Any]) -> None:  # noqa: ARG002
-        self._files = {name: (folder / name).open("ab") for name in ("metrics.jsonl", "speed.jsonl")}
+        self._files = {name: (folder / name).open("ab", buffering=0) for name in ("metrics.jsonl", "speed.jsonl")}
+        self._unwritten = dict.fromkeys(self._files, b"")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._write("metrics.jsonl", step, metrics)
@@ -58,7 +59,13 @@ class FileTracker(Tracker):
         self._write("speed.jsonl", step, metrics)
 
     def position(self) -> dict[str, int]:
-        for file in self._files.values():
+        """Where the files end, on disk.
+
+        Raises:
+            OSError: the disk does not take what was logged.
+        """
+        for name, file in self._files.items():
+            self._flush(name)
             os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
@@ -72,8 +79,18 @@ class FileTracker(Tracker):
             file.close()
 
     def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
-        self._files[name].write((json.dumps({"step": step, **metrics}) + "\n").encode())
-        self._files[name].flush()
+        kept = len(self._unwritten[name])
+        self._unwritten[name] += (json.dumps({"step": step, **metrics}) + "\n").encode()
+        try:
+            self._flush(name)
+        except OSError as error:  # a full disk must not end a training; the lines are kept for when it has room
+            if not kept:
+                log.warning("cannot write to %s (%s); training goes on", self._files[name].name, error)
+
+    def _flush(self, name: str) -> None:
+        while self._unwritten[name]:
+            written = self._files[name].write(self._unwritten[name])
+            self._unwritten[name] = self._unwritten[name][written:]
 
 
 class WandbTracker(FileTracker):

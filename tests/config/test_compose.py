@@ -255,10 +255,11 @@ FLOATS: list[tuple[Make, str, float, float, str]] = [  # make, option, lower end
     (MocoConfig, "momentum", 0, 1, "[]"),
     (FitConfig, "eval_every", 0, math.inf, "[]"),
     (KnnConfig, "temperature", 0, math.inf, "(]"),
+    (DataConfig, "max_bad", 0, 1, "[]"),
 ]
 
 INTEGERS: list[tuple[Make, str, int]] = [  # make, option, smallest accepted value
-    (CropConfig, "size", 1),
+    (CropConfig, "size", 2),
     (CropConfig, "num", 0),
     (StudentConfig, "hidden_dim", 1),
     (DataConfig, "num_workers", 0),
@@ -270,6 +271,9 @@ INTEGERS: list[tuple[Make, str, int]] = [  # make, option, smallest accepted val
     (FitConfig, "accumulation", 1),
     (FitConfig, "log_every", 1),
     (FitConfig, "checkpoint_every", 1),
+    (FitConfig, "keep_every", 1),
+    (FitConfig, "max_skipped", 0),
+    (StudentConfig, "epochs", 1),
     (pretrain, "knn_bank_size", 1),
     (pretrain, "knn_query_size", 1),
     (pretrain, "embedding_dim", 1),
@@ -352,7 +356,7 @@ def test_the_evaluation_crop_fits_into_the_resized_image(eval_size: int, eval_re
         (views, {"crops": {}}, "at least one global view"),
         (views, {"crops": {"local": CropConfig()}}, r"at least one global view; views.crops has \['local'\]"),
         (views, {"crops": {"global": CropConfig(num=0)}}, "at least one global view"),
-        (views, {"mean": [0.5]}, "need 3 values each"),
+        (views, {"mean": [0.5]}, "need 3 finite values each"),
         (views, {"std": [0.5, 0.5, 0.0]}, "std > 0"),
         (pretrain, {"students": {}}, "no student to train; choose one, e.g. student=resnet18"),
         (linear, {"lrs": []}, r"positive learning rates, got \[\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -39,6 +40,37 @@ def test_each_call_is_one_line_that_is_on_disk_at_once(tmp_path: Path) -> None:
     assert lines(tmp_path)[1:] == [{"step": 4, "a/loss": 1.25}]
     assert lines(tmp_path, "speed.jsonl") == [{"step": 4, "images_per_s": 99.5}]
     tracker.close()
+
+
+class FullDisk:
+    """A file on a disk that has room for so many bytes, and then for all."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room, self.name = file, room, file.name
+
+    def write(self, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return int(written)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_a_full_disk_neither_ends_training_nor_loses_a_line(tmp_path: Path, logged: list[str]) -> None:
+    tracker = files(tmp_path)
+    disk = FullDisk(tracker._files["metrics.jsonl"], room=30)
+    tracker._files["metrics.jsonl"] = disk
+    for step in range(4):
+        tracker.log(step, {"a/loss": 1.5})
+    assert sum("WARNING cannot write to" in line and "No space left" in line for line in logged) == 1
+    with pytest.raises(OSError, match="No space left"):
+        tracker.position()  # a checkpoint must not say that more is there than is
+    disk.room = 10_000
+    assert tracker.position()["metrics.jsonl"] == (tmp_path / "metrics.jsonl").stat().st_size
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
