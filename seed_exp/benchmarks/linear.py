@@ -48,7 +48,11 @@ def bench(config: BenchConfig) -> Report:
         size = config.batch_size
         fleet = Fleet(probe, views, options, device, batch_size=size, steps_per_epoch=1, num_steps=forever, lrs=probe.lrs)
         number = itertools.count()
-        return lambda: fleet.step(batch.map(lambda tensor: tensor.to(device)), next(number), measure=False) and None
+
+        def step() -> None:
+            fleet.step(batch.map(lambda tensor: tensor.to(device)), next(number), measure=False)
+
+        return step
 
     images = views.device(batch.map(lambda tensor: tensor.to(device)))["global"][0]
     ways = [

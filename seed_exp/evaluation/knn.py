@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MIB = 2**20
+GROUP = 8
+"""Similarities of a query that are looked through as one, by their maximum."""
 
 
 @torch.no_grad()
@@ -35,23 +37,21 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory: int = 256 * MIB) -
         raise ValueError(f"bank and queries must be [M, D] and [Q, D], got {[*bank.shape]} and {[*queries.shape]}")
     if not 1 <= k <= len(bank):
         raise ValueError(f"k-NN needs 1 <= k <= size of the bank, got k={k} and {len(bank)} images; choose a smaller k")
-    query_rows, bank_rows = _chunk_rows(bank.shape[1], k, memory)
+    query_rows, bank_rows = _tile_rows(bank.shape[1], k, memory)
     similarities = torch.full((len(queries), k), -torch.inf, device=queries.device)
     indices = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
+    blocks = [slice(first, first + query_rows) for first in range(0, len(queries), query_rows)]
+    buffer = torch.empty(query_rows * bank_rows, device=queries.device)  # for every tile: fresh memory would cost time
     for start in range(0, len(bank), bank_rows):
         keys = _unit(bank[start : start + bank_rows].to(queries.device))
-        for first in range(0, len(queries), query_rows):
-            rows = slice(first, first + query_rows)
-            values, columns = _top(_unit(queries[rows]) @ keys.T, min(k, len(keys)))
-            # Earlier chunks hold lower indices and stand first, so a stable sort keeps the lower index in front.
-            values = torch.cat([similarities[rows], values], dim=1)
-            columns = torch.cat([indices[rows], columns + start], dim=1)
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            similarities[rows] = values[:, :k]
-            indices[rows] = columns.gather(1, order[:, :k])
-    if similarities.isnan().any():  # NaN sorts above every number, so one in the bank reaches every result
-        raise ValueError("features must be finite, got NaN or infinity: has the training diverged?")
-    return similarities.clamp_(-1, 1), indices
+        for rows in blocks:
+            tile = _product(_unit(queries[rows]), keys, buffer)
+            _improve(similarities[rows], indices[rows], tile, start, at_most=len(buffer) // 4)
+    for rows in blocks:
+        columns, order = indices[rows].sort(dim=1)
+        values, order = similarities[rows].gather(1, order).sort(dim=1, descending=True, stable=True)
+        similarities[rows], indices[rows] = values.clamp_(-1, 1), columns.gather(1, order)
+    return similarities, indices
 
 
 def majority_vote(labels: Tensor, num_classes: int) -> Tensor:
@@ -133,33 +133,87 @@ def knn_accuracy(
     return results
 
 
-def _chunk_rows(dim: int, k: int, memory: int) -> tuple[int, int]:
-    """Rows of queries and of the bank for which all temporaries of one chunk fit into `memory` bytes.
+def _tile_rows(dim: int, k: int, memory: int) -> tuple[int, int]:
+    """Rows of queries and of the bank (whole groups) for which all temporaries of a tile fit into `memory` bytes.
 
-    At most 24 bytes live at once per similarity (values, masks and keys of ties, what the allocator wastes), 12 per feature
-    value (as given, in float32, normalised) and 64 per neighbour of a query (merge).
+    At most 8 bytes live at once per similarity, 56 per similarity that is looked at (a quarter of them, or one query's), 12 per
+    feature value (as given, in float32, normalised) and 64 per neighbour of a query.
     """
-    query_rows = max(1, min(256, memory // (4 * (12 * dim + 64 * k))))
-    bank_rows = max(1, (memory - query_rows * (12 * dim + 64 * k)) // (24 * query_rows + 12 * dim))
-    return query_rows, bank_rows
+    query_rows = max(1, min(1024, memory // (4 * (12 * dim + 64 * k))))
+    bank_rows = (memory - query_rows * (12 * dim + 64 * k)) // (8 * query_rows + 56 * (1 + query_rows // 4) + 12 * dim)
+    return query_rows, max(1, bank_rows // GROUP) * GROUP
 
 
 def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features.float(), dim=1)
+    unit = F.normalize(features.float(), dim=1)
+    if unit.sum().isnan():
+        raise ValueError("features must be finite, got NaN or infinity: has the training diverged?")
+    return unit
 
 
-def _top(similarities: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values of each row [Q, M] and their columns, by column; of equal values the lower columns are taken."""
-    values, columns = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
-    last, columns = values[:, k - 1 : k], columns[:, :k]
-    tied = (values[:, k:] == last).any(dim=1).nonzero()[:, 0]
-    if len(tied):  # topk takes any of the values that equal the k-th; take the first of them
-        rows, last = similarities[tied], last[tied]
-        positions = torch.arange(rows.shape[1], device=rows.device, dtype=rows.dtype)
-        keys = torch.where(rows == last, -positions, -torch.inf).masked_fill_(rows > last, 1.0)
-        columns[tied] = keys.topk(k, dim=1, sorted=False).indices
-    columns = columns.sort(dim=1).values
-    return similarities.gather(1, columns), columns
+def _product(queries: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
+    """Similarities [Q, M] in `buffer`, with M filled up to whole groups by -inf."""
+    columns = -(-len(keys) // GROUP) * GROUP
+    tile = buffer[: len(queries) * columns].view(len(queries), columns)
+    torch.mm(queries, keys.T, out=tile[:, : len(keys)])
+    tile[:, len(keys) :] = -torch.inf
+    return tile
+
+
+def _improve(similarities: Tensor, indices: Tensor, tile: Tensor, start: int, at_most: int) -> None:
+    """Puts what is nearer in a tile [Q, M] of the bank from row `start` on into the best of the tiles before it [Q, k].
+
+    Only groups whose maximum is near enough are looked at, `at_most` so many similarities at once, unless one query has more.
+    """
+    k = similarities.shape[1]
+    groups = tile.view(len(tile), GROUP, -1)
+    maxima = groups.amax(1)
+    threshold = similarities.amin(1, keepdim=True)  # what equals it comes later than it: not nearer
+    if start <= tile.shape[1]:  # maxima are similarities as well, so the k-th nearest is at least as near as the k-th of these
+        least = torch.cat([similarities, maxima], dim=1).topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        threshold = least.nextafter(least.new_tensor(-torch.inf))
+    rows, group = (maxima > threshold).nonzero(as_tuple=True)
+    if len(tile) > 1 and GROUP * len(rows) > at_most:
+        for half in (slice(0, len(tile) // 2), slice(len(tile) // 2, None)):
+            _improve(similarities[half], indices[half], tile[half], start, at_most)
+    elif len(rows) > 0:
+        rows, columns, values = _above(groups, rows, group, threshold)
+        changed, values, columns = _padded(similarities, indices, rows, columns.add_(start), values)
+        best = _top(values, columns, k)
+        similarities[changed], indices[changed] = values.gather(1, best), columns.gather(1, best)
+
+
+def _above(groups: Tensor, rows: Tensor, group: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of each similarity in these groups that exceeds its row's threshold."""
+    members = groups[rows, :, group]
+    hit, member = (members > threshold[rows]).nonzero(as_tuple=True)
+    return rows[hit], group[hit].add_(member, alpha=groups.shape[2]), members[hit, member]
+
+
+def _padded(
+    similarities: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that have candidates [R], and their best so far with the candidates behind it [R, k + most], -inf where none."""
+    changed, row, counts = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
+    slots = torch.arange(len(rows), device=rows.device).sub_((counts.cumsum(0) - counts)[row]).add_(similarities.shape[1])
+    most = int(counts.max())
+    all_values = F.pad(similarities[changed], (0, most), value=-torch.inf)
+    all_columns = F.pad(indices[changed], (0, most))
+    all_values[row, slots] = values
+    all_columns[row, slots] = columns
+    return changed, all_values, all_columns
+
+
+def _top(values: Tensor, indices: Tensor, k: int) -> Tensor:
+    """Where the k largest values of each row [R, n] stand, in any order; of equal values those of the lower indices."""
+    best, positions = values.topk(k, dim=1, sorted=False)
+    last = best.amin(1, keepdim=True)
+    tied = ((values >= last).sum(1) > k).nonzero()[:, 0]
+    if len(tied):  # topk took any of the values that equal the k-th
+        values, last = values[tied], last[tied]
+        keys = indices[tied].neg_().masked_fill_(values > last, 1).masked_fill_(values < last, -(2**62))
+        positions[tied] = keys.topk(k, dim=1, sorted=False).indices
+    return positions
 
 
 def _vote(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -41,7 +41,7 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
         problems.append(f"missing {first_keys(missing)}")
     if unexpected := [key for key in given if key not in expected]:
         problems.append(f"unexpected {first_keys(unexpected)}")
-    for key in expected.keys() & given.keys():
+    for key in [key for key in expected if key in given]:
         if not isinstance(given[key], Tensor):
             problems.append(f"{key} is a {type(given[key]).__name__}, expected a tensor")
             break

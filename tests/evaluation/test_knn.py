@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import random
 import subprocess
 import sys
 
@@ -18,6 +20,11 @@ MIB = 2**20
 
 def features(rows: int, dim: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def ties(rows: int, seed: int = 0) -> Tensor:
+    """Entries of +-1/2 in four dimensions: unit length and exact cosines from {-1, -1/2, 0, 1/2, 1}, so nearly all are tied."""
+    return torch.randint(0, 2, (rows, 4), generator=torch.Generator().manual_seed(seed)) - 0.5
 
 
 def slow_nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
@@ -47,9 +54,9 @@ def test_nearest_equals_a_sort_of_all_cosines(k: int) -> None:
 
 @pytest.mark.parametrize("memory", [1, 20_000, 40_000])
 @pytest.mark.parametrize("k", [1, 5, 33])
-def test_chunk_sizes_do_not_change_the_result(memory: int, k: int) -> None:
+def test_tile_sizes_do_not_change_the_result(memory: int, k: int) -> None:
     bank, queries = features(211, 8), features(31, 8, seed=1)
-    assert knn._chunk_rows(8, k, memory)[1] < len(bank)
+    assert knn._tile_rows(8, k, memory)[1] < len(bank)
     expected_similarities, expected_indices = knn.nearest(bank, queries, k)
     similarities, indices = knn.nearest(bank, queries, k, memory=memory)
     assert torch.equal(indices, expected_indices)
@@ -58,12 +65,50 @@ def test_chunk_sizes_do_not_change_the_result(memory: int, k: int) -> None:
 
 @pytest.mark.parametrize("memory", [1, 30_000, MIB])
 @pytest.mark.parametrize("k", [1, 3, 20, 99])
-def test_of_equal_similarities_the_lower_index_wins_in_every_chunking(memory: int, k: int) -> None:
-    # Entries of +-1/2 in four dimensions: unit length and exact cosines from {-1, -1/2, 0, 1/2, 1}, so nearly all are tied.
-    signs = torch.randint(0, 2, (120, 4), generator=torch.Generator().manual_seed(0)) - 0.5
-    bank, queries = signs[:100], signs[100:]
+def test_of_equal_similarities_the_lower_index_wins_in_every_tiling(memory: int, k: int) -> None:
+    bank, queries = ties(100), ties(20, seed=1)
     _, indices = knn.nearest(bank, queries, k, memory=memory)
     assert indices.tolist() == slow_nearest(bank, queries, k)[1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_sizes_of_every_kind_give_the_first_of_a_stable_sort(seed: int) -> None:
+    generator = random.Random(seed)
+    num_bank, num_queries = generator.randint(1, 3000), generator.randint(1, 400)
+    k, memory = generator.randint(1, min(num_bank, 150)), 2 ** generator.randint(15, 22)
+    bank, queries = ties(num_bank, seed), ties(num_queries, seed + 100)
+    similarities, indices = knn.nearest(bank, queries, k, memory=memory)
+    expected = (queries @ bank.T).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(similarities, expected.values[:, :k])
+    assert torch.equal(indices, expected.indices[:, :k])
+
+
+def test_neighbours_may_lie_on_the_far_side() -> None:
+    bank, queries = features(300, 6).abs(), -features(20, 6, seed=1).abs()
+    similarities, indices = knn.nearest(bank, queries, 7)
+    assert similarities.max() < 0
+    assert indices.tolist() == slow_nearest(bank, queries, 7)[1]
+
+
+@pytest.mark.parametrize("k", [3, 200])
+def test_a_bank_sorted_by_similarity_is_searched_from_end_to_end(k: int) -> None:
+    angles = torch.linspace(0, 3, 4000)
+    bank, queries = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([[2.0, 0.0]])
+    for order in (torch.arange(4000), torch.arange(4000).flip(0)):
+        _, indices = knn.nearest(bank[order], queries, k, memory=100_000)
+        assert order[indices].tolist() == [list(range(k))]
+
+
+def test_few_similarities_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, above = [0], knn._above
+
+    def counted(groups: Tensor, rows: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        looked_at[0] += knn.GROUP * len(rows)
+        return above(groups, rows, *others)
+
+    monkeypatch.setattr(knn, "_above", counted)
+    knn.nearest(features(20_000, 16), features(100, 16, seed=1), 10, memory=16 * MIB)
+    assert 100 * 10 <= looked_at[0] < 0.03 * 20_000 * 100
 
 
 def test_a_collapsed_encoder_gives_the_first_images() -> None:
@@ -97,9 +142,10 @@ def test_k_outside_the_bank_is_refused(k: int) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["bank", "queries"])
-def test_features_that_are_not_finite_are_refused(value: float, where: str) -> None:
+@pytest.mark.parametrize("row", [0, -1])
+def test_features_that_are_not_finite_are_refused(value: float, where: str, row: int) -> None:
     tensors = {"bank": features(300, 3), "queries": features(20, 3, seed=1)}
-    tensors[where][7, 1] = value
+    tensors[where][row, 1] = value
     with pytest.raises(ValueError, match="must be finite"):
         knn.nearest(tensors["bank"], tensors["queries"], 2, memory=10_000)
 
@@ -202,28 +248,49 @@ def test_what_cannot_be_evaluated_is_refused(change: dict[str, object], message:
 
 
 MEASURE_MEMORY = """
-import sys, torch
+import json, sys, torch
 from seed_exp.evaluation.knn import nearest
 
-def peak():  # KiB; getrusage would report the parent's peak where that is larger
-    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+def peak():  # bytes; getrusage would report the parent's peak where that is larger
+    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 
+case, memory, num_bank, num_queries, dim, k = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(2)
-draw = torch.ones if sys.argv[1] == "tied" else torch.randn
 nearest(torch.randn(1000, 64), torch.randn(300, 64), 20, memory=2**20)  # loads what torch loads on first use
-bank, queries = draw(100_000, 64), draw(1_000, 64)
+empty = peak()
+bank, queries = torch.randn(num_bank, dim), torch.randn(num_queries, dim)
+if case == "tied":
+    bank.fill_(1), queries.fill_(1)
+if case == "ascending":  # every tile is nearer than all before it
+    bank[:, 0], queries[:, 0] = torch.linspace(0, 1000, num_bank), 1000
 before = peak()
-nearest(bank, queries, 20, memory=int(sys.argv[2]))
-print(peak() - before)
+nearest(bank, queries, k, memory=memory)
+print(json.dumps({"growth": peak() - before, "all": peak() - empty}))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("case", ["random", "tied"])
+def measure_memory(case: str, *sizes: int) -> dict[str, int]:
+    """Bytes by which the resident memory of a new process grows: in `nearest`, and with its arguments."""
+    line = [sys.executable, "-c", MEASURE_MEMORY, case, *map(str, sizes)]
+    found: dict[str, int] = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux_only
+@pytest.mark.parametrize("case", ["random", "tied", "ascending"])
 def test_peak_memory_stays_within_the_bound(case: str) -> None:
-    # All similarities at once would be 400 MB. Allowed beside the bound: result, heap fragmentation, buffers of the matmul.
-    memory = 64 * MIB
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE_MEMORY, case, str(memory)], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert 4 * MIB < int(run.stdout) * 1024 < memory + 24 * MIB
+    # All similarities at once would be 200 MB. Allowed beside the bound: result, heap fragmentation, buffers of the matmul.
+    memory = 32 * MIB
+    assert 4 * MIB < measure_memory(case, memory, 50_000, 1_000, 64, 20)["growth"] < memory + 24 * MIB
+
+
+@pytest.mark.slow
+@linux_only
+@pytest.mark.parametrize("case", ["random", "ascending"])
+def test_a_quarter_of_imagenet_takes_its_features_the_bound_and_the_result(case: str) -> None:
+    num_bank, num_queries, dim, k, memory = 320_000, 1_500, 512, 200, 256 * MIB
+    arguments, result = 4 * dim * (num_bank + num_queries), 12 * k * num_queries
+    assert measure_memory(case, memory, num_bank, num_queries, dim, k)["all"] < arguments + result + memory + 64 * MIB

@@ -106,6 +106,16 @@ def test_each_encoder_runs_once_per_batch_for_all_its_classifiers() -> None:
     assert probe.diagnostics(prepared) == {}
 
 
+def test_training_runs_each_encoder_once_per_batch_whatever_the_number_of_rates(tmp_path: Path) -> None:
+    calls: list[str] = []
+    probe = LinearProbe(encoders(), [1.0, 3.0, 10.0], num_classes=3, seed=2)
+    for name, encoder in probe.encoders.items():
+        encoder.register_forward_hook(lambda *_, name=name: calls.append(name))
+    config = tiny.fit_config()
+    tiny.train(probe, tmp_path, config, lrs=probe.lrs)
+    assert calls == ["small", "large"] * config.steps
+
+
 def test_classifiers_side_by_side_learn_what_each_learns_alone(tmp_path: Path) -> None:
     together = tiny.probe((1.0, 3.0))
     tiny.train(together, tmp_path / "together", lrs=together.lrs)

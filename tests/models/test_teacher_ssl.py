@@ -61,7 +61,8 @@ def _assert_reproduced(
 @pytest.mark.parametrize("convention", FILES)
 def test_embeddings_are_those_of_the_original_code(fill: ModuleType, shared: Path, tmp_path: Path, convention: str) -> None:
     reference, teacher = FILES[convention]
-    _assert_reproduced(fill, shared / "fixtures" / f"{reference}.json", teacher, convention, tmp_path)
+    # One thread adds in another order than two: 1.02e-4 was seen for swav.
+    _assert_reproduced(fill, shared / "fixtures" / f"{reference}.json", teacher, convention, tmp_path, tolerance=1.5e-4)
 
 
 @pytest.mark.slow
