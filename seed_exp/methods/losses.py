@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 1 << 21, "gpu": 1 << 22}
-"""Similarities held at a time, 8 or 16 MiB: fewer were slower where other processes use the cores too, or on a GPU."""
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
+"""Similarities held at a time, 4 or 16 MiB: fewer were slower where other processes use the cores too, or on a GPU."""
 _SMALLEST_EXPONENT = -80.0
 """exp(-80) is about 2e-35: nothing beside a maximum of 1, and still a normal float32 when it is multiplied by an embedding."""
 
