@@ -25,6 +25,7 @@ from PIL import Image
 from seed_exp.data.digits import DigitsSource
 
 FAULT_EVERY_S = 60.0
+PATIENCE_S = 120.0
 STEPS_PER_MINUTE = 400
 
 
@@ -112,10 +113,10 @@ def disturbed(line: list[str], log: Path, dice: random.Random) -> dict[str, int]
         if fault == "worker" and workers:
             with suppress(ProcessLookupError):
                 os.kill(dice.choice(workers), signal.SIGKILL)
-            process.wait(timeout=60)
+            process.wait(timeout=PATIENCE_S)
         else:
             process.send_signal(signal.SIGTERM if fault == "term" else signal.SIGKILL)
-            process.wait(timeout=60)
+            process.wait(timeout=PATIENCE_S)
         faults[fault] += 1
     if len(longest) > 2:
         memory = slope_per_hour([(at, resident) for at, resident, _ in longest])

@@ -169,7 +169,7 @@ def _improve(similarities: Tensor, indices: Tensor, tile: Tensor, start: int, at
     groups = tile.view(len(tile), GROUP, -1)
     maxima = groups.amax(1)
     threshold = similarities.amin(1, keepdim=True)  # what equals it comes later than it: not nearer
-    if start <= tile.shape[1]:  # maxima are similarities as well, so the k-th nearest is at least as near as the k-th of these
+    if start <= tile.shape[1]:  # the first two tiles: there is no good threshold yet, but k maxima are k similarities
         least = torch.cat([similarities, maxima], dim=1).topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
         threshold = least.nextafter(least.new_tensor(-torch.inf))
     rows, group = (maxima > threshold).nonzero(as_tuple=True)

@@ -99,6 +99,16 @@ def test_a_bank_sorted_by_similarity_is_searched_from_end_to_end(k: int) -> None
         assert order[indices].tolist() == [list(range(k))]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_gpu_finds_the_same_neighbours_wherever_the_bank_is(where: str) -> None:
+    bank, queries = ties(3000), ties(400, seed=1)
+    similarities, indices = knn.nearest(bank.to(where), queries.cuda(), 150, memory=4 * MIB)
+    expected_similarities, expected_indices = knn.nearest(bank, queries, 150)
+    assert torch.equal(similarities.cpu(), expected_similarities)
+    assert torch.equal(indices.cpu(), expected_indices)
+
+
 def test_few_similarities_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at, above = [0], knn._above
 
@@ -261,8 +271,9 @@ empty = peak()
 bank, queries = torch.randn(num_bank, dim), torch.randn(num_queries, dim)
 if case == "tied":
     bank.fill_(1), queries.fill_(1)
-if case == "ascending":  # every tile is nearer than all before it
-    bank[:, 0], queries[:, 0] = torch.linspace(0, 1000, num_bank), 1000
+if case in ("ascending", "uneven"):  # every tile is nearer than all before it, to all queries or to some
+    bank[:, 0], queries[:, 0] = torch.linspace(0, 100, num_bank), 0
+    queries[:: 1 if case == "ascending" else 50, 0] = 100
 before = peak()
 nearest(bank, queries, k, memory=memory)
 print(json.dumps({"growth": peak() - before, "all": peak() - empty}))
@@ -280,7 +291,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @linux_only
-@pytest.mark.parametrize("case", ["random", "tied", "ascending"])
+@pytest.mark.parametrize("case", ["random", "tied", "ascending", "uneven"])
 def test_peak_memory_stays_within_the_bound(case: str) -> None:
     # All similarities at once would be 200 MB. Allowed beside the bound: result, heap fragmentation, buffers of the matmul.
     memory = 32 * MIB
