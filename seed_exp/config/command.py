@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
             return
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         _refuse_dashes(sys.argv[1:], name)
+        _refuse_nameless(sys.argv[1:])
         with in_one_line():
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
             job()
@@ -78,6 +80,16 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
             sys.exit(f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}")
+
+
+def _refuse_nameless(arguments: list[str]) -> None:
+    """Hydra itself fails with a TypeError on a list that chooses anything but names, such as student=[0]."""
+    for argument in arguments:
+        group, _, listed = argument.partition("=")
+        if group in groups() and listed.startswith("[") and listed.endswith("]"):
+            nameless = [item for item in listed[1:-1].split(",") if not re.search(r"[A-Za-z]", item) or {"[", "]"} & set(item)]
+            if nameless:
+                sys.exit(f"error: {argument} chooses {nameless[0].strip() or 'nothing'}, which is no name in config group {group!r}")
 
 
 def help_text(name: str, description: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
+from multiprocessing.process import BaseProcess
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -196,14 +198,15 @@ def _host_batches(
         num_workers=num_workers,
         prefetch_factor=2 * num_slices // num_workers if num_workers else None,
         collate_fn=_unchanged,  # type: ignore[arg-type]
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_ignore_signals,
     )
     page_locked = num_workers > 0 and device.type == "cuda"
     if page_locked:
         ring.map(_lock_pages)
     known_bad: set[int] = set()
+    watch = _Watch(source, reading, num_workers)
     try:
-        with closing(_Watch(source, reading, num_workers)) as watch:
+        with closing(watch):
             for number, (part, bad, error) in enumerate(watch.over(loader)):
                 for index, message in bad:
                     if on_bad is not None and index not in known_bad:  # another worker may have met it before
@@ -218,6 +221,9 @@ def _host_batches(
                     with watch.paused():
                         yield ring.map(itemgetter(rows))._replace(epoch=part.epoch)
     finally:
+        for worker in watch.workers:  # DataLoader has asked them to end; one that is stuck in a read ignores it
+            if worker.is_alive():
+                worker.kill()
         if page_locked:
             ring.map(_unlock_pages)
 
@@ -289,10 +295,14 @@ class _Watch:
         self._waiting_since: float | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="seed_exp data watch")
+        self.workers: set[BaseProcess] = set()
+        """Those of the loader."""
 
     def over(self, loader: Iterable[_Done]) -> Iterator[_Done]:
         """What the loader gives; the time it takes is watched."""
+        others = set(multiprocessing.active_children())
         parts = iter(loader)
+        self.workers = set(multiprocessing.active_children()) - others
         self._thread.start()  # after the workers have been forked
         self._waiting_since = time.monotonic()
         return parts
@@ -386,6 +396,7 @@ def _unchanged(done: _Done) -> _Done:
     return done
 
 
-def _ignore_interrupt(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent ends its workers, without a traceback from each.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(_worker: int) -> None:
+    # Ctrl-C and a scheduler's warnings reach all processes of a job; the parent ends its workers when it has made its checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

@@ -56,6 +56,8 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill epochs", "cannot read 'epochs'; options are written KEY=VALUE"),
         ("distill student=[resnet18", "cannot read 'student=[resnet18'"),
         ("distill --batch-size 128", "options are written without dashes: batch_size=VALUE"),
+        ("verify data=[0]", "data=[0] chooses 0, which is no name in config group 'data'"),
+        ("distill student=[resnet18,[a]]", "chooses [a], which is no name in config group 'student'"),
         ("distill --student=resnet18", "options are written without dashes: student=resnet18"),
         ("linear run=x optimizer=lars", "this command has no config group 'optimizer'"),
         ("preview data=3", "Config group override must be a string"),

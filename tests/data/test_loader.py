@@ -258,6 +258,39 @@ def test_closing_ends_the_workers_and_frees_the_memory() -> None:
     assert num_mapped() == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_workers_outlive_a_signal_to_the_whole_job(number: signal.Signals) -> None:
+    batches = load_batches(DigitsSource("val"), Sums(), endless(), num_workers=2)
+    next(batches)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+    for _ in range(20):  # more than are waiting
+        next(batches)
+    assert multiprocessing.active_children() == workers
+    batches.close()
+    wait_for_no_children()
+
+
+class StuckSource(DigitsSource):
+    """A read that does not come back, as of a file server that is gone."""
+
+    def image(self, index: int) -> Tensor:
+        if index >= 100:
+            time.sleep(3600)
+        return super().image(index)
+
+
+@pytest.mark.slow
+def test_closing_ends_a_worker_that_is_stuck_in_a_read() -> None:
+    order = itertools.chain([(0, np.arange(4))], itertools.repeat((0, np.arange(100, 104))))
+    batches = load_batches(StuckSource("val"), Sums(), order, num_workers=1)
+    next(batches)
+    batches.close()
+    wait_for_no_children()
+
+
 def test_a_killed_worker_is_an_error() -> None:
     batches = load_batches(DigitsSource("val"), Sums(), endless(), num_workers=2)
     next(batches)

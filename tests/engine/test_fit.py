@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,26 @@ def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path
     assert_same_runs(straight, broken)
     student = "students/convnet_w2.safetensors"
     assert (straight / student).read_bytes() == (broken / student).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_job_still_writes_a_checkpoint(tmp_path: Path) -> None:
+    options = ["views.crops.global.num=2", "moco.queue_size=64", "steps=100000", "checkpoint_every=100000", "data.num_workers=2"]
+    pretrain = command(tmp_path, "pretrain", *options)
+    process = subprocess.Popen(pretrain, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and '"step": 3,' not in read_if_there(tmp_path / "metrics.jsonl"):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to the workers too
+        assert process.wait(timeout=120) == 75
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert newest_step(tmp_path) >= 3
+
+
+def read_if_there(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def newest_step(folder: Path) -> int:
