@@ -19,6 +19,7 @@ from seed_exp.data.integrity import Inventory, take_inventory
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import NoValidationError, Source, Split, load_source
 from seed_exp.files import atomic_write
+from seed_exp.redaction import redact_all
 
 
 def verify(config: VerifyConfig) -> None:
@@ -40,7 +41,7 @@ def verify(config: VerifyConfig) -> None:
         ]
         print(f"{split}: {describe(inventory)}")
     with atomic_write(Path(config.output)) as file:
-        file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+        file.writelines(json.dumps(redact_all(entry)).encode() + b"\n" for entry in entries)
     if entries:
         raise ValueError(f"{len(entries)} of {num_images} images cannot be read; {config.output} lists them")
 

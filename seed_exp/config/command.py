@@ -89,7 +89,8 @@ def _refuse_nameless(arguments: list[str]) -> None:
         if group in groups() and listed.startswith("[") and listed.endswith("]"):
             nameless = [item for item in listed[1:-1].split(",") if not re.search(r"[A-Za-z]", item) or {"[", "]"} & set(item)]
             if nameless:
-                sys.exit(f"error: {argument} chooses {nameless[0].strip() or 'nothing'}, which is no name in config group {group!r}")
+                chosen = nameless[0].strip() or "nothing"
+                sys.exit(f"error: {argument} chooses {chosen}, which is no name in config group {group!r}")
 
 
 def help_text(name: str, description: str) -> str:

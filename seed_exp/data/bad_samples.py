@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from seed_exp.data.sources import Source
+from seed_exp.redaction import redact_all
 
 _NUM_SHOWN = 5  # of which the whole error is logged
 
@@ -18,20 +19,22 @@ class BadSamples:
     """Counts and lists the images of a source that were replaced because they cannot be read: `on_bad` of `load_batches`.
 
     Each is one line of bad_samples.jsonl, {"source", "index", "key", "error"}, and counts once, also over several starts of a
-    run. The sources of a run share the file; lines of another source, or of another state of this one, are passed over.
+    run and for all processes that share the folder. The sources of a run share the file; lines of another source, or of another
+    state of this one, are passed over.
 
     Args:
         folder: Where the list is.
         source: Whose images.
         max_bad: Largest share of them that may be bad.
-        write: Whether this process adds to the list; one of several does.
     """
 
-    def __init__(self, folder: Path, source: Source, max_bad: float, *, write: bool = True) -> None:
+    def __init__(self, folder: Path, source: Source, max_bad: float) -> None:
         self.file = folder / "bad_samples.jsonl"
         self._source, self._fingerprint = source, source.fingerprint()
-        self._max_bad, self._write = max_bad, write
-        self._known = self._read_back()
+        self._max_bad = max_bad
+        self._known: set[int] = set()
+        self._read = 0  # bytes of the list
+        self._read_on()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -43,13 +46,14 @@ class BadSamples:
             ValueError: more images are bad than may be.
         """
         if index not in self._known:
+            self._read_on()
+        if index not in self._known:
             self._known.add(index)
             entry = {"source": self._fingerprint, "index": index, "key": self._source.key(index), "error": error}
-            if self._write:
-                try:
-                    self._append(json.dumps(entry).encode() + b"\n")
-                except OSError as failure:  # a full disk must not end a training
-                    log.warning("cannot write to %s: %s", self.file, failure.strerror)
+            try:
+                self._append(json.dumps(redact_all(entry)).encode() + b"\n")
+            except OSError as failure:  # a full disk must not end a training
+                log.warning("cannot write to %s: %s", self.file, failure.strerror)
             if len(self._known) <= _NUM_SHOWN:
                 log.warning("the next good image takes the place of one that cannot be read: %s", error)
             elif len(self._known) == _NUM_SHOWN + 1:
@@ -61,17 +65,22 @@ class BadSamples:
                 "and delete the list, or raise data.max_bad"
             )
 
-    def _read_back(self) -> set[int]:
-        """The images that the list names. A line that was cut when its writer was killed does not count."""
-        known = set()
-        for line in self.file.read_bytes().splitlines() if self.file.exists() else []:
+    def _read_on(self) -> None:
+        """Learns the images that the list names by now. A line that was cut when its writer was killed does not count."""
+        if not self.file.exists():
+            return
+        with self.file.open("rb") as file:
+            file.seek(self._read)
+            lines = file.read()
+        lines = lines[: lines.rfind(b"\n") + 1]  # another process may be writing the next one
+        self._read += len(lines)
+        for line in lines.splitlines():
             try:
                 entry = json.loads(line)
                 if entry["source"] == self._fingerprint:
-                    known.add(int(entry["index"]))
+                    self._known.add(int(entry["index"]))
             except (ValueError, TypeError, KeyError):
                 continue
-        return known
 
     def _append(self, line: bytes) -> None:
         """One write, so that a kill can only cut the last line; the next one then begins on a line of its own."""

@@ -91,12 +91,25 @@ def test_a_list_that_is_none_is_added_to(tmp_path: Path, content: bytes) -> None
     assert bad.file.read_bytes().startswith(content)
 
 
-def test_only_one_process_writes_and_a_full_disk_is_only_a_warning(
-    tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    BadSamples(tmp_path, tiny.Images(100), 1.0, write=False)(1, "broken")
-    assert not list(tmp_path.iterdir())
+def test_processes_that_share_the_folder_count_together(tmp_path: Path) -> None:
+    first, second = (BadSamples(tmp_path, tiny.Images(100), 0.02) for _ in range(2))
+    first(1, "broken")
+    second(1, "broken")
+    second(2, "broken")
+    assert [entry["index"] for entry in listed(tmp_path)] == [1, 2]
+    with pytest.raises(ValueError, match="3 of 100 images"):
+        first(3, "broken")
 
+
+def test_a_signed_address_in_a_key_does_not_get_into_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.Images(100)
+    monkeypatch.setattr(source, "key", lambda _: "https://h/cat.jpg?token=opensesame")
+    BadSamples(tmp_path, source, 1.0)(1, "https://h/cat.jpg?token=opensesame: broken")
+    assert listed(tmp_path)[0]["key"] == "https://h/cat.jpg?token=***"
+    assert "opensesame" not in (tmp_path / "bad_samples.jsonl").read_text()
+
+
+def test_a_full_disk_is_only_a_warning(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
