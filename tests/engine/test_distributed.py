@@ -117,3 +117,13 @@ def statistics() -> tuple[Tensor, Tensor]:
 def test_statistics_stay_each_processes_own_during_training(two_ranks: Ranks) -> None:
     for found, own in two_ranks.run(statistics):
         assert torch.equal(found, own)
+
+
+def votes() -> list[bool]:
+    vote = distributed.Vote()
+    mine = distributed.rank() == 1
+    return [vote.any(yes) for yes in (False, mine, False, False)]
+
+
+def test_all_ranks_hear_of_one_ranks_yes_at_the_same_call(two_ranks: Ranks) -> None:
+    assert two_ranks.run(votes) == [[False, False, True, False]] * 2
