@@ -6,6 +6,7 @@
   python -m seed_exp.bench fleet 'student=[resnet18,efficientnet_b0]'                  several students in one run or one each
   python -m seed_exp.bench knn bank_size=200000                                        nearest neighbours of features
   python -m seed_exp.bench linear student=resnet18                                     linear evaluation with five learning rates
+  python -m seed_exp.bench scaling processes=2                                         one process and several that share gradients
 
 The rates are medians over alternating repetitions, `x plain` the median of their ratios; "bound" rows are parts of the work that
 no way can do without. --json prints the same for scripts. Weights are random, no checkpoint is needed.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 
-from seed_exp.benchmarks import fleet, knn, linear, loss, step, views
+from seed_exp.benchmarks import fleet, knn, linear, loss, scaling, step, views
 from seed_exp.benchmarks.measure import Report, render, to_json
 from seed_exp.config.command import command
 from seed_exp.config.schema import BenchConfig
@@ -30,6 +31,7 @@ BENCHES: dict[str, Callable[[BenchConfig], Report]] = {
     "fleet": fleet.bench,
     "knn": knn.bench,
     "linear": linear.bench,
+    "scaling": scaling.bench,
 }
 
 

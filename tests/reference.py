@@ -47,3 +47,107 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> f
     for q, k in zip(query, key, strict=True):
         total -= log_softmax([float(q @ k) / temperature, *(float(q @ d) / temperature for d in queue)])[0]
     return total / len(query)
+
+
+# The other objectives: one row, one entry at a time, float64, differentiable with respect to the student.
+
+
+def log_share(logits: list[Tensor], index: int) -> Tensor:
+    """log softmax of one entry."""
+    return logits[index] - torch.stack(logits).logsumexp(0)
+
+
+def compress_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """CompRess with one queue, arXiv:2010.14713, as KL divergence plus the entropy of the teacher's distribution."""
+    student, teacher, queue = student.double(), teacher.double(), queue.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for s, t in zip(student, teacher, strict=True):
+        p = softmax([float(t @ d) / temperature for d in queue])
+        logits = [s @ d / temperature for d in queue]
+        divergence = sum(p[j] * (math.log(p[j]) - log_share(logits, j)) for j in range(len(queue)))
+        total = total + divergence - sum(share * math.log(share) for share in p)
+    return total / len(student)
+
+
+def bingo_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float, bag_size: int, weight: float) -> Tensor:
+    """After BINGO, arXiv:2107.01691: own embedding and the most similar ones of the queue as positives of one softmax."""
+    student, teacher, queue = student.double(), teacher.double(), queue.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for s, t in zip(student, teacher, strict=True):
+        logits = [s @ d / temperature for d in [t, *queue]]
+        bag = sorted(range(len(queue)), key=lambda j: -float(t @ queue[j]))[:bag_size]
+        total = total - (1 - weight) * log_share(logits, 0)
+        for j in bag:
+            total = total - weight / len(bag) * log_share(logits, 1 + j)
+    return total / len(student)
+
+
+def binary_contrastive_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """CRD, arXiv:1910.10699, with h(s, d) = P / (P + K / M), P = exp(s . d / T) / Z and Z = M."""
+    student, teacher, queue = student.double(), teacher.double(), queue.double()
+    num_images = 1_281_167  # any number
+
+    def is_pair(s: Tensor, d: Tensor) -> Tensor:
+        p = torch.exp(s @ d / temperature) / num_images
+        return p / (p + len(queue) / num_images)
+
+    total = torch.zeros((), dtype=torch.float64)
+    for s, t in zip(student, teacher, strict=True):
+        total = total - torch.log(is_pair(s, t)) - sum(torch.log(1 - is_pair(s, d)) for d in queue)
+    return total / len(student)
+
+
+def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """SimReg, arXiv:2201.05131: the squares of the differences, added up over dimensions."""
+    rows = [sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) for s, t in zip(student.double(), teacher.double(), strict=True)]
+    return torch.stack(rows).mean()
+
+
+def coss_loss(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
+    """CoSS, arXiv:2409.13939: cosines of the rows, and of the columns."""
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        return a @ b / torch.sqrt((a @ a) * (b @ b))
+
+    student, teacher = student.double(), teacher.double()
+    rows = torch.stack([cosine(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+    columns = torch.stack([cosine(student[:, d], teacher[:, d]) for d in range(student.shape[1])]).mean()
+    return -rows - weight * columns
+
+
+def cluster_loss(student: Tensor, codes: list[list[float]], prototypes: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy between given codes and softmax(s . c / T), as SwAV, arXiv:2006.09882, Eq. 2."""
+    student, prototypes = student.double(), prototypes.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for s, code in zip(student, codes, strict=True):
+        logits = [s @ c / temperature for c in prototypes]
+        total = total - sum(q * log_share(logits, j) for j, q in enumerate(code))
+    return total / len(student)
+
+
+def k_means(points: Tensor, centroids: Tensor, iterations: int) -> Tensor:
+    """Lloyd's algorithm on the sphere; the i-th empty cluster gets the i-th least similar point."""
+    points, centroids = points.double(), centroids.double()
+    for _ in range(iterations):
+        members: list[list[int]] = [[] for _ in centroids]
+        closeness = []
+        for i, x in enumerate(points):
+            similarities = [float(x @ c) for c in centroids]
+            members[similarities.index(max(similarities))].append(i)
+            closeness.append(max(similarities))
+        strangers = sorted(range(len(points)), key=closeness.__getitem__)
+        moved = []
+        for rows in members:
+            total = sum(points[i] for i in rows) if rows else points[strangers.pop(0)]
+            moved.append(total / total.norm())
+        centroids = torch.stack(moved)
+    return centroids
+
+
+def sinkhorn(points: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """SwAV's assignment of points to prototypes [K, C], with the whole matrix scaled in turn: columns equal, then rows to 1."""
+    matrix = torch.exp(points.double() @ prototypes.double().T / epsilon)
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(0, keepdim=True)
+        matrix = matrix / matrix.sum(1, keepdim=True)
+    return matrix

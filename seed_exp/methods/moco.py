@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from seed_exp.config.schema import MocoConfig
-from seed_exp.engine.distributed import all_gather, rank, world_size
-from seed_exp.methods.losses import info_nce
-from seed_exp.methods.queue import Queue
+from seed_exp.methods.momentum import MomentumContrast
 from seed_exp.methods.spread import effective_rank, embedding_std
 from seed_exp.models.students import Student
 from seed_exp.views.recipe import HostBatch
@@ -28,12 +24,11 @@ class Moco(nn.Module):
 
     def __init__(self, students: dict[str, Student], config: MocoConfig, seed: int) -> None:
         super().__init__()
-        self.config = config
         self.trainable: dict[str, nn.Module] = dict(students)
-        self.encoders = {name: copy.deepcopy(student).requires_grad_(False) for name, student in students.items()}
-        self.queues = {name: Queue(config.queue_size, student.embedding_dim, seed) for name, student in students.items()}
-        self.carried: nn.Module = nn.ModuleDict({"encoders": nn.ModuleDict(self.encoders), "queues": nn.ModuleDict(self.queues)})
-        self._new: dict[str, list[Tensor]] = {name: [] for name in students}
+        self.contrast = MomentumContrast(
+            students, temperature=config.temperature, momentum=config.momentum, queue_size=config.queue_size, seed=seed
+        )
+        self.carried: nn.Module = self.contrast
         self._seen: dict[str, Tensor] = {}
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Tensor:  # noqa: ARG002
@@ -43,17 +38,14 @@ class Moco(nn.Module):
     def loss(self, name: str, network: nn.Module, views: Tensor) -> dict[str, Tensor]:
         """InfoNCE, the mean cosine between a query and its key, and the queries' std."""
         queries = network(views[0])
-        keys = self._keys(self.encoders[name], views[1])
-        self._new[name].append(keys)
-        loss = info_nce(queries, keys, self.queues[name].embeddings, temperature=self.config.temperature)
+        loss, keys = self.contrast.loss(name, queries, views[1])
         self._seen[name] = queries.detach()
         cosine = (queries.detach() * keys).sum(1).mean()
         return {"loss": loss, "positive_cosine": cosine, "embedding_std": embedding_std(queries)}
 
     def compile_shared(self) -> None:
         """Compiles the momentum encoders."""
-        for encoder in self.encoders.values():
-            encoder.compile(dynamic=False)
+        self.contrast.compile_encoders()
 
     def rehearsal(self) -> Moco:
         """A copy, to try out a step that leaves no trace."""
@@ -63,28 +55,7 @@ class Moco(nn.Module):
         """The effective rank of each network's queries."""
         return {f"{name}/embedding_rank": effective_rank(queries) for name, queries in self._seen.items()}
 
-    @torch.no_grad()
     def after_step(self) -> None:
-        """Moves the momentum encoders towards the trained networks (Eq. 2) and enqueues the keys of the global batch."""
-        for name, keys in self._new.items():
-            if keys:  # otherwise the network did not take part in the step
-                encoder, network = self.encoders[name], self.trainable[name]
-                torch._foreach_lerp_(list(encoder.parameters()), list(network.parameters()), 1 - self.config.momentum)
-                self.queues[name].enqueue(all_gather(torch.cat(keys)))
-                keys.clear()
+        """Moves the momentum encoders and enqueues the keys of the global batch."""
+        self.contrast.after_step(self.trainable)
         self._seen.clear()
-
-    @torch.no_grad()
-    def _keys(self, encoder: nn.Module, views: Tensor) -> Tensor:
-        """Embeddings of views [N, 3, S, S]; each rank embeds images of all ranks where batch statistics would tell them apart.
-
-        Shuffling BN, arXiv:1911.05722, Section 3.3. In one process there is nobody to exchange images with.
-        """
-        leaks = world_size() > 1 and any(isinstance(module, _BatchNorm) for module in encoder.modules())
-        if not leaks:
-            keys: Tensor = encoder(views)
-            return keys
-        # The batch's order is random already, so dealing the images out in turn mixes them as well as a random permutation.
-        dealt = all_gather(views)[rank() :: world_size()]
-        embeddings = all_gather(encoder(dealt)).view(world_size(), len(views), -1)
-        return embeddings.transpose(0, 1).flatten(0, 1)[rank() * len(views) : (rank() + 1) * len(views)]

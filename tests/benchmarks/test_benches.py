@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -172,3 +173,18 @@ def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
     options = [*QUICK, "student=convnet_w2", "views=linear_digits", "batch_size=4"]
     printed = measured("linear", *options, capsys=capsys)
     assert (printed["rows"], printed["bounds"]) == (["one evaluation per rate", "ours, all rates at once"], ["features"])
+
+
+def test_scaling(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    printed = measured("scaling", *small, "student=[convnet_w2,convnet_w32]", capsys=capsys)
+    assert printed["rows"] == ["one process", "2 processes"]
+    assert multiprocessing.active_children() == []
+    # 4 bytes of each parameter of both students, and of each of 3 embeddings of the teacher.
+    num_parameters = sum(
+        parameter.numel()
+        for name in ("convnet_w2", "convnet_w32")
+        for parameter in build_student(StudentConfig(name), 16).parameters()
+    )
+    sent = printed["facts"]["each process sends per step"]
+    assert f"{4 * num_parameters / 1e6:.3g} MB of gradients" in sent
+    assert f"{4 * 3 * 16 / 1e6:.3g} MB for the queue" in sent

@@ -29,7 +29,7 @@ def move(student: torch.nn.Module) -> None:
 
 def test_the_momentum_encoder_begins_as_a_copy_and_follows_by_the_formula() -> None:
     method = tiny.moco(["a", "b"])
-    encoders = {name: [p.clone() for p in encoder.parameters()] for name, encoder in method.encoders.items()}
+    encoders = {name: [p.clone() for p in encoder.parameters()] for name, encoder in method.contrast.encoders.items()}
     for name, student in method.trainable.items():
         assert all(torch.equal(one, two) for one, two in zip(encoders[name], student.parameters(), strict=True))
     for _ in range(3):
@@ -40,19 +40,19 @@ def test_the_momentum_encoder_begins_as_a_copy_and_follows_by_the_formula() -> N
         method.after_step()
         for name, student in method.trainable.items():
             encoders[name] = [0.9 * old + 0.1 * new for old, new in zip(encoders[name], student.parameters(), strict=True)]
-    for name, encoder in method.encoders.items():
+    for name, encoder in method.contrast.encoders.items():
         for expected, parameter in zip(encoders[name], encoder.parameters(), strict=True):
             torch.testing.assert_close(parameter, expected)
 
 
 def test_the_loss_is_that_of_finding_the_momentum_encoders_key() -> None:
     method = tiny.moco(bn=False)
-    move(method.encoders["a"])
+    move(method.contrast.encoders["a"])
     batch = views()
     student = method.trainable["a"]
     out = method.loss("a", student, method.prepare(batch, BATCH))
-    queries, keys = student(batch["global"][0]), method.encoders["a"](batch["global"][1])
-    expected = reference.info_nce(queries.detach(), keys, method.queues["a"].embeddings, 0.2)
+    queries, keys = student(batch["global"][0]), method.contrast.encoders["a"](batch["global"][1])
+    expected = reference.info_nce(queries.detach(), keys, method.contrast.queues["a"].embeddings, 0.2)
     assert out["loss"].item() == pytest.approx(expected, abs=1e-5)
     assert out["positive_cosine"].item() == pytest.approx((queries * keys).sum(1).mean().item(), abs=1e-6)
 
@@ -60,20 +60,20 @@ def test_the_loss_is_that_of_finding_the_momentum_encoders_key() -> None:
 def test_the_momentum_encoder_gets_no_gradient_and_the_student_does() -> None:
     method = tiny.moco()
     method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))["loss"].backward()
-    assert all(p.grad is None and not p.requires_grad for p in method.encoders["a"].parameters())
+    assert all(p.grad is None and not p.requires_grad for p in method.contrast.encoders["a"].parameters())
     assert all(p.grad is not None for p in method.trainable["a"].parameters())
 
 
 def test_keys_enter_their_own_students_queue_after_the_step() -> None:
     method = tiny.moco(["a", "b"], bn=False)
-    before = {name: queue.embeddings.clone() for name, queue in method.queues.items()}
+    before = {name: queue.embeddings.clone() for name, queue in method.contrast.queues.items()}
     prepared = method.prepare(views(), BATCH)
     for name, student in method.trainable.items():
         method.loss(name, student, prepared)
-        assert torch.equal(method.queues[name].embeddings, before[name])
-    keys = {name: encoder(views()["global"][1]) for name, encoder in method.encoders.items()}
+        assert torch.equal(method.contrast.queues[name].embeddings, before[name])
+    keys = {name: encoder(views()["global"][1]) for name, encoder in method.contrast.encoders.items()}
     method.after_step()
-    for name, queue in method.queues.items():
+    for name, queue in method.contrast.queues.items():
         torch.testing.assert_close(queue.embeddings[:5], keys[name])
         assert torch.equal(queue.embeddings[5:], before[name][5:])
     assert not torch.equal(keys["a"], keys["b"])
@@ -81,11 +81,11 @@ def test_keys_enter_their_own_students_queue_after_the_step() -> None:
 
 def test_keys_come_from_batch_statistics() -> None:
     method = tiny.moco()
-    for module in method.encoders["a"].modules():
+    for module in method.contrast.encoders["a"].modules():
         assert module.training
-    running = method.encoders["a"].state_dict()["encoder.layers.1.running_mean"].clone()
+    running = method.contrast.encoders["a"].state_dict()["encoder.layers.1.running_mean"].clone()
     method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
-    assert not torch.equal(method.encoders["a"].state_dict()["encoder.layers.1.running_mean"], running)
+    assert not torch.equal(method.contrast.encoders["a"].state_dict()["encoder.layers.1.running_mean"], running)
 
 
 def test_all_that_goes_on_is_in_the_checkpoint() -> None:
@@ -94,9 +94,9 @@ def test_all_that_goes_on_is_in_the_checkpoint() -> None:
     move(method.trainable["a"])
     method.after_step()
     other.carried.load_state_dict(copy.deepcopy(method.carried.state_dict()))
-    tiny.assert_same(method.encoders["a"].state_dict(), other.encoders["a"].state_dict())
-    tiny.assert_same(method.queues["a"].state_dict(), other.queues["a"].state_dict())
-    assert other.queues["a"].position == 5
+    tiny.assert_same(method.contrast.encoders["a"].state_dict(), other.contrast.encoders["a"].state_dict())
+    tiny.assert_same(method.contrast.queues["a"].state_dict(), other.contrast.queues["a"].state_dict())
+    assert other.contrast.queues["a"].position == 5
 
 
 def encoder(*, bn: bool) -> Student:
@@ -109,7 +109,7 @@ def keys_here(train: bool, bn: bool) -> tuple[Tensor, Tensor]:
     method = Moco({"a": student}, MocoConfig(queue_size=8), seed=0)
     size = 6
     mine = views(2 * size)["global"][1][distributed.rank() * size :][:size]
-    return method._keys(method.encoders["a"], mine), copy.deepcopy(student)(mine).detach()
+    return method.contrast.keys("a", mine), copy.deepcopy(student)(mine).detach()
 
 
 @pytest.mark.parametrize("bn", [False, True])
@@ -132,4 +132,4 @@ def test_in_one_process_nothing_is_shuffled() -> None:
     student = encoder(bn=True)
     method = Moco({"a": student}, MocoConfig(queue_size=8), seed=0)
     images = views()["global"][1]
-    torch.testing.assert_close(method._keys(method.encoders["a"], images), student(images))
+    torch.testing.assert_close(method.contrast.keys("a", images), student(images))
