@@ -12,50 +12,120 @@ The same command, typed again, goes on where the run was. Several GPUs: torchrun
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
 
 from seed_exp import __version__
 from seed_exp.config.command import command
-from seed_exp.config.schema import DistillConfig
+from seed_exp.config.schema import DistillConfig, OnError, Reduce
+from seed_exp.data.loader import load_batches
 from seed_exp.data.sources import Source
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run_folder import to_plain
-from seed_exp.evaluation.frozen import eval_options
+from seed_exp.evaluation.features import spread
+from seed_exp.evaluation.frozen import eval_options, num_workers_of
+from seed_exp.evaluations import plan_evaluations, run_evaluations
+from seed_exp.files import atomic_write
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.cost import forward_flops
+from seed_exp.models.download import cache_folder
+from seed_exp.models.reduction import Reduction, fit_reduction
 from seed_exp.models.students import Student
-from seed_exp.models.teachers import Teacher, build_teacher
+from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
 from seed_exp.training import Built, build_students, init_inputs, train_encoders
+from seed_exp.views.recipe import EvalViews
+
+SAMPLE_BATCH = 64
+"""Images per forward pass of the teacher when a reduction of its embeddings is fitted."""
 
 
 def distill(config: DistillConfig) -> Path:
-    """Trains the students of `config`; returns the run folder."""
-    label = "-".join(["+".join(config.students), config.teacher.name, config.views.name, config.data.source])
-    return train_encoders("distill", label, config, build)
+    """Trains and evaluates the students of `config`; returns the run folder."""
+    evaluations = plan_evaluations(config)
+    teacher = re.sub(r"[^\w.]+", "_", config.teacher.name or config.teacher.network)  # the hub's names have slashes
+    label = "-".join(["+".join(config.students), teacher, config.views.name, config.data.source])
+    return train_encoders("distill", label, config, build, then=partial(run_evaluations, evaluations))
 
 
 def build(config: DistillConfig, train: Source) -> Built:
     """The students and their distillation from the teacher.
 
     Raises:
-        ValueError: the views are not normalised as the teacher's images were, or the teacher cache is of something else.
+        ValueError: the teacher does not take the views or cannot be reduced, or the teacher cache is of something else.
     """
+    notes = []
     teacher = build_teacher(config.teacher, config.teacher_ssl.name)
-    if teacher.normalisation != (config.views.mean, config.views.std):
-        raise ValueError(
-            f"teacher={config.teacher.name} was trained on images with mean and std {teacher.normalisation}, but "
-            f"views={config.views.name} normalises with {config.views.mean} and {config.views.std}; choose the views that it saw"
-        )
+    teacher.adapt_to(config.views)
     teacher.fold_batch_norm()
+    if config.teacher.reduce is not None:
+        reduction = known_reduction(teacher, config.teacher.reduce, config, train)
+        notes.append(
+            f"teacher: {teacher.embedding_dim} numbers of an embedding reduced to {reduction.components.shape[1]} "
+            f"({config.teacher.reduce.value}), which have {100 * reduction.kept_variance:.1f} % of the variance"
+        )
+        teacher.reduce_by(reduction)
     students = build_students(config.students, teacher.embedding_dim, config.seed)
     num_views = {name: crop.num for name, crop in config.views.crops.items() if crop.num > 0}
     cache = None if config.teacher_cache is None else open_cache(Path(config.teacher_cache), config, teacher, train, num_views)
     method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
     inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
-    return Built(students, method, inputs, [] if cache is None else [cache_costs(cache, config, students, teacher, train)])
+    if cache is not None:
+        notes.append(cache_costs(cache, config, students, teacher, train))
+    return Built(students, method, inputs, notes)
+
+
+def known_reduction(teacher: Teacher, kind: Reduce, config: DistillConfig, train: Source) -> Reduction:
+    """The reduction of the teacher's embeddings, from the cache if it was fitted before: a run that goes on needs the same bits.
+
+    It is fitted on evaluation views of evenly spread training images; errors as fit_reduction.
+    """
+    dim = config.teacher.embedding_dim or EMBEDDING_DIM
+    key = {
+        "teacher": teacher.fingerprint,
+        "network": [config.teacher.network, config.teacher.name, config.teacher_ssl.name],
+        "reduce": [kind.value, dim, config.teacher.num_reduce_images],
+        "data": train.fingerprint(),
+        "views": eval_options(config.views),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / "reductions" / f"{digest[:16]}.safetensors"
+    if not path.exists():
+        fitted = fit_reduction(sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten)
+        with atomic_write(path) as file:
+            file.write(save(fitted.state_dict()))
+    reduction = Reduction(teacher.embedding_dim, dim)
+    reduction.load_state_dict(load_file(path))
+    return reduction
+
+
+@torch.inference_mode()
+def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) -> Tensor:
+    """The teacher's embeddings [n, D], float32 on the CPU, of evaluation views of evenly spread training images."""
+    device = local_device(config.device)
+    teacher.to(device)
+    views = EvalViews(config.views)
+    indices = spread(len(train), config.teacher.num_reduce_images)
+    order = [(0, indices[start : start + SAMPLE_BATCH]) for start in range(0, len(indices), SAMPLE_BATCH)]
+    # Training lists the images that cannot be read.
+    on_bad = (lambda _index, _error: None) if config.data.on_error is OnError.skip else None
+    with closing(
+        load_batches(train, views, order, num_workers=num_workers_of(config.data), device=device, on_bad=on_bad)
+    ) as batches:
+        rows = [teacher(views.device(batch)["global"][0]).cpu() for batch in tqdm(batches, "teacher", len(order), leave=False)]
+    return torch.cat(rows)
 
 
 def open_cache(folder: Path, config: DistillConfig, teacher: Teacher, train: Source, num_views: dict[str, int]) -> TeacherCache:
@@ -64,6 +134,7 @@ def open_cache(folder: Path, config: DistillConfig, teacher: Teacher, train: Sou
     key = {
         "teacher": teacher.fingerprint,
         "teacher_ssl": config.teacher_ssl.name,
+        "teacher_inputs": asdict(teacher.inputs.spec),
         "data": train.fingerprint(),
         "views": {name: value for name, value in to_plain(config.views).items() if name not in evaluation},
         "seed": config.seed,

@@ -18,7 +18,6 @@ from seed_exp.benchmarks.measure import Contender, interleave
 from seed_exp.config.schema import (
     DistillConfig,
     MocoConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     PretrainConfig,
     TeacherConfig,
@@ -85,16 +84,17 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
     if isinstance(config, PretrainConfig):
         moco = MocoConfig(queue_size=config.moco.queue_size)
         return PretrainConfig(**options, embedding_dim=config.embedding_dim, moco=moco)
-    objective = ObjectiveConfig(config.objective.name, queue_size=config.objective.queue_size)
+    objective = replace(config.objective, tau_student=1.0, tau_teacher=1.0, weight=1.0)
     return DistillConfig(**options, teacher=_alike(config.teacher), teacher_ssl=config.teacher_ssl, objective=objective)
 
 
 def _alike(teacher: TeacherConfig) -> TeacherConfig:
     """The first published teacher with the same network and head; a network of our own is like no other."""
-    shapes = {name: (spec.network, spec.hidden_dim, spec.head) for name, spec in TEACHERS.items()}
-    if teacher.name not in shapes or TEACHERS[teacher.name].network is None:
+    shapes = {name: (spec.network, spec.hidden_dim, spec.head, spec.embedding_dim) for name, spec in TEACHERS.items()}
+    if teacher.network not in shapes or TEACHERS[teacher.network].network is None:
         return teacher
-    return TeacherConfig(next(name for name, shape in shapes.items() if shape == shapes[teacher.name]))
+    first = next(name for name, shape in shapes.items() if shape == shapes[teacher.network])
+    return TeacherConfig(first, reduce=teacher.reduce, embedding_dim=teacher.embedding_dim)
 
 
 def measure_step(config: Config, device: torch.device, seconds: float) -> StepCost:
@@ -164,6 +164,7 @@ def _build(config: Config) -> Seed | Moco:
         students = {name: build_student(student, config.embedding_dim) for name, student in config.students.items()}
         return Moco(students, config.moco, seed=0)
     teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
+    teacher.adapt_to(config.views)
     teacher.fold_batch_norm()
     students = {name: build_student(student, teacher.embedding_dim) for name, student in config.students.items()}
     resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.dlpack import from_dlpack
 from torchvision import transforms
@@ -95,7 +95,7 @@ class PlainTraining:
 
     Args:
         student: A copy of it is trained.
-        teacher: A copy of its encoder and head gives the targets.
+        teacher: A copy of it gives the targets.
         objective: Temperatures and queue size.
         optimizer: Learning rate, momentum and weight decay; the optimiser is SGD.
         resolutions: Names of the views' resolutions, each with a queue of its own.
@@ -112,7 +112,7 @@ class PlainTraining:
         device: torch.device,
     ) -> None:
         self.student = copy.deepcopy(student).to(device).train()
-        self.teacher = nn.Sequential(copy.deepcopy(teacher.encoder), copy.deepcopy(teacher.head)).to(device).eval()
+        self.teacher = copy.deepcopy(teacher).to(device)
         self.objective = objective
         dim = teacher.embedding_dim
         self.queues = {name: F.normalize(torch.randn(objective.queue_size, dim, device=device), dim=1) for name in resolutions}
@@ -130,7 +130,7 @@ class PlainTraining:
             images = view.to(self.device, non_blocking=True).flatten(0, 1)
             with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
                 with torch.no_grad():
-                    teacher = F.normalize(self.teacher(images), dim=1)
+                    teacher = self.teacher.embed(images)
                 student = F.normalize(self.student.head(self.student.encoder(images)), dim=1)
                 temperatures = {"tau_student": self.objective.tau_student, "tau_teacher": self.objective.tau_teacher}
                 loss = loss + plain_loss(student, teacher, self.queues[name], **temperatures)

@@ -68,6 +68,7 @@ class Training:
         self.device = local_device(config.device)
         torch.manual_seed(0)
         self.plain_teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
+        self.plain_teacher.adapt_to(config.views)
         self.teacher = copy.deepcopy(self.plain_teacher).to(self.device)
         self.teacher.fold_batch_norm()
         self.students = {name: build_student(student, self.teacher.embedding_dim) for name, student in config.students.items()}
@@ -145,7 +146,7 @@ class Training:
         """What the rates depend on besides the machine."""
         shapes = ", ".join(f"{list(images.shape)}" for images in self.images.values())
         return {
-            "teacher": self.config.teacher.name,
+            "teacher": self.config.teacher.name or self.config.teacher.network,
             "batch": f"{self.config.batch_size} images, views {shapes}",
             "queue": str(self.config.objective.queue_size),
             "precision": resolve(self.config.precision, self.device).value,

@@ -24,6 +24,11 @@ TIMEOUT_S = 30
 NUM_TRIES = 5
 
 
+def cache_folder() -> Path:
+    """Where downloads and what is computed once are kept: the environment variable SEED_CACHE, otherwise ~/.cache/seed_exp."""
+    return Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
+
+
 def download(url: str, path: Path, expected_hash: str | None = None, *, first_wait_s: float = 1.0) -> Path:
     """Makes sure that the file of `url` is at `path`, and returns `path`. A file that is already there is taken as it is.
 

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
+from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from seed_exp.models.weights import misfit
+
 # To train as released; timm's defaults are 0.1, no dropout and no stochastic depth.
 EFFICIENTNET_TRAINING = {"bn_momentum": 0.01, "drop_rate": 0.2, "drop_path_rate": 0.2}
+
+
+class UnknownNetworkError(ValueError):
+    """timm has no network of the name."""
 
 
 def timm_encoder(name: str | None, **options: Any) -> nn.Module:
     """The network `name` of timm without classifier, randomly initialised; `num_features` is the width of its pooled output.
 
+    Args:
+        name: In timm, or with the place that timm shall look for it: hf-hub:ORG/MODEL, local-dir:PATH.
+        options: Of timm.create_model; `pretrained` downloads weights.
+
     Raises:
-        ValueError: timm knows no such network; names the closest one.
+        UnknownNetworkError: timm knows no such network; names the closest one.
     """
     if name is None:
-        raise ValueError("network=timm needs the network's name in timm, e.g. students.timm.name=resnet26")
-    if not timm.is_model(name):
+        raise UnknownNetworkError(
+            "network=timm needs the network's name in timm, e.g. students.timm.name=resnet26 for a student, "
+            "teacher.name=vit_small_patch14_dinov2.lvd142m for a teacher"
+        )
+    if ":" not in name and not timm.is_model(name):
         matches = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
-        raise ValueError(f"timm has no network {name!r}; did you mean {matches[0]!r}?")
+        raise UnknownNetworkError(f"timm has no network {name!r}; did you mean {matches[0]!r}?")
     options = {"pretrained": False, "num_classes": 0, **options}
     try:
         encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
@@ -32,6 +49,63 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
     # Where layers stand between pooling and classifier (MobileNetV3), timm's num_features is the width in front of them.
     encoder.num_features = encoder.head_hidden_size
     return encoder
+
+
+def input_spec(encoder: nn.Module) -> InputSpec:
+    """What images a network of timm was trained on, and which sizes it takes."""
+    config: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
+    mean, std = list(config.get("mean", IMAGENET_MEAN)), list(config.get("std", IMAGENET_STD))
+    interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+    if config.get("fixed_input_size") and not getattr(encoder, "dynamic_img_size", False):
+        return InputSpec(mean, std, size=config["input_size"][-1], interpolation=interpolation)
+    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", 1)
+    return InputSpec(mean, std, multiple_of=patch if isinstance(patch, int) else patch[0], interpolation=interpolation)
+
+
+def load_encoder(encoder: nn.Module, checkpoint: Mapping[str, Any], name: str, source: Path) -> None:
+    """Fills `encoder` from a checkpoint in its own names or, for a network of timm, in any others that timm can convert.
+
+    The tensors may lie under `state_dict` or `model`. Those of the classifier that timm would put onto the encoder are left
+    out.
+
+    Args:
+        encoder: The network.
+        checkpoint: What `read_checkpoint` gave.
+        name: What the network is called, for the error.
+        source: The file, for the error.
+
+    Raises:
+        ValueError: keys are missing or left over, or a shape differs.
+    """
+    tensors = checkpoint
+    for container in ("state_dict", "model"):
+        if isinstance(tensors.get(container), Mapping):
+            tensors = tensors[container]
+    own = _without_classifier(encoder, tensors)
+    if problem := misfit(encoder.state_dict(), own):
+        own = _without_classifier(encoder, _converted(encoder, tensors))
+        if misfit(encoder.state_dict(), own):
+            raise ValueError(f"{source} does not fit the encoder {name} (timm's names): {problem}")
+    encoder.load_state_dict(own)
+
+
+def _converted(encoder: nn.Module, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors as timm names them: each of its families knows the names in the files that its authors published."""
+    convert = getattr(inspect.getmodule(type(encoder)), "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    try:
+        converted: Mapping[str, Any] = convert(dict(tensors), encoder)
+    except Exception:  # of a file that is something else entirely
+        return tensors
+    return converted
+
+
+def _without_classifier(encoder: nn.Module, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    expected = encoder.state_dict()
+    names = getattr(encoder, "default_cfg", {}).get("classifier") or ()
+    beginnings = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    return {str(key): value for key, value in tensors.items() if key in expected or not str(key).startswith(beginnings)}
 
 
 def efficientnet_b1() -> nn.Module:

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from seed_exp.config.schema import StudentConfig
 from seed_exp.files import atomic_write
 from seed_exp.models.convnet import ConvNet
-from seed_exp.models.encoders import EFFICIENTNET_TRAINING, efficientnet_b1, mobilenetv3_large, timm_encoder
+from seed_exp.models.encoders import EFFICIENTNET_TRAINING, efficientnet_b1, load_encoder, mobilenetv3_large, timm_encoder
 from seed_exp.models.heads import projection_head
+from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
+from seed_exp.models.released import RELEASED, is_released, released_tensors
 from seed_exp.models.weights import misfit, read_checkpoint
 from seed_exp.registry import lookup
 
@@ -43,14 +45,15 @@ class Student(nn.Module):
         encoder: Entry of STUDENTS, with attribute `num_features`.
         hidden_dim: Hidden width of the head; None = `encoder.num_features`.
         embedding_dim: Width D of the embedding.
+        deep_head: Whether the head is SimReg's.
     """
 
-    def __init__(self, encoder: nn.Module, hidden_dim: int | None, embedding_dim: int) -> None:
+    def __init__(self, encoder: nn.Module, hidden_dim: int | None, embedding_dim: int, *, deep_head: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.num_features: int = encoder.num_features  # type: ignore[assignment]
         self.embedding_dim = embedding_dim
-        self.head = projection_head(self.num_features, hidden_dim, embedding_dim)
+        self.head = projection_head(self.num_features, hidden_dim, embedding_dim, deep=deep_head)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features [N, num_features] of images [N, 3, H, W]."""
@@ -65,7 +68,7 @@ class Student(nn.Module):
 def build_student(config: StudentConfig, embedding_dim: int) -> Student:
     """A student with random weights, or with those of `config.init` in its encoder.
 
-    The head is random in either case: it belongs to the embedding of the teacher at hand.
+    Its head starts from `config.init` too where that is a student whose head has the same widths; otherwise it is random.
 
     Raises:
         ValueError: unknown network, or `init` is not weights that fit it.
@@ -74,9 +77,10 @@ def build_student(config: StudentConfig, embedding_dim: int) -> Student:
     if config.name is not None and config.network != "timm":
         raise ValueError(f"students.<name>.name={config.name} is only for network=timm; this network is {config.network}")
     encoder = lookup(STUDENTS, config.network, "student network")(config)
+    student = Student(encoder, config.hidden_dim, embedding_dim, deep_head=bool(config.deep_head))
     if config.init is not None:
-        _load_encoder(encoder, config, Path(config.init))
-    return Student(encoder, config.hidden_dim, embedding_dim)
+        _start_from(Path(config.init), student, config)
+    return student
 
 
 def save_student(
@@ -97,7 +101,7 @@ def load_students(run: Path, names: list[str] | None = None) -> dict[str, tuple[
     """The students of a run, each with the header of its file: `save_student`'s metadata, `student`, `embedding_dim`.
 
     Args:
-        run: Run folder of `distill` or `pretrain`, or one student file.
+        run: Run folder of `distill` or `pretrain`, one student file, or a file with a student that SEED released.
         names: Which students; None = all.
 
     Raises:
@@ -146,6 +150,8 @@ def read_header(path: Path) -> dict[str, Any] | None:
 def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     tensors = read_checkpoint(path)
     header = read_header(path)
+    if header is None and is_released(tensors):
+        header, tensors = _released_student(path, tensors)
     if header is None:
         raise ValueError(f"{path} is no student file; expected <run>/students/<name>.safetensors of distill or pretrain")
     config = replace(StudentConfig(**header["student"]), init=None)
@@ -162,21 +168,42 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     return student, header
 
 
-def _load_encoder(encoder: nn.Module, config: StudentConfig, path: Path) -> None:
+def _released_student(path: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and tensors, as in our own files, of a student that SEED released; the keys tell which network it is."""
+    for network in RELEASED:
+        tensors = released_tensors(checkpoint, network)
+        first, last = tensors.get("head.0.weight"), tensors.get("head.2.weight")
+        if not (isinstance(first, Tensor) and isinstance(last, Tensor) and first.ndim == last.ndim == 2):
+            raise ValueError(f"{path} holds a student of SEED without its head module.student.fc; expected fc.0 and fc.2")
+        config = StudentConfig(network, hidden_dim=len(first))
+        with torch.device("meta"):
+            expected = build_student(config, len(last)).state_dict()
+        if not misfit(expected, tensors):
+            views = {"eval_size": 224, "eval_resize": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+            header = {"student": asdict(config), "embedding_dim": len(last), "eval_views": views}
+            return {**header, "command": "released by SEED", "step": None}, tensors
+    raise ValueError(f"{path} fits none of the students that SEED released: {', '.join(RELEASED)}")
+
+
+def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
+    """Fills the encoder from the file or run at `path`, and the head if there is one that fits."""
     if path.is_dir():
         path = _student_like(config, path)
     tensors = read_checkpoint(path)
-    if read_header(path) is not None:
-        tensors = {key.removeprefix("encoder."): tensor for key, tensor in tensors.items() if key.startswith("encoder.")}
-    for container in ("state_dict", "model"):
-        if isinstance(tensors.get(container), dict):
-            tensors = tensors[container]
-    expected = encoder.state_dict()
-    classifier = _classifier(encoder)
-    tensors = {str(key): value for key, value in tensors.items() if key in expected or not str(key).startswith(classifier)}
-    if problem := misfit(expected, tensors):
-        raise ValueError(f"{path} does not fit the encoder {config.name or config.network} (timm's names): {problem}")
-    encoder.load_state_dict(tensors)
+    if is_released(tensors):
+        if config.network not in RELEASED:
+            raise ValueError(f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, not {config.network}")
+        tensors = released_tensors(tensors, config.network)
+    elif read_header(path) is None:
+        load_encoder(student.encoder, tensors, config.name or config.network, path)
+        return
+    parts = {
+        part: {key.removeprefix(part): tensor for key, tensor in tensors.items() if key.startswith(part)}
+        for part in ("encoder.", "head.")
+    }
+    load_encoder(student.encoder, parts["encoder."], config.name or config.network, path)
+    if not misfit(student.head.state_dict(), parts["head."]):
+        student.head.load_state_dict(parts["head."])
 
 
 def _student_like(config: StudentConfig, run: Path) -> Path:
@@ -194,9 +221,3 @@ def _student_like(config: StudentConfig, run: Path) -> Path:
             f"give a student's file, e.g. init={next(iter(files.values()))}"
         )
     return files[fitting[0]]
-
-
-def _classifier(encoder: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the keys of the classifier that timm would put onto the encoder."""
-    names = getattr(encoder, "default_cfg", {}).get("classifier", ())
-    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_exp.config.schema import TeacherConfig
+from seed_exp.config.schema import TeacherConfig, ViewsConfig
 from seed_exp.files import file_hash
-from seed_exp.models.download import download
+from seed_exp.models.download import cache_folder, download
+from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
 from seed_exp.models.folding import fold_batch_norm
-from seed_exp.models.heads import projection_head
+from seed_exp.models.heads import head_from_layers
+from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
+from seed_exp.models.reduction import Reduction
 from seed_exp.models.students import load_students, student_files
 from seed_exp.models.teacher_ssl import MLP, TEACHER_SSL, load_weights
-from seed_exp.models.weights import read_checkpoint
+from seed_exp.models.weights import first_line, read_checkpoint, tensors_hash
 from seed_exp.models.wide_resnet import WideResNet
 from seed_exp.registry import lookup
 
 _MOCO = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints"
+_MOCO_V3 = "https://dl.fbaipublicfiles.com/moco-v3"
 _SWAV = "https://dl.fbaipublicfiles.com/deepcluster"
+_DINO = "https://dl.fbaipublicfiles.com/dino"
+_VICREG = "https://dl.fbaipublicfiles.com/vicreg"
+_BARLOW_TWINS = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051"
 _CC_BY_NC = "CC-BY-NC-4.0"
 EMBEDDING_DIM = 128
-"""Width of the embedding of every published teacher."""
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+"""Width of the embedding of the paper's teachers, and of a reduced one."""
 
 NETWORKS: dict[str, Callable[[], WideResNet]] = {
     "resnet50": lambda: WideResNet((3, 4, 6, 3)),
@@ -41,7 +47,7 @@ NETWORKS: dict[str, Callable[[], WideResNet]] = {
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What is known of a published teacher; all None for a network of our own, whose file says it."""
+    """What is known of a published teacher; nothing of those whose own file or timm says it."""
 
     network: str | None = None
     """Key of NETWORKS."""
@@ -61,6 +67,10 @@ class TeacherSpec:
     """Hidden width of its projection head, where the convention's head has one."""
     head: str | None = None
     """Layers of its projection head; None = those that the convention names first."""
+    embedding_dim: int = EMBEDDING_DIM
+    """Width of its embedding, where it has a projection head."""
+    file_name: str | None = None
+    """What the official file is called in the cache, where its address ends in a name that others have too."""
 
 
 TEACHERS: dict[str, TeacherSpec] = {
@@ -88,6 +98,29 @@ TEACHERS: dict[str, TeacherSpec] = {
     "swav_r50w5": TeacherSpec(
         "resnet50w5", "swav", 400, f"{_SWAV}/swav_RN50w5_400ep_pretrain.pth.tar", None, 78.5, _CC_BY_NC, 10240, MLP
     ),
+    "moco_v3_r50_100ep": TeacherSpec(
+        "resnet50", "moco_v3", 100, f"{_MOCO_V3}/r-50-100ep/r-50-100ep.pth.tar", None, 68.9, _CC_BY_NC, 4096, None, 256
+    ),
+    "moco_v3_r50_300ep": TeacherSpec(
+        "resnet50", "moco_v3", 300, f"{_MOCO_V3}/r-50-300ep/r-50-300ep.pth.tar", None, 72.8, _CC_BY_NC, 4096, None, 256
+    ),
+    "moco_v3_r50": TeacherSpec(
+        "resnet50", "moco_v3", 1000, f"{_MOCO_V3}/r-50-1000ep/r-50-1000ep.pth.tar", None, 74.6, _CC_BY_NC, 4096, None, 256
+    ),
+    "dino_r50": TeacherSpec(
+        "resnet50", "torchvision", None, f"{_DINO}/dino_resnet50_pretrain/dino_resnet50_pretrain.pth", None, 75.3, "Apache-2.0"
+    ),
+    "vicreg_r50": TeacherSpec(
+        "resnet50", "torchvision", 1000, f"{_VICREG}/resnet50.pth", None, 73.2, "MIT", file_name="vicreg_resnet50.pth"
+    ),
+    "vicreg_r50w2": TeacherSpec(
+        "resnet50w2", "torchvision", None, f"{_VICREG}/resnet50x2.pth", None, 75.5, "MIT", file_name="vicreg_resnet50x2.pth"
+    ),
+    "barlow_twins_r50": TeacherSpec(
+        "resnet50", "torchvision", 1000, f"{_BARLOW_TWINS}/resnet50.pth", None, 73.5, "MIT", file_name="barlow_twins_resnet50.pth"
+    ),
+    "resnet50": TeacherSpec("resnet50", "torchvision"),
+    "timm": TeacherSpec(),
     "run": TeacherSpec(),
 }
 
@@ -99,17 +132,18 @@ class Teacher(nn.Module):
         encoder: Maps images [N, 3, H, W] to features [N, num_features].
         head: Maps features to embeddings [N, embedding_dim].
         embedding_dim: Width D of the embedding.
+        expects: What images the encoder was trained on.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, embedding_dim: int) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module, embedding_dim: int, expects: InputSpec = IMAGENET) -> None:
         super().__init__()
+        self.inputs = Inputs(expects)
         self.encoder = encoder
         self.head = head
+        self.reduction: Reduction | None = None
         self.embedding_dim = embedding_dim
         self.fingerprint = ""
-        """Hash of the file that the weights come from."""
-        self.normalisation: tuple[list[float], list[float]] = IMAGENET_MEAN, IMAGENET_STD
-        """Mean and standard deviation per channel with which its images were normalised."""
+        """Hash of all that its embeddings depend on: weights, reduction."""
         self.requires_grad_(False)
         self.eval()
 
@@ -117,11 +151,36 @@ class Teacher(nn.Module):
         """Stays in evaluation mode: batch statistics of training must not reach the teacher."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, D] of unit length, float32 also under autocast, of images [N, 3, H, W]: constants for autograd."""
+    def forward(self, views: Tensor) -> Tensor:
+        """Embeddings [N, D] of unit length, float32 also under autocast, of views [N, 3, S, S]: constants for autograd."""
         with torch.inference_mode():
-            embeddings = F.normalize(self.head(self.encoder(images)).float(), dim=1)
+            embeddings = self.embed(views)
         return embeddings.clone()  # an inference tensor itself cannot be saved for a backward pass
+
+    def embed(self, views: Tensor) -> Tensor:
+        """What `forward` gives, in the caller's mode of autograd."""
+        embeddings = F.normalize(self.head(self.encoder(self.inputs(views))).float(), dim=1)
+        return embeddings if self.reduction is None else self.reduction(embeddings)
+
+    def adapt_to(self, views: ViewsConfig) -> None:
+        """From now on, images are views of this recipe, which is made for the students.
+
+        Raises:
+            ValueError: the network does not take a size of them.
+        """
+        self.inputs.normalised_with(views.mean, views.std)
+        for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
+            try:
+                with torch.inference_mode():
+                    self.encoder(self.inputs(torch.zeros(1, 3, size, size)))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ValueError(f"the teacher does not take views of {size} x {size} pixels: {first_line(error)}") from None
+
+    def reduce_by(self, reduction: Reduction) -> None:
+        """From now on, the embeddings go through `reduction`."""
+        self.reduction = reduction
+        self.embedding_dim = reduction.components.shape[1]
+        self.fingerprint = hashlib.sha256(f"{self.fingerprint} {tensors_hash(reduction.state_dict())}".encode()).hexdigest()
 
     def fold_batch_norm(self) -> None:
         """Folds the encoder's BN layers into its convolutions, in place: the same embeddings up to rounding, in less time."""
@@ -131,25 +190,26 @@ class Teacher(nn.Module):
 def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     """The teacher with its weights, from `config.checkpoint` or else from the official file, downloaded once into the cache.
 
-    The cache is the folder in the environment variable SEED_CACHE, otherwise ~/.cache/seed_exp.
+    The cache is `cache_folder()`, for timm's networks that of the Hugging Face hub. `config.reduce` is left to the caller,
+    who has images to fit the reduction on.
 
     Args:
-        config: `name` is a key of TEACHERS; for `run`, `checkpoint` is a run folder or student file.
-        teacher_ssl: Key of TEACHER_SSL, the convention of the checkpoint; a `run` needs none and ignores it.
+        config: `network` is a key of TEACHERS; for `run`, `checkpoint` is a run folder or student file.
+        teacher_ssl: Key of TEACHER_SSL, the convention of the checkpoint; `run` and `timm` need none and ignore it.
 
     Raises:
         ValueError: no file is given or can be downloaded, or it does not fit the network or the convention.
         FileNotFoundError: `config.checkpoint` does not exist.
     """
-    spec = lookup(TEACHERS, config.name, "teacher")
+    spec = lookup(TEACHERS, config.network, "teacher")
     if spec.network is None:
-        return _teacher_of_run(config)
-    path = _official_file(config.name, spec, teacher_ssl) if config.checkpoint is None else Path(config.checkpoint)
+        return _UNPUBLISHED[config.network](config, True)
+    path = _official_file(config.network, spec, teacher_ssl) if config.checkpoint is None else Path(config.checkpoint)
     with torch.device("meta"):
         encoder = NETWORKS[spec.network]()
     head = load_weights(read_checkpoint(path), teacher_ssl, encoder, path)
-    last = next(layer for layer in reversed(list(head.modules())) if isinstance(layer, nn.Linear))
-    teacher = Teacher(encoder, head, last.out_features)
+    linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+    teacher = Teacher(encoder, head, linear[-1].out_features if linear else encoder.num_features)
     teacher.fingerprint = file_hash(path)
     return teacher
 
@@ -157,22 +217,23 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
 def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     """The network and head of `build_teacher`, with random weights and no file: for what depends on shapes alone.
 
-    A `run` is read from its checkpoint, which says what network it is. Arguments as in `build_teacher`.
+    A `run` is read from its checkpoint, which says what network it is. Arguments as in `build_teacher`, but the embeddings are
+    as narrow as `config.reduce` makes them.
     """
-    spec = lookup(TEACHERS, config.name, "teacher")
+    spec = lookup(TEACHERS, config.network, "teacher")
     if spec.network is None:
-        return _teacher_of_run(config)
-    encoder = NETWORKS[spec.network]()
-    layers = spec.head or lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0]
-    if layers == "Linear":
-        return Teacher(encoder, nn.Linear(encoder.num_features, EMBEDDING_DIM), EMBEDDING_DIM)
-    head = projection_head(encoder.num_features, spec.hidden_dim, EMBEDDING_DIM)
-    if "BatchNorm1d" in layers:
-        head.insert(1, nn.BatchNorm1d(spec.hidden_dim))
-    return Teacher(encoder, head, EMBEDDING_DIM)
+        teacher = _UNPUBLISHED[config.network](config, False)
+    else:
+        encoder = NETWORKS[spec.network]()
+        layers = lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0] if spec.head is None else spec.head
+        dim = spec.embedding_dim if layers else encoder.num_features
+        teacher = Teacher(encoder, head_from_layers(layers, encoder.num_features, spec.hidden_dim, dim), dim)
+    if config.reduce is not None:
+        teacher.reduce_by(Reduction(teacher.embedding_dim, config.embedding_dim or EMBEDDING_DIM))
+    return teacher
 
 
-def _teacher_of_run(config: TeacherConfig) -> Teacher:
+def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: ARG001
     if config.checkpoint is None:
         raise ValueError("teacher=run needs teacher.checkpoint=PATH, a run folder of pretrain or distill or a student file")
     path = Path(config.checkpoint)
@@ -181,10 +242,37 @@ def _teacher_of_run(config: TeacherConfig) -> Teacher:
         raise ValueError(f"{path} holds several networks; choose one with teacher.student={'|'.join(names)}")
     name = config.student or names[0]
     student, header = load_students(path, [name])[name]
-    teacher = Teacher(student.encoder, student.head, student.embedding_dim)
+    expects = InputSpec(header["eval_views"]["mean"], header["eval_views"]["std"])
+    teacher = Teacher(student.encoder, student.head, student.embedding_dim, expects)
     teacher.fingerprint = file_hash(student_files(path)[name])
-    teacher.normalisation = header["eval_views"]["mean"], header["eval_views"]["std"]
     return teacher
+
+
+def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
+    """A network of timm, whose embedding is its pooled feature."""
+    downloaded = trained and config.checkpoint is None
+    try:
+        encoder = timm_encoder(config.name, pretrained=downloaded)
+    except UnknownNetworkError:
+        raise
+    except Exception as error:  # of timm, of the hub's client or of the network
+        raise ValueError(
+            f"timm cannot load {config.name} ({first_line(error)}); check name and connection, or give its name in timm "
+            "and a file with its weights: teacher.checkpoint=PATH"
+        ) from error
+    fingerprint = tensors_hash(encoder.state_dict()) if downloaded else ""
+    if trained and config.checkpoint is not None:
+        path = Path(config.checkpoint)
+        load_encoder(encoder, read_checkpoint(path), str(config.name), path)
+        fingerprint = file_hash(path)
+    num_features: int = encoder.num_features  # type: ignore[assignment]
+    teacher = Teacher(encoder, nn.Identity(), num_features, input_spec(encoder))
+    teacher.fingerprint = fingerprint
+    return teacher
+
+
+_UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {"timm": _timm_teacher, "run": _teacher_of_run}
+"""What makes the teachers of which no file is published for this purpose; of (config, whether it needs trained weights)."""
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
@@ -192,5 +280,4 @@ def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
         raise ValueError(f"teacher={name} has no lasting address to download from; give its file with teacher.checkpoint=PATH")
     if teacher_ssl != spec.teacher_ssl:
         raise ValueError(f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, got {teacher_ssl}")
-    cache = Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
-    return download(spec.url, cache / spec.url.rsplit("/", 1)[-1], spec.hash)
+    return download(spec.url, cache_folder() / (spec.file_name or spec.url.rsplit("/", 1)[-1]), spec.hash)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -26,7 +28,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        # DINO and others keep the options of their command line beside the weights: no more than a bag of values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
         raise ValueError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
@@ -54,11 +58,25 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
     return "; ".join(problems)
 
 
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, hexadecimal, of tensors on the CPU with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key} {list(tensors[key].shape)} {tensors[key].dtype}".encode())
+        digest.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def first_keys(keys: Collection[Any], num: int = 3) -> str:
     """The first `num` of `keys`, whatever a file has for keys, and how many there are."""
     names = [str(key)[:100] for key in list(keys)[:num]]
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names)
     return f"{shown}, ... ({len(keys)} keys)" if len(keys) > num else shown
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; the name of its type where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _is_zip(path: Path) -> bool:

@@ -171,7 +171,7 @@ VALUES = (
 JSON = st.recursive(
     VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
 )
-HEADER = {"network": "convnet_w2", "name": None, "hidden_dim": None, "init": None, "epochs": None}
+HEADER = {"network": "convnet_w2", "name": None, "hidden_dim": None, "deep_head": None, "init": None, "epochs": None}
 
 
 @fuzz(

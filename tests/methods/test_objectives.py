@@ -26,6 +26,7 @@ from seed_exp.engine.distributed import rank
 from seed_exp.methods import clustering, losses
 from seed_exp.methods.seed import OBJECTIVES, Seed
 from seed_exp.models.heads import head_layers, projection_head
+from seed_exp.training import build_students
 
 BATCH = tiny.host_batch(5)
 
@@ -437,12 +438,17 @@ def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it
     assert {key: crop.num for key, crop in config.views.crops.items()} == {"global": 2 if needed else 1, "local": 6}
     assert {student.hidden_dim for student in config.students.values()} == {config.objective.hidden_dim}
     assert config.objective.hidden_dim == {"seed_strong": 2048, "disco": 2048, "bingo": 2048}.get(name)
+    assert {student.deep_head for student in config.students.values()} == {name == "simreg"}
+    layers = {head_layers(student.head) for student in build_students(config.students, 16, seed=0).values()}
+    assert layers == {"-".join(["Linear-BatchNorm1d-ReLU-Linear"] * 2) if name == "simreg" else "Linear-ReLU-Linear"}
     assert {field.name for field in fields(ObjectiveConfig)} == set(vars(config.objective))
 
 
 def test_a_students_own_head_goes_before_that_of_the_objective() -> None:
     own = "students.resnet18.hidden_dim=64"
     assert compose("distill", ["objective=seed_strong", own]).students["resnet18"].hidden_dim == 64
+    own = "students.resnet18.deep_head=false"
+    assert compose("distill", ["objective=simreg", own]).students["resnet18"].deep_head is False
 
 
 def test_one_view_is_refused_where_two_are_compared() -> None:

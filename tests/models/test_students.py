@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import DropPath
-from torch import Tensor, nn
+from torch import nn
 
 from seed_exp.config.schema import StudentConfig
 from seed_exp.models.students import STUDENTS, Student, build_student, load_students, save_student
@@ -105,70 +101,6 @@ def test_the_activation_is_moved_in_every_block_with_squeeze_excite() -> None:
     assert len(moved) == 8
     assert all(isinstance(block.bn2.act, nn.Identity) for block in moved)
     assert not any(isinstance(block.bn2.act, nn.Identity) for block in blocks if block not in moved)
-
-
-def _rename_resnet(key: str) -> str:
-    return key
-
-
-def _rename_efficientnet(key: str) -> str:
-    if not key.startswith("_blocks."):
-        for old, new in {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}.items():
-            key = key.replace(old, new)
-        return key
-    _, index, *rest = key.split(".")
-    repeats, stage, repeat = [1, 2, 2, 3, 3, 4, 1], 0, int(index)
-    while repeat >= repeats[stage]:
-        repeat -= repeats[stage]
-        stage += 1
-    expansion = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
-    names = expansion | {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-    if stage == 0:
-        names = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    names |= {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-    return ".".join(["blocks", str(stage), str(repeat), names[rest[0]], *rest[1:]])
-
-
-def _rename_mobilenet(key: str) -> str:
-    beginnings = {"features.0.0.": "conv_stem.", "features.0.1.": "bn1.", "classifier.0.": "conv_head."}
-    beginnings |= {"conv.0.": "blocks.6.0.conv.", "conv.1.": "blocks.6.0.bn1."}
-    for old, new in beginnings.items():
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    match = re.fullmatch(r"features\.(\d+)\.conv\.(\d+)\.(.*)", key)
-    assert match is not None, key
-    layer, rest = int(match[2]), match[3]
-    stage, repeat = 0, int(match[1]) - 1
-    while repeat >= (size := [1, 2, 3, 4, 2, 3][stage]):
-        stage, repeat = stage + 1, repeat - size
-    names = {0: "conv_pw", 1: "bn1", 3: "conv_dw", 4: "bn2", 7: "conv_pwl", 8: "bn3"}
-    if stage == 0:
-        names = {0: "conv_dw", 1: "bn1", 4: "conv_pw", 5: "bn2"}
-    elif layer == 5:
-        layer, rest = 5, rest.replace("fc.0", "conv_reduce").replace("fc.2", "conv_expand")
-        names = {5: "se"}
-    return f"blocks.{stage}.{repeat}.{names[layer]}.{rest}"
-
-
-@pytest.mark.parametrize(
-    ("network", "rename"),
-    [("resnet18", _rename_resnet), ("efficientnet_b0", _rename_efficientnet), ("mobilenetv3_large", _rename_mobilenet)],
-)
-def test_embeddings_are_those_of_the_released_students(
-    fill: ModuleType, shared: Path, network: str, rename: Callable[[str], str]
-) -> None:
-    reference = shared / "fixtures" / f"seed_student_{network}.json"
-    student = build_student(_config(network), 128).eval()
-    expected = student.state_dict()
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in fill.checkpoint(reference)["state_dict"].items():
-        if key.startswith("module.student."):
-            name = key.removeprefix("module.student.")
-            name = name.replace("fc.", "head.", 1) if name.startswith("fc.") else "encoder." + rename(name)
-            tensors[name] = tensor.view(expected[name].shape)
-    student.load_state_dict(tensors)
-    for size, embeddings in json.loads(reference.read_text())["expected_unit_embeddings"].items():
-        assert fill.worst_relative_error(student(fill.images(int(size))).detach(), embeddings) < 1e-4
 
 
 def _trained(network: str = "convnet_w2", **options: object) -> tuple[Student, StudentConfig]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seed_exp.models.weights import first_keys, misfit, read_checkpoint
+from seed_exp.models.weights import first_keys, misfit, read_checkpoint, tensors_hash
 
 TENSORS = {"a.weight": torch.arange(6000.0).view(2, 3000), "a.bias": torch.ones(2)}
 
@@ -92,3 +93,23 @@ def test_misfit_names_what_is_wrong() -> None:
     assert first_keys(["a", "b", "c"]) == "a, b, c"
     assert first_keys([0, None, "a\nb", "c"]) == "0, None, 'a\\nb', ... (4 keys)"
     assert len(first_keys(["a" * 10_000])) == 100
+
+
+def test_options_kept_beside_the_weights_as_dino_does_are_read_and_an_object_in_them_is_not(tmp_path: Path) -> None:
+    torch.save({"teacher": TENSORS, "args": argparse.Namespace(lr=0.1, arch="resnet50")}, tmp_path / "x.pth")
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert torch.equal(checkpoint["teacher"]["a.bias"], TENSORS["a.bias"])
+    torch.save({"args": argparse.Namespace(lr=_Code(tmp_path / "made"))}, tmp_path / "y.pth")
+    with pytest.raises(ValueError, match=r"y\.pth needs code"):
+        read_checkpoint(tmp_path / "y.pth")
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_hash_of_tensors_depends_on_names_values_shapes_and_types_only() -> None:
+    expected = tensors_hash(TENSORS)
+    assert tensors_hash(dict(reversed(TENSORS.items()))) == expected
+    assert tensors_hash({**TENSORS, "a.weight": TENSORS["a.weight"].T.contiguous().T}) == expected
+    for other in (TENSORS["a.bias"].clone().fill_(2), TENSORS["a.bias"].half(), TENSORS["a.bias"][:, None]):
+        assert tensors_hash({**TENSORS, "a.bias": other}) != expected
+    assert tensors_hash({"b.weight": TENSORS["a.weight"], "a.bias": TENSORS["a.bias"]}) != expected
+    assert tensors_hash({"x": torch.tensor(3)}) != tensors_hash({"x": torch.tensor(4)})

@@ -1,0 +1,74 @@
+"""From views as the students see them to images as a teacher was trained to see them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What images a network expects."""
+
+    mean: list[float]
+    """Mean of the pixel values (0 to 1) per channel, subtracted."""
+    std: list[float]
+    """Standard deviation of the pixel values (0 to 1) per channel, divided by."""
+    size: int | None = None
+    """The only side in pixels that it takes; None = several."""
+    multiple_of: int = 1
+    """What divides every side in pixels that it takes: the size of its patches."""
+    interpolation: str = "bicubic"
+    """How images are resized: bicubic or bilinear."""
+
+
+IMAGENET = InputSpec(IMAGENET_MEAN, IMAGENET_STD)
+
+
+class Inputs(nn.Module):
+    """Turns views into what the network of `spec` expects. What fits already passes as it is, bit for bit.
+
+    Views are normalised anew if `normalised_with` said that they are normalised otherwise. Their sides become the network's
+    only one, or are rounded up to what its patches divide: a ViT with patches of 14 px sees a view of 96 px as 98.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("scale", None)
+        self.register_buffer("shift", None)
+
+    def normalised_with(self, mean: list[float], std: list[float]) -> None:
+        """Tells mean and standard deviation per channel with which the views are normalised."""
+        if (mean, std) == (self.spec.mean, self.spec.std):
+            self.scale = self.shift = None
+            return
+        ours, theirs = (
+            torch.tensor(values, dtype=torch.float64).view(2, 3, 1, 1)
+            for values in ([mean, std], [self.spec.mean, self.spec.std])
+        )
+        self.scale = (ours[1] / theirs[1]).float()
+        self.shift = ((ours[0] - theirs[0]) / theirs[1]).float()
+
+    def size(self, size: int) -> int:
+        """Side in pixels to which views of `size` pixels are resized."""
+        return self.spec.size or math.ceil(size / self.spec.multiple_of) * self.spec.multiple_of
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Images [N, 3, T, T], float32, of views [N, 3, S, S]; T is `size(S)`."""
+        if self.scale is not None and self.shift is not None:
+            views = torch.addcmul(self.shift, views, self.scale)
+        size = self.size(views.shape[-1])
+        if size == views.shape[-1]:
+            return views
+        # The kernels with antialiasing are Pillow's, also where they enlarge.
+        return F.interpolate(views, size=(size, size), mode=self.spec.interpolation, antialias=True)

@@ -1,0 +1,63 @@
+"""Narrower embeddings: a fixed projection onto the principal components of a sample of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Reduction(nn.Module):
+    """Maps unit embeddings e [N, in_dim] to unit embeddings normalise((e - mean) @ components) [N, out_dim].
+
+    `fit_reduction` makes one; fresh, it keeps the first `out_dim` numbers.
+    """
+
+    mean: Tensor
+    components: Tensor
+    kept_variance: Tensor
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(in_dim))
+        self.register_buffer("components", torch.eye(in_dim, out_dim))
+        self.register_buffer("kept_variance", torch.ones(()))  # share of the sample's variance that lies in the components
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [N, out_dim], float32 also under autocast: the mean may be large beside what differs between images."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.normalize((embeddings.float() - self.mean) @ self.components, dim=1)
+
+
+@torch.no_grad()
+def fit_reduction(embeddings: Tensor, dim: int, *, whiten: bool) -> Reduction:
+    """The projection onto the `dim` principal components of `embeddings` with the largest variance.
+
+    Args:
+        embeddings: A sample of unit embeddings [n, in_dim].
+        dim: Components to keep.
+        whiten: Whether each component is divided by its standard deviation, so that all count alike.
+
+    Raises:
+        ValueError: `dim` exceeds the width of the embeddings, one of them is not finite, or the sample has too few of them or
+            too little variance for so many components.
+    """
+    num, in_dim = embeddings.shape
+    if dim > in_dim:
+        raise ValueError(f"teacher.embedding_dim={dim} exceeds the {in_dim} numbers of the teacher's embedding; choose fewer")
+    if not embeddings.isfinite().all():
+        raise ValueError("some of the teacher's embeddings are not finite: its weights are broken, or its inputs are")
+    sample = embeddings.double()
+    mean = sample.mean(0)
+    variances, components = torch.linalg.eigh((sample - mean).T @ (sample - mean) / num)
+    variances, components = variances.flip(0), components.flip(1)[:, :dim]
+    if not variances[dim - 1] > 1e-10 * variances[0]:
+        raise ValueError(
+            f"the teacher's embeddings of {num} images vary in fewer than {dim} directions; "
+            "choose a smaller teacher.embedding_dim, or give more images (teacher.num_reduce_images)"
+        )
+    reduction = Reduction(in_dim, dim)
+    reduction.mean.copy_(mean)
+    reduction.components.copy_(components / variances[:dim].sqrt() if whiten else components)
+    reduction.kept_variance.copy_(variances[:dim].sum() / variances.clamp_min(0).sum())
+    return reduction

@@ -1,0 +1,198 @@
+"""Teachers beyond the paper's, through the commands: a ViT of timm, narrower embeddings, released students."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from seed_exp import distill, knn, plan
+from seed_exp.config.compose import compose
+from seed_exp.data.sources import load_source
+from seed_exp.files import file_hash
+from seed_exp.models.students import build_student, load_students, read_header
+from seed_exp.models.teachers import build_teacher
+from seed_exp.views.crops import resize_center_crop
+
+VIT = ["teacher=timm", "teacher.name=test_vit", "teacher.checkpoint=vit.safetensors"]
+SIZES = ["views.crops.global.size=64", "views.crops.local.size=40", "views.crops.local.num=2", "views.eval_size=64"]
+RUN = ["student=[convnet_w2,convnet_w32]", "views=swav_multicrop", *SIZES, "steps=3", "batch_size=8", "log_every=1"]
+DATA = ["data=tsv", "data.root=images.tsv", "data.num_workers=0", "device=cpu", "tracker=files", "objective.queue_size=32"]
+DISTILL = [*VIT, *RUN, *DATA]
+
+
+def save_vit(name: str, path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5)
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    save_file(model.state_dict(), path)
+
+
+@pytest.fixture(autouse=True)
+def home(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> Path:
+    """A working directory with photographs and a ViT with random weights; the package's logger is put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEED_CACHE", str(tmp_path / "cache"))
+    shutil.copy(shared / "data" / "imagenet_samples.tsv", "images.tsv")
+    save_vit("test_vit", tmp_path / "vit.safetensors")
+    return tmp_path
+
+
+def run(*options: str) -> Path:
+    return distill.distill(compose("distill", [*DISTILL, *options]))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_students(one: Path, other: Path) -> None:
+    for (ours, _), (theirs, _) in zip(load_students(one).values(), load_students(other).values(), strict=True):
+        for key, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[key]), key
+
+
+def test_a_vit_is_distilled_into_two_students(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["distill.py", *DISTILL, "run_dir=out"])
+    distill.main()
+    assert {path.stem for path in Path("out/students").iterdir()} == {"convnet_w2", "convnet_w32"}
+    for name in ("convnet_w2", "convnet_w32"):
+        header = read_header(home / "out" / "students" / f"{name}.safetensors")
+        assert header is not None
+        assert (header["embedding_dim"], header["inputs"]["teacher"]) == (64, file_hash(home / "vit.safetensors"))
+        rows = metrics(home / "out")
+        assert all(0 < row[f"{name}/loss"] < 100 for row in rows)
+        assert all(-1 <= row[f"{name}/teacher_cosine"] <= 1 for row in rows)
+
+
+def test_the_folder_is_named_after_the_network_of_timm() -> None:
+    assert run("steps=1").name.startswith("convnet_w2+convnet_w32-test_vit-swav_multicrop-tsv-")
+
+
+@pytest.mark.parametrize("kind", ["pca", "whiten"])
+def test_a_reduction_is_fitted_on_evenly_spread_images_and_kept(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [f"teacher.reduce={kind}", "teacher.embedding_dim=6", "teacher.num_reduce_images=20"]
+    first = run(*options, "run_dir=first")
+    ((_, header), _) = load_students(first).values()
+    assert header["embedding_dim"] == 6
+    assert "64 numbers of an embedding reduced to 6" in (first / "log.txt").read_text()
+
+    (file,) = (home / "cache" / "reductions").iterdir()
+    config = compose("distill", [*DISTILL, *options])
+    source = load_source(config.data, "train")
+    teacher = build_teacher(config.teacher, "")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.views.mean, config.views.std))
+    rows = []
+    for number in range(20):
+        view = torch.empty(3, 64, 64, dtype=torch.uint8)
+        resize_center_crop(source.image(number * 67 // 20), config.views.eval_resize, view)
+        images = ((view.float() / 255 - mean) / std * std + mean - 0.5) / 0.5
+        rows.append(F.normalize(teacher.encoder(images[None]), dim=1)[0].detach())
+    kept = load_file(file)
+    torch.testing.assert_close(kept["mean"], torch.stack(rows).mean(0), atol=1e-5, rtol=0)
+    centred = torch.stack(rows).double() - torch.stack(rows).double().mean(0)
+    _, singular, components = torch.linalg.svd(centred, full_matrices=False)
+    scale = singular[:6] / 20**0.5 if kind == "whiten" else 1
+    expected = centred @ (components[:6].T / scale)
+    found = centred @ kept["components"].double()
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=1e-3 * float((expected @ expected.T).max()), rtol=0)
+
+    # Whoever comes next, to go on or with another student, has the same numbers.
+    monkeypatch.setattr(distill, "fit_reduction", None)
+    again = run(*options, "run_dir=again")
+    assert_same_students(first, again)
+    assert (first / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_is_tied_to_the_numbers_of_its_reduction(home: Path) -> None:
+    options = ["teacher.reduce=pca", "teacher.embedding_dim=6", "run_dir=out", "teacher_cache=embeddings"]
+    run(*options)
+    (file,) = (home / "cache" / "reductions").iterdir()
+    before = file.read_bytes()
+    file.unlink()
+    run(*options)
+    assert file.read_bytes() == before  # fitted anew to the same bits
+    tensors = load_file(file)
+    save_file({**tensors, "mean": tensors["mean"] + 1e-6}, file)
+    with pytest.raises(ValueError, match=r"teacher_cache=embeddings holds .* teacher was [0-9a-f]{64}, now [0-9a-f]{64}"):
+        run(*options)
+    with pytest.raises(ValueError, match="out holds a run with other options: content of teacher was "):
+        run(*options[:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["teacher.reduce=pca", "teacher.embedding_dim=65"], "teacher.embedding_dim=65 exceeds the 64 numbers"),
+        (["teacher.reduce=pca"], "teacher.embedding_dim=128 exceeds the 64 numbers"),
+        (["teacher.reduce=pca", "teacher.embedding_dim=30", "teacher.num_reduce_images=30"], "vary in fewer than 30 directions"),
+        (["teacher.embedding_dim=6"], "teacher.embedding_dim=6 needs teacher.reduce"),
+        (["teacher.reduce=pca", "teacher.embedding_dim=0"], "embedding_dim must be null or at least 1, got 0"),
+        (["teacher.reduce=pca", "teacher.num_reduce_images=1"], "num_reduce_images must be at least 2, got 1"),
+        (["teacher=swav_r50", "teacher.name=test_vit"], "teacher.name=test_vit is only for teacher=timm"),
+    ],
+)
+def test_a_reduction_that_cannot_be_is_refused(options: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        run(*options, "steps=1")
+
+
+def test_a_teacher_cache_of_a_vit_gives_what_the_vit_gives() -> None:
+    uncached = run("run_dir=uncached")
+    for name in ("filling", "cached"):
+        assert_same_students(uncached, run(f"run_dir={name}", "teacher_cache=embeddings"))
+    with pytest.raises(ValueError, match=r"embedding_dim was 64, now 6; .*teacher was "):
+        run("run_dir=other", "teacher_cache=embeddings", "teacher.reduce=pca", "teacher.embedding_dim=6")
+
+
+def test_a_vit_can_be_planned_without_its_weights() -> None:
+    options = [*DISTILL, "teacher.checkpoint=nowhere", "teacher.reduce=pca", "teacher.embedding_dim=6", "teacher_cache=c"]
+    (row,) = plan.plan("distill", options, seconds=0, num_images=100, gpus=1).jobs
+    assert row.teacher_cache == 3 * 8 * 4 * (1 + 6 * 3)  # steps x images x bytes x (checksum + numbers of three views)
+
+
+def test_a_student_that_seed_released_is_evaluated_as_it_is(home: Path) -> None:
+    torch.manual_seed(0)
+    config = compose("distill", ["student=resnet18"]).students["resnet18"]
+    student = build_student(config, 128)
+    tensors = {f"module.student.{key}": tensor for key, tensor in student.encoder.state_dict().items()}
+    tensors |= {f"module.student.fc.{key}": tensor for key, tensor in student.head.state_dict().items()}
+    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": tensors}, "seed_r18.pth.tar")
+    for split in ("train", "val"):
+        for label, colour in (("a", (255, 0, 0)), ("b", (0, 0, 255))):
+            (home / "images" / split / label).mkdir(parents=True)
+            for number in range(2):
+                shade = tuple(max(0, value - 20 * number) for value in colour)
+                Image.new("RGB", (32, 32), shade).save(home / "images" / split / label / f"{number}.png")
+    options = ["run=seed_r18.pth.tar", "data=image_folder", "data.root=images", "data.num_workers=0", "ks=[1]", "device=cpu"]
+    (results,) = knn.knn(compose("knn", options)).values()
+    assert results["knn1_majority"] == 100
+    (file,) = (home / "results").iterdir()
+    (record,) = json.loads(file.read_text())["protocol"]["students"].values()
+    assert (record["network"], record["command"], record["sha256"]) == (
+        "resnet18",
+        "released by SEED",
+        file_hash(home / "seed_r18.pth.tar"),
+    )
+
+
+@pytest.mark.slow
+def test_a_vit_14_sees_224_and_96_and_teaches_real_students(home: Path) -> None:
+    save_vit("vit_small_patch14_dinov2", home / "large.safetensors")
+    students = ["student=[resnet18,mobilenetv3_large]", "views=swav_multicrop", "views.crops.local.num=2", "steps=2"]
+    network = ["teacher=timm", "teacher.name=vit_small_patch14_dinov2.lvd142m", "teacher.checkpoint=large.safetensors"]
+    folder = distill.distill(compose("distill", [*network, *students, *DATA, "batch_size=4", "log_every=1"]))
+    for name, (student, header) in load_students(folder).items():
+        assert header["embedding_dim"] == 384
+        assert all(0 < row[f"{name}/loss"] < 100 for row in metrics(folder))
+        assert student.eval()(torch.randn(1, 3, 224, 224)).shape == (1, 384)
