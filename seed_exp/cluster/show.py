@@ -1,0 +1,95 @@
+"""Sweeps as tables, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from seed_exp.cluster.cells import Cell, State, Status, json_lines
+from seed_exp.cluster.sweeps import Sweep, summary
+from seed_exp.files import atomic_write
+from seed_exp.reporting.table import markdown_table
+
+
+def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:
+    """A line for each cell, and below them the last words of those that are not finished."""
+    header = ["cell", "state", "step", "loss", "img/s", "left", "node", "requeues"]
+    rows, last_words = [], []
+    for number, ((label, _), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
+        known = status.progress
+        step = f"{known['step']}/{known['num_steps']}" if "step" in known else ""
+        loss = f"{known['loss']:.4g}" if "loss" in known else ""
+        running = status.state is State.RUNNING
+        rate = f"{known['images_per_s']:.0f}" if running and "images_per_s" in known else ""
+        left = str(datetime.timedelta(seconds=round(known["seconds_left"]))) if running and "seconds_left" in known else ""
+        requeues = str(status.restarts) if status.restarts else ""
+        rows.append([f"{number} {label}", status.word or status.state.value, step, loss, rate, left, status.node, requeues])
+        if status.said and status.state is not State.FINISHED:
+            last_words.append(f"{number}: {status.said}")
+    below = ["", *last_words] if last_words else []
+    return "\n".join([f"{sweep.name}: {summary(statuses)}", "", markdown_table(header, rows), *below])
+
+
+def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
+    """The same for programs."""
+    cells = []
+    for number, ((label, cell), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
+        last = cell.attempts[-1] if cell.attempts else None
+        job = {"job": None, "log": None} if last is None else {"job": last.job, "log": f"{last.folder}/{last.job}.log"}
+        run = None if status.run is None else os.fspath(status.run)
+        cells.append({"cell": number, "label": label, **job, **status._asdict(), "state": status.state.value, "run": run})
+    return {"sweep": sweep.name, "command": sweep.command, "words": sweep.words, "cells": cells}
+
+
+def outcome(number: int, label: str, cell: Cell, status: Status) -> dict[str, Any]:
+    """All that a cell has come to: its options, the last value of each metric, every file in its results/."""
+    entry = {"cell": number, "label": label, "command": cell.command, "overrides": cell.overrides, "state": status.state.value}
+    config = None if status.run is None else status.run / "config.json"
+    if status.run is None or config is None or not config.exists():
+        return {**entry, "run": None, "options": {}, "metrics": {}, "results": []}
+    metrics: dict[str, Any] = {}
+    for line in json_lines(status.run / "metrics.jsonl"):
+        metrics |= line
+    results = [json.loads(file.read_text()) for file in sorted((status.run / "results").glob("*.json"))]
+    options = json.loads(config.read_text())["options"]
+    return {**entry, "run": os.fspath(status.run), "options": options, "metrics": metrics, "results": results}
+
+
+def outcome_table(outcomes: Sequence[dict[str, Any]]) -> str:
+    """A line for each student of each cell: its last loss and last k-NN evaluation of training, and where the run is."""
+    rows = []
+    for one in outcomes:
+        for student in one["options"].get("students") or [""]:
+            shown = [one["metrics"].get(f"{student}/{key}") for key in ("loss", "knn10")]
+            numbers = [f"{value:.4g}" if isinstance(value, int | float) else "" for value in shown]
+            rows.append([f"{one['cell']} {one['label']}", one["state"], student, *numbers, one["run"] or ""])
+    return markdown_table(["cell", "state", "student", "loss", "knn10", "run folder"], rows)
+
+
+def write_csv(path: Path, outcomes: Sequence[dict[str, Any]]) -> None:
+    """A line for each number of each cell; a cell that has none is a line without one."""
+    lines: list[list[Any]] = [["cell", "label", "state", "run", "source", "name", "value"]]
+    for one in outcomes:
+        beginning = [one["cell"], one["label"], one["state"], one["run"] or ""]
+        numbers = [["metrics", *pair] for pair in _numbers(one["metrics"])]
+        numbers += [[result["evaluation"], *pair] for result in one["results"] for pair in _numbers(result["results"])]
+        lines += [[*beginning, *number] for number in numbers or [["", "", ""]]]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Names and values of the numbers in nested results."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}/{key}" if name else str(key))
+    elif isinstance(value, int | float):
+        yield name, value

@@ -1,0 +1,83 @@
+"""A copy of the code that a sweep runs from, so that what is edited afterwards changes no queued job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+PARTS = ("seed_exp", "conf", "experiments")
+"""Folders that are copied, where they are; in a wheel the last two are inside the first."""
+
+_MAIN = '''\
+"""python THIS_FOLDER COMMAND [KEY=VALUE ...]: `python -m seed_exp.COMMAND` with the code in this folder.
+
+Python puts the folder of the file that it runs before all others, but with -m the working directory, which may hold newer code.
+"""
+
+import runpy
+import sys
+
+if __name__ == "__main__":
+    runpy.run_module(f"seed_exp.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
+'''
+
+
+def snapshot_name(source: Path) -> str:
+    """A hash of the code below `source`.
+
+    Args:
+        source: The folder that holds seed_exp/, and conf/ and experiments/ where they are not in it.
+    """
+    digest = hashlib.sha256(_MAIN.encode())
+    for file in sorted(_files(source)):
+        content = (source / file).read_bytes()
+        digest.update(f"{file.as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def take_snapshot(source: Path, folder: Path) -> None:
+    """Copies the code below `source` into `folder`, unless it is there; Python runs it: `python FOLDER distill KEY=VALUE ...`."""
+    if folder.exists():
+        return
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    for file in _files(source):
+        (partial / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, partial / file)
+    (partial / "__main__.py").write_text(_MAIN)
+    partial.rename(folder)
+
+
+def git_state(source: Path) -> dict[str, str | None]:
+    """Commit of the working tree at `source` and, where it was changed since, the SHA-256 of the difference.
+
+    Returns:
+        {commit, diff}, each None where there is none; files that git does not know count as changes.
+    """
+    commit = _git(source, "rev-parse", "HEAD")
+    if commit is None or not _git(source, "ls-files", "--", PARTS[0]):  # an environment may lie in somebody else's repository
+        return {"commit": None, "diff": None}
+    untracked = (_git(source, "ls-files", "--others", "--exclude-standard", "--", *PARTS) or b"").decode().splitlines()
+    changes = _git(source, "diff", "HEAD", "--binary", "--", *PARTS) or b""
+    changes += b"".join(f"{name}\n".encode() + (source / name).read_bytes() for name in untracked)
+    return {"commit": commit.decode().strip(), "diff": hashlib.sha256(changes).hexdigest() if changes else None}
+
+
+def _files(source: Path) -> Iterator[Path]:
+    for part in PARTS:
+        for folder, names, files in os.walk(source / part):
+            names[:] = [name for name in names if name != "__pycache__"]
+            yield from (Path(folder, file).relative_to(source) for file in files if not file.endswith(".pyc"))
+
+
+def _git(source: Path, *arguments: str) -> bytes | None:
+    """What git prints; None where it is not installed or `source` is not in its care."""
+    try:
+        done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None
