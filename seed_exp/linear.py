@@ -10,7 +10,6 @@ All learning rates of all students are trained side by side in one pass over the
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -22,14 +21,13 @@ from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
-from seed_exp.engine.tracking import build_tracker
+from seed_exp.engine.tracking import RunFacts, build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
 from seed_exp.evaluation.linear import linear_accuracy
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.methods.linear import LinearProbe, encoder_of
 from seed_exp.models.students import Student
-from seed_exp.redaction import redact_all
 from seed_exp.reporting.table import markdown_table
 from seed_exp.views.recipe import EvalViews, TrainViews
 
@@ -71,7 +69,8 @@ def linear(config: LinearConfig) -> Accuracies:
         def evaluate(names: Collection[str]) -> dict[str, float]:
             return {f"{name}/{key}": value for name, values in accuracy(names).items() for key, value in values.items()}
 
-        with hold(folder), closing(build_tracker(folder, config.tracker, redact_all(to_plain(config)))) as tracker:
+        tracked = RunFacts("linear", "+".join(frozen.students), list(frozen.students), to_plain(config))
+        with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
             diverged = fit(
                 probe,
                 sources.train,
@@ -86,7 +85,9 @@ def linear(config: LinearConfig) -> Accuracies:
                 on_bad=None if bad_samples is None else bad_samples(sources.train),
                 lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
             )
-        results = with_best(accuracy([name for name in probe.lrs if name not in diverged]))
+            results = with_best(accuracy([name for name in probe.lrs if name not in diverged]))
+            rows = [[name, value["top1"], value["top5"]] for name, value in results.items()]
+            tracker.log_table("linear", ["classifier", "top1", "top5"], rows)
         if distributed.rank() != 0:
             return results
         protocol = {
@@ -99,9 +100,9 @@ def linear(config: LinearConfig) -> Accuracies:
             "students": frozen.record,
         }
         path = write_results(run_home(run), "linear", protocol, results)
-    rows = [[name, f"{value['top1']:.2f}", f"{value['top5']:.2f}"] for name, value in results.items()]
-    rows += [[name, "diverged", "diverged"] for name in diverged]
-    print(markdown_table(["linear evaluation, %", "top-1", "top-5"], rows))
+    lines = [[name, f"{value['top1']:.2f}", f"{value['top5']:.2f}"] for name, value in results.items()]
+    lines += [[name, "diverged", "diverged"] for name in diverged]
+    print(markdown_table(["linear evaluation, %", "top-1", "top-5"], lines))
     print(f"written to {path}")
     return results
 

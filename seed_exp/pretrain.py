@@ -9,19 +9,22 @@ The same command, typed again, goes on where the run was.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import PretrainConfig
 from seed_exp.data.sources import Source
+from seed_exp.evaluations import plan_evaluations, run_evaluations
 from seed_exp.methods.moco import Moco
 from seed_exp.training import Built, build_students, init_inputs, train_encoders
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Trains the students of `config`; returns the run folder."""
+    """Trains and evaluates the students of `config`; returns the run folder."""
+    evaluations = plan_evaluations(config)
     label = "-".join(["+".join(config.students), "moco_v2", config.views.name, config.data.source])
-    return train_encoders("pretrain", label, config, build)
+    return train_encoders("pretrain", label, config, build, then=partial(run_evaluations, evaluations))
 
 
 def build(config: PretrainConfig, train: Source) -> Built:  # noqa: ARG001

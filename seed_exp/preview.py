@@ -8,27 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from seed_exp.config.command import command
 from seed_exp.config.schema import PreviewConfig
 from seed_exp.data.sources import load_source
-from seed_exp.evaluation.features import spread
-from seed_exp.reporting.gallery import view_gallery
-from seed_exp.views.photometric import denormalize
+from seed_exp.reporting.gallery import recipe_gallery
 from seed_exp.views.recipe import TrainViews
 
 
 def preview(config: PreviewConfig) -> None:
     """Writes the picture."""
-    source = load_source(config.data, "train")
-    indices = spread(len(source), config.num_images)
-    images = [source.image(index) for index in indices.tolist()]
-    views = TrainViews(config.views, config.seed)
-    batch = views.empty(len(images))
-    views.host(images, np.full(len(images), -1), config.epoch, indices, batch)
-    made = views.device(batch)
-    view_gallery(images, {name: denormalize(view, config.views) for name, view in made.items()}, Path(config.output))
+    source, views = load_source(config.data, "train"), TrainViews(config.views, config.seed)
+    recipe_gallery(source, views, Path(config.output), num_images=config.num_images, epoch=config.epoch)
     print(f"written to {config.output}")
 
 

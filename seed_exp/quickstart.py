@@ -37,7 +37,7 @@ from seed_exp.views.recipe import EvalViews
 
 TEACHER, STUDENT = "convnet_w32", "convnet_w2"
 TRAINING = ["data=digits", "views=digits", "batch_size=128", "optimizer.lr=0.12", "optimizer.warmup_epochs=0"]
-TRAINING += ["log_every=25", "eval_every=0"]
+TRAINING += ["log_every=25", "eval_every=0", "tracker=files"]
 MOCO = ["moco.queue_size=1024", "moco.momentum=0.99"]  # 0.999 is too slow for runs of some hundred steps
 LINEAR = ["data=digits", "views=linear_digits", "epochs=30", "batch_size=128", "optimizer.milestones=[18,24]", "lrs=[3]"]
 COMMANDS: dict[str, Callable[[Any], Any]] = {"pretrain": pretrain, "distill": distill, "knn": knn, "linear": linear}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -20,13 +20,15 @@ from seed_exp.engine.fleet import Method, derive_seed
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
-from seed_exp.engine.tracking import build_tracker
+from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, num_workers_of
 from seed_exp.evaluation.knn import knn_accuracy
-from seed_exp.files import file_hash
+from seed_exp.files import file_hash, write_json
 from seed_exp.models.students import Student, build_student, save_student
 from seed_exp.redaction import redact_all
+from seed_exp.reporting.embedding_map import embedding_map
+from seed_exp.reporting.gallery import recipe_gallery
 from seed_exp.views.recipe import EvalViews, TrainViews
 
 log = logging.getLogger("seed_exp")
@@ -45,7 +47,9 @@ class Built(NamedTuple):
     """What is worth knowing before training starts."""
 
 
-def train_encoders(command: str, label: str, config: C, build: Callable[[C, Source], Built]) -> Path:
+def train_encoders(
+    command: str, label: str, config: C, build: Callable[[C, Source], Built], then: Callable[[Path], None]
+) -> Path:
     """Trains the students of `config`, from the start or from where the run folder is.
 
     Args:
@@ -53,6 +57,7 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C, Sour
         label: Readable part of the run folder's name.
         config: All options.
         build: Makes, of the options and the training images, the students and the method that trains them.
+        then: What follows in the run folder, in the same processes.
 
     Returns:
         The run folder, with students/<name>.safetensors, metrics.jsonl, log.txt, config.json and checkpoints/.
@@ -80,25 +85,33 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C, Sour
         bad_samples = bad_samples_of(config.data, folder)
         extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
 
+        last: Evaluated | None = None
+
         def evaluate(names: Collection[str]) -> dict[str, float]:
+            nonlocal last
             if val is None or train.labels is None:
                 return {}
             named = {name: students[name] for name in names}
-            return knn_during_training(extract, named, train, val, config.knn_bank_size, config.knn_query_size)
+            last = knn_during_training(extract, named, train, val, config.knn_bank_size, config.knn_query_size)
+            return last.accuracies
 
         facts = {"command": command, "eval_views": eval_options(config.views), "inputs": inputs}
         facts |= {"options": redact_all(decisive_options(to_plain(config)))}
 
+        files = {name: folder / "students" / f"{name}.safetensors" for name in students}
+
         def write_students(steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]]) -> None:
             for name, step in steps.items():
-                path = folder / "students" / f"{name}.safetensors"
-                save_student(path, students[name], config.students[name], {**facts, "step": step}, networks[name])
+                save_student(files[name], students[name], config.students[name], {**facts, "step": step}, networks[name])
 
-        with hold(folder), closing(build_tracker(folder, config.tracker, redact_all(to_plain(config)))) as tracker:
+        views = TrainViews(config.views, config.seed)
+        tracked = RunFacts(command, label, list(students), to_plain(config), files)
+        with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
+            tracker.log_picture("views", partial(recipe_gallery, train, views))
             diverged = fit(
                 method,
                 train,
-                TrainViews(config.views, config.seed),
+                views,
                 config,
                 folder=folder,
                 tracker=tracker,
@@ -109,13 +122,18 @@ def train_encoders(command: str, label: str, config: C, build: Callable[[C, Sour
                 on_bad=None if bad_samples is None else bad_samples(train),
                 epochs={name: student.epochs for name, student in config.students.items() if student.epochs is not None},
             )
+            if last is not None:
+                show_results(tracker, students, last)
         if diverged:
             found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
             raise ValueError(
                 f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
                 "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
+        if distributed.rank() == 0:
+            write_json(folder / "done.json", {"students": list(students)})
         log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
+        then(folder)
     return folder
 
 
@@ -128,27 +146,43 @@ def build_students(configs: dict[str, StudentConfig], embedding_dim: int, seed: 
     return students
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation during training found; on other ranks than 0 nothing."""
+
+    accuracies: dict[str, float]
+    """{<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run."""
+    features: dict[str, Tensor]
+    """Of the validation images [n, num_features], by student."""
+    labels: Tensor
+    """Of those images [n]."""
+
+
 def knn_during_training(
     extract: Extractor, students: dict[str, Student], train: Source, val: Source, bank_size: int, query_size: int
-) -> dict[str, float]:
-    """Top-1 of 10-NN by majority vote, in percent, on evenly spread images of both sources; on rank 0, elsewhere nothing.
-
-    Returns:
-        {<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run.
-    """
+) -> Evaluated:
+    """Top-1 of 10-NN by majority vote, in percent, on evenly spread images of both sources."""
     for student in students.values():
         student.eval()
     encoders = {name: student.features for name, student in students.items()}
     bank, bank_labels = extract(encoders, train, spread(len(train), bank_size))
     queries, query_labels = extract(encoders, val, spread(len(val), query_size))
     if distributed.rank() != 0:
-        return {}
+        return Evaluated({}, {}, query_labels)
     k = min(10, len(bank_labels))
     results = {}
     for name in students:
         on_device = bank[name].to(extract.device), bank_labels, queries[name].to(extract.device), query_labels
         results[f"{name}/knn10"] = knn_accuracy(*on_device, ks=[k], temperature=0.07)[f"knn{k}_majority"]
-    return results
+    return Evaluated(results, queries, query_labels)
+
+
+def show_results(tracker: Tracker, students: Mapping[str, Student], last: Evaluated) -> None:
+    """Gives the tracker what there is to see of the students at the end: maps of the validation images, a table."""
+    for name, features in last.features.items():
+        tracker.log_picture(f"{name}/embedding_map", partial(embedding_map, features, last.labels, name))
+    sizes = {name: sum(parameter.numel() for parameter in students[name].encoder.parameters()) for name in last.features}
+    rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
+    tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)
 
 
 @torch.no_grad()

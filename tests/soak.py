@@ -55,6 +55,7 @@ def command(home: Path, run: str, steps: int) -> list[str]:
         "batch_size=32",
     ]
     often = [
+        "tracker=files",
         "batch_size=32",
         "checkpoint_every=50",
         "log_every=10",

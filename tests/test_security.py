@@ -185,8 +185,9 @@ from seed_exp.config.compose import compose
 from seed_exp.data.tsv import TsvSource
 
 digits = ["data=digits", "data.num_workers=0"]
+training = ["student=convnet_w2", "checkpoint_every=1", "tracker=files"]
 small = ["views=digits", "device=cpu", "steps=2", "batch_size=16", "knn_bank_size=50", "knn_query_size=20", "moco.queue_size=32"]
-run = pretrain.pretrain(compose("pretrain", ["student=convnet_w2", "checkpoint_every=1", *digits, *small]))
+run = pretrain.pretrain(compose("pretrain", [*training, *digits, *small]))
 knn.knn(compose("knn", [f"run={run}", "device=cpu", "ks=[5]", *digits]))
 preview.preview(compose("preview", ["views=digits", "num_images=1", *digits]))
 Path("images.tsv").write_text("a\\t0\\t\\n")

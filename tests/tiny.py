@@ -24,7 +24,7 @@ from seed_exp.config.schema import (
 )
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import Method, derive_seed
-from seed_exp.engine.tracking import build_tracker
+from seed_exp.engine.tracking import RunFacts, build_tracker
 from seed_exp.methods.linear import LinearProbe
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
@@ -145,7 +145,7 @@ def train(
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = build_tracker(folder, TrackerConfig("files"), {})
+    tracker = build_tracker(folder, TrackerConfig("files"), RunFacts("tiny", "tiny", list(method.trainable), {}))
 
     def norms(names: Collection[str]) -> dict[str, float]:  # depends on the weights, and evaluates as k-NN does
         networks = {name: method.trainable[name].eval() for name in names}

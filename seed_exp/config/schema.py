@@ -55,11 +55,24 @@ class DataFormat(Enum):
     shards = "shards"
 
 
+class Reduce(Enum):
+    """How a teacher's embeddings become narrower: both are projections onto principal components."""
+
+    pca = "pca"  # keeps the proportions of the components
+    whiten = "whiten"  # gives all of them the same variance
+
+
+class FeatureType(Enum):
+    """Number format in which features are kept."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 class TrackerMode(Enum):
-    """Where W&B writes: `auto` is online when logged in, otherwise offline."""
+    """Where W&B writes: `auto` is online when logged in and the server answers, otherwise offline."""
 
     auto = "auto"
-    online = "online"
     offline = "offline"
 
 
@@ -82,8 +95,10 @@ class StudentConfig:
     """Model name in timm; only for network=timm."""
     hidden_dim: int | None = None
     """Hidden width of the projection head; null = feature width of the encoder, 2048 = the strong variant."""
+    deep_head: bool | None = None
+    """Whether it has SimReg's four layers with batch norm instead of two; null = if the objective asks for it."""
     init: str | None = None
-    """Weights the encoder starts from: a run folder, a student file of one, or a state dict in timm's names."""
+    """Weights to start from (encoder; head if equally wide): run folder, student file, SEED's file, timm's state dict."""
     epochs: int | None = None
     """Passes over the training images, where this student is to be trained for fewer than the run has; null = all."""
 
@@ -94,12 +109,33 @@ class StudentConfig:
 
 @dataclass
 class TeacherConfig:
-    name: str = MISSING
-    """Key of models.teachers.TEACHERS; `run` is a network of our own `pretrain` or `distill`."""
+    network: str = MISSING
+    """Key of models.teachers.TEACHERS; `run` is a network of our own `pretrain` or `distill`, `timm` any of timm."""
+    name: str | None = None
+    """network=timm: its name there, e.g. vit_base_patch14_reg4_dinov2.lvd142m, or on the Hugging Face hub, hf-hub:ORG/MODEL."""
     checkpoint: str | None = None
-    """Checkpoint file (for name=run: run folder or student file); null downloads the official file."""
+    """Checkpoint file (for network=run: run folder or student file); null downloads the official file."""
     student: str | None = None
-    """name=run: which network of the run, when it trained several."""
+    """network=run: which network of the run, when it trained several."""
+    reduce: Reduce | None = None
+    """Narrower embeddings: a projection fitted before training, then fixed (kept in $SEED_CACHE); null = as they are."""
+    embedding_dim: int | None = None
+    """reduce: width of the reduced embedding; null = 128."""
+    num_reduce_images: int = 10000
+    """reduce: training images, evenly spread, on whose evaluation views the projection is fitted, at most."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.name is None or self.network == "timm",
+            f"teacher.name={self.name} is only for teacher=timm; this teacher is {self.network}",
+        )
+        dim, num = self.embedding_dim, self.num_reduce_images
+        _require(
+            dim is None or self.reduce is not None,
+            f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: without it embeddings are as wide as the teacher's",
+        )
+        _require(dim is None or dim >= 1, f"teacher.embedding_dim must be null or at least 1, got {dim}")
+        _require(num >= 2, f"teacher.num_reduce_images must be at least 2, got {num}")
 
 
 @dataclass
@@ -188,6 +224,12 @@ class DataConfig:
     """Folder or file of the validation images; null = what `root` holds (val.tsv, val/, the test split)."""
     val_fraction: float = 0.0
     """Share of `root`'s images held out for validation where no other validation images exist; the same in every run."""
+    fraction: float = 1.0
+    """Share of each class's training images that is used, at least one of each; a smaller share is part of a larger one."""
+    fraction_seed: int = 0
+    """fraction: seeds the choice."""
+    subset: str | None = None
+    """File with the names of the training images that are used, one a line, such as SimCLR's 1percent.txt; null = all."""
     name: str | None = None
     """source=torchvision: class in torchvision.datasets, e.g. CIFAR10."""
     download: bool = False
@@ -201,6 +243,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.val_fraction < 1, f"data.val_fraction must be in [0, 1), got {self.val_fraction}")
+        _require(0 < self.fraction <= 1, f"data.fraction must be above 0 and up to 1, got {self.fraction}")
+        _require(0 <= self.fraction_seed < 2**63, f"data.fraction_seed must be from 0 to 2^63 - 1, got {self.fraction_seed}")
+        _require(
+            self.subset is None or self.fraction == 1,
+            f"data.subset={self.subset} and data.fraction={self.fraction} both choose images; give one of them",
+        )
         _require(
             self.num_workers is None or self.num_workers >= 0,
             f"data.num_workers must be null or >= 0, got {self.num_workers}",
@@ -254,11 +302,36 @@ class ObjectiveConfig:
     """Temperature of the teacher's similarity distribution; towards 0 the objective becomes InfoNCE."""
     queue_size: int = 65536
     """Teacher embeddings kept, per resolution."""
+    weight: float = 1.0
+    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag (the own embedding has the rest)."""
+    bag_size: int = 5
+    """bingo: nearest neighbours that are positives."""
+    num_clusters: int = 3000
+    """k_means, online_clustering: centroids or prototypes, per resolution."""
+    cluster_every: int = 100
+    """k_means: steps between two runs of k-means on the queue."""
+    momentum: float = 0.999
+    """Share that each step keeps: of the momentum encoder in disco, of the prototypes in online_clustering."""
+    hidden_dim: int | None = None
+    """Hidden width of the projection head of students that name none; null = feature width of each one's encoder."""
+    deep_head: bool = False
+    """Whether students that do not say it get SimReg's deeper projection head."""
+    min_global_views: int = 1
+    """Global views of each image that it compares, at least."""
 
     def __post_init__(self) -> None:
-        _require(self.tau_student > 0, f"objective.tau_student must be positive, got {self.tau_student}")
-        _require(self.tau_teacher > 0, f"objective.tau_teacher must be positive, got {self.tau_teacher}")
-        _require(self.queue_size > 0, f"objective.queue_size must be positive, got {self.queue_size}")
+        for option in ("tau_student", "tau_teacher", "queue_size"):
+            value = getattr(self, option)
+            _require(value > 0, f"objective.{option} must be positive, got {value}")
+        _require(0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}")
+        _require(0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}")
+        for option in ("bag_size", "num_clusters", "cluster_every", "min_global_views"):
+            value = getattr(self, option)
+            _require(value >= 1, f"objective.{option} must be at least 1, got {value}")
+        _require(
+            self.hidden_dim is None or self.hidden_dim >= 1,
+            f"objective.hidden_dim must be null or at least 1, got {self.hidden_dim}",
+        )
 
 
 @dataclass
@@ -276,6 +349,13 @@ class MocoConfig:
         _require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
 
 
+def _give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
+    """Gives students that say nothing of their projection head the objective's."""
+    for student in students.values():
+        student.hidden_dim = objective.hidden_dim if student.hidden_dim is None else student.hidden_dim
+        student.deep_head = objective.deep_head if student.deep_head is None else student.deep_head
+
+
 @dataclass
 class TrackerConfig:
     name: str = MISSING
@@ -285,11 +365,13 @@ class TrackerConfig:
     entity: str | None = None
     """W&B team or user; null = the account's default."""
     group: str | None = None
-    """W&B group, under which the runs of a sweep stand together."""
+    """W&B group, under which runs stand together; an experiment's is its name; null = what the run folder's name begins with."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
     mode: TrackerMode = TrackerMode.auto
     """Where W&B writes."""
+    artifacts: bool = False
+    """Whether W&B also gets the students' files, each time that a checkpoint is written."""
 
 
 @dataclass
@@ -362,6 +444,8 @@ class EncoderFitConfig(FitConfig):
     """Validation images that the k-NN evaluation during training classifies, at most."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
     """Networks to train, by name: the options of the group `student`."""
+    evaluations: list[str] = field(default_factory=list)
+    """Evaluations of the trained students in the same job, each with options of its own: [knn, "linear lrs=[30]"]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -388,6 +472,15 @@ class DistillConfig(EncoderFitConfig):
     """What is minimised."""
     teacher_cache: str | None = None
     """Folder where the teacher's embeddings are looked for and kept, for later students of the same teacher, views and seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _give_heads(self.students, self.objective)
+        num, needed = self.views.crops["global"].num, self.objective.min_global_views
+        _require(
+            num >= needed,
+            f"objective={self.objective.name} compares {needed} global views of an image; views.crops.global.num is {num}",
+        )
 
 
 @dataclass
@@ -421,6 +514,31 @@ class LinearConfig(FitConfig):
         num = self.views.crops["global"].num
         _require(num == 1, f"linear evaluation uses one view of an image; views.crops.global.num is {num}")
         _require_global_only(self.views, "linear")
+
+
+@dataclass
+class FinetuneConfig(FitConfig):
+    run: str = MISSING
+    """Run folder of `distill` or `pretrain`, or a student file of one."""
+    networks: list[str] | None = None
+    """Which students of the run; null = all."""
+    lrs: list[float] = field(default_factory=list)
+    """Learning rates (at a batch of 256, times optimizer.lr) of the encoders, copies of each student trained side by side."""
+    classifier_lr_factor: float = 20.0
+    """Learning rate of the new classifier as a multiple of its encoder's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.networks != [], "networks=[] leaves nothing to fine-tune; name some, or null for all")
+        _require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
+        _require(self.classifier_lr_factor > 0, f"classifier_lr_factor must be positive, got {self.classifier_lr_factor}")
+        _require(
+            self.optimizer.name == "sgd",
+            f"finetune trains classifiers at rates of their own, which needs optimizer.name=sgd, got {self.optimizer.name}",
+        )
+        num = self.views.crops["global"].num
+        _require(num == 1, f"fine-tuning uses one view of an image; views.crops.global.num is {num}")
+        _require_global_only(self.views, "finetune")
 
 
 @dataclass
@@ -502,8 +620,10 @@ class BenchConfig:
     """knn: their width."""
     k: int = 20
     """knn: neighbours of each."""
+    processes: int = 2
+    """scaling: how many train together."""
     threads: int | None = None
-    """CPU threads; null = as many as PyTorch takes by itself."""
+    """CPU threads; null = as many as PyTorch takes by itself; scaling: of each process, null = 1."""
     device: str = "auto"
     """auto = a GPU when there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
@@ -532,6 +652,8 @@ class BenchConfig:
         for option in ("batch_size", "rows", "bank_size", "query_size", "feature_dim", "k"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
+        _give_heads(self.students, self.objective)
+        _require(self.processes >= 2, f"processes must be at least 2, got {self.processes}")
         _require(self.threads is None or self.threads >= 1, f"threads must be null or at least 1, got {self.threads}")
         _require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
 
@@ -554,6 +676,73 @@ class ConvertConfig:
 
 
 @dataclass
+class ExportConfig:
+    run: str = MISSING
+    """Run folder of `distill` or `pretrain`, or a student file of one."""
+    networks: list[str] | None = None
+    """Which students of the run; null = all."""
+    formats: list[str] | None = None
+    """Keys of exporting.formats.FORMATS; null = all that the network has."""
+    output: str | None = None
+    """Folder in which each network gets one of its own; null = export/ in the run's folder."""
+    head: bool = False
+    """Whether onnx and torch_export give embeddings too, the output of the projection head."""
+    push: str | None = None
+    """OWNER/NAME of a repository on the Hugging Face hub to which the network's folder is uploaded; null = it stays here."""
+    data: DataConfig = MISSING
+    """Images on which each exported file must give the features of the run's own network."""
+
+    def __post_init__(self) -> None:
+        _require(self.networks != [], "networks=[] leaves nothing to export; name some, or null for all")
+        _require(self.formats != [], "formats=[] leaves nothing to export; name some, or null for all")
+
+
+@dataclass
+class EmbedConfig:
+    run: str = MISSING
+    """Run folder of `distill` or `pretrain`, or a student file of one."""
+    networks: list[str] | None = None
+    """Which students of the run; null = all."""
+    split: SplitName = SplitName.train
+    """Which of the images."""
+    output: str = "features.parquet"
+    """File of the features; its ending says the format: .parquet or .npz."""
+    head: bool = False
+    """Embeddings, the output of the projection head, instead of features."""
+    dtype: FeatureType = FeatureType.float32
+    """Number format in the file."""
+    gallery: str | None = None
+    """HTML page of images with their nearest neighbours; null = none."""
+    neighbours: int = 8
+    """gallery: neighbours of each query."""
+    query: list[str] | None = None
+    """gallery: image files whose neighbours are looked for; null = images spread over the data."""
+    num_queries: int = 12
+    """gallery: how many images are spread over the data."""
+    duplicates: float | None = None
+    """Cosine from which on two images count as near-duplicates, whose groups are listed beside the output; null = none are."""
+    batch_size: int = 256
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto = a GPU when there is one; or cpu, cuda."""
+    precision: Precision = Precision.auto
+    """Number format of the forward pass."""
+    data: DataConfig = MISSING
+    """Where the images come from; they need no labels."""
+
+    def __post_init__(self) -> None:
+        _require(self.networks != [], "networks=[] leaves nothing to embed; name some, or null for all")
+        for option in ("neighbours", "num_queries", "batch_size"):
+            value = getattr(self, option)
+            _require(value >= 1, f"{option} must be at least 1, got {value}")
+        _require(self.query is None or self.gallery is not None, "query=[...] needs gallery=PAGE.html, which shows its neighbours")
+        _require(
+            self.duplicates is None or 0 < self.duplicates <= 1,
+            f"duplicates must be a cosine above 0 and up to 1, got {self.duplicates}",
+        )
+
+
+@dataclass
 class VerifyConfig:
     data: DataConfig = MISSING
     """Where the images come from."""
@@ -561,3 +750,18 @@ class VerifyConfig:
     """Which of them; null = all."""
     output: str = "verify-report.jsonl"
     """Where the images that cannot be read are listed."""
+
+
+@dataclass
+class ReportConfig:
+    runs: list[str] = field(default_factory=lambda: ["runs"])
+    """Folders at and below which run folders are looked for."""
+    sweeps: list[str] = field(default_factory=list)
+    """What the table is about, each as it is typed: "distill experiments=table1 seed=0,1,2"; [] = the runs that are found."""
+    output: str = "report"
+    """Folder of the page and the tables."""
+    title: str = "Self-supervised distillation"
+    """Heading of the page."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.runs) > 0, "runs=[] leaves nothing to report; name at least one folder")

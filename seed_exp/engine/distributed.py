@@ -1,4 +1,4 @@
-"""The one door to torch.distributed. Without torchrun every function here is the identity of a single process."""
+"""The one door to torch.distributed. Without torchrun or srun every function here is the identity of a single process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
+
+from seed_exp.engine.failure import SharedFailure
+from seed_exp.slurm import torchrun_variables
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for the others in training before it gives up."""
@@ -22,15 +26,20 @@ SETUP_TIMEOUT = datetime.timedelta(hours=12)
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, with NCCL on GPUs and gloo on the CPU; leaves them at the end."""
+    """Joins the processes that torchrun or srun started, with NCCL on GPUs and gloo on the CPU; leaves them at the end.
+
+    Raises:
+        ValueError: an error ended another rank; with that rank's message.
+    """
+    os.environ |= torchrun_variables()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
+    store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    with SharedFailure(store, rank, world_size, dist.destroy_process_group):
         yield
-    finally:
-        dist.destroy_process_group()
 
 
 def local_device(name: str) -> torch.device:
@@ -45,7 +54,10 @@ def local_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU; use device=cpu, or check the driver and torch's CUDA build")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    os.environ |= torchrun_variables()
+    # A scheduler may show each process its own GPU only, or all of the machine's.
+    index = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.device_count() > 1 else 0
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
@@ -100,23 +112,23 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 class Vote:
-    """Asks in every step whether any rank says yes. The answer is that to the step before: nobody waits for the slowest rank."""
+    """Asks in every step for the ranks' largest number. The answer is that of the step before: nobody waits for the slowest."""
 
     def __init__(self) -> None:
         # Not NCCL: the GPU would have to finish its work before the host hears the answer.
         self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._asked: tuple[Tensor, Any] | None = None
 
-    def any(self, yes: bool) -> bool:
-        """Whether any rank said yes in the last call before this one; in a single process, in this one."""
+    def highest(self, number: int) -> int:
+        """The largest number, >= 0, that a rank gave in the last call before this one; in a single process, in this one."""
         if self._group is None:
-            return yes
-        before, votes = self._asked, torch.tensor(int(yes))
-        self._asked = votes, dist.all_reduce(votes, group=self._group, async_op=True)
+            return number
+        before, votes = self._asked, torch.tensor(number)
+        self._asked = votes, dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
         if before is None:
-            return False
+            return 0
         before[1].wait()
-        return bool(before[0])
+        return int(before[0])
 
 
 def minimum(number: int) -> int:

@@ -22,6 +22,8 @@ from seed_exp.engine.progress import Progress
 from seed_exp.engine.schedules import peak_lr
 from seed_exp.engine.signals import StopRequest
 from seed_exp.engine.tracking import Tracker
+from seed_exp.slurm import note_restart
+from seed_exp.stopping import Stopped
 from seed_exp.views.recipe import TrainViews
 
 log = logging.getLogger("seed_exp")
@@ -70,7 +72,7 @@ def fit(
     Raises:
         ValueError: the batch size does not fit the data or the processes, no network's loss is finite any more, or the folder
             holds what `config.resume` rules out.
-        SystemExit: a signal asked for it (engine.signals); a checkpoint is written.
+        Stopped: a signal asked for it (engine.signals); a checkpoint is written.
     """
     # 1. Where it goes on: after the newest checkpoint of the run folder, if there is one.
     state = _state_to_resume(folder, config.resume)
@@ -112,6 +114,8 @@ def fit(
         fleet.load(state)
         health.load(state["health"], device)
         log.info("resuming after step %d of %d", first_step, num_steps)
+    if distributed.rank() == 0:
+        note_restart(folder, first_step)
     tracker.rewind(state["tracker"] if state else {})
 
     # 4. The loop.
@@ -141,7 +145,7 @@ def fit(
     remaining = range(first_step, num_steps)
     fetched = load_batches(source, views, map(order.batch, remaining), num_workers=num_workers, device=device, on_bad=on_bad)
     writer = CheckpointWriter(folder, keep=is_kept, beside=lambda state: on_checkpoint(state["trained"], state["networks"]))
-    finished = False
+    steps_done, finished = first_step, False
     with (
         closing(fetched) as batches,
         closing(Progress(first_step, num_steps, batch_size)) as progress,
@@ -149,7 +153,8 @@ def fit(
     ):
         try:
             if state is not None and not state["evaluated"]:
-                evaluate_and_log(first_step)
+                with stop_request.at_once():
+                    evaluate_and_log(first_step)
                 if not remaining:
                     save(first_step, evaluated=True)
             for step in remaining:
@@ -178,13 +183,17 @@ def fit(
                     if evaluate_now or stop_now or is_kept(steps_done) or steps_done % config.checkpoint_every == 0:
                         save(steps_done, evaluated=not evaluate_now)
                     if stop_now:
-                        log.warning("stopped after step %d of %d; the same command goes on from there", steps_done, num_steps)
-                        raise SystemExit(stop_request.status())
+                        raise Stopped(stop_now)
                     if evaluate_now:
-                        evaluate_and_log(steps_done)
+                        with stop_request.at_once():
+                            evaluate_and_log(steps_done)
                     if last:
                         save(steps_done, evaluated=True)
             finished = True
+        except Stopped as stopped:
+            log.warning("stopped after step %d of %d; the same command goes on from there", steps_done, num_steps)
+            stopped.folder, stopped.step = folder, steps_done
+            raise
         finally:
             writer.close(finished=finished)
     return fleet.diverged

@@ -39,8 +39,9 @@ MAY_CHANGE = frozenset(
         "data.on_error",
         "data.max_bad",
         "teacher_cache",
+        "evaluations",
     }
-    | {f"tracker.{option}" for option in ("name", "project", "entity", "group", "tags", "mode")}
+    | {f"tracker.{option}" for option in ("name", "project", "entity", "group", "tags", "mode", "artifacts")}
 )
 """Options that do not change what a run computes: they are not part of its name and may differ when it is resumed."""
 

@@ -1,21 +1,18 @@
-"""Signals that ask a run to stop where it can go on: a scheduler's warnings and Ctrl-C."""
+"""Signals that ask a training to stop where it can go on: a scheduler's warnings and Ctrl-C."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from seed_exp.engine import distributed
+from seed_exp.stopping import WARNINGS, raise_stopped
 
 log = logging.getLogger("seed_exp")
-
-REQUEUE_STATUS = 75
-"""Exit status of a run that was stopped by a scheduler's signal and goes on when it is started again (EX_TEMPFAIL)."""
-INTERRUPTED_STATUS = 130
-"""Exit status after Ctrl-C, as shells have it."""
-_WARNINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class StopRequest:
@@ -25,31 +22,38 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        """The first signal that arrived in this process."""
+        self._received = 0
         self._interrupts = 0
+        self._at_once = False
         self._vote = distributed.Vote()
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (*_WARNINGS, signal.SIGINT)}
+            self._before = {number: signal.signal(number, self._note) for number in (*WARNINGS, signal.SIGINT)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def agreed(self) -> bool:
-        """Whether to stop now: the same answer on every rank, one step after the first of them has got a signal.
+    def agreed(self) -> int:
+        """The signal because of which to stop now, 0 = none: the same on every rank, one step after the first has got it.
 
         To be called once in each step.
         """
-        return self._vote.any(self.received is not None)
+        return self._vote.highest(self._received)
 
-    def status(self) -> int:
-        """What the process should exit with."""
-        return INTERRUPTED_STATUS if self.received == signal.SIGINT else REQUEUE_STATUS
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Around what may take longer than the scheduler waits and leaves nothing behind: a warning raises `Stopped` there."""
+        self._at_once = True
+        try:
+            if self._received in WARNINGS:
+                raise_stopped(self._received, None)
+            yield
+        finally:
+            self._at_once = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -57,4 +61,6 @@ class StopRequest:
             if self._interrupts > 1:
                 signal.default_int_handler(number, frame)
             log.warning("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
-        self.received = number if self.received is None else self.received
+        self._received = self._received or number
+        if self._at_once and number in WARNINGS:
+            raise_stopped(number, frame)

@@ -1,35 +1,71 @@
-"""Where metrics go: files in the run folder always, Weights & Biases besides when asked for."""
+"""Where metrics and pictures go: files in the run folder always, Weights & Biases besides unless it is not wanted."""
 
 from __future__ import annotations
 
 import json
 import logging
-import netrc
 import os
-import queue
 import secrets
+import subprocess
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from types import TracebackType
+from typing import Any, TypeVar
 
-from seed_exp.config.schema import TrackerConfig, TrackerMode
+from seed_exp.config.schema import TrackerConfig
 from seed_exp.engine import distributed
-from seed_exp.files import atomic_write
+from seed_exp.files import write_json
+from seed_exp.redaction import redact_all
 from seed_exp.registry import lookup
 
 log = logging.getLogger("seed_exp")
 
+T = TypeVar("T", bound="Tracker")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a tracker should know of a run."""
+
+    command: str
+    """Which trains."""
+    label: str
+    """What its folder's name begins with."""
+    students: Sequence[str]
+    """Names of the networks; what is logged as <name>/... is theirs."""
+    options: dict[str, Any]
+    """All of them, nested."""
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    """The files in which checkpoints leave the students."""
+
 
 class Tracker:
-    """Takes metrics and does nothing with them: the tracker of every rank but 0."""
+    """Takes metrics and does nothing with them: the tracker of every rank but 0. A context that closes it at its end."""
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, SystemExit):
+            self.close(error.code if isinstance(error.code, int) else 1)
+        elif kind is not KeyboardInterrupt:  # a second Ctrl-C: then everything ends at once
+            self.close(0 if error is None else 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics that the run's options determine."""
 
     def log_speed(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics that depend on the machine: rates, shares of time."""
+
+    def log_picture(self, key: str, draw: Callable[[Path], None]) -> None:
+        """A picture, shown at the step that was logged last, once in a run; `draw` writes it as PNG."""
+
+    def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table, shown at the step that was logged last, once in a run."""
 
     def position(self) -> dict[str, int]:
         """Where the files end, on disk; for a checkpoint."""
@@ -38,25 +74,38 @@ class Tracker:
     def rewind(self, position: Mapping[str, int]) -> None:
         """Forgets what was logged after `position` was taken."""
 
-    def close(self) -> None:
-        """Finishes; nothing may be logged afterwards."""
+    def close(self, status: int = 0) -> None:
+        """Finishes a run that ends with this exit status; nothing may be logged afterwards."""
 
 
 class FileTracker(Tracker):
-    """metrics.jsonl and speed.jsonl in the run folder, one line each time.
+    """metrics.jsonl and speed.jsonl in the run folder, one line each time; pictures in media/, with tables in its index.json.
 
     They are two files so that metrics.jsonl of a resumed run equals that of an undisturbed one byte by byte.
     """
 
-    def __init__(self, folder: Path, config: TrackerConfig, options: dict[str, Any]) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:  # noqa: ARG002
         self._files = {name: (folder / name).open("ab", buffering=0) for name in ("metrics.jsonl", "speed.jsonl")}
         self._unwritten = dict.fromkeys(self._files, b"")
+        self._media = folder / "media"
+        self._step = 0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._step = step
         self._write("metrics.jsonl", step, metrics)
 
     def log_speed(self, step: int, metrics: Mapping[str, float]) -> None:
         self._write("speed.jsonl", step, metrics)
+
+    def log_picture(self, key: str, draw: Callable[[Path], None]) -> None:
+        def made() -> dict[str, str]:
+            draw(self._media / f"{key}.png")
+            return {"picture": f"{key}.png"}
+
+        self._show(key, made)
+
+    def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._show(key, lambda: {"columns": columns, "rows": rows})
 
     def position(self) -> dict[str, int]:
         """Where the files end, on disk.
@@ -74,9 +123,18 @@ class FileTracker(Tracker):
             file.truncate(min(position.get(name, 0), file.seek(0, os.SEEK_END)))  # beyond its end it would grow by zeros
             file.seek(0, os.SEEK_END)
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:  # noqa: ARG002
         for file in self._files.values():
             file.close()
+
+    def _show(self, key: str, made: Callable[[], Mapping[str, Any]]) -> None:
+        index = self._media / "index.json"
+        try:
+            shown = json.loads(index.read_text()) if index.exists() else {}
+            if key not in shown:
+                write_json(index, {**shown, key: {"step": self._step, **made()}})
+        except (OSError, ValueError) as error:  # a picture is not worth a training
+            log.warning("%s is not shown: %s", key, error)
 
     def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
         kept = len(self._unwritten[name])
@@ -94,96 +152,83 @@ class FileTracker(Tracker):
 
 
 class WandbTracker(FileTracker):
-    """Also sends everything to Weights & Biases, from a thread of its own: training neither waits for it nor fails with it.
+    """Also lets a process of its own send all of it to Weights & Biases (engine.wandb_process): one run per student.
 
-    Without an account it writes an offline run into the run folder and says how to sync it. The run id is kept in wandb_id.txt,
-    so that a resumed run goes on under the same name.
+    That process reads what is in the run folder: training hands nothing over to it, so it neither waits for it nor fails with
+    it. What it should know is in wandb.json, with the ids of the runs, under which a resumed run goes on.
     """
 
-    QUEUE_SIZE = 10_000
-    """Lines waiting for W&B; beyond that, new ones are dropped (they are in metrics.jsonl in any case)."""
-    PATIENCE_S = 30
+    PATIENCE_S = 10
     """How long the end of a run waits for W&B."""
 
-    def __init__(self, folder: Path, config: TrackerConfig, options: dict[str, Any]) -> None:
-        super().__init__(folder, config, options)
-        id_file = folder / "wandb_id.txt"
-        if not id_file.exists():
-            with atomic_write(id_file) as file:
-                file.write(f"{secrets.token_hex(4)}\n".encode())
-        offline = config.mode is TrackerMode.offline or (config.mode is TrackerMode.auto and not _logged_in())
-        arguments = {
+    def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:
+        super().__init__(folder, config, facts)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._command = [sys.executable, "-m", "seed_exp.engine.wandb_process", os.fspath(folder), config.mode.value]
+        file = folder / "wandb.json"
+        known = json.loads(file.read_text())["ids"] if file.exists() else {}
+        about = {
             "project": config.project,
             "entity": config.entity,
-            "group": config.group,
+            "group": config.group or facts.label,
+            "job_type": facts.command,
             "tags": config.tags,
-            "name": folder.name,
-            "id": id_file.read_text().strip(),
-            "resume": "allow",
-            "dir": str(folder),
-            "config": options,
-            "mode": "offline" if offline else "online",
+            "ids": {name: known.get(name) or secrets.token_hex(4) for name in facts.students},
+            "names": {name: folder.name if len(facts.students) == 1 else f"{name} in {folder.name}" for name in facts.students},
+            "config": facts.options,
+            "weights": {name: os.fspath(path) for name, path in facts.weights.items()} if config.artifacts else {},
         }
-        if offline:
-            log.info("W&B: no account in use, writing offline; later: wandb sync %s/wandb/offline-run-*", folder)
-        self._behind = False
-        self._waiting: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._send, args=(arguments,), name="wandb", daemon=True)
-        self._thread.start()
+        write_json(file, redact_all(about))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().log(step, metrics)
-        self._put((step, dict(metrics)))
-
-    def log_speed(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().log_speed(step, metrics)
-        self._put((step, dict(metrics)))
-
-    def close(self) -> None:
-        super().close()
-        self._waiting.put(None)
-        self._thread.join(self.PATIENCE_S)
-        if self._thread.is_alive():
-            log.warning("W&B did not finish within %d s; metrics.jsonl is complete", self.PATIENCE_S)
-
-    def _put(self, item: tuple[int, dict[str, float]]) -> None:
-        if not self._thread.is_alive():
-            return  # it has said why
-        if self._waiting.qsize() < self.QUEUE_SIZE:
-            self._waiting.put(item)
-        elif not self._behind:
-            self._behind = True  # said once, not at every line
-            log.warning("W&B is behind by %d lines; dropping lines there (metrics.jsonl has them all)", self.QUEUE_SIZE)
-
-    def _send(self, arguments: dict[str, Any]) -> None:
-        if arguments["mode"] == "offline":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise the exit waits for its server
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Forgets what was logged after `position` was taken; from now on W&B gets what there is."""
+        super().rewind(position)
         try:
-            import wandb  # takes a second, and only this tracker needs it
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a signal to the training and all that belongs to it must not cut off W&B
+            )
+        except OSError as error:
+            log.warning("W&B does not start (%s); metrics.jsonl has everything", error)
+            return
+        self._reports = threading.Thread(target=self._pass_on_reports, args=(self._process,), daemon=True)
+        self._reports.start()
 
-            run = wandb.init(**arguments, settings=wandb.Settings(console="off", silent=True))
-            while (item := self._waiting.get()) is not None:
-                step, metrics = item
-                run.log(metrics, step=step)
-            run.finish()
-        except Exception as error:  # whatever goes wrong there must not end the training
-            log.warning("W&B stopped (%s); metrics.jsonl goes on", str(error).partition("\n")[0] or type(error).__name__)
+    def close(self, status: int = 0) -> None:
+        super().close(status)
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it has ended
+            self._process.stdin.write(f"{status}\n".encode())
+            self._process.stdin.close()
+        try:
+            ended = self._process.wait(self.PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            log.warning(
+                "W&B did not finish within %d s; a process of its own goes on for a minute or two, what is missing then is sent "
+                "by the same command, typed again",
+                self.PATIENCE_S,
+            )
+            return
+        self._reports.join(1)
+        if ended != 0:
+            log.warning("W&B ended with status %d; metrics.jsonl has everything, the same command sends what is missing", ended)
+
+    def _pass_on_reports(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            level, text = json.loads(line)
+            log.log(level, "W&B: %s", text)
 
 
 TRACKERS: dict[str, type[FileTracker]] = {"files": FileTracker, "wandb": WandbTracker}
 
 
-def build_tracker(folder: Path, config: TrackerConfig, options: dict[str, Any]) -> Tracker:
-    """The tracker of this rank for the run in `folder`; `options` are recorded with the run."""
+def build_tracker(folder: Path, config: TrackerConfig, facts: RunFacts) -> Tracker:
+    """The tracker of this rank for the run in `folder`."""
     tracker = lookup(TRACKERS, config.name, "tracker")
-    return tracker(folder, config, options) if distributed.rank() == 0 else Tracker()
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    return tracker(folder, config, facts) if distributed.rank() == 0 else Tracker()

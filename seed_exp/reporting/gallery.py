@@ -6,14 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from seed_exp.data.sources import Source
+from seed_exp.evaluation.features import spread
 from seed_exp.files import atomic_write
+from seed_exp.views.photometric import denormalize
+from seed_exp.views.recipe import TrainViews
 
 _GAP = 6
 _TITLE = 16
 _BACKGROUND = "white"
+
+
+def recipe_gallery(source: Source, views: TrainViews, path: Path, *, num_images: int = 8, epoch: int = 0) -> None:
+    """Writes the `view_gallery` of images evenly spread over `source`, as training sees them in `epoch`."""
+    indices = spread(len(source), num_images)
+    images = [source.image(index) for index in indices.tolist()]
+    batch = views.empty(len(images))
+    views.host(images, np.full(len(images), -1), epoch, indices, batch)
+    made = views.device(batch)
+    view_gallery(images, {name: denormalize(view, views.config) for name, view in made.items()}, path)
 
 
 def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 def command(folder: Path, name: str, *options: str) -> list[str]:
     small = ["student=convnet_w2", "views=digits", "data=digits", "data.num_workers=1", "device=cpu", "batch_size=32"]
-    often = ["log_every=3", "checkpoint_every=2", f"run_dir={folder}"]
+    often = ["log_every=3", "checkpoint_every=2", "tracker=files", f"run_dir={folder}"]
     return [sys.executable, "-m", f"seed_exp.{name}", *small, *often, *options]
 
 

@@ -1,23 +1,29 @@
-"""Metrics reach their files whatever happens to Weights & Biases."""
+"""Metrics reach their files whatever happens to Weights & Biases, and W&B gets each step once, whatever is killed when."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import struct
-import threading
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import wandb
+from PIL import Image
 from ranks import Ranks
 
 from seed_exp.config.schema import TrackerConfig, TrackerMode
-from seed_exp.engine.tracking import FileTracker, Tracker, WandbTracker, build_tracker
+from seed_exp.engine.tracking import FileTracker, RunFacts, Tracker, WandbTracker, build_tracker
+from seed_exp.engine.wandb_process import last_step
+from seed_exp.redaction import redact_all
+
+FACTS = RunFacts("distill", "a+b-teacher-views-data", ["a", "b"], {"lr": 0.03, "decay": 1.0, "steps": 6, "data": {"root": None}})
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, float]]:
@@ -25,7 +31,12 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, float]]:
 
 
 def files(folder: Path) -> FileTracker:
-    return FileTracker(folder, TrackerConfig("files"), {})
+    return FileTracker(folder, TrackerConfig("files"), FACTS)
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (5, 4)).save(path)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -127,11 +138,11 @@ def test_a_file_removed_meanwhile_is_not_filled_up_with_zeros(tmp_path: Path) ->
 
 def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown tracker 'wand'; did you mean 'wandb'"):
-        build_tracker(tmp_path, TrackerConfig("wand"), {})
+        build_tracker(tmp_path, TrackerConfig("wand"), FACTS)
 
 
 def log_one(folder: str) -> str:
-    tracker = build_tracker(Path(folder), TrackerConfig("files"), {})
+    tracker = build_tracker(Path(folder), TrackerConfig("files"), FACTS)
     tracker.rewind(tracker.position())
     tracker.log(1, {"loss": 1.0})
     tracker.log_speed(1, {"rate": 1.0})
@@ -144,212 +155,428 @@ def test_only_rank_0_writes(two_ranks: Ranks, tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 1
 
 
+def test_a_picture_is_drawn_once_in_a_run_and_shown_at_the_step_before_it(tmp_path: Path, logged: list[str]) -> None:
+    drawn: list[Path] = []
+    for _ in range(2):
+        tracker = files(tmp_path)
+        tracker.log_picture("views", lambda path: (drawn.append(path), draw(path))[1])
+        tracker.log(7, {"loss": 1.0})
+        tracker.log_picture("a/map", draw)
+        tracker.log_table("students", ["student", "top1"], [["a", 50.5]])
+        tracker.close()
+    assert drawn == [tmp_path / "media" / "views.png"]
+    assert json.loads((tmp_path / "media" / "index.json").read_text()) == {
+        "views": {"step": 0, "picture": "views.png"},
+        "a/map": {"step": 7, "picture": "a/map.png"},
+        "students": {"step": 7, "columns": ["student", "top1"], "rows": [["a", 50.5]]},
+    }
+    assert not [line for line in logged if line.startswith("WARNING")]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("cannot decode image")])
+def test_a_picture_that_cannot_be_drawn_does_not_end_training(error: Exception, tmp_path: Path, logged: list[str]) -> None:
+    def fail(path: Path) -> None:
+        raise error
+
+    tracker = files(tmp_path)
+    tracker.log_picture("views", fail)
+    tracker.close()
+    assert [line for line in logged if line.startswith("WARNING views is not shown: ") and str(error) in line]
+
+
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr(WandbTracker, "PATIENCE_S", 100)  # the machine may be busy
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("home") / "netrc"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    home = tmp_path_factory.mktemp("home")
+    for name in ("NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(home / name.lower()))
 
 
-def to_wandb(folder: Path, mode: TrackerMode = TrackerMode.offline, **options: Any) -> WandbTracker:
-    return WandbTracker(folder, TrackerConfig("wandb", mode=mode, **options), {"lr": 0.03, "data": {"source": "digits"}})
+def to_wandb(folder: Path, facts: RunFacts = FACTS, **options: Any) -> WandbTracker:
+    folder.mkdir(exist_ok=True)
+    return WandbTracker(folder, TrackerConfig("wandb", **options), facts)
 
 
-def records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: LevelDB's log format, 32 KiB blocks of records, each maybe in several pieces."""
-    from wandb.proto import wandb_internal_pb2
-
-    content, position, whole = path.read_bytes(), 7, b""
-    while position + 7 <= len(content):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        _, size, piece = struct.unpack_from("<IHB", content, position)
-        whole += content[position + 7 : position + 7 + size]
-        position += 7 + size
-        if piece in (1, 4):  # the only or the last piece
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
+def ids(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((folder / "wandb.json").read_text())["ids"]
+    return found
 
 
-def offline_runs(folder: Path) -> list[dict[str, Any]]:
-    runs = []
-    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        run: dict[str, Any] = {"history": {}, "exit": None}
-        for record in records(path):
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                run["id"], run["project"], run["name"] = record.run.run_id, record.run.project, record.run.display_name
-                run["tags"] = [*record.run.tags]
-                run["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            elif kind == "history":
-                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-                run["history"][row["_step"]] = {key: value for key, value in row.items() if not key.startswith("_")}
-            elif kind == "exit":
-                run["exit"] = record.exit.exit_code
-        runs.append(run)
-    return runs
+def segments(folder: Path, student: str) -> list[list[dict[str, Any]]]:
+    """The records of the student's offline runs, as wandb itself reads them: one after the other in time."""
+    paths = sorted(folder.glob(f"wandb/offline-run-*-{ids(folder)[student]}/*.wandb"))
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    printed = [subprocess.run([*command, str(path)], capture_output=True, check=True, text=True).stdout for path in paths]
+    return [[json.loads(line) for line in text.splitlines()] for text in printed]
 
 
-def test_without_an_account_a_whole_run_is_written_offline_and_resumed_under_its_id(tmp_path: Path, logged: list[str]) -> None:
-    folder = tmp_path / "student-teacher"
+def of_kind(kind: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def history(records: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """All steps with their metrics, in the order in which they were sent."""
+    rows = [row["item"] for row in of_kind("history", records)]
+    return [(row["_step"], {key: value for key, value in row.items() if not key.startswith("_")}) for row in rows]
+
+
+def test_without_an_account_each_student_has_an_offline_run_of_its_own(
+    tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_TOKEN", "s3cret-and-more")
+    monkeypatch.setenv("HF_TOKEN", "hunter22-hunter22")
+    folder = tmp_path / "run"
+    address = "https://host/x.tsv?part=1&X-Amz-Signature=abcdef12"
+    options = {**FACTS.options, "data": {"root": address, "note": "s3cret-and-more"}}
     folder.mkdir()
-    for first in (1, 4):
-        tracker = to_wandb(folder, TrackerMode.auto, tags=["table1"])
-        for step in range(first, first + 3):
-            tracker.log(step, {"a/loss": 1 / step})
+    weights = {name: folder / f"{name}.safetensors" for name in FACTS.students}
+    weights["b"].write_text("weights of b")
+    facts = RunFacts(FACTS.command, FACTS.label, FACTS.students, options, weights)
+    with to_wandb(folder, facts, tags=["table1", "s3cret-and-more"], artifacts=True) as tracker:
+        tracker.log_picture("views", draw)
+        tracker.rewind({})
+        for step in (2, 4, 6):
+            tracker.log(step, {"lr": 0.1 / step, "a/loss": 1 / step, "b/loss": 2.0 * step, "b/x/y": float(step)})
             tracker.log_speed(step, {"images_per_s": 10.0 * step})
-        tracker.log(step, {"a/knn10": 50.0})
-        tracker.close()
-    wandb.teardown()  # ends the service process, which otherwise lives as long as the tests
-    runs = offline_runs(folder)
-    name = (folder / "wandb_id.txt").read_text().strip()
-    assert [run["id"] for run in runs] == [name, name]
-    for run, first in zip(runs, (1, 4), strict=True):
-        assert (run["project"], run["name"], run["tags"], run["exit"]) == ("seed_exp", "student-teacher", ["table1"], 0)
-        assert run["config"]["lr"] == 0.03
-        assert run["config"]["data"] == {"source": "digits"}
-        steps = range(first, first + 3)
-        assert {step: row["a/loss"] for step, row in run["history"].items()} == {step: 1 / step for step in steps}
-        assert {step: row["images_per_s"] for step, row in run["history"].items()} == {step: 10.0 * step for step in steps}
-        assert run["history"][first + 2]["a/knn10"] == 50
-    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 3, 4, 5, 6, 6]
-    assert any("writing offline; later: wandb sync" in line for line in logged)
+        tracker.log(6, {"a/knn10": 50.0, "b/knn10": 60.0})
+        tracker.log_picture("a/map", draw)
+        tracker.log_table("students", ["student", "top1"], [["a", 50.5]])
+
+    (records,), (others,) = segments(folder, "a"), segments(folder, "b")
+    for student, mine in (("a", records), ("b", others)):
+        (run,) = of_kind("run", mine)
+        assert (run["run_id"], run["display_name"]) == (ids(folder)[student], f"{student} in run")
+        assert (run["project"], run["run_group"], run["job_type"]) == ("seed_exp", FACTS.label, "distill")
+        assert run["tags"] == ["table1", "***"]
+        config = run["config"]["update"]
+        del config["_wandb"]
+        assert config == {"student": student, **redact_all(options)}
+        assert isinstance(config["lr"], float)
+        assert [record.get("exit_code", 0) for record in of_kind("exit", mine)] == [0]
+
+    rows = history(records)
+    assert [step for step, _ in rows] == [0, 2, 4, 6]
+    for step, row in rows[1:3]:
+        assert row == {"lr": 0.1 / step, "loss": 1 / step, "images_per_s": 10.0 * step}
+    last = rows[-1][1]
+    assert (last["loss"], last["knn10"], last["images_per_s"]) == (1 / 6, 50.0, 60.0)
+    assert rows[0][1]["views._type"] == last["map._type"] == "image-file"
+    assert (last["students._type"], last["students.nrows"], last["students.ncols"]) == ("table-file", 1, 2)
+    assert [(step, row.get("loss"), row.get("x/y")) for step, row in history(others)[1:]] == [
+        (step, 2.0 * step, float(step)) for step in (2, 4, 6)
+    ]
+    assert "map._type" not in history(others)[-1][1]
+    models = [artifact["name"] for artifact in of_kind("artifact", others) if artifact["type"] == "model"]
+    assert models == [f"model-{ids(folder)['b']}"]
+
+    sync = [line for line in logged if f"wandb sync {folder}/wandb/offline-run-*" in line]
+    assert len(sync) == 2
+    assert [line for line in logged if "No API key" in line and line.startswith("INFO")]
     assert not [line for line in logged if line.startswith("WARNING")]
+    for path in folder.rglob("*"):
+        if path.is_file():
+            for secret in (b"s3cret-and-more", b"hunter22-hunter22", b"abcdef12"):
+                assert secret not in path.read_bytes(), path
 
 
-class FakeWandb:
-    """Stands for the module `wandb`; waits for `gate` where told to."""
-
-    def __init__(self, *, init_waits: bool = False, log_waits: bool = False, finish_waits: bool = False) -> None:
-        self.waits = {"init": init_waits, "log": log_waits, "finish": finish_waits}
-        self.gate, self.rows, self.arguments, self.finished = threading.Event(), [], {}, False
-        self.Settings = SimpleNamespace
-
-    def _pass(self, name: str) -> None:
-        if self.waits[name]:
-            self.gate.wait(60)
-
-    def init(self, **arguments: Any) -> FakeWandb:
-        self.arguments = arguments
-        self._pass("init")
-        return self
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        self._pass("log")
-        self.rows.append((step, metrics))
-
-    def finish(self) -> None:
-        self._pass("finish")
-        self.finished = True
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, fake: Any) -> Any:
-    monkeypatch.setitem(__import__("sys").modules, "wandb", fake)
-    return fake
+def end(tracker: WandbTracker, how: str) -> None:
+    """The end of a training that was interrupted."""
+    process = tracker._process
+    assert process is not None
+    if how == "stopped by the scheduler":
+        tracker.close(75)
+        return
+    FileTracker.close(tracker)
+    assert process.stdin is not None
+    if how == "all processes killed":
+        service = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for number in (*map(int, service), process.pid):
+            os.kill(number, signal.SIGKILL)
+    elif how == "service terminated":
+        service = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for number in map(int, service):
+            os.kill(number, signal.SIGTERM)
+    process.stdin.close()
+    process.wait(100)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no\nway"), OSError(28, "No space left"), KeyError("x"), TimeoutError()])
+@pytest.mark.parametrize("how", ["training killed", "stopped by the scheduler", "all processes killed", "service terminated"])
+def test_an_interrupted_run_goes_on_under_its_id_with_each_step_once(how: str, tmp_path: Path) -> None:
+    facts = RunFacts("distill", "label", ["a"], {})
+    folder = tmp_path / "run"
+
+    def log(tracker: WandbTracker, step: int) -> None:
+        tracker.log(step, {"a/loss": 1 / step})
+        tracker.log_speed(step, {"images_per_s": step + (0.0 if tracker is first else 0.5)})
+
+    first = to_wandb(folder, facts, mode=TrackerMode.offline)
+    first.rewind({})
+    for step in (1, 2, 3):
+        log(first, step)
+    position = first.position()
+    log(first, 4)
+    log(first, 5)
+    (run_id,) = ids(folder).values()
+    wait_until(lambda: last_step(folder, run_id) >= 2)
+    log(first, 6)
+    end(first, how)
+
+    with to_wandb(folder, facts, mode=TrackerMode.offline) as again:
+        again.rewind(position)
+        for step in (4, 5, 6):
+            log(again, step)
+        again.log(6, {"a/knn10": 50.0})  # what the interrupted one did not come to
+        log(again, 7)
+    assert ids(folder) == {"a": run_id}
+    before, after = segments(folder, "a")
+    rows = history(before + after)
+    assert [step for step, _ in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["loss"] for _, row in rows] == [1 / step for step in range(1, 8)]
+    assert [row["images_per_s"] // 1 for _, row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert dict(rows)[6]["knn10"] == 50
+
+
+def test_a_run_that_is_done_is_not_begun_again(tmp_path: Path) -> None:
+    facts = RunFacts("distill", "label", ["a"], {})
+    for _ in range(2):
+        with to_wandb(tmp_path / "run", facts, mode=TrackerMode.offline) as tracker:
+            tracker.rewind(tracker.position())
+            if not lines(tmp_path / "run"):
+                tracker.log(1, {"a/loss": 1.0})
+    assert len(segments(tmp_path / "run", "a")) == 1
+
+
+def test_what_is_read_back_of_a_torn_file_is_what_it_begins_with(tmp_path: Path) -> None:
+    facts = RunFacts("distill", "label", ["a"], {"text": "x" * 70_000})  # a record over several blocks
+    with to_wandb(tmp_path / "run", facts, mode=TrackerMode.offline) as tracker:
+        tracker.rewind({})
+        for step in range(1, 40):
+            tracker.log(step, {"a/loss": 1 / step})
+    (path,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
+    (run_id,) = ids(tmp_path / "run").values()
+    whole = path.read_bytes()
+    found = []
+    for size in range(0, len(whole) + 1, 499):
+        path.write_bytes(whole[:size])
+        found.append(last_step(tmp_path / "run", run_id))
+    path.write_bytes(whole)
+    assert found == sorted(found)
+    assert found[0] == -1
+    assert len(set(found)) > 10
+    assert last_step(tmp_path / "run", run_id) == 39
+    path.write_bytes(whole + bytes(100))
+    assert last_step(tmp_path / "run", run_id) == 39
+
+
+# --- with a W&B that misbehaves ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the stand-in for wandb writes what it is asked for."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fake_wandb"), prepend=os.pathsep)
+    monkeypatch.setenv("WANDB_FAKE_CALLS", str(tmp_path / "calls.jsonl"))
+    return tmp_path / "calls.jsonl"
+
+
+def asked(path: Path, name: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, path.read_text().splitlines()) if line["call"] == name]
+
+
+def train(folder: Path) -> WandbTracker:
+    tracker = to_wandb(folder)
+    tracker.rewind({})
+    for step in range(1, 6):
+        tracker.log(step, {"a/loss": 1 / step})
+    return tracker
+
+
+def lingering(folder: Path, seconds: float) -> WandbTracker:
+    """A tracker whose process is less patient than usual when the training has ended."""
+    tracker = to_wandb(folder)
+    code = f"from seed_exp.engine import wandb_process as own; own.LINGER_S = {seconds}; own.main()"
+    tracker._command = [sys.executable, "-c", code, str(folder), "auto"]
+    return tracker
+
+
 @pytest.mark.parametrize("at", ["init", "log", "finish"])
-def test_an_error_of_wandb_is_a_warning(at: str, error: Exception, tmp_path: Path, monkeypatch: Any, logged: list[str]) -> None:
-    fake = install(monkeypatch, FakeWandb())
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise error
-
-    setattr(fake, at, fail)
-    tracker = to_wandb(tmp_path)
-    for step in range(3):
-        tracker.log(step, {"loss": 1.0})
+def test_a_wandb_that_hangs_neither_stops_training_nor_outlives_it(
+    at: str, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_FAKE", f"{at} hangs")
+    monkeypatch.setattr(WandbTracker, "PATIENCE_S", 0.1)
+    tracker = lingering(tmp_path / "run", 1)
+    tracker.rewind({})
+    for step in range(2000):
+        tracker.log(step, {"a/loss": 1.0})
+    assert tracker._process is not None
+    if at == "init":  # it does hang while training goes on
+        wait_until(lambda: calls.exists() and asked(calls, "init"))
+        assert tracker._process.poll() is None
     tracker.close()
-    assert not tracker._thread.is_alive()
-    assert len(lines(tmp_path)) == 3
+    assert [line for line in logged if line.startswith("WARNING W&B did not finish within") and "same command" in line]
+    assert len(lines(tmp_path / "run")) == 2000
+    assert tracker._process.wait(100) == 1
+
+
+def test_what_fails_online_is_done_offline_under_the_same_id(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_FAKE", "init fails online")
+    train(tmp_path / "run").close()
+    assert [line["mode"] for line in asked(calls, "init")] == [None, "offline", "offline"]
+    for run_id in ids(tmp_path / "run").values():
+        assert [line["step"] for line in asked(calls, "log") if line["id"] == run_id] == [1, 2, 3, 4, 5]
+    assert [line for line in logged if line == "WARNING W&B: no way; this run goes on offline"]
+    assert len([line for line in logged if "wandb sync" in line]) == 2
+
+
+def test_a_server_that_has_not_answered_at_the_end_is_not_waited_for(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_FAKE", "init hangs online")
+    train(tmp_path / "run").close()
+    assert [line["mode"] for line in asked(calls, "init")] == [None, "offline", "offline"]
+    assert [line["step"] for line in asked(calls, "log")][::2] == [1, 2, 3, 4, 5]
+    assert [line["exit_code"] for line in asked(calls, "finish")] == [0, 0]
+    assert [line for line in logged if line == "WARNING W&B: the server has not answered yet; this run goes on offline"]
+
+
+@pytest.mark.parametrize("at", ["init", "log", "finish"])
+def test_what_fails_offline_too_is_a_warning(
+    at: str, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_FAKE", f"{at} fails")
+    train(tmp_path / "run").close()
+    assert len(lines(tmp_path / "run")) == 5
     warnings = [line for line in logged if line.startswith("WARNING")]
-    assert len(warnings) == 1
-    assert "metrics.jsonl goes on" in warnings[0]
+    assert len(warnings) == 2
+    assert "stopped (no way); metrics.jsonl goes on, and the same command sends the rest" in warnings[1]
 
 
-@pytest.mark.parametrize("at", ["init", "log", "finish"])
-def test_a_wandb_that_hangs_neither_stops_logging_nor_closing(
-    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+def test_a_process_that_dies_or_cannot_be_started_is_a_warning(tmp_path: Path, logged: list[str]) -> None:
+    for command, expected in ((["/nowhere/python"], "W&B does not start"), (["false"], "W&B ended with status 1")):
+        tracker = to_wandb(tmp_path / "run")
+        tracker._command = command
+        tracker.rewind({})
+        tracker.log(1, {"a/loss": 1.0})
+        tracker.close()
+        assert expected in [line for line in logged if line.startswith("WARNING")][-1]
+
+
+def test_online_it_goes_on_behind_what_the_server_has(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_FAKE_STEP", "4")
+    train(tmp_path / "run").close()
+    assert [line["mode"] for line in asked(calls, "init")] == [None, None]  # as WANDB_MODE and the account want it
+    assert [line["step"] for line in asked(calls, "log")] == [4, 4, 5, 5]
+    assert {line["resume"] for line in asked(calls, "init")} == {"allow"}
+    settings = [line["settings"] for line in asked(calls, "init")]
+    assert [setting["x_disable_stats"] for setting in settings] == [False, True]  # the load of the machine once, of this process
+    assert {setting["x_stats_pid"] for setting in settings} == {os.getpid()}
+    assert all(setting["disable_git"] and setting["disable_code"] for setting in settings)
+
+
+@pytest.mark.parametrize(("status", "last"), [(0, 5), (75, 4), (130, 4), (1, 4)])
+def test_the_last_step_of_an_interrupted_run_waits_for_more_and_the_run_says_how_it_ended(
+    status: int, last: int, calls: Path, tmp_path: Path
 ) -> None:
-    fake = install(monkeypatch, FakeWandb(**{f"{at}_waits": True}))
-    monkeypatch.setattr(WandbTracker, "PATIENCE_S", 0.05)
-    tracker = to_wandb(tmp_path)
-    for step in range(100):
-        tracker.log(step, {"loss": 1.0})
-    tracker.close()  # comes back although the gate is still shut
-    assert tracker._thread.is_alive()
-    assert len(lines(tmp_path)) == 100
-    assert [line for line in logged if "did not finish within" in line]
-    fake.gate.set()
-    tracker._thread.join(60)
-    assert fake.finished
+    train(tmp_path / "run").close(status)
+    assert max(line["step"] for line in asked(calls, "log")) == last
+    assert [line["exit_code"] for line in asked(calls, "finish")] == [status, status]
+    assert len(asked(calls, "mark_preempting")) == (2 if status == 75 else 0)
 
 
-def test_lines_beyond_the_queue_are_dropped_with_one_warning_and_the_run_is_still_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
-    fake = install(monkeypatch, FakeWandb(init_waits=True))
-    monkeypatch.setattr(WandbTracker, "QUEUE_SIZE", 5)
-    tracker = to_wandb(tmp_path)
-    for step in range(1000):
-        tracker.log(step, {"loss": 1.0})
-    fake.gate.set()
+def test_leaving_the_context_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(FileTracker, "close", lambda self, status=0: closed.append(status))
+    for error in (None, SystemExit(75), SystemExit("text"), ValueError(), KeyboardInterrupt()):
+        with suppress(BaseException), files(tmp_path):
+            if error is not None:
+                raise error
+    assert closed == [0, 75, 1, 1]  # a second Ctrl-C waits for nothing
+
+
+def test_signals_to_the_training_do_not_reach_the_process_that_sends(calls: Path, tmp_path: Path) -> None:
+    tracker = train(tmp_path / "run")
+    wait_until(lambda: calls.exists() and asked(calls, "init"))
+    assert tracker._process is not None
+    assert os.getpgid(tracker._process.pid) != os.getpgid(0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(tracker._process.pid, number)
     tracker.close()
-    assert fake.finished
-    assert [step for step, _ in fake.rows] == [0, 1, 2, 3, 4]
-    assert len(lines(tmp_path)) == 1000
-    assert len([line for line in logged if line.startswith("WARNING")]) == 1
+    assert [line["step"] for line in asked(calls, "log")][-1] == 5
 
 
-def test_a_dead_sender_collects_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
-    fake = install(monkeypatch, FakeWandb())
-    fake.init = None
-    monkeypatch.setattr(WandbTracker, "QUEUE_SIZE", 5)
-    tracker = to_wandb(tmp_path)
-    tracker._thread.join(60)
-    for step in range(20):
-        tracker.log(step, {"loss": 1.0})
-    tracker.close()
-    assert len([line for line in logged if line.startswith("WARNING")]) == 1
+PARENT = """
+import os, signal, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+if os.fork() == 0:  # a worker with a copy of the pipe, which outlives the training
+    signal.pause()
+print(process.pid, os.getpid(), flush=True)
+signal.pause()
+"""
 
 
-def arguments(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: TrackerMode) -> dict[str, Any]:
-    fake = install(monkeypatch, FakeWandb())
-    to_wandb(folder, mode).close()
-    return fake.arguments
+def test_it_ends_when_the_training_was_killed_though_a_worker_holds_the_pipe(calls: Path, tmp_path: Path) -> None:
+    tracker = to_wandb(tmp_path / "run")
+    tracker.log(1, {"a/loss": 1.0})
+    tracker.log(2, {"a/loss": 1.0})
+    command = [sys.executable, "-c", PARENT, *tracker._command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as parent:
+        assert parent.stdout is not None
+        try:
+            sender, training = map(int, parent.stdout.readline().split())
+            wait_until(lambda: calls.exists() and asked(calls, "log"))
+            os.kill(training, signal.SIGKILL)
+            wait_until(lambda: asked(calls, "finish"))
+            wait_until(lambda: not Path(f"/proc/{sender}/exe").exists())  # gone, or waiting for its parent to notice
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_auto_is_online_for_those_who_are_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mode(option: TrackerMode = TrackerMode.auto) -> str:
-        return str(arguments(tmp_path, monkeypatch, option)["mode"])
-
-    assert mode() == "offline"
-    assert mode(TrackerMode.online) == "online"
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine elsewhere login user password x\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    assert mode() == "offline"
-    netrc.write_text("machine wandb.example.com login user password x\n")
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com:8080/path")
-    assert mode() == "online"
-    netrc.write_text("machine without end")
-    assert mode() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert mode() == "online"
-    assert mode(TrackerMode.offline) == "offline"
+def test_two_processes_never_send_at_once(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_FAKE", "log hangs")
+        first = lingering(tmp_path / "run", 1)
+        first.rewind({})
+        first.log(1, {"a/loss": 1.0})
+        first.log(2, {"a/loss": 1.0})
+        wait_until(lambda: calls.exists() and asked(calls, "log"))
+    again = train(tmp_path / "run")
+    assert again._process is not None
+    time.sleep(1)
+    assert len(asked(calls, "init")) == 1  # that of the first
+    first.PATIENCE_S = 0.1  # type: ignore[misc]
+    first.close(1)
+    again.close()
+    assert len(asked(calls, "init")) == 3
 
 
-def test_the_id_in_the_run_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = arguments(tmp_path, monkeypatch, TrackerMode.offline)
-    assert first["id"] == (tmp_path / "wandb_id.txt").read_text().strip()
-    assert arguments(tmp_path, monkeypatch, TrackerMode.offline)["id"] == first["id"]
-    (tmp_path / "wandb_id.txt").write_text("abc123\n")
-    assert arguments(tmp_path, monkeypatch, TrackerMode.offline)["id"] == "abc123"
+def test_a_students_file_is_sent_whenever_it_was_written_anew_and_only_on_request(calls: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    file = tmp_path / "a.safetensors"
+    facts = RunFacts("distill", "label", ["a"], {}, {"a": file})
+    for artifacts in (False, True):
+        with to_wandb(folder, facts, artifacts=artifacts) as tracker:
+            tracker.rewind({})
+            tracker.log(1, {"a/loss": 1.0})
+            tracker.log(2, {"a/loss": 1.0})
+            for num, content in enumerate(("first", "second")):
+                file.write_text(content)
+                if artifacts:
+                    wait_until(lambda: calls.exists() and len(asked(calls, "log_artifact")) > num)  # noqa: B023
+        assert bool(asked(calls, "log_artifact")) == artifacts
+    assert [line["content"] for line in asked(calls, "log_artifact")] == ["first", "second"]
+    assert {line["name"] for line in asked(calls, "log_artifact")} == {f"model-{ids(folder)['a']}"}

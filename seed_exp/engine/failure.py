@@ -1,0 +1,102 @@
+"""An error in one rank as the error of all: otherwise the others wait for it, and a launcher hears of rank 0's only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from seed_exp.stopping import Stopped
+
+PATIENCE_S = 10.0
+"""How long a rank may hang in a collective with one that has failed, and how long rank 0 waits for the others to hear of it."""
+_LOOK_S = 0.5
+_STOPPED = "stopped"
+
+
+class SharedFailure:
+    """Around the work of a process group: the first error of any rank is raised by all, and rank 0 is the last to leave.
+
+    Ranks notice by an error of the collective that they were in when the process of the other has ended; a thread ends those
+    that hang in it, as NCCL lets them.
+
+    Args:
+        store: What the ranks rendezvoused at (torch.distributed.Store); rank 0's process may hold it.
+        rank: This one.
+        world_size: How many there are.
+        leave: Leaves the process group.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int, leave: Callable[[], None]) -> None:
+        self._store, self._rank, self._world_size, self._leave = store, rank, world_size, leave
+        self._heard = ""
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="seed_exp failure watch")
+
+    def __enter__(self) -> SharedFailure:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        ours = f"(rank {self._rank}): {_text(error)}" if isinstance(error, Exception) else _STOPPED if error else ""
+        first = self._publish(ours) if ours else ""
+        self._leave()
+        if self._rank == 0:
+            self._wait_for("left" if first in ("", _STOPPED) else "heard")
+            first = first or self._published()
+        self._left.set()
+        self._thread.join()
+        if self._rank != 0:
+            self._count("left")
+        if first != ours:  # an error because another was leaving is none
+            raise Stopped(signal.SIGTERM) if first == _STOPPED else ValueError(first) from None
+
+    def _publish(self, ours: str) -> str:
+        """What the first rank said that left before the end."""
+        try:
+            return self._heard or str(self._store.compare_set("failure", "", ours).decode())
+        except RuntimeError:  # rank 0 has gone, and the store with it
+            return self._heard or ours
+
+    def _published(self) -> str:
+        return self._store.get("failure").decode() if self._store.check(["failure"]) else ""
+
+    def _watch(self) -> None:
+        while not self._left.wait(_LOOK_S):
+            try:
+                self._heard = self._published()
+            except RuntimeError:
+                return
+            if self._heard:
+                if self._rank != 0:
+                    self._count("heard")
+                break
+        if self._heard not in ("", _STOPPED) and not self._left.wait(PATIENCE_S):
+            sys.stderr.write(f"error {self._heard}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _wait_for(self, key: str) -> None:
+        """Until all the others have counted."""
+        end = time.monotonic() + PATIENCE_S / 2
+        while self._store.add(key, 0) < self._world_size - 1 and time.monotonic() < end:
+            time.sleep(_LOOK_S / 10)
+
+    def _count(self, key: str) -> None:
+        try:
+            self._store.add(key, 1)
+        except RuntimeError:
+            return
+
+
+def _text(error: BaseException) -> str:
+    """An error that a user can cause is its message; any other, its traceback."""
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
