@@ -63,9 +63,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_conf_and_experiments_and_nothing_else(wheel: Path) -> None:
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = {f"seed_exp/{path.relative_to(REPOSITORY / 'seed_exp')}" for path in (REPOSITORY / "seed_exp").rglob("*.py")}
+    files = (path for suffix in ("py", "css", "js") for path in (REPOSITORY / "seed_exp").rglob(f"*.{suffix}"))
+    package = {f"seed_exp/{path.relative_to(REPOSITORY / 'seed_exp')}" for path in files}
     config = {f"seed_exp/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
-    experiments = {f"seed_exp/experiments/{path.name}" for path in (REPOSITORY / "experiments").iterdir() if path.name[0] != "."}
+    experiments = {
+        f"seed_exp/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "experiments").rglob("[!.]*") if path.is_file()
+    }
     assert "seed_exp/experiments/published.csv" in experiments
     assert found - {"seed_exp/experiments/.keep"} == package | config | experiments
 

@@ -51,6 +51,7 @@ NEEDS = {
     "student=timm": ["students.timm.name=resnet26"],
     "data=torchvision": ["data.name=CIFAR10"],
     "teacher=run": ["teacher.checkpoint=x"],
+    "teacher=timm": ["teacher.name=vit_tiny_patch16_224"],
 }
 BY_PRIMARY = {("pretrain", "views"): ["crops.global.num", "crops.local.num"], ("linear", "views"): ["crops.local.num"]}
 """What a primary file sets itself, whatever the option says."""
@@ -72,7 +73,7 @@ def groups_of(command: str) -> list[str]:
     """The config groups that a primary file lists."""
     defaults = OmegaConf.load(CONF / f"{command}.yaml").defaults
     groups = [str(next(iter(entry))) for entry in defaults if isinstance(entry, DictConfig)]
-    return [group for group in groups if not group.startswith("override") and group != "experiments"]
+    return [group for group in groups if not group.startswith(("override", "optional")) and group not in ("experiments", "scale")]
 
 
 CHOICES = [(command, group, option) for command in SCHEMAS for group in groups_of(command) for option in options_of(group)]
@@ -80,7 +81,7 @@ CHOICES = [(command, group, option) for command in SCHEMAS for group in groups_o
 
 def test_every_command_has_a_primary_file_and_every_group_a_command() -> None:
     assert {file.stem for file in CONF.glob("*.yaml")} == SCHEMAS.keys()
-    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
+    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "scale"}
     assert {group for command in SCHEMAS for group in groups_of(command)} == folders
     assert config_home() == CONF.parent
 
@@ -105,7 +106,7 @@ def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines
     config = compose(line[1], [f"experiments={file.stem}"])
     assert flatten(to_plain(config)) != flatten(to_plain(compose(line[1])))
     teacher = getattr(config, "teacher", None)
-    assert teacher is None or config.teacher_ssl.name == TEACHERS[teacher.name].teacher_ssl
+    assert teacher is None or config.teacher_ssl.name == TEACHERS[teacher.network].teacher_ssl
     assert compose(line[1], [f"experiments={file.stem}", "seed=7"]).seed == 7
 
 
@@ -124,7 +125,7 @@ def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines
 )
 def test_option_files_and_registry_keys_are_the_same_set(group: str, registry: dict[str, Any]) -> None:
     assert options_of(group) == sorted(registry)
-    key = {"student": "network", "data": "source", "bench": "bench"}.get(group, "name")
+    key = {"student": "network", "teacher": "network", "data": "source", "bench": "bench"}.get(group, "name")
     assert {name: load(group, name)[key] for name in options_of(group)} == {name: name for name in registry}
 
 
@@ -133,14 +134,14 @@ def test_each_student_file_puts_itself_under_its_own_name(name: str) -> None:
     assert (CONF / "student" / f"{name}.yaml").read_text().splitlines()[0] == f"# @package students.{name}"
 
 
-@pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"run"}))
+@pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"run", "timm"}))
 def test_a_teacher_brings_its_convention_and_the_command_line_wins(name: str) -> None:
     brought = TEACHERS[name].teacher_ssl
     assert compose("distill", [f"teacher={name}"]).teacher_ssl.name == brought
     other = next(convention for convention in TEACHER_SSL if convention != brought)
     for overrides in ([f"teacher={name}", f"teacher_ssl={other}"], [f"teacher_ssl={other}", f"teacher={name}"]):
         config = compose("distill", overrides)
-        assert (config.teacher.name, config.teacher_ssl.name) == (name, other)
+        assert (config.teacher.network, config.teacher_ssl.name) == (name, other)
 
 
 def test_a_list_of_students_gives_all_of_them() -> None:
@@ -154,7 +155,7 @@ def test_a_list_of_students_gives_all_of_them() -> None:
 def test_the_main_command_has_the_values_of_the_paper() -> None:
     config = compose("distill", ["student=efficientnet_b1", "teacher=swav_r50"])
     assert config.students == {"efficientnet_b1": StudentConfig("efficientnet_b1", hidden_dim=None, init=None)}
-    assert (config.teacher.name, config.teacher_ssl.name) == ("swav_r50", "swav")
+    assert (config.teacher.network, config.teacher_ssl.name) == ("swav_r50", "swav")
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.03, 0.9, 1e-4)
     assert (optimizer.schedule, optimizer.warmup_epochs) == (ScheduleName.cosine, 5)
@@ -445,7 +446,7 @@ def test_an_experiment_may_be_a_sweep_and_the_command_line_wins(swept_experiment
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("experiments=table1", "no option 'table1' in config group 'experiments'"),
+        ("experiments=table", "no option 'table' in config group 'experiments'"),
         ("seed=interval(0,1)", "BasicSweeper does not support sweep type"),
         ("hydra.job.num=1,2", "Sweeping over Hydra's configuration is not supported"),
         ("seed", "cannot read 'seed'"),
