@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seed_exp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"", "registry", "files", "redaction"}
+LEAVES = {"", "registry", "files", "redaction", "slurm", "stopping"}
 """The package itself (its version) and modules that import nothing of it; with config.schema, everyone may import them."""
 
 ROOMS = {
@@ -24,6 +24,8 @@ ROOMS = {
         "data",
         "views",
         "methods.losses",
+        "methods.clustering",
+        "methods.momentum",
         "methods.queue",
         "methods.spread",
         "methods.teacher_cache",
@@ -32,6 +34,8 @@ ROOMS = {
     "engine": {"engine", "data.loader", "data.sources", "views.recipe"},
     "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},
     "reporting": {"reporting", "evaluation", "methods", "models", "data", "views"},
+    "cluster": {"cluster", "reporting.table"},
+    "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},
     "benchmarks": {"benchmarks", "reporting", "evaluation", "engine", "methods", "models", "data", "views"},
 }
 """What each room may import besides the leaves: itself and what is below it.
@@ -40,9 +44,11 @@ ROOMS = {
 """
 
 COMMANDS = {file.stem for file in MODULES if file.parent == PACKAGE} - LEAVES - {"__init__"}
-RUNS_OTHER_COMMANDS = {"quickstart"}
-OF_OTHER_COMMANDS = {"plan"}
-"""Has no options of its own: it takes those of the command that it plans for."""
+SHARED = {"training", "evaluations"}
+"""What commands share."""
+RUNS_OTHER_COMMANDS = {"quickstart", "sweep", "evaluations"}
+OF_OTHER_COMMANDS = {"plan", "sweep"}
+"""Have no options of their own: they take those of the command that they plan for or submit."""
 
 
 def name_of(file: Path) -> str:
@@ -80,7 +86,7 @@ def allowed(name: str) -> set[str]:
     below = LEAVES | {"config.schema"}
     if room in ROOMS:
         return below | ROOMS[room]
-    return below | ROOMS.keys() | {"training"} | (COMMANDS if name in RUNS_OTHER_COMMANDS else set())
+    return below | ROOMS.keys() | SHARED | (COMMANDS if name in RUNS_OTHER_COMMANDS else set())
 
 
 def forbidden_imports(name: str, tree: ast.AST) -> list[str]:
@@ -116,7 +122,7 @@ def test_arrows_point_down_only(file: Path) -> None:
 
 def test_every_folder_is_a_room_and_every_module_at_the_top_a_leaf_a_command_or_what_commands_share() -> None:
     assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == ROOMS.keys()
-    for name in COMMANDS - OF_OTHER_COMMANDS - {"training"}:
+    for name in COMMANDS - OF_OTHER_COMMANDS - SHARED:
         assert (PACKAGE.parent / "conf" / f"{name}.yaml").exists(), name
         assert "main = command(" in (PACKAGE / f"{name}.py").read_text(), name
 
@@ -126,12 +132,16 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_leaf_a_command_or_
     [
         ("hydra", {"config"} | COMMANDS),
         ("omegaconf", {"config"} | COMMANDS),
-        ("wandb", {"engine.tracking"}),
+        ("wandb", {"engine.wandb_process"}),
         ("torch.distributed", {"engine.distributed"}),
         ("torch.nn.parallel", {"engine.distributed"}),
         ("nn.parallel", {"engine.distributed"}),
         ("submitit", set()),
         ("importlib", set()),
+        ("onnx", {"exporting"}),
+        ("onnxruntime", {"exporting"}),
+        ("pyarrow", {"exporting"}),
+        ("huggingface_hub", {"exporting"}),
     ],
 )
 def test_a_library_is_known_only_where_it_belongs(library: str, places: set[str]) -> None:
@@ -170,6 +180,7 @@ def test_imports_are_absolute_and_never_computed(file: Path) -> None:
         ("engine.new", "from seed_exp.config.compose import compose"),
         ("evaluation.new", "from seed_exp.benchmarks import measure"),
         ("benchmarks.new", "from seed_exp.training import build_students"),
+        ("cluster.new", "from seed_exp.engine.run_folder import to_plain"),
         ("files", "from seed_exp.registry import lookup"),
         ("redaction", "from seed_exp.files import write_json"),
         ("config.schema", "from seed_exp import files"),

@@ -15,7 +15,7 @@ from seed_exp.config.compose import SCHEMAS
 
 REPOSITORY = Path(__file__).parents[1]
 COMPOSE_ALL = """
-import importlib, sys
+import importlib, re, sys
 import seed_exp
 from seed_exp.config.compose import SCHEMAS, compose, config_home
 from seed_exp.config.errors import groups
@@ -23,11 +23,14 @@ print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():
     importlib.import_module(f"seed_exp.{name}")
-    required = {"linear": ["run=x"], "knn": ["run=x"], "bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
+    required = dict.fromkeys(("linear", "knn", "finetune", "detect", "export", "embed"), ["run=x"])
+    required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     assert type(compose(name, required.get(name, []))) is schema
     print(name)
 for experiment in groups()["experiments"]:
-    compose("distill", [f"experiments={experiment}"])
+    file = config_home() / "experiments" / f"{experiment}.yaml"
+    command = re.search(rf"python -m seed_exp\\.(\\w+) experiments={experiment}\\b", file.read_text())[1]
+    compose(command, [f"experiments={experiment}"])
     print(experiment)
 """
 

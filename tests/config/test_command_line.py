@@ -177,7 +177,8 @@ def test_help_says_what_there_is_and_what_it_means(
     shown = {
         words[0]: [word.rstrip("*") for word in words[1:]] for words in map(str.split, lines[first_group : first_option - 2])
     }
-    required = {"linear": ["run=x"], "knn": ["run=x"], "bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
+    required = dict.fromkeys(("linear", "knn", "finetune", "detect", "export", "embed"), ["run=x"])
+    required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     config = compose(name, required.get(name))
     possible = {"students": "student", "experiments": "experiments"}
     expected = {possible.get(key, key) for key in vars(config)} & groups().keys()

@@ -46,7 +46,10 @@ from seed_exp.models.teachers import TEACHERS
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted((CONF.parent / "experiments").glob("*.yaml"))
-REQUIRED = {"linear": ["run=x"], "knn": ["run=x"], "bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
+REQUIRED = {
+    **dict.fromkeys(("linear", "knn", "finetune", "detect", "export", "embed"), ["run=x"]),
+    **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
+}
 NEEDS = {
     "student=timm": ["students.timm.name=resnet26"],
     "data=torchvision": ["data.name=CIFAR10"],
@@ -147,14 +150,14 @@ def test_a_teacher_brings_its_convention_and_the_command_line_wins(name: str) ->
 def test_a_list_of_students_gives_all_of_them() -> None:
     config = compose("distill", ["student=[resnet18,efficientnet_b0]", "students.resnet18.hidden_dim=2048"])
     assert config.students == {
-        "resnet18": StudentConfig("resnet18", hidden_dim=2048),
-        "efficientnet_b0": StudentConfig("efficientnet_b0"),
+        "resnet18": StudentConfig("resnet18", hidden_dim=2048, deep_head=False),
+        "efficientnet_b0": StudentConfig("efficientnet_b0", deep_head=False),
     }
 
 
 def test_the_main_command_has_the_values_of_the_paper() -> None:
     config = compose("distill", ["student=efficientnet_b1", "teacher=swav_r50"])
-    assert config.students == {"efficientnet_b1": StudentConfig("efficientnet_b1", hidden_dim=None, init=None)}
+    assert config.students == {"efficientnet_b1": StudentConfig("efficientnet_b1", hidden_dim=None, deep_head=False, init=None)}
     assert (config.teacher.network, config.teacher_ssl.name) == ("swav_r50", "swav")
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.03, 0.9, 1e-4)

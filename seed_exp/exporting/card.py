@@ -1,0 +1,237 @@
+"""The model card: what an exported network is, where it comes from, what was measured, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from seed_exp import __version__
+from seed_exp.exporting.formats import Format, Subject
+from seed_exp.exporting.loaders import CHANGES, architecture_of
+from seed_exp.models.teachers import TEACHERS, TeacherSpec
+from seed_exp.redaction import redact
+from seed_exp.reporting.table import markdown_table
+
+HUB_LICENCES = frozenset({"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "bsd-3-clause"})
+"""Names that the Hugging Face hub has for licences; any other is `other` with a name of its own."""
+
+_UNKNOWN = "unknown"
+
+_SEED = """@article{fang2020seed,
+  author  = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and Liu, Zicheng},
+  title   = {SEED: Self-supervised Distillation For Visual Representation},
+  journal = {International Conference on Learning Representations},
+  year    = {2021},
+}"""
+_MOCO_V2 = """@article{chen2020mocov2,
+  author  = {Chen, Xinlei and Fan, Haoqi and Girshick, Ross and He, Kaiming},
+  title   = {Improved Baselines with Momentum Contrastive Learning},
+  journal = {arXiv:2003.04297},
+  year    = {2020},
+}"""
+
+_MADE = {
+    "Objective": "objective.name",
+    "tau_student": "objective.tau_student",
+    "tau_teacher": "objective.tau_teacher",
+    "Queue": "objective.queue_size",
+    "Views": "views.name",
+    "Epochs asked for": "epochs",
+    "Steps asked for": "steps",
+    "Batch size": "batch_size",
+    "Optimiser": "optimizer.name",
+    "Learning rate at batch 256": "optimizer.lr",
+    "Weight decay": "optimizer.weight_decay",
+    "Seed": "seed",
+}
+"""Options of the training that the card names, where the network's file has them."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an exported network comes from."""
+
+    header: Mapping[str, Any]
+    """Of its file."""
+    sha256: str
+    """Of its file."""
+    results: Path
+    """Folder of the files of results."""
+
+
+def model_card(
+    subject: Subject, origin: Origin, formats: Mapping[str, Format], errors: Mapping[str, float], tried_on: str
+) -> str:
+    """README.md in the form of the Hugging Face hub, without secrets. What is not known is said to be unknown.
+
+    Args:
+        subject: What was exported.
+        origin: Where it comes from.
+        formats: How it was exported.
+        errors: Relative errors of the formats.
+        tried_on: Fingerprint of the images on which they were measured.
+    """
+    header, command = origin.header, origin.header["command"]
+    options: dict[str, Any] = header.get("options", {})
+    spec = TEACHERS.get(str(options.get("teacher.network")), TeacherSpec())
+    licence, why = licence_of(header)
+    sections = [
+        _front_matter(subject, formats, licence, command),
+        f"# {subject.name}: {_WHAT.get(command, 'a small vision encoder')}",
+        _summary(subject, command, options),
+        "## Load",
+        _loading(subject, formats),
+        "## Training",
+        _list([("Command", command), *_training(subject, origin, options)]),
+    ]
+    if command == "distill":
+        sections += ["## Teacher", _list(_teacher(header, options, spec))]
+    sections += [
+        "## Evaluation",
+        *_evaluations(subject.name, origin),
+        "## Files",
+        f"Each was read back without the code that wrote it and tried on {len(subject.images)} images of {_code(tried_on)}. The "
+        "error is the largest difference from what the trained network gives, relative to how much images differ in that.",
+        markdown_table(["format", "file", "error"], [[name, each.file, f"{errors[name]:.1e}"] for name, each in formats.items()]),
+        "## Licence",
+        why,
+        "## Citation",
+        f"```bibtex\n{_MOCO_V2 if command == 'pretrain' else _SEED}\n```",
+        f"Made with seed_exp {__version__}.",
+    ]
+    return redact("\n\n".join(sections) + "\n")
+
+
+_WHAT = {
+    "distill": "a small vision encoder, distilled without labels",
+    "pretrain": "a small vision encoder, pre-trained without labels",
+    "released by SEED": "a small vision encoder that the authors of SEED released",
+}
+
+
+def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
+    """The hub's name for the licence of a network with this header, and a sentence that says where it is from."""
+    options: Mapping[str, Any] = header.get("options", {})
+    if header["command"] != "distill":
+        return _UNKNOWN, "Unknown: no teacher is known from which the weights could have one. Whoever publishes them decides."
+    network = str(options.get("teacher.network"))
+    known = TEACHERS.get(network, TeacherSpec()).licence
+    if network == "timm":
+        config = timm.models.get_pretrained_cfg(str(options.get("teacher.name")))
+        known = config.license if config is not None else None
+    if known is None or options.get("teacher.checkpoint") is not None:
+        stated = f", {known} is that of its official file" if known else ""
+        return _UNKNOWN, f"Unknown: the teacher's weights came without one{stated}. Find out before you publish this network."
+    identifier = known.lower() if known.lower() in HUB_LICENCES else "other"
+    return identifier, f"{known}, inherited from the teacher {_code(network)}."
+
+
+def _front_matter(subject: Subject, formats: Mapping[str, Format], licence: str, command: str) -> str:
+    facts: dict[str, Any] = {"license": licence}
+    if "timm" in formats and subject.config.network not in CHANGES:  # the hub's page would tell how timm loads it
+        facts["library_name"] = "timm"
+    facts["pipeline_tag"] = "image-feature-extraction"
+    facts["tags"] = ["image-feature-extraction", "self-supervised-learning", *(["timm"] if "timm" in formats else [])]
+    if command == "distill":
+        facts["tags"] += ["knowledge-distillation", "seed"]
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in facts.items()), "---"])
+
+
+def _summary(subject: Subject, command: str, options: Mapping[str, Any]) -> str:
+    encoder = subject.student.encoder
+    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    architecture = architecture_of(encoder)
+    network = _code(subject.config.network) if architecture is None else f"timm's {_code(architecture)}"
+    if subject.config.network in CHANGES:
+        network += f" with {CHANGES[subject.config.network][0]}"
+    teacher = _code(options.get("teacher.network", _UNKNOWN))
+    how = {
+        "distill": f"It was distilled, without labels, from the teacher {teacher}.",
+        "pretrain": "It was trained as MoCo-V2 ([arXiv:2003.04297](https://arxiv.org/abs/2003.04297)), without a teacher.",
+    }
+    if command == "distill" and options.get("objective.name") == "seed":
+        how["distill"] = (
+            f"It learned, without labels, to see the similarities between images that its teacher {teacher} sees "
+            "(SEED, [arXiv:2101.04731](https://arxiv.org/abs/2101.04731))."
+        )
+    facts = f"{num_parameters:,} parameters, features of width {subject.student.num_features}"
+    return f"The network is {network}: {facts}. {how.get(command, '')}".rstrip()
+
+
+def _loading(subject: Subject, formats: Mapping[str, Format]) -> str:
+    views = subject.eval_views
+    size, resize = views["eval_size"], views["eval_resize"]
+    parts = [
+        f"Images: shorter side resized to {resize} px (bilinear, antialiased), centre of {size} x {size} px, values from 0 to 1, "
+        f"normalised with mean {views['mean']} and std {views['std']}. In this folder, with `images` [N, 3, {size}, {size}]:"
+    ]
+    if subject.config.network in CHANGES and "timm" in formats:
+        plain = _code(architecture_of(subject.student.encoder))
+        parts.append(f"**timm's own {plain} takes these weights without an error and gives other features: load.py is needed.**")
+    parts += [f"{name}:\n\n```python\n{each.lines(subject)}\n```" for name, each in formats.items()]
+    if "timm" in formats and subject.config.network not in CHANGES:
+        parts.append('timm loads the folder by itself too: `timm.create_model("local-dir:PATH", pretrained=True)`.')
+    return "\n\n".join(parts)
+
+
+def _training(subject: Subject, origin: Origin, options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    header = origin.header
+    epochs = options.get(f"students.{subject.name}.epochs")
+    rows = [("Steps trained", header.get("step")), ("Images", header.get("inputs", {}).get("data"))]
+    rows += [(name, options[key]) for name, key in _MADE.items() if options.get(key) is not None]
+    if epochs is not None:
+        rows.append(("Epochs of this network", epochs))
+    if header["student"].get("init"):
+        rows.append(("Started from", Path(header["student"]["init"]).name))
+    return [*rows, ("Hidden width of the projection head", header["student"].get("hidden_dim") or "as the feature")]
+
+
+def _teacher(header: Mapping[str, Any], options: Mapping[str, Any], spec: TeacherSpec) -> list[tuple[str, Any]]:
+    official = options.get("teacher.checkpoint") is None
+    return [
+        ("Name", options.get("teacher.name") or options.get("teacher.network")),
+        ("Network", spec.network),
+        ("Self-supervised method", options.get("teacher_ssl.name") if spec.network else None),
+        ("Epochs of its training", spec.epochs),
+        ("Published linear top-1 on ImageNet-1k, %", spec.top1),
+        (
+            "Weights",
+            (spec.url or "of the library") if official else "a file that the user gave; the published numbers may not be its",
+        ),
+        ("Fingerprint of its weights", header.get("inputs", {}).get("teacher")),
+    ]
+
+
+def _evaluations(name: str, origin: Origin) -> list[str]:
+    """Of each file of results that is about exactly these weights a table, and the protocol on which its numbers depend."""
+    parts = []
+    for path in sorted(origin.results.glob("*.json")):
+        content = json.loads(path.read_text())
+        record = content["protocol"].get("students", {}).get(name, {})
+        measured = content["results"].get(name, {})
+        numbers = {key: value for key, value in measured.items() if isinstance(value, int | float)}
+        if record.get("sha256") != origin.sha256 or not numbers:
+            continue
+        protocol = {key: value for key, value in content["protocol"].items() if key != "students"}
+        stamp = json.dumps({"protocol": protocol, "versions": content.get("versions", {})}, indent=2)
+        parts += [
+            f"### {content['evaluation']}",
+            markdown_table(["measure", "%"], [[key, f"{value:.2f}"] for key, value in numbers.items()]),
+            f"<details><summary>Protocol</summary>\n\n```json\n{stamp}\n```\n\n</details>",
+        ]
+    return parts or ["None is known for these weights."]
+
+
+def _list(rows: Sequence[tuple[str, Any]]) -> str:
+    return "\n".join(f"- {name}: {_UNKNOWN if value is None else _code(value)}" for name, value in rows)
+
+
+def _code(value: object) -> str:
+    """`value` as it is, whatever it holds: no Markdown, no HTML, no line of its own."""
+    text = " ".join(str(value).replace("`", "'").split())
+    return f"`{text}`"

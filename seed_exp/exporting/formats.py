@@ -1,0 +1,237 @@
+"""The files that a student is exported to: how each is written, and the lines that make features with it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seed_exp.config.schema import StudentConfig
+from seed_exp.exporting.loaders import (
+    CHANGES,
+    IN_TORCHVISION,
+    LOADER,
+    WEIGHTS,
+    architecture_of,
+    loader_file,
+    timm_lines,
+    timm_options,
+    torchvision_lines,
+)
+from seed_exp.exporting.optional import optional
+from seed_exp.exporting.parity import LIMIT, relative_error, results_of
+from seed_exp.files import write_json
+from seed_exp.models.students import Student
+from seed_exp.registry import lookup
+
+ONNX, PROGRAM = "model.onnx", "model.pt2"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is exported, and what the files are tried on."""
+
+    name: str
+    student: Student
+    """In evaluation mode, on the CPU."""
+    config: StudentConfig
+    eval_views: dict[str, Any]
+    """How it wants to see images: eval_size, eval_resize, mean, std."""
+    images: Tensor
+    """Images seen so [N, 3, S, S], N >= 2, float32."""
+    head: bool
+    """Whether formats that hold a whole program give embeddings too."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to export."""
+
+    file: str
+    """The file that holds the weights."""
+    has: Callable[[Subject], bool]
+    """Whether the network can be exported so."""
+    write: Callable[[Subject, Path], None]
+    """Writes its files into a folder."""
+    lines: Callable[[Subject], str]
+    """Python that makes, in that folder, `features` of `images`; of a program with head, `embeddings` too."""
+    is_program: bool = False
+    """Whether the file holds all that is computed, so that it may hold the head too."""
+
+
+def formats_of(subject: Subject, names: Sequence[str] | None) -> dict[str, Format]:
+    """The formats `names`; None = all that the network has.
+
+    Raises:
+        ValueError: an unknown format, one that the network does not have, or none that could hold the head that is wanted.
+    """
+    having = {name: each for name, each in FORMATS.items() if each.has(subject)}
+    chosen = having if names is None else {name: lookup(FORMATS, name, "export format") for name in names}
+    for name in chosen.keys() - having.keys():
+        raise ValueError(f"{name} has no network that equals {subject.name}; its formats are {', '.join(having)}")
+    if subject.head and not any(each.is_program for each in chosen.values()):
+        raise ValueError(
+            "head=true needs a format that holds more than the encoder's weights; add onnx or torch_export to formats"
+        )
+    return chosen
+
+
+def export_formats(subject: Subject, formats: dict[str, Format], folder: Path) -> dict[str, float]:
+    """Writes the files of `formats` into `folder`, reads each back as a user would; returns their relative errors.
+
+    Raises:
+        ValueError: a file does not give what the student gives, or cannot be read; a library is missing.
+    """
+    with torch.no_grad():
+        expected = {"features": subject.student.features(subject.images), "embeddings": subject.student(subject.images)}
+    errors = {}
+    for name, each in formats.items():
+        each.write(subject, folder)
+        given = results_of(each.lines(subject), subject.images, folder)
+        wanted = ("features", "embeddings") if subject.head and each.is_program else ("features",)
+        errors[name] = max(relative_error(given[kind], expected[kind]) for kind in wanted)
+        if errors[name] > LIMIT:
+            raise ValueError(
+                f"{each.file} as {name} of {subject.name} does not give the network's own output: relative error "
+                f"{errors[name]:.2g} on {len(subject.images)} images, at most {LIMIT:g} is allowed, and float32 itself is "
+                f"{_rounding(subject, expected['features']):.2g} away from float64. Nothing was exported"
+            )
+    return errors
+
+
+def _rounding(subject: Subject, features: Tensor) -> float:
+    """Relative error of the network's own features [N, num_features]; what makes it large also makes other programs differ."""
+    with torch.no_grad():
+        exact = copy.deepcopy(subject.student).double().features(subject.images.double())
+    return relative_error(features, exact.float())
+
+
+def hub_config(subject: Subject) -> dict[str, Any]:
+    """What config.json says, so that timm loads the folder by itself, from the disk or from the Hugging Face hub."""
+    encoder = subject.student.encoder
+    size, resize = subject.eval_views["eval_size"], subject.eval_views["eval_resize"]
+    crop_pct = size / resize
+    if math.floor(size / crop_pct) < resize:  # timm resizes to this
+        crop_pct = math.nextafter(crop_pct, 0)
+    known: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
+    options = timm_options(encoder)
+    return {
+        "architecture": architecture_of(encoder),
+        "num_classes": options.pop("num_classes"),
+        "num_features": subject.student.num_features,
+        "model_args": options,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": bool(known.get("fixed_input_size")) and not options,
+            "interpolation": "bilinear",
+            "crop_pct": crop_pct,
+            "crop_mode": "center",
+            "mean": subject.eval_views["mean"],
+            "std": subject.eval_views["std"],
+            "num_classes": 0,
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }
+
+
+class _Program(nn.Module):
+    """Features of images, then their embeddings where the head is wanted."""
+
+    def __init__(self, student: Student, head: bool) -> None:
+        super().__init__()
+        self.encoder, self.head = student.encoder, student.head if head else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.encoder(images)
+        return (features,) if self.head is None else (features, F.normalize(self.head(features), dim=1))
+
+
+def _write_weights(subject: Subject, folder: Path) -> None:
+    encoder = subject.student.encoder
+    tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))  # save_file's files are private
+    loader = loader_file(subject.config, encoder)
+    if loader is None:
+        write_json(folder / "config.json", hub_config(subject))
+    else:  # a config.json would let timm load the network that it nearly is
+        (folder / LOADER).write_text(loader)
+
+
+def _program(subject: Subject) -> torch.export.ExportedProgram:
+    batch = {0: torch.export.Dim("batch")}
+    return torch.export.export(_Program(subject.student, subject.head), (subject.images[:2],), dynamic_shapes=(batch,))
+
+
+def _write_program(subject: Subject, folder: Path) -> None:
+    torch.export.save(_program(subject), folder / PROGRAM)
+
+
+def _write_onnx(subject: Subject, folder: Path) -> None:
+    with optional("formats=[onnx]"):
+        import onnx  # noqa: F401  (which torch looks for when half the work is done)
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    torch.onnx.export(
+        _program(subject),
+        f=folder / ONNX,
+        input_names=["images"],
+        output_names=_outputs(subject),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _outputs(subject: Subject) -> list[str]:
+    return ["features", "embeddings"] if subject.head else ["features"]
+
+
+def _left_side(subject: Subject) -> str:
+    return "features, embeddings" if subject.head else "(features,)"
+
+
+FORMATS: dict[str, Format] = {
+    "timm": Format(
+        WEIGHTS,
+        has=lambda subject: architecture_of(subject.student.encoder) is not None,
+        write=_write_weights,
+        lines=lambda subject: timm_lines(subject.config, subject.student.encoder) + "\nfeatures = model(images)",
+    ),
+    "torchvision": Format(
+        WEIGHTS,
+        has=lambda subject: subject.config.network not in CHANGES and architecture_of(subject.student.encoder) in IN_TORCHVISION,
+        write=_write_weights,
+        lines=lambda subject: torchvision_lines(subject.student.encoder) + "\nfeatures = model(images)",
+    ),
+    "onnx": Format(
+        ONNX,
+        has=lambda _: True,
+        write=_write_onnx,
+        lines=lambda subject: (
+            f"""import onnxruntime
+session = onnxruntime.InferenceSession("{ONNX}", providers=["CPUExecutionProvider"])
+{_left_side(subject)} = session.run(None, {{"images": images.numpy()}})"""
+        ),
+        is_program=True,
+    ),
+    "torch_export": Format(
+        PROGRAM,
+        has=lambda _: True,
+        write=_write_program,
+        lines=lambda subject: (
+            f"""import torch
+program = torch.export.load("{PROGRAM}").module()
+{_left_side(subject)} = program(images)"""
+        ),
+        is_program=True,
+    ),
+}
+"""TorchScript is not among them: torch has deprecated it in favour of torch.export."""

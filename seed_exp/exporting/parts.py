@@ -1,0 +1,107 @@
+"""Features of a source of any size, part by part, with the numbers of the images that they are of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seed_exp.data.decode import decode
+from seed_exp.data.sources import Source
+from seed_exp.engine import distributed
+from seed_exp.evaluation.features import Extractor
+
+_FIRST_PART = 2048
+_PART_SECONDS = 20  # workers start anew for each part: so long that it costs nothing, so short that one sees it go on
+_MAX_PART_BYTES = 256 * 2**20
+
+
+class Part(NamedTuple):
+    """Features of some images of a source."""
+
+    indices: NDArray[np.int64]
+    """Of the images in the source [n], ascending; those that cannot be read are missing."""
+    features: dict[str, Tensor]
+    """[n, D] by network, float32 on the CPU; on other ranks than 0 of a process group nothing."""
+    done: int
+    """Images up to the end of this part, of those that were to be read."""
+
+
+def in_parts(extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tensor]], source: Source) -> Iterator[Part]:
+    """What `networks` make of all images of `source`, about 20 seconds at a time, so that memory does not depend on their number.
+
+    All ranks of a process group iterate together. What cannot be read is left out, or an error, as `extract` says.
+    """
+    numbered = _Numbered(source)
+    start, size = 0, _FIRST_PART
+    while start < len(source):
+        began = time.perf_counter()
+        indices = np.arange(start, min(start + size, len(source)), dtype=np.int64)
+        features, read = extract(networks, numbered, indices)
+        start += len(indices)
+        if features:
+            good = read.numpy() == indices
+            yield Part(indices[good], {name: rows[good] for name, rows in features.items()}, start)
+        else:
+            yield Part(indices[:0], {}, start)
+        longest = _MAX_PART_BYTES // (4 * sum(rows.shape[1] for rows in features.values())) if features else len(source)
+        rate = len(indices) / (time.perf_counter() - began)
+        size = distributed.minimum(max(1, min(longest, int(_PART_SECONDS * rate))))
+
+
+class _Numbered:
+    """A source whose labels are the numbers of its images: one that takes an unreadable image's place gives itself away."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.labels: NDArray[np.int64] | None = np.arange(len(source), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def image(self, index: int) -> Tensor:
+        return self.source.image(index)
+
+    def encoded(self, index: int) -> bytes:
+        return self.source.encoded(index)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
+class FilesSource:
+    """Single image files, without labels."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = list(files)
+        self.labels: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Tensor:
+        """Image `index`, uint8 [3, H, W]."""
+        return decode(self.encoded(index), self.files[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file of image `index`."""
+        try:
+            return Path(self.files[index]).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read image {self.files[index]}: {error.strerror}") from error
+
+    def key(self, index: int) -> str:
+        """Path of image `index`, as it was given."""
+        return self.files[index]
+
+    def fingerprint(self) -> str:
+        """The paths."""
+        return f"files:{self.files}"
