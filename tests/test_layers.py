@@ -47,8 +47,8 @@ COMMANDS = {file.stem for file in MODULES if file.parent == PACKAGE} - LEAVES - 
 SHARED = {"training", "evaluations"}
 """What commands share."""
 RUNS_OTHER_COMMANDS = {"quickstart", "sweep", "evaluations"}
-OF_OTHER_COMMANDS = {"plan", "sweep"}
-"""Have no options of their own: they take those of the command that they plan for or submit."""
+NOT_COMPOSED = {"plan", "sweep", "zoo"}
+"""Have no options file of their own: the first two take those of the command that they plan for or submit."""
 
 
 def name_of(file: Path) -> str:
@@ -122,7 +122,7 @@ def test_arrows_point_down_only(file: Path) -> None:
 
 def test_every_folder_is_a_room_and_every_module_at_the_top_a_leaf_a_command_or_what_commands_share() -> None:
     assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == ROOMS.keys()
-    for name in COMMANDS - OF_OTHER_COMMANDS - SHARED:
+    for name in COMMANDS - NOT_COMPOSED - SHARED:
         assert (PACKAGE.parent / "conf" / f"{name}.yaml").exists(), name
         assert "main = command(" in (PACKAGE / f"{name}.py").read_text(), name
 

@@ -46,6 +46,8 @@ RUNS_CODE = {
     *("torch.serialization.add_safe_globals", "torch.serialization.safe_globals", "torch.package.PackageImporter"),
 }
 """What runs code that stands in what it is given."""
+HARMLESS = {"torch.serialization.safe_globals([argparse.Namespace])"}
+"""A bag of values: whatever it is filled with is itself of what weights_only=True takes."""
 WRITES_ANYWHERE = {"shutil.unpack_archive", "tempfile.mktemp"}
 UNPACKS = {"extract", "extractall"}
 """Methods of tarfile and zipfile that write where the archive says; its members may be read instead."""
@@ -78,7 +80,7 @@ def hidden(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
 def test_nothing_that_is_read_can_run_code_or_write_outside_its_folder(file: Path) -> None:
-    assert dangers(parse(file)) == []
+    assert sorted(set(dangers(parse(file))) - HARMLESS) == []
 
 
 def test_no_option_file_names_code_to_be_called() -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, InvalidURL
+from dataclasses import asdict, dataclass
+from http.client import HTTPException, HTTPMessage, InvalidURL
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from seed_exp.files import sync_folder
+from seed_exp.files import atomic_write, sync_folder, write_json
 from seed_exp.redaction import redact
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
 NUM_TRIES = 5
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_folder() -> Path:
@@ -29,68 +35,195 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
 
 
-def download(url: str, path: Path, expected_hash: str | None = None, *, first_wait_s: float = 1.0) -> Path:
+def cached(name: str) -> Path:
+    """Where in the cache the file `name` is, or would be.
+
+    Raises:
+        ValueError: `name` is no plain file name, so the place could be elsewhere.
+    """
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        raise ValueError(f"{name!r} is no name of a file in the cache {cache_folder()}; expected one without folders")
+    return cache_folder() / name
+
+
+def user_mirrors(name: str) -> list[str]:
+    """Addresses of the file `name` on the user's mirrors, which the environment variable SEED_MIRROR lists, blanks between.
+
+    Raises:
+        ValueError: one is no address that is fetched from.
+    """
+    return [_on_mirror(mirror, name) for mirror in os.environ.get("SEED_MIRROR", "").split()]
+
+
+def download(url: str | None, path: Path, expected_hash: str | None = None, *, first_wait_s: float = 1.0) -> Path:
     """Makes sure that the file of `url` is at `path`, and returns `path`. A file that is already there is taken as it is.
 
-    What an interrupted call has fetched is kept beside `path` and continued by the next. Of several processes that ask for
-    one path at once, one downloads and the others wait.
+    The user's mirrors are asked first, then `url`, until one sends the file that is expected. What an interrupted call has
+    fetched is kept beside `path` and continued by the next, unless the file has changed meanwhile. Of several processes that
+    ask for one path at once, one downloads and the others wait. The SHA-256 of what was fetched is noted, see `noted_hash`.
 
     Args:
-        url: Address; a query string in it, which may carry a signature, is never shown.
+        url: Address; a query string in it, which may carry a signature, is never shown. None = only mirrors have it.
         path: Where the file shall lie; folders are made.
         expected_hash: `algorithm:beginning of the hexadecimal digest`, e.g. md5:59fd9945; None = not checked.
         first_wait_s: Pause before the second try in seconds; it doubles with each try that brings nothing new.
 
     Raises:
-        ValueError: the server refuses, cannot be reached, or sends another file; says what to do.
+        ValueError: no server has the file, can be reached or sends the right one, or the disk is full; says what to do.
     """
     if path.exists():  # asked before a lock is needed: the cache may be one that only others may write into
         return path
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(_advice(url, path, "only http and https are fetched"))
+    if url is not None and urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(_advice(path, [f"{_shown(url)} (only http and https are fetched)"]))
+    sources = [*user_mirrors(path.name), *([] if url is None else [url])]
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
-            partial = path.with_name(f".{path.name}.partial")
-            _fetch_all(url, partial, path, first_wait_s)
-            if expected_hash is not None:
-                _check_hash(url, partial, expected_hash)
+            partial = _partial(path)
+            sha256 = _fetch_from_any(sources, partial, path, expected_hash, first_wait_s)
             partial.replace(path)
             sync_folder(path.parent)
+            _origin_of(partial).unlink(missing_ok=True)
+            note_hash(path, sha256)
     return path
 
 
-def _fetch_all(url: str, partial: Path, path: Path, wait_s: float) -> None:
+def progress_of(path: Path) -> tuple[int, int | None] | None:
+    """Bytes that an interrupted download to `path` has fetched, and of how many if known; None if there is none."""
+    partial = _partial(path)
+    return (partial.stat().st_size, _read_origin(partial).total) if partial.exists() else None
+
+
+def check_hash(path: Path, expected: str | None) -> str:
+    """The SHA-256, hexadecimal, of the file, after comparison with `expected` (as `expected_hash` of `download`).
+
+    Raises:
+        ValueError: it is another file.
+    """
+    algorithm, _, beginning = (expected or "sha256:").partition(":")
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in {algorithm, "sha256"}}
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            for digest in digests.values():
+                digest.update(chunk)
+    if not (found := digests[algorithm].hexdigest()).startswith(beginning):
+        raise ValueError(f"{algorithm} {found}, expected {beginning}...: not the published file")
+    return digests["sha256"].hexdigest()
+
+
+def noted_hash(path: Path) -> str | None:
+    """The SHA-256 that the file at `path` had when it was first used; None if that was not noted.
+
+    So a later change is noticed also where nobody has published a hash. `NAME.sha256` beside the file is what `sha256sum -c`
+    reads.
+    """
+    note = _note(path)
+    return (note.read_text(errors="replace").split() or [""])[0] if note.exists() else None
+
+
+def note_hash(path: Path, sha256: str) -> None:
+    """Notes the SHA-256 of the file at `path`."""
+    with atomic_write(_note(path)) as file:
+        file.write(f"{sha256}  {path.name}\n".encode())
+
+
+def unchanged_since_noted(path: Path) -> bool:
+    """Whether the file at `path` is, as far as its times tell, the one whose hash is noted. Reads no more than that."""
+    note = _note(path)
+    return note.exists() and path.exists() and path.stat().st_ctime_ns <= note.stat().st_mtime_ns
+
+
+def refuse_changed(path: Path, sha256: str) -> None:
+    """Raises ValueError if the SHA-256 of the file at `path` is not the noted one; where none is noted, any is right."""
+    if (noted := noted_hash(path)) not in (None, sha256):
+        raise ValueError(
+            f"{path} has changed since it was first used (sha256 {sha256}, was {noted}); delete it to fetch it again, or delete "
+            f"{_note(path).name} beside it to accept the new one"
+        )
+
+
+class _UnavailableError(Exception):
+    """A source does not have the file that is wanted."""
+
+
+class _NoRoomError(Exception):
+    """The disk is too full for the file, whoever sends it."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a partial file is from."""
+
+    url: str | None = None
+    """As it may be shown."""
+    validator: str | None = None
+    """ETag or date of the file there: another one is of another file."""
+    total: int | None = None
+    """Bytes of the whole file."""
+
+
+def _fetch_from_any(sources: list[str], partial: Path, path: Path, expected_hash: str | None, wait_s: float) -> str:
+    """The SHA-256 of what the first of `sources` that has the expected file has sent."""
+    reasons = []
+    for url in sources:
+        try:
+            _fetch_all(url, partial, path.name, wait_s, any_origin=expected_hash is not None)
+            return check_hash(partial, expected_hash)
+        except _NoRoomError as error:
+            raise ValueError(f"cannot write {path} ({error}); make room there or set SEED_CACHE to another folder") from None
+        except _UnavailableError as error:
+            reason = str(error)
+        except ValueError as error:
+            reason = f"{error}, removed"
+            partial.unlink()
+            _origin_of(partial).unlink(missing_ok=True)
+        reasons.append(f"{_shown(url)} ({_one_line(reason)})")
+    raise ValueError(_advice(path, reasons))
+
+
+def _fetch_all(url: str, partial: Path, name: str, wait_s: float, *, any_origin: bool) -> None:
     """Calls `_fetch` until the file is whole, giving up after NUM_TRIES calls in a row that brought nothing new."""
     most, failures, wait = 0, 0, wait_s
     while True:
         try:
-            return _fetch(url, partial, path.name)
+            return _fetch(url, partial, name, any_origin=any_origin)
         except HTTPError as error:
             reason = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
-                raise ValueError(_advice(url, path, reason)) from None
+                raise _UnavailableError(reason) from None
         except InvalidURL:  # its message has the address in it
-            raise ValueError(_advice(url, path, "that is no address")) from None
+            raise _UnavailableError("that is no address") from None
         except (OSError, HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                raise _NoRoomError(error.strerror) from None
+            if isinstance(error, OSError) and not isinstance(error, URLError) and error.filename is not None:
+                raise  # about a file of ours
             # The reason of a URLError is an exception of its own.
             reason = str(getattr(error, "reason", error)) or type(error).__name__
+            if url.startswith("file:"):
+                raise _UnavailableError(reason) from None
         size = partial.stat().st_size if partial.exists() else 0
         if size > most:
             most, failures, wait = size, 0, wait_s
         failures += 1
         if failures == NUM_TRIES:
-            raise ValueError(_advice(url, path, reason))
+            raise _UnavailableError(reason)
         time.sleep(wait)
         wait *= 2
 
 
-def _fetch(url: str, partial: Path, name: str) -> None:
-    """One request for what `partial` still lacks; an exception where the connection breaks."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
+    """One request for what `partial` still lacks; an exception where the connection breaks.
+
+    Where nothing can tell that the rest is of the same file, neither a hash in the end (`any_origin`) nor the server, all is
+    requested.
+    """
+    origin = _read_origin(partial)
+    validator = origin.validator if origin.url == _shown(url) else None
+    have = partial.stat().st_size if partial.exists() and (any_origin or validator) else 0
+    headers = {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {}) if have else {}
     try:
-        response = urlopen(request, timeout=TIMEOUT_S)
+        response = build_opener(_Redirects).open(Request(url, headers=headers), timeout=TIMEOUT_S)
     except HTTPError as error:
         if error.code != 416:
             raise
@@ -100,15 +233,22 @@ def _fetch(url: str, partial: Path, name: str) -> None:
         partial.unlink()
         raise ConnectionError("the partial file was no beginning of it") from None
     with response:
-        resumed = response.status == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        resumed = have > 0 and response.status == 206
+        first, total = _content_range(response.headers) if resumed else (0, _number(response.headers.get("Content-Length", "")))
+        if resumed and first != have:
             raise ConnectionError(f"the server did not send the part from byte {have}")
-        have = have if resumed else 0
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdecimal() else None
+        there = _Origin(_shown(url), _validator(response.headers), total)
+        if resumed and not _same_file(origin, there):
+            partial.unlink()
+            raise ConnectionError("the file has changed on the server")
+        if not resumed:
+            have = 0
+            partial.unlink(missing_ok=True)
+            write_json(_origin_of(partial), asdict(there))
+        _require_room(partial.parent, have, total)
         bar = tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True)
-        with partial.open("ab" if resumed else "wb") as file, bar:
-            while chunk := response.read(CHUNK_BYTES):
+        with partial.open("ab") as file, bar:
+            while chunk := response.read1(CHUNK_BYTES):  # what there is: nothing is lost when the rest does not come
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
@@ -117,28 +257,90 @@ def _fetch(url: str, partial: Path, name: str) -> None:
         raise ConnectionError(f"the connection closed after {partial.stat().st_size} of {total} bytes")
 
 
-def _check_hash(url: str, partial: Path, expected: str) -> None:
-    algorithm, beginning = expected.split(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with partial.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(beginning):
-        partial.unlink()
-        raise ValueError(
-            f"{_shown(url)} has {algorithm} {digest.hexdigest()}, expected {beginning}...: not the published file; "
-            "what was fetched is removed, try again"
-        )
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects over the web only, and never from https to what anyone on the way can change."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in ({"https"} if req.type == "https" else {"http", "https"}):
+            raise HTTPError(req.full_url, code, f"redirect to {_shown(newurl)} refused", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _advice(url: str, path: Path, reason: str) -> str:
-    reason = redact(" ".join(reason.split()))  # it may be the server's
-    return f"cannot download {_shown(url)} ({reason}); check the network, or fetch the file elsewhere and put it at {path}"
+def _same_file(before: _Origin, now: _Origin) -> bool:
+    """As far as both tell."""
+    if None not in (before.total, now.total) and before.total != now.total:
+        return False
+    return before.url != now.url or None in (before.validator, now.validator) or before.validator == now.validator
+
+
+def _validator(headers: HTTPMessage) -> str | None:
+    etag: str | None = headers.get("ETag")
+    if etag is not None and not etag.startswith("W/"):  # weak ones do not promise equal bytes
+        return etag
+    return headers.get("Last-Modified")
+
+
+def _content_range(headers: HTTPMessage) -> tuple[int | None, int | None]:
+    """5 and 10 of `Content-Range: bytes 5-9/10`: where a part begins, bytes of the whole; None for what is not said."""
+    part, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+    return _number(part.partition("-")[0]), _number(total)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
+
+
+def _require_room(folder: Path, have: int, total: int | None) -> None:
+    free = shutil.disk_usage(folder).free
+    if total is not None and total - have > free:
+        raise _NoRoomError(f"{megabytes(total - have)} are still to be fetched, {megabytes(free)} are free")
+
+
+def megabytes(num: int) -> str:
+    """`94.3 MB` for 94,345,885 bytes."""
+    return f"{num / 1e6:,.1f} MB"
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _origin_of(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.json")
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _read_origin(partial: Path) -> _Origin:
+    try:
+        content: Any = json.loads(_origin_of(partial).read_text())
+        return _Origin(content["url"], content["validator"], content["total"])
+    except (OSError, ValueError, LookupError, TypeError):  # a cache is for everyone; without it, the partial file is of no use
+        return _Origin()
+
+
+def _on_mirror(mirror: str, name: str) -> str:
+    parts = urlsplit(mirror)
+    if parts.scheme not in ("http", "https", "file"):
+        raise ValueError(f"SEED_MIRROR has {_shown(mirror)}; expected addresses with http://, https:// or file:///")
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
+
+
+def _advice(path: Path, reasons: list[str]) -> str:
+    return f"cannot download {', '.join(reasons)}; check the network, or fetch the file elsewhere and put it at {path}"
+
+
+def _one_line(reason: str) -> str:
+    return redact(" ".join(reason.split()))  # it may be the server's
 
 
 def _shown(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"
+    return redact(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
 
 
 @contextmanager

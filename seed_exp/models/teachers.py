@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from seed_exp.config.schema import TeacherConfig, ViewsConfig
 from seed_exp.files import file_hash
-from seed_exp.models.download import cache_folder, download
+from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
 from seed_exp.models.folding import fold_batch_norm
 from seed_exp.models.heads import head_from_layers
@@ -31,6 +31,7 @@ _SWAV = "https://dl.fbaipublicfiles.com/deepcluster"
 _DINO = "https://dl.fbaipublicfiles.com/dino"
 _VICREG = "https://dl.fbaipublicfiles.com/vicreg"
 _BARLOW_TWINS = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051"
+_VISIONLAB = "hubconf.py of github.com/harvard-visionlab"
 _CC_BY_NC = "CC-BY-NC-4.0"
 EMBEDDING_DIM = 128
 """Width of the embedding of the paper's teachers, and of a reduced one."""
@@ -58,7 +59,7 @@ class TeacherSpec:
     url: str | None = None
     """Official file; None = it has no lasting address."""
     hash: str | None = None
-    """Algorithm and beginning of the official file's hash."""
+    """Algorithm and beginning of the official file's hash, see `hash_source`."""
     top1: float | None = None
     """Published top-1 accuracy in linear evaluation on ImageNet-1k, percent."""
     licence: str | None = None
@@ -70,7 +71,16 @@ class TeacherSpec:
     embedding_dim: int = EMBEDDING_DIM
     """Width of its embedding, where it has a projection head."""
     file_name: str | None = None
-    """What the official file is called in the cache, where its address ends in a name that others have too."""
+    """What the file is called in the cache, where its address ends in a name that others have too or it has no address."""
+    hash_source: str | None = None
+    """Who says what its hash is; None = its publisher, where there is a hash."""
+    size: int | None = None
+    """Bytes of the official file, by `hash_source`."""
+
+    @property
+    def cache_name(self) -> str | None:
+        """What its file is called in the cache; None where there is no such file."""
+        return self.file_name or (self.url and self.url.rsplit("/", 1)[-1])
 
 
 TEACHERS: dict[str, TeacherSpec] = {
@@ -83,10 +93,12 @@ TEACHERS: dict[str, TeacherSpec] = {
     "moco_v2_r50_800ep": TeacherSpec(
         "resnet50", "moco_v2", 800, f"{_MOCO}/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar", "md5:a04e12f8", 71.1, "MIT"
     ),
-    "moco_v2_r101": TeacherSpec("resnet101", "moco_v2", 200),
-    "moco_v2_r152": TeacherSpec("resnet152", "moco_v2", 200, top1=74.1),
-    "moco_v2_r152_800ep": TeacherSpec("resnet152", "moco_v2", 800),
-    "simclr_r50": TeacherSpec("resnet50", "simclr", 200),
+    "moco_v2_r101": TeacherSpec("resnet101", "moco_v2", 200, file_name="res101-moco-v2-checkpoint_0199.pth.tar"),
+    "moco_v2_r152": TeacherSpec(
+        "resnet152", "moco_v2", 200, top1=74.1, file_name="200-resnet152-moco-v2-checkpoint_0199.pth.tar"
+    ),
+    "moco_v2_r152_800ep": TeacherSpec("resnet152", "moco_v2", 800, file_name="800-resnet152-moco-v2-checkpoint_0799.pth.tar"),
+    "simclr_r50": TeacherSpec("resnet50", "simclr", 200, file_name="simclr_200.pth"),
     "swav_r50_400ep": TeacherSpec("resnet50", "swav", 400, f"{_SWAV}/swav_400ep_pretrain.pth.tar", top1=74.6, licence=_CC_BY_NC),
     "swav_r50": TeacherSpec("resnet50", "swav", 800, f"{_SWAV}/swav_800ep_pretrain.pth.tar", top1=75.3, licence=_CC_BY_NC),
     "swav_r50w2": TeacherSpec(
@@ -111,13 +123,38 @@ TEACHERS: dict[str, TeacherSpec] = {
         "resnet50", "torchvision", None, f"{_DINO}/dino_resnet50_pretrain/dino_resnet50_pretrain.pth", None, 75.3, "Apache-2.0"
     ),
     "vicreg_r50": TeacherSpec(
-        "resnet50", "torchvision", 1000, f"{_VICREG}/resnet50.pth", None, 73.2, "MIT", file_name="vicreg_resnet50.pth"
+        "resnet50",
+        "torchvision",
+        1000,
+        f"{_VICREG}/resnet50.pth",
+        "sha256:c843e7652491ff2f712734619fd74d85e5e92ac902615665ad3fd50dc6ada591",
+        73.2,
+        "MIT",
+        file_name="vicreg_resnet50.pth",
+        hash_source=f"{_VISIONLAB}/vicreg (its beginning) and others who used the file",
+        size=94_345_885,
     ),
     "vicreg_r50w2": TeacherSpec(
-        "resnet50w2", "torchvision", None, f"{_VICREG}/resnet50x2.pth", None, 75.5, "MIT", file_name="vicreg_resnet50x2.pth"
+        "resnet50w2",
+        "torchvision",
+        None,
+        f"{_VICREG}/resnet50x2.pth",
+        "sha256:65af82c4ad",
+        75.5,
+        "MIT",
+        file_name="vicreg_resnet50x2.pth",
+        hash_source=f"{_VISIONLAB}/vicreg",
     ),
     "barlow_twins_r50": TeacherSpec(
-        "resnet50", "torchvision", 1000, f"{_BARLOW_TWINS}/resnet50.pth", None, 73.5, "MIT", file_name="barlow_twins_resnet50.pth"
+        "resnet50",
+        "torchvision",
+        1000,
+        f"{_BARLOW_TWINS}/resnet50.pth",
+        "sha256:cf015f40cc",
+        73.5,
+        "MIT",
+        file_name="barlow_twins_resnet50.pth",
+        hash_source=f"{_VISIONLAB}/barlowtwins",
     ),
     "resnet50": TeacherSpec("resnet50", "torchvision"),
     "timm": TeacherSpec(),
@@ -211,6 +248,8 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     teacher = Teacher(encoder, head, linear[-1].out_features if linear else encoder.num_features)
     teacher.fingerprint = file_hash(path)
+    if config.checkpoint is None:
+        refuse_changed(path, teacher.fingerprint)
     return teacher
 
 
@@ -276,8 +315,14 @@ _UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {"timm": _ti
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
-    if spec.url is None:
-        raise ValueError(f"teacher={name} has no lasting address to download from; give its file with teacher.checkpoint=PATH")
+    if spec.cache_name is None:
+        raise ValueError(f"teacher={name} is a file of yours: give it with teacher.checkpoint=PATH")
+    path = cached(spec.cache_name)
+    if spec.url is None and not path.exists() and not user_mirrors(path.name):
+        raise ValueError(
+            f"teacher={name} has no lasting address to download from; give its file with teacher.checkpoint=PATH "
+            f"or put it at {path}"
+        )
     if teacher_ssl != spec.teacher_ssl:
         raise ValueError(f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, got {teacher_ssl}")
-    return download(spec.url, cache_folder() / (spec.file_name or spec.url.rsplit("/", 1)[-1]), spec.hash)
+    return download(spec.url, path, spec.hash)

@@ -91,5 +91,6 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             f"{path} needs code ({code[1]}) to be unpickled, which is refused because such a file can run anything; "
             "where you trust it, load it once and torch.save only its dictionary of tensors"
         )
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    # Without torch's advice to load it all the same.
+    reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". In PyTorch")[0]
     return f"{path} cannot be read: broken, incomplete or no checkpoint ({reason}); copy or download it again"

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from seed_exp.models.download import download
+from seed_exp.models import download as module
+from seed_exp.models.download import cached, download, noted_hash, progress_of, refuse_changed, unchanged_since_noted
 
 CONTENT = bytes(range(256)) * 1000
 HASH = "md5:" + hashlib.md5(CONTENT).hexdigest()[:8]
@@ -36,6 +42,18 @@ class Server:
     """What Content-Length says instead of the truth."""
     reason: str | None = None
     """What stands behind the status."""
+    failures: int = 10**9
+    """Answers with `status` before those without."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """ETag, Last-Modified."""
+    if_range: bool = True
+    """Whether If-Range is understood."""
+    changed: tuple[bytes, dict[str, str]] | None = None
+    """Content and headers from the second answer on."""
+    stall_s: float = 0
+    """Pause in the middle of a body that is broken."""
+    redirect: str | None = None
+    """Where the first request is sent to."""
     requests: list[str | None] = field(default_factory=list)
     """The Range header of each request."""
     url: str = ""
@@ -50,9 +68,20 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             state.requests.append(wanted)
-            if state.status != 200:
+            if state.redirect is not None and len(state.requests) == 1:
+                self.send_response(302)
+                self.send_header("Location", state.redirect)
+                self.end_headers()
+                return
+            if state.status != 200 and state.failures:
+                state.failures -= 1
                 self.send_error(state.status, state.reason)
                 return
+            if state.changed is not None and len(state.requests) > 1:
+                state.content, state.headers = state.changed
+            known = state.headers.values()
+            if wanted and state.if_range and self.headers.get("If-Range", next(iter(known), None)) not in (None, *known):
+                wanted = None
             start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and state.ranges else 0
             start += state.shift if wanted else 0
             if wanted and state.ranges and start >= len(state.content):
@@ -64,12 +93,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.send_response(206 if wanted and state.ranges else 200)
             if wanted and state.ranges:
                 self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
+            for name, value in state.headers.items():
+                self.send_header(name, value)
             if state.length:
                 self.send_header("Content-Length", state.lengths or str(len(body)))
             self.end_headers()
             if state.num_breaks:
                 state.num_breaks -= 1
-                body = body[: state.break_after]
+                self.wfile.write(body[: state.break_after])
+                time.sleep(state.stall_s)
+                return
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
@@ -86,12 +119,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     httpd.server_close()
 
 
+@pytest.fixture(autouse=True)
+def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEED_MIRROR", raising=False)
+
+
 def _get(server: Server, folder: Path, expected_hash: str | None = HASH) -> Path:
     return download(server.url, folder / "cache" / "file.pth", expected_hash, first_wait_s=0.001)
 
 
 def _visible(path: Path) -> list[str]:
-    return [other.name for other in path.iterdir() if not other.name.endswith(".lock")]
+    return sorted(other.name for other in path.iterdir() if not other.name.endswith(".lock"))
 
 
 @pytest.mark.parametrize("length", [True, False])
@@ -104,7 +142,7 @@ def test_a_file_is_fetched_once_with_progress(
     assert "file.pth" in capsys.readouterr().err
     assert _get(server, tmp_path) == path
     assert server.requests == [None]
-    assert _visible(path.parent) == ["file.pth"]
+    assert _visible(path.parent) == ["file.pth", "file.pth.sha256"]
 
 
 def test_a_broken_download_goes_on_where_it_broke(server: Server, tmp_path: Path) -> None:
@@ -157,7 +195,7 @@ def test_a_partial_file_that_is_whole_or_too_long(
 
 def test_wrong_bytes_are_refused_and_removed(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:-1] + b"x"
-    with pytest.raises(ValueError, match=rf"/folder/file\.pth has md5 \w+, expected {HASH[4:]}\.\.\.") as raised:
+    with pytest.raises(ValueError, match=rf"/folder/file\.pth \(md5 \w+, expected {HASH[4:]}\.\.\.: not the p") as raised:
         _get(server, tmp_path)
     assert "secret" not in str(raised.value)
     assert _visible(tmp_path / "cache") == []
@@ -232,3 +270,212 @@ def test_what_a_server_says_is_shown_in_one_line_without_secrets(server: Server,
 def test_a_length_that_is_no_number_is_not_believed(server: Server, tmp_path: Path, lengths: str) -> None:
     server.lengths = lengths
     assert _get(server, tmp_path).read_bytes() == CONTENT
+
+
+# A file that changes between two parts.
+
+OTHER = CONTENT[::-1]
+DATES = ({"Last-Modified": "Mon, 02 Jan 2023 00:00:00 GMT"}, {"Last-Modified": "Tue, 03 Jan 2023 00:00:00 GMT"})
+TAGS = ({"ETag": '"one"'}, {"ETag": '"two"'})
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+@pytest.mark.parametrize(("before", "after"), [TAGS, DATES])
+def test_a_file_that_changes_meanwhile_starts_over(
+    server: Server, tmp_path: Path, before: dict[str, str], after: dict[str, str], if_range: bool
+) -> None:
+    server.break_after, server.num_breaks, server.if_range = 50_000, 1, if_range
+    server.headers, server.changed = before, (OTHER, after)
+    assert _get(server, tmp_path, None).read_bytes() == OTHER
+    assert server.requests == [None, "bytes=50000-"] + ([] if if_range else [None])
+
+
+def test_a_file_that_is_as_before_goes_on_without_a_published_hash(server: Server, tmp_path: Path) -> None:
+    server.break_after, server.num_breaks, server.headers = 50_000, 1, TAGS[0]
+    assert _get(server, tmp_path, None).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=50000-"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}])
+def test_where_nothing_tells_that_the_rest_is_of_the_same_file_all_is_fetched_again(
+    server: Server, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    server.break_after, server.num_breaks, server.headers, server.changed = 50_000, 1, headers, (OTHER, headers)
+    assert _get(server, tmp_path, None).read_bytes() == OTHER
+    assert server.requests == [None, None]
+
+
+def test_a_file_that_changes_its_length_starts_over(server: Server, tmp_path: Path) -> None:
+    server.break_after, server.num_breaks, server.if_range = 50_000, 1, False
+    server.headers, server.changed = TAGS[0], (CONTENT[:-9], TAGS[0])
+    with pytest.raises(ValueError, match="not the published file, removed"):  # at last: all of it is fetched, none kept
+        _get(server, tmp_path)
+    assert server.requests == [None, "bytes=50000-", None]
+
+
+def test_what_another_address_has_sent_is_continued_only_if_a_hash_will_tell(server: Server, tmp_path: Path) -> None:
+    server.break_after, server.num_breaks, server.headers = 50_000, 5, TAGS[0]
+    server.ranges = False
+    with pytest.raises(ValueError, match="closed after 50000"):
+        _get(server, tmp_path)
+    server.url = server.url.replace("/folder/", "/elsewhere/")
+    server.ranges, server.headers = True, TAGS[1]
+    del server.requests[:]
+    assert _get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == ["bytes=50000-"]
+
+
+def test_a_broken_record_of_a_partial_file_is_no_reason_to_fail(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".file.pth.partial").write_bytes(OTHER[:1000])
+    (tmp_path / "cache" / ".file.pth.partial.json").write_bytes(b"\xff[")
+    assert _get(server, tmp_path, None).read_bytes() == CONTENT
+    assert server.requests == [None]
+
+
+# Servers that fail, lie, are slow or send elsewhere.
+
+
+@pytest.mark.parametrize("status", [503, 429, 408])
+def test_a_server_that_is_busy_for_a_while_is_waited_for(server: Server, tmp_path: Path, status: int) -> None:
+    server.status, server.failures = status, 3
+    assert _get(server, tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 4
+
+
+def test_a_server_that_falls_silent_is_asked_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    server.break_after, server.num_breaks, server.stall_s = 50_000, 1, 0.6
+    assert _get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=50000-"]
+
+
+def test_a_length_that_is_too_large_ends_with_the_file_if_the_server_can_say_where_it_ends(
+    server: Server, tmp_path: Path
+) -> None:
+    server.lengths = str(len(CONTENT) + 5)
+    assert _get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, f"bytes={len(CONTENT)}-"]
+
+
+def test_a_length_that_is_too_small_gives_no_file(server: Server, tmp_path: Path) -> None:
+    server.lengths = str(len(CONTENT) - 5)
+    with pytest.raises(ValueError, match="not the published file, removed"):
+        _get(server, tmp_path)
+    assert not (tmp_path / "cache" / "file.pth").exists()
+
+
+def test_a_redirect_is_followed(server: Server, tmp_path: Path) -> None:
+    server.redirect = "/there?sig=s3cret"
+    assert _get(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, None]
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1/x?sig=s3cret", "file:///etc/passwd", "data:,x"])
+def test_a_redirect_away_from_the_web_is_refused(server: Server, tmp_path: Path, target: str) -> None:
+    server.redirect = target
+    with pytest.raises(ValueError, match=r"HTTP 302 ") as raised:
+        _get(server, tmp_path)
+    assert "s3cret" not in str(raised.value)
+    assert len(server.requests) == 1
+
+
+def test_a_redirect_does_not_leave_https() -> None:
+    request = module.Request("https://h/x")
+    with pytest.raises(module.HTTPError, match=r"redirect to http://h/y refused"):
+        module._Redirects().redirect_request(request, None, 302, "", None, "http://h/y?sig=s3cret")
+    assert module._Redirects().redirect_request(request, None, 302, "", {}, "https://h/y").full_url == "https://h/y"
+
+
+# Disks.
+
+
+def test_a_file_that_has_no_room_is_not_begun(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    with pytest.raises(ValueError, match=r"cannot write \S+ \(0\.3 MB are still to be fetched, 0\.1 MB are free\).*SEED_CACHE"):
+        _get(server, tmp_path)
+    assert len(server.requests) == 1
+    assert progress_of(tmp_path / "cache" / "file.pth") is None
+
+
+def test_a_disk_that_gets_full_is_not_the_servers_fault(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"\(No space left on device\); make room"):
+        _get(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named_at_once(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cache" / ".file.pth.partial").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"\.file\.pth\.partial"):
+        _get(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b"])
+def test_no_name_leads_out_of_the_cache(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a file in the cache"):
+        cached(name)
+
+
+# Mirrors.
+
+
+def test_mirrors_are_asked_first_and_in_order(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "file.pth").write_bytes(b"wrong")
+    base = server.url.partition("/folder/")[0]
+    monkeypatch.setenv("SEED_MIRROR", f"file://{tmp_path}/none file://{tmp_path}/disk/ {base}/mirror?sig=s3cret")
+    path = download("http://127.0.0.1:9/never", tmp_path / "cache" / "file.pth", HASH)
+    assert path.read_bytes() == CONTENT
+    assert server.requests == [None]
+    (tmp_path / "disk" / "file.pth").write_bytes(CONTENT)
+    assert download(None, tmp_path / "again" / "file.pth", HASH).read_bytes() == CONTENT
+    assert server.requests == [None]
+
+
+def test_if_none_has_it_each_is_named_with_its_reason(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.status = 404
+    monkeypatch.setenv("SEED_MIRROR", f"file://{tmp_path}/none {server.url}")
+    with pytest.raises(ValueError, match=r"file://\S+/none/\S+ \(.*No such.*\), http://\S+ \(HTTP 404.*\), http://") as raised:
+        _get(server, tmp_path)
+    assert "secret" not in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("mirror", ["/mnt/weights", "ftp://h/x", "s3://bucket"])
+def test_a_mirror_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
+    monkeypatch.setenv("SEED_MIRROR", mirror)
+    with pytest.raises(ValueError, match=rf"SEED_MIRROR has .*{re.escape(mirror)}; expected addresses with http://"):
+        download(None, tmp_path / "x")
+
+
+# The hash that is noted at first use.
+
+
+def test_what_was_fetched_is_noted_and_a_later_change_is_noticed(server: Server, tmp_path: Path) -> None:
+    path = _get(server, tmp_path, None)
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    assert noted_hash(path) == sha256
+    assert path.with_name("file.pth.sha256").read_text() == f"{sha256}  file.pth\n"
+    assert unchanged_since_noted(path)
+    refuse_changed(path, sha256)
+    future = path.with_name("file.pth.sha256").stat().st_mtime_ns - 10**9
+    os.utime(path.with_name("file.pth.sha256"), ns=(future, future))
+    path.write_bytes(OTHER)
+    assert not unchanged_since_noted(path)
+    with pytest.raises(ValueError, match=rf"has changed since it was first used \(sha256 ab, was {sha256}\); delete it"):
+        refuse_changed(path, "ab")
+    path.with_name("file.pth.sha256").unlink()
+    refuse_changed(path, "ab")
+
+
+def test_progress_is_known_without_a_server(server: Server, tmp_path: Path) -> None:
+    assert progress_of(tmp_path / "cache" / "file.pth") is None
+    server.break_after, server.num_breaks, server.ranges = 50_000, 9, False
+    with pytest.raises(ValueError, match="closed after"):
+        _get(server, tmp_path)
+    assert progress_of(tmp_path / "cache" / "file.pth") == (50_000, 256_000)

@@ -1,0 +1,290 @@
+"""Weights that others have published: what is known of each file, whether it is here, whether it is what it should be."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from seed_exp.config.schema import StudentConfig, TeacherConfig
+from seed_exp.models.download import (
+    cached,
+    check_hash,
+    download,
+    megabytes,
+    note_hash,
+    noted_hash,
+    progress_of,
+    refuse_changed,
+    unchanged_since_noted,
+    user_mirrors,
+)
+from seed_exp.models.students import STUDENTS, load_students
+from seed_exp.models.teachers import EMBEDDING_DIM, NETWORKS, TEACHERS, TeacherSpec, build_teacher, untrained_teacher
+
+SEED = "SEED (arXiv:2101.04731)"
+NON_COMMERCIAL = {"CC-BY-NC-4.0"}
+"""Licences that forbid commercial use."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one published file; None = unknown."""
+
+    name: str
+    kind: str
+    """`teacher` or `student`."""
+    network: str
+    """Key of NETWORKS or STUDENTS."""
+    method: str
+    """How it was trained without labels."""
+    paper: str
+    """Where that is described."""
+    epochs: int | None
+    """Of this training, on ImageNet-1k."""
+    top1: float | None
+    """Published top-1 accuracy in linear evaluation on ImageNet-1k, percent."""
+    top1_source: str | None
+    """Who published it."""
+    licence: str | None
+    """Of the weights."""
+    hash: str | None
+    """Algorithm and beginning of the hexadecimal hash of the file."""
+    hash_source: str | None
+    """Who published it."""
+    url: str | None
+    """Where the file is; None = at no lasting address."""
+    size: int | None
+    """Bytes of the file."""
+    file_name: str
+    """Of the file in the cache."""
+    use: str
+    """Options that use it."""
+    note: str
+    """What a user should know besides."""
+
+    @property
+    def path(self) -> Path:
+        """Where in the cache its file is, or would be."""
+        return cached(self.file_name)
+
+    @property
+    def forbids_commercial_use(self) -> bool | None:
+        """Whether its licence does; None = the licence is unknown."""
+        return None if self.licence is None else self.licence in NON_COMMERCIAL
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `verify` found in a file."""
+
+    path: Path
+    sha256: str
+    """Of the whole file, hexadecimal."""
+    published: str | None
+    """The published hash that it has; None = none is published."""
+    embedding_dim: int
+    """Width of the embeddings that the network in it gives."""
+
+
+@dataclass(frozen=True)
+class _Publication:
+    method: str
+    paper: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Released:
+    network: str
+    teacher: str
+    epochs: int
+    top1: float | None = None
+    top1_source: str | None = SEED
+
+
+_PUBLICATIONS = {
+    "moco_v1": _Publication("MoCo-V1", "arXiv:1911.05722", "github.com/facebookresearch/moco"),
+    "moco_v2": _Publication("MoCo-V2", "arXiv:2003.04297", "github.com/facebookresearch/moco"),
+    "moco_v3": _Publication("MoCo-V3", "arXiv:2104.02057", "github.com/facebookresearch/moco-v3"),
+    "simclr": _Publication("SimCLR", "arXiv:2002.05709", "github.com/google-research/simclr"),
+    "swav": _Publication("SwAV", "arXiv:2006.09882", "github.com/facebookresearch/swav"),
+    "dino": _Publication("DINO", "arXiv:2104.14294", "github.com/facebookresearch/dino"),
+    "vicreg": _Publication("VICReg", "arXiv:2105.04906", "github.com/facebookresearch/vicreg"),
+    "barlow_twins": _Publication("Barlow Twins", "arXiv:2103.03230", "github.com/facebookresearch/barlowtwins"),
+}
+"""By the beginning of a teacher's name, before its network."""
+
+# The rows of the table in SEED's README. Accuracies: where network, teacher and epochs are those of a number in the paper.
+_RELEASED = {
+    "seed_resnet18_moco_v2_r50": _Released("resnet18", "ResNet-50 MoCo-V2", 200, 57.6),
+    "seed_resnet18_swav_r50w2": _Released("resnet18", "ResNet-50W2 SwAV", 400),
+    "seed_mobilenetv3_large_moco_v2_r50": _Released("mobilenetv3_large", "ResNet-50 MoCo-V2", 200, 55.2),
+    "seed_efficientnet_b0_swav_r50w4": _Released("efficientnet_b0", "ResNet-50W4 SwAV", 400),
+    "seed_efficientnet_b0_swav_r50w2": _Released("efficientnet_b0", "ResNet-50W2 SwAV", 800, 67.6),
+    "seed_efficientnet_b1_swav_r50": _Released("efficientnet_b1", "ResNet-50 SwAV", 200),
+    "seed_efficientnet_b1_swav_r152": _Released("efficientnet_b1", "ResNet-152 SwAV", 200),
+    "seed_resnet50_swav_r50w4": _Released("resnet50", "ResNet-50W4 SwAV", 400, 74.3, f"{SEED}, without its epochs"),
+}
+
+_EXPIRES = "SEED's authors give it out behind links that expire: take a fresh one from their README"
+_NON_COMMERCIAL_NOTE = "Its licence forbids commercial use, which may bind what is distilled from it too"
+
+
+def zoo() -> dict[str, Entry]:
+    """All entries by name: the teachers of TEACHERS that somebody has published, then the students that SEED released."""
+    teachers = {name: _teacher(name, spec) for name, spec in TEACHERS.items() if _published(name) in _PUBLICATIONS}
+    return teachers | {name: _student(name, released) for name, released in _RELEASED.items()}
+
+
+def num_parameters(entry: Entry) -> int:
+    """Of its encoder."""
+    with torch.device("meta"):
+        if entry.kind == "teacher":
+            encoder: nn.Module = NETWORKS[entry.network]()
+        else:
+            encoder = STUDENTS[entry.network](StudentConfig(entry.network))
+    return sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def cache_state(entry: Entry) -> str:
+    """`absent`, `partial 37 %`, `unverified`, `noted` or `verified`; tells it from names, sizes and times, reading no weights.
+
+    `verified`: the file has had the published hash, and was not touched since. `noted`: nobody has published a hash, the file
+    is the one that was here first.
+    """
+    if entry.path.exists():
+        algorithm, _, beginning = (entry.hash or "").partition(":")
+        # It may have been noted when no hash was published yet.
+        other = algorithm == "sha256" and not (noted_hash(entry.path) or "").startswith(beginning)
+        if other or not unchanged_since_noted(entry.path):
+            return "unverified"
+        return "noted" if entry.hash is None else "verified"
+    progress = progress_of(entry.path)
+    if progress is None:
+        return "absent"
+    have, total = progress[0], progress[1] or entry.size
+    return f"partial {100 * have // total} %" if total else f"partial {megabytes(have)}"
+
+
+def fetch(entry: Entry) -> Path:
+    """Its file in the cache, downloaded unless it is there; either way it has the hash that it should have.
+
+    Raises:
+        ValueError: it has no address, cannot be downloaded, or is another file.
+    """
+    if entry.url is None and not entry.path.exists() and not user_mirrors(entry.file_name):
+        raise ValueError(f"{entry.name} has no lasting address to download from; put its file at {entry.path}. {entry.note}")
+    path = download(entry.url, entry.path, entry.hash)
+    if cache_state(entry) == "unverified":
+        _hash(entry, path)
+    return path
+
+
+def verify(entry: Entry, path: Path | None = None) -> Found:
+    """Checks its file: hash, and that our loader makes a network of it that gives finite embeddings of the right width.
+
+    Args:
+        entry: What the file should be.
+        path: The file; None = that in the cache. Only there a later change is noticed where no hash is published.
+
+    Raises:
+        ValueError: it is not what it should be.
+        FileNotFoundError: there is no such file.
+    """
+    file = entry.path if path is None else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}" if path else f"{entry.name} is not in the cache: no file {file}")
+    sha256 = _hash(entry, file)
+    network, dim = _load(entry, file)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        embeddings = network.eval()(images)
+    if embeddings.shape != (2, dim):
+        raise ValueError(f"{file} gives embeddings {list(embeddings.shape)} of two images, expected {[2, dim]}")
+    if not embeddings.isfinite().all():
+        raise ValueError(f"{file} gives embeddings that are not finite: broken weights; copy or download it again")
+    return Found(file, sha256, entry.hash, dim)
+
+
+def _hash(entry: Entry, file: Path) -> str:
+    """The SHA-256 of the file if it is the right one; in the cache it is noted at first."""
+    try:
+        sha256 = check_hash(file, entry.hash)
+    except ValueError as error:
+        advice = "delete it and fetch it again" if file == entry.path else "fetch it again"
+        raise ValueError(f"{file} is not {entry.name}: {error}; {advice}") from None
+    if file == entry.path:
+        refuse_changed(file, sha256)
+        if not unchanged_since_noted(file) and os.access(file.parent, os.W_OK):
+            note_hash(file, sha256)
+    return sha256
+
+
+def _load(entry: Entry, file: Path) -> tuple[nn.Module, int]:
+    """The network in the file, and the width that its embeddings should have."""
+    if entry.kind == "teacher":
+        config, teacher_ssl = TeacherConfig(entry.name, checkpoint=str(file)), str(TEACHERS[entry.name].teacher_ssl)
+        with torch.device("meta"):
+            expected = untrained_teacher(config, teacher_ssl).embedding_dim
+        return build_teacher(config, teacher_ssl), expected
+    ((student, header),) = load_students(file).values()
+    if (network := header["student"]["network"]) != entry.network:
+        raise ValueError(f"{file} holds a student {network}; {entry.name} is a {entry.network}")
+    return student, EMBEDDING_DIM
+
+
+def _published(name: str) -> str:
+    """`moco_v2` of `moco_v2_r50_800ep`."""
+    return name.partition("_r")[0]
+
+
+def _teacher(name: str, spec: TeacherSpec) -> Entry:
+    publication = _PUBLICATIONS[_published(name)]
+    assert spec.network is not None
+    assert spec.cache_name is not None
+    source = SEED if spec.url is None else publication.source
+    return Entry(
+        name,
+        "teacher",
+        spec.network,
+        publication.method,
+        publication.paper,
+        spec.epochs,
+        spec.top1,
+        source if spec.top1 else None,
+        spec.licence,
+        spec.hash,
+        (spec.hash_source or publication.source) if spec.hash else None,
+        spec.url,
+        spec.size,
+        spec.cache_name,
+        f"distill teacher={name}",
+        _NON_COMMERCIAL_NOTE if spec.licence in NON_COMMERCIAL else "" if spec.url else _EXPIRES,
+    )
+
+
+def _student(name: str, released: _Released) -> Entry:
+    file_name = f"{name}.pth.tar"
+    bound = f"; SwAV's weights, which taught it, are {TEACHERS['swav_r50'].licence}" if "SwAV" in released.teacher else ""
+    return Entry(
+        name,
+        "student",
+        released.network,
+        f"SEED from {released.teacher}",
+        "arXiv:2101.04731",
+        released.epochs,
+        released.top1,
+        released.top1_source if released.top1 else None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        file_name,
+        f"distill student={released.network} students.{released.network}.init={cached(file_name)}",
+        f"{_EXPIRES}. SEED's code is MIT, of its weights nothing is said{bound}",
+    )
