@@ -6,7 +6,7 @@
   python -m seed_exp.bench fleet 'student=[resnet18,efficientnet_b0]'                  several students in one run or one each
   python -m seed_exp.bench knn bank_size=200000                                        nearest neighbours of features
   python -m seed_exp.bench linear student=resnet18                                     linear evaluation with five learning rates
-  python -m seed_exp.bench scaling processes=2                                         one process and several that share gradients
+  python -m seed_exp.bench scaling processes=2                                         one process and several together
 
 The rates are medians over alternating repetitions, `x plain` the median of their ratios; "bound" rows are parts of the work that
 no way can do without. --json prints the same for scripts. Weights are random, no checkpoint is needed.

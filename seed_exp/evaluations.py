@@ -18,6 +18,7 @@ from seed_exp.config.schema import EncoderFitConfig
 from seed_exp.engine import distributed
 from seed_exp.engine.run_folder import flatten, log_to, to_plain
 from seed_exp.files import file_hash, write_json
+from seed_exp.finetune import finetune
 from seed_exp.knn import knn
 from seed_exp.linear import linear
 from seed_exp.models.students import student_files
@@ -25,7 +26,7 @@ from seed_exp.registry import lookup
 
 log = logging.getLogger("seed_exp")
 
-EVALUATIONS: dict[str, Callable[[Any], Any]] = {"knn": knn, "linear": linear}
+EVALUATIONS: dict[str, Callable[[Any], Any]] = {"knn": knn, "linear": linear, "finetune": finetune}
 """Commands that evaluate a run, by name."""
 INHERITED = ("data", "tracker", "device", "precision", "seed")
 """Options that an evaluation takes from the training, where it has them."""

@@ -25,8 +25,8 @@ from seed_exp.engine.tracking import RunFacts, build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
 from seed_exp.evaluation.linear import linear_accuracy
-from seed_exp.evaluation.results import run_home, write_results
-from seed_exp.methods.linear import LinearProbe, encoder_of
+from seed_exp.evaluation.results import run_home, with_best, write_results
+from seed_exp.methods.linear import LinearProbe
 from seed_exp.models.students import Student
 from seed_exp.reporting.table import markdown_table
 from seed_exp.views.recipe import EvalViews, TrainViews
@@ -105,16 +105,6 @@ def linear(config: LinearConfig) -> Accuracies:
     print(markdown_table(["linear evaluation, %", "top-1", "top-5"], lines))
     print(f"written to {path}")
     return results
-
-
-def with_best(accuracy: Accuracies) -> Accuracies:
-    """The accuracies and, under each student's own name, those of the learning rate with its largest top-1."""
-    best: Accuracies = {}
-    for classifier, values in accuracy.items():
-        student = encoder_of(classifier)
-        if student not in best or values["top1"] > best[student]["top1"]:
-            best[student] = values
-    return accuracy | best
 
 
 class _Features(nn.Module):

@@ -142,6 +142,7 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_leaf_a_command_or_
         ("onnxruntime", {"exporting"}),
         ("pyarrow", {"exporting"}),
         ("huggingface_hub", {"exporting"}),
+        ("pycocotools", {"data.detection_sets", "evaluation.detection", "detect"}),
     ],
 )
 def test_a_library_is_known_only_where_it_belongs(library: str, places: set[str]) -> None:

@@ -23,7 +23,7 @@ print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():
     importlib.import_module(f"seed_exp.{name}")
-    required = dict.fromkeys(("linear", "knn", "finetune", "detect", "export", "embed"), ["run=x"])
+    required = {name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")}
     required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     assert type(compose(name, required.get(name, []))) is schema
     print(name)

@@ -24,12 +24,17 @@ SCHEMAS: dict[str, type[Any]] = {
     "distill": schema.DistillConfig,
     "pretrain": schema.PretrainConfig,
     "linear": schema.LinearConfig,
+    "finetune": schema.FinetuneConfig,
+    "detect": schema.DetectConfig,
     "knn": schema.KnnConfig,
     "preview": schema.PreviewConfig,
     "quickstart": schema.QuickstartConfig,
     "bench": schema.BenchConfig,
     "convert": schema.ConvertConfig,
     "verify": schema.VerifyConfig,
+    "export": schema.ExportConfig,
+    "embed": schema.EmbedConfig,
+    "report": schema.ReportConfig,
 }
 """Schema of each command's primary file conf/<command>.yaml."""
 

@@ -303,7 +303,7 @@ class ObjectiveConfig:
     queue_size: int = 65536
     """Teacher embeddings kept, per resolution."""
     weight: float = 1.0
-    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag (the own embedding has the rest)."""
+    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag (the rest is the own embedding's)."""
     bag_size: int = 5
     """bingo: nearest neighbours that are positives."""
     num_clusters: int = 3000
@@ -542,6 +542,36 @@ class FinetuneConfig(FitConfig):
 
 
 @dataclass
+class DetectConfig(FitConfig):
+    run: str = MISSING
+    """Run folder of `distill` or `pretrain`, or a student file of one."""
+    networks: list[str] | None = None
+    """Which students of the run; null = all."""
+    detector: str = "fpn"
+    """Key of models.detectors.DETECTORS: fpn, a feature pyramid; or c4, for ResNets, whose last stage becomes the head."""
+    masks: bool = False
+    """Mask R-CNN, which also says each object's pixels; needs data that has them (coco). Otherwise Faster R-CNN."""
+    short_sides: list[int] = field(default_factory=list)
+    """Pixels to which the shorter side of training images is resized, one of them at random; the largest one in evaluation."""
+    long_side: int = 1333
+    """Pixels that the longer side is not to exceed."""
+    freeze_bn: bool = False
+    """Whether the encoder's batch norm keeps its running statistics, scales and shifts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
+        sides = self.short_sides
+        _require(len(sides) > 0 and min(sides) >= 32, f"short_sides must be one or more sizes of at least 32 pixels, got {sides}")
+        _require(self.long_side >= max(sides), f"long_side={self.long_side} is below the largest of short_sides={sides}")
+        _require(self.compile is False, f"detect does not compile: its images have different sizes; got compile={self.compile}")
+        _require(
+            self.precision is Precision.float32,
+            f"detect needs precision=float32, got {self.precision.value}: bfloat16 would round boxes to several pixels",
+        )
+
+
+@dataclass
 class KnnConfig:
     run: str = MISSING
     """Run folder of `distill` or `pretrain`, or a student file of one."""
@@ -735,7 +765,9 @@ class EmbedConfig:
         for option in ("neighbours", "num_queries", "batch_size"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")
-        _require(self.query is None or self.gallery is not None, "query=[...] needs gallery=PAGE.html, which shows its neighbours")
+        _require(
+            self.query is None or self.gallery is not None, "query=[...] needs gallery=PAGE.html, which shows its neighbours"
+        )
         _require(
             self.duplicates is None or 0 < self.duplicates <= 1,
             f"duplicates must be a cosine above 0 and up to 1, got {self.duplicates}",

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seed_exp.config.schema import DataConfig, OnError
+from seed_exp.data.detection_sets import load_coco, load_voc
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.image_folder import ImageFolderSource, class_names
 from seed_exp.data.shards import ShardsSource, find_shards
+from seed_exp.data.subsets import images_named_in, share_of_each_class
 from seed_exp.data.torchvision_sets import TorchvisionSource, has_splits
 from seed_exp.data.tsv import TsvSource
 from seed_exp.registry import lookup
@@ -87,7 +89,8 @@ def load_source(config: DataConfig, split: Split) -> Source:
     """The training or validation images of `config`.
 
     Validation images are those of `data.val_root`, else those that stand beside the training images (val.tsv, val/, the test
-    split of a torchvision set), else the share `data.val_fraction` of the training images, which `train` then lacks.
+    split of a torchvision set), else the share `data.val_fraction` of the training images, which `train` then lacks. Of the
+    training images that are left, `data.fraction` or `data.subset` may choose some.
 
     With `data.on_error=skip` rows that are broken beyond their image, such as lines of a TSV file without a label, are images
     that cannot be read; else they are errors at once.
@@ -96,7 +99,13 @@ def load_source(config: DataConfig, split: Split) -> Source:
         NoValidationError: there are no validation images; a ValueError as the others.
         ValueError: unknown source, images absent or unreadable; says which option to set.
     """
-    return lookup(SOURCES, config.source, "data source")(config, split)
+    source = lookup(SOURCES, config.source, "data source")(config, split)
+    if split == "train" and config.subset is not None:
+        return Subset(source, images_named_in(Path(config.subset), source.key, len(source)))
+    if split == "train" and config.fraction < 1:
+        labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+        return Subset(source, share_of_each_class(labels, config.fraction, config.fraction_seed, at_least=1))
+    return source
 
 
 def hold_out(source: Source, fraction: float, split: Split) -> Subset:
@@ -105,19 +114,14 @@ def hold_out(source: Source, fraction: float, split: Split) -> Subset:
     Raises:
         ValueError: one of the two would be empty.
     """
-    chosen = np.zeros(len(source), bool)
-    classes = np.zeros(len(source), np.int64) if source.labels is None else np.asarray(source.labels)
-    shuffled = np.argsort(np.random.Philox(key=_HOLD_OUT_SEED).random_raw(len(source)), kind="stable")
-    shuffled = shuffled[np.argsort(classes[shuffled], kind="stable")]  # by class, in random order within each
-    _, starts, counts = np.unique(classes[shuffled], return_index=True, return_counts=True)
-    for start, count in zip(starts, counts, strict=True):
-        chosen[shuffled[start : start + round(count * fraction)]] = True
-    if not 0 < chosen.sum() < len(source):
+    labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+    val = share_of_each_class(labels, fraction, _HOLD_OUT_SEED)
+    if not 0 < len(val) < len(source):
         raise ValueError(
-            f"data.val_fraction={fraction} of {len(source)} images in {len(counts)} classes leaves no image "
-            f"for {'validation' if not chosen.any() else 'training'}"
+            f"data.val_fraction={fraction} of {len(source)} images in {len(np.unique(labels))} classes leaves no image "
+            f"for {'validation' if len(val) == 0 else 'training'}"
         )
-    return Subset(source, np.flatnonzero(chosen if split == "val" else ~chosen))
+    return Subset(source, val if split == "val" else np.setdiff1d(np.arange(len(source)), val))
 
 
 def _digits(_config: DataConfig, split: Split) -> Source:
@@ -204,12 +208,14 @@ def _imagenet(config: DataConfig, split: Split) -> Source:
 
 
 SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+    "coco": lambda config, split: load_coco(_root(config), split),
     "digits": _digits,
     "image_folder": _image_folder,
     "imagenet": _imagenet,
     "shards": _shards,
     "torchvision": _torchvision,
     "tsv": _tsv,
+    "voc": lambda config, split: load_voc(_root(config), split),
 }
 
 

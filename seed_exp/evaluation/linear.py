@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from seed_exp.evaluation.finetune import top_accuracy
 from seed_exp.methods.linear import encoder_of
 
 
@@ -27,11 +28,7 @@ def linear_accuracy(
     accuracy = {}
     for name, classifier in classifiers.items():
         device = next(classifier.parameters()).device
-        hits = []
-        for rows, truth in zip(features[encoder_of(name)].split(4096), labels.split(4096), strict=True):  # type: ignore[no-untyped-call]
-            logits = classifier(rows.to(device))
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu()
-            hits.append(best == truth[:, None])
-        hit = torch.cat(hits).float()
-        accuracy[name] = {"top1": 100 * hit[:, 0].mean().item(), "top5": 100 * hit.any(1).float().mean().item()}
+        parts = features[encoder_of(name)].split(4096)  # type: ignore[no-untyped-call]
+        logits = torch.cat([classifier(rows.to(device)).cpu() for rows in parts])
+        accuracy[name] = top_accuracy(logits, labels)
     return accuracy

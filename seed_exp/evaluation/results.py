@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,13 @@ def write_results(home: Path, evaluation: str, protocol: dict[str, Any], results
     content = {"evaluation": evaluation, "protocol": protocol, "results": results, "versions": versions}
     write_json(path, redact_all(content))
     return path
+
+
+def with_best(accuracy: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The accuracies by <student>/lr<rate> and, under each student's own name, those of the rate with its largest top-1."""
+    best: dict[str, dict[str, float]] = {}
+    for name, values in accuracy.items():
+        student = name.rpartition("/")[0]
+        if student not in best or values["top1"] > best[student]["top1"]:
+            best[student] = values
+    return {**accuracy, **best}

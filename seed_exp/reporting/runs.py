@@ -18,7 +18,7 @@ from seed_exp.redaction import redact, redact_all
 
 TRAINING = frozenset({"distill", "pretrain"})
 """Commands whose run folders have students."""
-INSIDE = frozenset({"checkpoints", "students", "results", "linear", "media", "wandb"})
+INSIDE = frozenset({"checkpoints", "students", "results", "linear", "finetune", "detect", "media", "wandb"})
 """Folders of a run in which no other run is looked for."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of tensors that are no parameters."""

@@ -177,7 +177,7 @@ def test_help_says_what_there_is_and_what_it_means(
     shown = {
         words[0]: [word.rstrip("*") for word in words[1:]] for words in map(str.split, lines[first_group : first_option - 2])
     }
-    required = dict.fromkeys(("linear", "knn", "finetune", "detect", "export", "embed"), ["run=x"])
+    required = {name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")}
     required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     config = compose(name, required.get(name))
     possible = {"students": "student", "experiments": "experiments"}

@@ -47,7 +47,7 @@ from seed_exp.models.teachers import TEACHERS
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted((CONF.parent / "experiments").glob("*.yaml"))
 REQUIRED = {
-    **dict.fromkeys(("linear", "knn", "finetune", "detect", "export", "embed"), ["run=x"]),
+    **{name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")},
     **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
 }
 NEEDS = {
@@ -56,7 +56,11 @@ NEEDS = {
     "teacher=run": ["teacher.checkpoint=x"],
     "teacher=timm": ["teacher.name=vit_tiny_patch16_224"],
 }
-BY_PRIMARY = {("pretrain", "views"): ["crops.global.num", "crops.local.num"], ("linear", "views"): ["crops.local.num"]}
+BY_PRIMARY = {
+    ("pretrain", "views"): ["crops.global.num", "crops.local.num"],
+    ("linear", "views"): ["crops.local.num"],
+    ("finetune", "views"): ["crops.local.num"],
+}
 """What a primary file sets itself, whatever the option says."""
 
 
@@ -84,7 +88,7 @@ CHOICES = [(command, group, option) for command in SCHEMAS for group in groups_o
 
 def test_every_command_has_a_primary_file_and_every_group_a_command() -> None:
     assert {file.stem for file in CONF.glob("*.yaml")} == SCHEMAS.keys()
-    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "scale"}
+    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "scale", "crops"}
     assert {group for command in SCHEMAS for group in groups_of(command)} == folders
     assert config_home() == CONF.parent
 

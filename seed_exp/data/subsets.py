@@ -1,0 +1,82 @@
+"""Which images make up a part of a source: a share of each class, or those that a list names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seed_exp.data.image_folder import EXTENSIONS
+
+_NUM_SHOWN = 3  # names in an error
+
+
+def share_of_each_class(labels: NDArray[np.int64], fraction: float, seed: int, *, at_least: int = 0) -> NDArray[np.int64]:
+    """`fraction` of each class, chosen at random: a pure function of the arguments, and part of what a larger share chooses.
+
+    Args:
+        labels: Class of each image [n], any integers; several images without a label, with the same number, are a class.
+        fraction: 0 to 1, of a class's images, rounded.
+        seed: 0 to 2^63 - 1.
+        at_least: Images of each class, whatever the fraction.
+
+    Returns:
+        Indices [m], ascending.
+    """
+    # Sorted random words and not Generator.permutation, whose result may change with NumPy's version.
+    shuffled = np.argsort(np.random.Philox(key=seed).random_raw(len(labels)), kind="stable")
+    shuffled = shuffled[np.argsort(labels[shuffled], kind="stable")]  # by class, in random order within each
+    _, starts, counts = np.unique(labels[shuffled], return_index=True, return_counts=True)
+    sizes = np.maximum(np.rint(counts * fraction).astype(np.int64), np.minimum(at_least, counts))
+    ranks = np.arange(len(labels)) - np.repeat(starts, counts)
+    return np.sort(shuffled[ranks < np.repeat(sizes, counts)])
+
+
+def images_named_in(file: Path, key: Callable[[int], str], num_images: int) -> NDArray[np.int64]:
+    """The images that a list names, one a line, with or without the folders that their keys begin with and the extension.
+
+    SimCLR's lists of 1 % and 10 % of ImageNet (imagenet_subsets/1percent.txt in its repository) are such: n01440764_10026.JPEG is
+    the image with that key, or with n01440764/n01440764_10026.JPEG, train/n01440764_10026.
+
+    Args:
+        file: The list; empty lines are passed over.
+        key: The name of each image in its source.
+        num_images: How many there are.
+
+    Returns:
+        Indices [m], ascending, whatever the order of the list.
+
+    Raises:
+        ValueError: no such file, it is empty, or a name stands for no image or for several.
+    """
+    if not file.is_file():
+        raise ValueError(f"no list of images at data.subset={file}; expected a text file with the name of an image in each line")
+    names = {_bare(line.strip()) for line in file.read_text().splitlines() if line.strip()}
+    if not names:
+        raise ValueError(f"data.subset={file} names no images")
+    depths = {name.count("/") for name in names}
+    found: dict[str, int] = {}
+    for index in range(num_images):
+        parts = _bare(key(index)).split("/")
+        for name in {"/".join(parts[-depth - 1 :]) for depth in depths} & names:
+            if name in found:
+                raise ValueError(
+                    f"{name} in data.subset={file} is the name of several images, {key(found[name])} and {key(index)}; "
+                    "give the names with their folders"
+                )
+            found[name] = index
+    if missing := sorted(names - found.keys()):
+        shown = ", ".join(missing[:_NUM_SHOWN])
+        raise ValueError(
+            f"{len(missing)} of {len(names)} images in data.subset={file} are not among the training images: {shown}"
+            f"{', ...' if len(missing) > _NUM_SHOWN else ''}; their names are like {key(0)}"
+        )
+    return np.sort(np.fromiter(found.values(), np.int64))
+
+
+def _bare(name: str) -> str:
+    """Without an image's extension."""
+    stem, dot, extension = name.rpartition(".")
+    return stem if f"{dot}{extension}".lower() in EXTENSIONS else name

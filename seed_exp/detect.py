@@ -1,0 +1,176 @@
+"""Object detection with the students of a run as encoders (the protocol of MoCo, arXiv:1911.05722, with torchvision's detectors).
+
+  python -m seed_exp.detect run=runs/distill/NAME data.root=VOCdevkit                  VOC07+12: train on trainval, test on 2007
+  python -m seed_exp.detect run=runs/distill/NAME data.root=VOCdevkit detector=c4      ResNets
+  python -m seed_exp.detect run=runs/distill/NAME data=coco data.root=coco masks=true  COCO 2017, boxes and masks
+
+Encoder and detector are trained together. All students of the run learn the same images side by side; interrupted, it goes on
+where it was. Needs pycocotools: pip install 'seed_exp[detect]'.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
+
+from seed_exp.config.command import command
+from seed_exp.config.schema import DataConfig, DetectConfig
+from seed_exp.data.detection_sets import DetectionSet
+from seed_exp.data.sources import load_source
+from seed_exp.engine import distributed
+from seed_exp.engine.fit import fit
+from seed_exp.engine.fleet import derive_seed
+from seed_exp.engine.precision import resolve
+from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
+from seed_exp.engine.tracking import RunFacts, build_tracker
+from seed_exp.evaluation.detection import RECALL_STEPS, average_precision, find_objects
+from seed_exp.evaluation.frozen import FrozenRun, bad_samples_of, load_frozen, num_workers_of
+from seed_exp.evaluation.results import run_home, write_results
+from seed_exp.methods.detection import Detection
+from seed_exp.models.detectors import build_detector
+from seed_exp.reporting.table import markdown_table
+from seed_exp.views.whole import WholeImages
+
+Precisions = dict[str, dict[str, float]]
+
+log = logging.getLogger("seed_exp")
+
+
+def detect(config: DetectConfig) -> Precisions:
+    """Trains and evaluates detectors, prints a table, writes results/detect-*.json into the run folder.
+
+    Returns:
+        {student: {"box_ap": percent, "box_ap50": ..., "box_ap75": ...}}, with masks also "mask_ap" and so on. Students that
+        diverged are left out.
+    """
+    _check_library()
+    run = Path(config.run)
+    device = distributed.local_device(config.device)
+    with distributed.process_group(device):
+        frozen = load_frozen(run, config.networks, device)
+        with distributed.rank0_first():
+            train, val = load_objects(config.data)
+        train = train.with_objects()
+        if config.masks and train.objects[0].outlines is None:
+            raise ValueError(f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco")
+        label = "+".join(frozen.students)
+        inputs = {"train": train.fingerprint(), "val": val.fingerprint()}
+        inputs |= {name: record["sha256"] for name, record in frozen.record.items()}
+        detectors = build_detectors(config, frozen, len(train.category_ids), device)
+        folder = open_run("detect", label, config, inputs, run_home(run) / "detect")
+        log_to(folder)
+        log.info("%d training images, %d classes", len(train), len(train.category_ids))
+        method = Detection(detectors, train, masks=config.masks, flip_prob=config.views.flip_prob, seed=config.seed)
+        num_workers = num_workers_of(config.data)
+        bad_samples = bad_samples_of(config.data, folder)
+
+        def precision(names: Collection[str]) -> Precisions:
+            networks = {name: detectors[name].eval() for name in names}
+            found = find_objects(networks, val, device, num_workers, config.precision)
+            if distributed.rank() != 0:
+                return {}
+            kinds = {"box": "bbox", "mask": "segm"} if config.masks else {"box": "bbox"}
+            steps = RECALL_STEPS[config.data.source]
+            return {
+                name: {
+                    f"{kind}_{key}": value
+                    for kind, what in kinds.items()
+                    for key, value in average_precision(val.truth, objects, what, steps).items()
+                }
+                for name, objects in found.items()
+            }
+
+        def evaluate(names: Collection[str]) -> dict[str, float]:
+            return {f"{name}/{key}": value for name, values in precision(names).items() for key, value in values.items()}
+
+        tracked = RunFacts("detect", label, list(frozen.students), to_plain(config))
+        with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
+            diverged = fit(
+                method,
+                train,
+                WholeImages(int(train.sizes.max())),
+                config,
+                folder=folder,
+                tracker=tracker,
+                device=device,
+                num_workers=num_workers,
+                evaluate=evaluate,
+                on_checkpoint=lambda _, __: None,
+                on_bad=None if bad_samples is None else bad_samples(train),
+            )
+            results = precision([name for name in detectors if name not in diverged])
+            measures = list(next(iter(results.values()), {}))
+            tracker.log_table("detect", ["student", *measures], [[name, *values.values()] for name, values in results.items()])
+        if distributed.rank() != 0:
+            return results
+        protocol = {
+            "options": {key: value for key, value in decisive_options(to_plain(config)).items() if key != "run"},
+            "precision": resolve(config.precision, device).value,
+            "recall_steps": RECALL_STEPS[config.data.source],
+            "diverged": sorted(diverged),
+            "train": train.fingerprint(),
+            "val": val.fingerprint(),
+            "students": frozen.record,
+        }
+        path = write_results(run_home(run), "detect", protocol, results)
+    lines = [[name, *(f"{value:.2f}" for value in values.values())] for name, values in results.items()]
+    lines += [[name, *("diverged" for _ in measures)] for name in diverged]
+    print(markdown_table(["detection, %", *measures], lines))
+    print(f"written to {path}")
+    return results
+
+
+def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:
+    """Training and validation images with objects.
+
+    Raises:
+        ValueError: the data has images only, or files are missing.
+    """
+    train, val = load_source(config, "train"), load_source(config, "val")
+    if not isinstance(train, DetectionSet) or not isinstance(val, DetectionSet):
+        raise ValueError(
+            f"detect needs images with boxes around objects, all of them: data=voc or data=coco, without data.fraction and "
+            f"data.subset; got data={config.source}"
+        )
+    return train, val
+
+
+def build_detectors(config: DetectConfig, frozen: FrozenRun, num_classes: int, device: torch.device) -> dict[str, nn.Module]:
+    """A detector on each student's encoder; its own initial weights depend on the seed and the student's name."""
+    detectors: dict[str, nn.Module] = {}
+    for name, student in frozen.students.items():
+        torch.manual_seed(derive_seed(config.seed, "detector", name))
+        detector = build_detector(
+            config.detector,
+            student.encoder,
+            num_classes,
+            masks=config.masks,
+            freeze_bn=config.freeze_bn,
+            # In evaluation torchvision takes the last one.
+            min_size=sorted(config.short_sides),
+            max_size=config.long_side,
+            image_mean=frozen.views.mean,
+            image_std=frozen.views.std,
+        )
+        if distributed.world_size() > 1 and device.type == "cuda":  # as in MoCo: two images per GPU make no statistics
+            detector = convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
+        detectors[name] = detector
+    return detectors
+
+
+def _check_library() -> None:
+    try:
+        import pycocotools  # noqa: F401
+    except ModuleNotFoundError:
+        raise ValueError("detect needs pycocotools, which is not installed; pip install 'seed_exp[detect]'") from None
+
+
+main = command(detect)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Detectors, trained on images with objects."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seed_exp.data.detection_sets import DetectionSet
+from seed_exp.views.draws import uniforms
+from seed_exp.views.recipe import HostBatch
+
+Prepared = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class Detection:
+    """Several detectors learn the same images, mirrored at random; each resizes them by itself.
+
+    Args:
+        detectors: By name, as models.detectors makes them.
+        source: The images, to which the batches' indices belong.
+        masks: Whether the detectors want to know the objects' pixels.
+        flip_prob: Probability that an image is mirrored, left and right.
+        seed: With epoch and image it decides that.
+    """
+
+    def __init__(
+        self, detectors: Mapping[str, nn.Module], source: DetectionSet, *, masks: bool, flip_prob: float, seed: int
+    ) -> None:
+        self.trainable = dict(detectors)
+        self.carried: nn.Module = nn.ModuleDict()
+        self._source, self._masks, self._flip_prob, self._seed = source, masks, flip_prob, seed
+
+    def to(self, *args: Any, **kwargs: Any) -> Detection:  # noqa: ARG002
+        """Nothing is shared."""
+        return self
+
+    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Prepared:
+        """Images [3, H, W] and, of each, boxes [n, 4], labels [n] and masks [n, H, W], on the device."""
+        indices = batch.indices.numpy()
+        mirrored = uniforms(self._seed, batch.epoch, indices, 0, 1)[:, 0] < self._flip_prob
+        images, targets = [], []
+        for square, index, flip in zip(views["global"][0], indices.tolist(), mirrored.tolist(), strict=True):
+            height, width = self._source.sizes[index].tolist()
+            image, objects = square[:, :height, :width], self._source.objects[index]
+            boxes = torch.from_numpy(objects.boxes).to(image.device)
+            target = {"boxes": boxes, "labels": torch.from_numpy(objects.classes).to(image.device)}
+            if self._masks:
+                target["masks"] = self._source.masks(index).to(image.device)
+            if flip:
+                image = image.flip(-1)
+                target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+                if self._masks:
+                    target["masks"] = target["masks"].flip(-1)
+            images.append(image)
+            targets.append(target)
+        return images, targets
+
+    def loss(self, name: str, network: nn.Module, prepared: Prepared) -> dict[str, Tensor]:  # noqa: ARG002
+        """The sum of the detector's losses, and each of them."""
+        images, targets = prepared
+        losses: dict[str, Tensor] = network(images, targets)
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        return {"loss": total, **{key.removeprefix("loss_"): value for key, value in losses.items()}}
+
+    def compile_shared(self) -> None:
+        """Nothing is shared."""
+
+    def rehearsal(self) -> Detection:
+        """A copy, to try out a step that leaves no trace."""
+        twin = copy.copy(self)
+        twin.trainable = copy.deepcopy(self.trainable)
+        return twin
+
+    def diagnostics(self, prepared: Prepared) -> dict[str, Tensor]:  # noqa: ARG002
+        """Nothing that the detectors share."""
+        return {}
+
+    def after_step(self) -> None:
+        """Nothing outlives a step."""

@@ -1,0 +1,89 @@
+"""Whole students with a new classifier, trained on labels."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seed_exp.models.students import Student
+from seed_exp.views.recipe import HostBatch
+
+
+class Finetune:
+    """Every student x learning rate is one network: a copy of its encoder, with a linear classifier in place of the head.
+
+    Encoders are trained as a whole, in training mode: batch norm with the batch's statistics, dropout where they have it.
+
+    Args:
+        students: By name; left as they are.
+        lrs: Learning rates of the encoders, for the names of the networks.
+        classifier_lr_factor: Learning rate of a classifier as a multiple of its encoder's.
+        num_classes: C.
+        seed: Seed of the classifiers' initial weights, the same for every learning rate.
+    """
+
+    def __init__(
+        self, students: Mapping[str, Student], lrs: Sequence[float], classifier_lr_factor: float, num_classes: int, seed: int
+    ) -> None:
+        self.lrs = {f"{name}/lr{lr:g}": lr for name in students for lr in lrs}
+        self.trainable: dict[str, nn.Module] = {
+            f"{name}/lr{lr:g}": _Classified(student, num_classes, classifier_lr_factor, seed)
+            for name, student in students.items()
+            for lr in lrs
+        }
+        self.carried: nn.Module = nn.ModuleDict()
+
+    def to(self, *args: Any, **kwargs: Any) -> Finetune:  # noqa: ARG002
+        """Nothing is shared."""
+        return self
+
+    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> tuple[Tensor, Tensor]:
+        """The first global view of each image [N, 3, S, S], and the labels [N]."""
+        return views["global"][0], batch.labels
+
+    def loss(self, name: str, network: nn.Module, prepared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
+        images, labels = prepared
+        logits = network(images).float()
+        top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
+        return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}
+
+    def compile_shared(self) -> None:
+        """Nothing is shared."""
+
+    def rehearsal(self) -> Finetune:
+        """A copy, to try out a step that leaves no trace."""
+        return copy.deepcopy(self)
+
+    def diagnostics(self, prepared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Nothing that the networks share."""
+        return {}
+
+    def after_step(self) -> None:
+        """Nothing outlives a step."""
+
+
+class _Classified(nn.Module):
+    """Maps images [N, 3, S, S] to logits [N, C].
+
+    Weights and biases of the classifier are those of `classifier` times the root of `lr_factor`. With SGD and without weight
+    decay that is a learning rate `lr_factor` times as high: the gradient and its effect grow by the root each.
+    """
+
+    def __init__(self, student: Student, num_classes: int, lr_factor: float, seed: int) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(student.encoder).requires_grad_(True)
+        self.classifier = nn.Linear(student.num_features, num_classes)
+        self.scale = math.sqrt(lr_factor)
+        nn.init.normal_(self.classifier.weight, std=0.01 / self.scale, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.scale * self.classifier(self.encoder(images))
+        return logits
