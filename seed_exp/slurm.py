@@ -25,6 +25,7 @@ log = logging.getLogger("seed_exp")
 MAX_IDLE_REQUEUES = 3
 """How often a job is started again without a step more than the time before."""
 _PATIENCE_S = 60
+_MAX_ARRAY = 10_000
 _FIRST_PORT, _NUM_PORTS = 10_000, 20_000  # below those that the system gives to outgoing connections
 
 
@@ -228,7 +229,13 @@ def accounts(jobs: list[str]) -> Iterator[str]:
             yield f"{name}|{fields['JobState']}|{fields.get('NodeList', '')}"
 
 
-_MAX_ARRAY = 10_000
+def main() -> None:
+    """Answers for the jobs after each -j."""
+    try:
+        print("\n".join(accounts([job for flag, job in zip(sys.argv, sys.argv[1:], strict=False) if flag == "-j"])))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: scontrol: {error.stderr.strip()}")
+
 
 if __name__ == "__main__":
-    print("\n".join(accounts([job for flag, job in zip(sys.argv, sys.argv[1:], strict=False) if flag == "-j"])))
+    main()

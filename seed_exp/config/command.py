@@ -9,9 +9,12 @@ import inspect
 import itertools
 import os
 import re
+import shutil
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import hydra
@@ -20,9 +23,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from seed_exp import slurm
 from seed_exp.config import schema
 from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, typed
 from seed_exp.config.errors import groups, in_one_line, is_for_user, last_words
+from seed_exp.stopping import Stopped, stop_at_once
 
 
 def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[], None]:
@@ -41,10 +46,13 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
     @functools.wraps(run)
     def job(config: DictConfig) -> None:
         try:
-            run(typed(config))
-        except (ValueError, OSError) as error:
-            # In a sweep the exception goes on, so that the launcher knows which job failed and why.
-            if wants_traceback or not is_for_user(error) or HydraConfig.get().mode is RunMode.MULTIRUN:
+            with stop_at_once(), _requeued():
+                run(typed(config))
+        except Exception as error:
+            for_user = isinstance(error, ValueError | OSError) and is_for_user(error) and not wants_traceback
+            if HydraConfig.get().mode is RunMode.MULTIRUN:  # it goes on: the launcher has to know which job failed and why
+                raise _of_job(error, for_user=for_user) from error
+            if not for_user:
                 raise
             sys.exit(last_words(str(error)))
 
@@ -55,7 +63,9 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         _refuse_dashes(sys.argv[1:], name)
         _refuse_nameless(sys.argv[1:])
-        with in_one_line():
+        sys.argv[1:] = _without_slurm(sys.argv[1:])
+        is_sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+        with in_one_line(), slurm.stand_in_for_sacct() if is_sweep else nullcontext():
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
             job()
 
@@ -91,6 +101,36 @@ def _refuse_nameless(arguments: list[str]) -> None:
             if nameless:
                 chosen = nameless[0].strip() or "nothing"
                 sys.exit(f"error: {argument} chooses {chosen}, which is no name in config group {group!r}")
+
+
+@contextmanager
+def _requeued() -> Iterator[None]:
+    """Around a run: a SLURM job that a warning has stopped is started again."""
+    try:
+        yield
+    except Stopped as stopped:
+        if not slurm.is_first_task():
+            # Not as failed: launchers end all processes when one fails, and the first may still be writing.
+            raise SystemExit(0) from None
+        slurm.requeue(stopped.signal_name, stopped.folder, stopped.step)
+        raise
+
+
+def _without_slurm(arguments: list[str]) -> list[str]:
+    """The arguments of a sweep for this machine, where it has no SLURM: its jobs then run one after the other."""
+    launcher = next((argument for argument in arguments if argument.startswith("hydra/launcher=slurm")), None)
+    if launcher is None or shutil.which("sbatch") is not None:
+        return arguments
+    print(f"no SLURM here (no sbatch on PATH): hydra/launcher=local instead of {launcher}", file=sys.stderr)
+    others = [argument for argument in arguments if not argument.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    return [*others, "hydra/launcher=local"]
+
+
+def _of_job(error: Exception, *, for_user: bool) -> Exception:
+    """The error of one job of a sweep, with all that is to be known of it in its text: a launcher carries no traceback."""
+    config = HydraConfig.get()
+    text = str(error) if for_user else traceback.format_exc()
+    return (ValueError if for_user else RuntimeError)(f"{text} [job {config.job.num}: {' '.join(config.overrides.task)}]")
 
 
 def help_text(name: str, description: str) -> str:

@@ -37,10 +37,17 @@ def in_one_line() -> Iterator[None]:
         if wants_traceback or not is_for_user(error):
             raise
         sys.exit(last_words(str(error)))
+    except Exception as error:
+        # A job of a sweep that left no result, or was refused: the text holds what the job printed, our traceback tells nothing.
+        if wants_traceback or not type(error).__module__.startswith("submitit."):
+            raise
+        sys.exit(last_words(str(error)))
 
 
 def last_words(error: str) -> str:
-    """The line with which a command ends; of several processes each says which one it is."""
+    """The line with which a command ends; of several processes it says which one it is about."""
+    if error.startswith("(rank "):  # another one, engine.failure
+        return redact(f"error {error}")
     rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
     return redact(f"error{rank}: {error}")
 

@@ -303,7 +303,7 @@ class ObjectiveConfig:
     queue_size: int = 65536
     """Teacher embeddings kept, per resolution."""
     weight: float = 1.0
-    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag (the rest is the own embedding's)."""
+    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag, the own embedding has the rest."""
     bag_size: int = 5
     """bingo: nearest neighbours that are positives."""
     num_clusters: int = 3000

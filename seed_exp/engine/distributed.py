@@ -28,11 +28,13 @@ SETUP_TIMEOUT = datetime.timedelta(hours=12)
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the processes that torchrun or srun started, with NCCL on GPUs and gloo on the CPU; leaves them at the end.
 
+    Inside of another one it does nothing: an evaluation in the job of a training.
+
     Raises:
         ValueError: an error ended another rank; with that rank's message.
     """
     os.environ |= torchrun_variables()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -46,14 +47,14 @@ class SharedFailure:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         ours = f"(rank {self._rank}): {_text(error)}" if isinstance(error, Exception) else _STOPPED if error else ""
         first = self._publish(ours) if ours else ""
+        self._mark("heard")
         self._leave()
         if self._rank == 0:
             self._wait_for("left" if first in ("", _STOPPED) else "heard")
             first = first or self._published()
         self._left.set()
         self._thread.join()
-        if self._rank != 0:
-            self._count("left")
+        self._mark("left")
         if first != ours:  # an error because another was leaving is none
             raise Stopped(signal.SIGTERM) if first == _STOPPED else ValueError(first) from None
 
@@ -74,25 +75,25 @@ class SharedFailure:
             except RuntimeError:
                 return
             if self._heard:
-                if self._rank != 0:
-                    self._count("heard")
+                self._mark("heard")
                 break
-        if self._heard not in ("", _STOPPED) and not self._left.wait(PATIENCE_S):
+        # Rank 0 first: when another one has gone, the launcher kills it before it could say why.
+        patience = PATIENCE_S if self._rank == 0 else 1.5 * PATIENCE_S
+        if self._heard not in ("", _STOPPED) and not self._left.wait(patience):
             sys.stderr.write(f"error {self._heard}\n")
             sys.stderr.flush()
             os._exit(1)
 
-    def _wait_for(self, key: str) -> None:
-        """Until all the others have counted."""
+    def _wait_for(self, mark: str) -> None:
+        """Until all the others have set it."""
         end = time.monotonic() + PATIENCE_S / 2
-        while self._store.add(key, 0) < self._world_size - 1 and time.monotonic() < end:
+        marks = [f"{mark} {rank}" for rank in range(1, self._world_size)]
+        while not self._store.check(marks) and time.monotonic() < end:
             time.sleep(_LOOK_S / 10)
 
-    def _count(self, key: str) -> None:
-        try:
-            self._store.add(key, 1)
-        except RuntimeError:
-            return
+    def _mark(self, mark: str) -> None:
+        with suppress(RuntimeError):  # rank 0 has gone
+            self._store.set(f"{mark} {self._rank}", "")
 
 
 def _text(error: BaseException) -> str:

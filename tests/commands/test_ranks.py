@@ -19,6 +19,7 @@ def test_an_error_in_one_rank_ends_all_and_says_which_it_was(tmp_path: Path) -> 
     (tmp_path / "pictures" / "040.png").write_bytes(b"broken")
     options = ["student=convnet_w2", "views=digits", "views.crops.global.num=2", "data=image_folder", "data.root=pictures"]
     options += ["data.on_error=raise", "data.num_workers=1", "batch_size=16", "moco.queue_size=64", "epochs=3", "device=cpu"]
+    options += ["tracker=files"]
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "seed_exp.pretrain"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(

@@ -38,8 +38,11 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert distributed.local_device("auto") == distributed.local_device("cuda") == torch.device("cuda", 3)
     assert chosen == [torch.device("cuda", 3)] * 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a scheduler shows each process its own
+    assert distributed.local_device("auto") == torch.device("cuda", 0)
 
 
 def facts() -> dict[str, Any]:
@@ -119,11 +122,10 @@ def test_statistics_stay_each_processes_own_during_training(two_ranks: Ranks) ->
         assert torch.equal(found, own)
 
 
-def votes() -> list[bool]:
-    vote = distributed.Vote()
-    mine = distributed.rank() == 1
-    return [vote.any(yes) for yes in (False, mine, False, False)]
+def votes() -> list[int]:
+    vote, rank = distributed.Vote(), distributed.rank()
+    return [vote.highest(number) for number in (0, 15 * rank, 0, 12 - rank, 0)]
 
 
-def test_all_ranks_hear_of_one_ranks_yes_at_the_same_call(two_ranks: Ranks) -> None:
-    assert two_ranks.run(votes) == [[False, False, True, False]] * 2
+def test_all_ranks_hear_of_the_largest_number_at_the_same_call(two_ranks: Ranks) -> None:
+    assert two_ranks.run(votes) == [[0, 0, 15, 0, 12]] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -17,10 +18,13 @@ SCRIPT = str(Path(__file__).parent / "train_tiny.py")
 TESTS = str(Path(__file__).parents[1])
 
 
-def train(slurm: PrivateSlurm, folder: Path, *options: str) -> dict[str, dict[str, object]]:
-    """What the tasks of a job left, by what each knew of itself."""
+def train(slurm: PrivateSlurm, folder: Path, *options: str) -> str:
     folder.mkdir()
-    submit(slurm, folder, [sys.executable, SCRIPT, str(folder)], "--wait", "--export=ALL,PYTHONPATH=" + path(slurm), *options)
+    return submit(slurm, folder, [sys.executable, SCRIPT, str(folder)], "--export=ALL,PYTHONPATH=" + path(slurm), *options)
+
+
+def left_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the tasks of a job left, by what each knew of itself."""
     return {file.stem: torch.load(file, weights_only=True) for file in sorted(folder.glob("rank*.pt"))}
 
 
@@ -29,9 +33,10 @@ def path(slurm: PrivateSlurm) -> str:
 
 
 def test_two_tasks_and_two_nodes_train_as_one_process_does(slurm: PrivateSlurm, tmp_path: Path) -> None:
-    alone = train(slurm, tmp_path / "one", "--ntasks=1")
-    tasks = train(slurm, tmp_path / "tasks", "--nodes=1", "--ntasks=2")
-    nodes = train(slurm, tmp_path / "nodes", "--nodes=2", "--ntasks-per-node=1")
+    shapes = {"one": ["--ntasks=1"], "tasks": ["--nodes=1", "--ntasks=2"], "nodes": ["--nodes=2", "--ntasks-per-node=1"]}
+    for job in [train(slurm, tmp_path / name, *options) for name, options in shapes.items()]:
+        slurm.wait_for(job, "COMPLETED")
+    alone, tasks, nodes = (left_in(tmp_path / name) for name in shapes)
     assert list(alone) == ["rank 0 of 1, 1 on its node"]
     assert list(tasks) == ["rank 0 of 2, 2 on its node", "rank 1 of 2, 2 on its node"]
     assert list(nodes) == ["rank 0 of 2, 1 on its node", "rank 1 of 2, 1 on its node"]
@@ -48,5 +53,6 @@ def test_the_batch_script_of_several_tasks_is_one_process(slurm: PrivateSlurm, t
     script = tmp_path / "job.sh"
     script.write_text(f"#!/bin/bash\n{sys.executable} {SCRIPT} {tmp_path}\n")
     export = "--export=ALL,PYTHONPATH=" + path(slurm)
-    slurm.run("sbatch", "--wait", "--ntasks=2", "--output=job.out", export, script, cwd=tmp_path)
+    job = slurm.run("sbatch", "--parsable", "--ntasks=2", "--output=job.out", export, script, cwd=tmp_path).stdout.strip()
+    slurm.wait_for(job, "COMPLETED")
     assert [file.stem for file in tmp_path.glob("rank*.pt")] == ["rank 0 of 1, 1 on its node"]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from seed_exp.engine import failure
+from seed_exp.engine.failure import SharedFailure
+from seed_exp.stopping import Stopped
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure, "_LOOK_S", 0.02)
+
+
+def ranks(*works: Callable[[threading.Event], None]) -> list[BaseException | None]:
+    """What each rank ends with; a rank that leaves sets the event, as its closed connections do for collectives."""
+    store, torn = torch.distributed.HashStore(), threading.Event()
+    ends: list[BaseException | None] = [None] * len(works)
+
+    def run(rank: int) -> None:
+        try:
+            with SharedFailure(store, rank, len(works), torn.set):
+                works[rank](torn)
+        except BaseException as error:
+            ends[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    return ends
+
+
+def works(torn: threading.Event) -> None:
+    pass
+
+
+def waits(torn: threading.Event) -> None:
+    """In a collective with all the others."""
+    assert torn.wait(10)
+    raise RuntimeError("Connection closed by peer")
+
+
+def fails(torn: threading.Event) -> None:
+    raise ValueError("cannot decode image 'a.png'")
+
+
+def breaks(torn: threading.Event) -> None:
+    raise TypeError("a defect")
+
+
+def stops(torn: threading.Event) -> None:
+    raise Stopped(15)
+
+
+def test_an_end_without_errors_is_none() -> None:
+    assert ranks(works, works, works) == [None, None, None]
+
+
+@pytest.mark.parametrize("order", [(fails, waits, waits), (waits, waits, fails)])
+def test_the_first_error_is_that_of_every_rank(order: tuple[Callable[[threading.Event], None], ...]) -> None:
+    number = order.index(fails)
+    ends = [str(end) for end in ranks(*order)]
+    own = ends.pop(number)
+    assert own == "cannot decode image 'a.png'"
+    assert ends == [f"(rank {number}): {own}"] * 2
+
+
+def test_a_defect_comes_with_its_traceback() -> None:
+    first, second = ranks(waits, breaks)
+    assert isinstance(second, TypeError)
+    assert str(first).startswith("(rank 1): Traceback")
+    assert 'raise TypeError("a defect")' in str(first)
+
+
+def test_rank_0_hears_of_an_error_after_its_own_work() -> None:
+    first, _ = ranks(works, fails)
+    assert str(first) == "(rank 1): cannot decode image 'a.png'"
+
+
+def test_ranks_that_others_leave_because_of_a_signal_stop_too() -> None:
+    assert [type(end) for end in ranks(stops, waits)] == [Stopped, Stopped]
+    assert [type(end) for end in ranks(waits, stops)] == [Stopped, Stopped]
+
+
+def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    freed = threading.Event()
+    monkeypatch.setattr(failure, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(failure.os, "_exit", lambda status: freed.set())
+    ranks(lambda _: freed.wait(10) and None, fails)
+    assert freed.is_set()
+    assert capsys.readouterr().err == "error (rank 1): cannot decode image 'a.png'\n"
