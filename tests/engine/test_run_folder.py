@@ -79,7 +79,7 @@ OPTIONS = sorted(set(flatten(to_plain(config()))))
 
 
 CHANGE_NO_NUMBER = (
-    {"device", "log_every", "checkpoint_every", "keep_every", "resume", "teacher_cache"}
+    {"device", "log_every", "checkpoint_every", "keep_every", "resume", "teacher_cache", "evaluations"}
     | {"data.num_workers", "data.download", "data.on_error", "data.max_bad"}
     | {option for option in OPTIONS if option.startswith("tracker.")}
 )

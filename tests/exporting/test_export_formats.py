@@ -102,7 +102,7 @@ def test_programs_take_any_number_of_images_and_give_embeddings_when_asked(tmp_p
 def test_weights_load_in_plain_timm_as_written_in_the_lines(network: str, tmp_path: Path) -> None:
     given = subject(network)
     errors = export_formats(given, formats_of(given, ["timm"]), tmp_path)
-    assert errors["timm"] <= 1e-5
+    assert errors["timm"] <= LIMIT  # another process may use other numbers of threads
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "load.py"}
     (tmp_path / "by_umask").touch()
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
