@@ -193,7 +193,8 @@ def stand_in_for_sacct() -> Iterator[None]:
 
     submitit hears of a job that ended without a result from nobody but `sacct`, and without it waits for ever.
     """
-    if shutil.which("scontrol") is None or subprocess.run(["sacct"], capture_output=True, check=False).returncode == 0:
+    works = shutil.which("sacct") is not None and subprocess.run(["sacct"], capture_output=True, check=False).returncode == 0
+    if works or shutil.which("scontrol") is None:
         yield
         return
     before = os.environ["PATH"]

@@ -256,7 +256,9 @@ def test_a_job_that_slurm_has_forgotten_has_ended_and_one_it_cannot_be_asked_abo
         list(slurm.accounts(["12"]))
 
 
-def test_sacct_is_replaced_only_where_it_does_not_work(controller: Controller, tmp_path: Path) -> None:
+def test_sacct_is_replaced_only_where_it_does_not_work(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sacct = tmp_path / "sacct"
     sacct.write_text("#!/bin/sh\necho Slurm accounting storage is disabled >&2\nexit 1\n")
     sacct.chmod(0o755)
@@ -267,3 +269,7 @@ def test_sacct_is_replaced_only_where_it_does_not_work(controller: Controller, t
     sacct.write_text("#!/bin/sh\n")
     with slurm.stand_in_for_sacct():
         assert shutil.which("sacct") == str(sacct)
+    sacct.unlink()
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    with slurm.stand_in_for_sacct():
+        assert shutil.which("sacct") is not None

@@ -64,8 +64,8 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
         _refuse_dashes(sys.argv[1:], name)
         _refuse_nameless(sys.argv[1:])
         sys.argv[1:] = _without_slurm(sys.argv[1:])
-        is_sweep = bool({"-m", "--multirun"} & set(sys.argv[1:]))
-        with in_one_line(), slurm.stand_in_for_sacct() if is_sweep else nullcontext():
+        waits_for_slurm = any(argument.startswith("hydra/launcher=") and "slurm" in argument for argument in sys.argv[1:])
+        with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
             job()
 
