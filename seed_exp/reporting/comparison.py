@@ -36,14 +36,18 @@ class Measure(NamedTuple):
     protocol: str
     """In published.csv."""
     meaning: str
+    asked: bool = True
+    """Whether a run lacks something without it."""
 
 
 MEASURES = {
     "K": Measure("knn", "knn10_majority", "knn", "k-NN top-1, k = 10, majority vote"),
     "T-1": Measure("linear", "top1", "linear_top1", "linear evaluation, top-1"),
     "T-5": Measure("linear", "top5", "linear_top5", "linear evaluation, top-5"),
+    "1 %": Measure("semi_1pct", "top1", "semi_1pct", "fine-tuned with 1 % of the labels, top-1", asked=False),
+    "10 %": Measure("semi_10pct", "top1", "semi_10pct", "fine-tuned with 10 % of the labels, top-1", asked=False),
 }
-"""Columns of the paper's Table 1, all in percent."""
+"""Columns of the paper's Table 1 and, where a run has them, of its semi-supervised table; all in percent."""
 
 WITHOUT_EFFECT = frozenset({"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"})
 """Options that may differ between runs of the same cell: repetitions, places of the images, evaluations on the way."""
@@ -206,7 +210,9 @@ def compare(
             if mine:
                 cells[row, number] = _cell(mine, published, protocols, evaluation_command, notes)
     measures = [
-        name for name in MEASURES if any(cell.values[name].sources or cell.values[name].published for cell in cells.values())
+        name
+        for name, measure in MEASURES.items()
+        if any(cell.values[name].sources or (measure.asked and cell.values[name].published) for cell in cells.values())
     ]
     parameters: dict[str, int | None] = {
         row: next(
@@ -220,7 +226,7 @@ def compare(
         parameters,
         [chosen[label] for label in columns],
         cells,
-        measures or list(MEASURES),
+        measures or [name for name, measure in MEASURES.items() if measure.asked],
         [redact(note) for note in notes],
     )
 
@@ -460,7 +466,7 @@ def _missing(entry: _Entry, protocols: Mapping[str, Result], evaluation_command:
         total = entry.run.num_steps(entry.name)
         return f"step {entry.run.step:,}/{'?' if total is None else f'{total:,}'}", train
     made = {measure.evaluation for measure in MEASURES.values() if _source(entry, measure, protocols) is not None}
-    absent = sorted({measure.evaluation for measure in MEASURES.values()} - made)
+    absent = sorted({measure.evaluation for measure in MEASURES.values() if measure.asked} - made)
     return " and ".join(f"no {name}" for name in absent), [
         redact(evaluation_command(entry.run, name, protocols.get(name))) for name in absent
     ]

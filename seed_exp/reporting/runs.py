@@ -44,7 +44,7 @@ class Result:
 
     path: Path
     evaluation: str
-    """`knn`, `linear`, ..."""
+    """`knn`, `linear`, ...; fine-tuning with few labels is `semi_1pct` or `semi_10pct`."""
     protocol: dict[str, Any]
     values: dict[str, dict[str, float]]
     """Student -> measure -> number."""
@@ -187,9 +187,18 @@ def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
             }
             versions = {_word(name): _word(value) for name, value in content["versions"].items()}
             protocol = redact_all(dict(content["protocol"]))
-            yield Result(Path(redact(str(path))), _word(content["evaluation"]), protocol, values, versions)
+            yield Result(Path(redact(str(path))), _kind(_word(content["evaluation"]), protocol), protocol, values, versions)
         except (AttributeError, LookupError, TypeError, ValueError):
             problems.append(f"{path}: not a file of results")
+
+
+def _kind(evaluation: str, protocol: dict[str, Any]) -> str:
+    if evaluation != "finetune":
+        return evaluation
+    options = protocol["options"]
+    few = {0.01: "semi_1pct", 0.1: "semi_10pct"}.get(options.get("data.fraction"), evaluation)
+    # SimCLR's lists of ImageNet's images.
+    return {"1percent": "semi_1pct", "10percent": "semi_10pct"}.get(Path(options.get("data.subset") or "").stem, few)
 
 
 def _read_json(path: Path, problems: list[str]) -> Any:

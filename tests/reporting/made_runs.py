@@ -74,10 +74,14 @@ def add_results(
     protocols: dict[str, dict[str, Any]] = {
         "knn": {"ks": [10], "bank": images[0], "queries": images[1], "students": students},
         "linear": {"options": {**LINEAR, **linear}, "train": images[0], "val": images[1], "students": students},
+        "finetune": {"options": linear, "train": images[0], "val": images[1], "students": students},
     }
     results: dict[str, dict[str, dict[str, float]]] = {
         "knn": {name: {"knn10_majority": knn, "knn10_weighted": knn + 0.5} for name, (knn, _, _) in numbers.items()},
-        "linear": {name: {"top1": top1, "top5": top5} for name, (_, top1, top5) in numbers.items()},
+        **{
+            evaluation: {name: {"top1": top1, "top5": top5} for name, (_, top1, top5) in numbers.items()}
+            for evaluation in ("linear", "finetune")
+        },
     }
     for evaluation in evaluations:
         content = {"evaluation": evaluation, "protocol": protocols[evaluation], "results": results[evaluation]}

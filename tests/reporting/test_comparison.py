@@ -66,6 +66,21 @@ def test_what_differs_between_jobs_makes_columns_and_seeds_a_mean_with_its_sprea
         assert made.cells["convnet_w32", 0].todo == ("knn 128-0", "linear 128-0", "knn 128-1", "linear 128-1")
 
 
+def test_fine_tuning_with_few_labels_has_columns_where_there_is_any_and_is_never_missing(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{size}", "distill", options(size, 0)) for size in (128, 512)]
+    for run in runs:
+        add_results(run, {"convnet_w2": (1, 2, 3)})
+    assert table(tmp_path).measures == ["K", "T-1", "T-5"]
+    few = {"1 %": {"data.fraction": 0.01}, "10 %": {"data.subset": "lists/10percent.txt", "data.fraction": 1.0}}
+    for number, chosen in enumerate(few.values()):
+        add_results(runs[0], {"convnet_w2": (0, 40 + number, 0)}, evaluations=["finetune"], **chosen)
+    add_results(runs[0], {"convnet_w2": (0, 99, 0)}, evaluations=["finetune"], **{"data.fraction": 1.0})
+    made = table(tmp_path)
+    assert made.measures == ["K", "T-1", "T-5", "1 %", "10 %"]
+    assert [ours(made, "convnet_w2", 0, name).mean for name in few] == [40, 41]
+    assert made.cells["convnet_w2", 1].todo == ()
+
+
 def test_what_is_missing_is_said_with_the_command_that_fills_it(tmp_path: Path) -> None:
     make_run(tmp_path / "running", "distill", options(128, 0), step=30, finished=False)
     add_results(make_run(tmp_path / "done", "distill", options(512, 1)), {"convnet_w2": (1, 2, 3)}, evaluations=["knn"])
