@@ -197,6 +197,7 @@ TsvSource(Path("images.tsv"))
 """
 
 
+@pytest.mark.slow
 def test_files_have_the_permissions_that_the_users_umask_gives(tmp_path: Path) -> None:
     environment = {**os.environ, "SEED_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", WRITES]

@@ -246,6 +246,7 @@ def test_a_worker_reads_images_at_some_rate() -> None:
     assert rate > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["distill", "pretrain"])
 def test_checkpoints_take_as_much_disk_as_those_of_a_run(teacher: str, command: str, tmp_path: Path, logged: list[str]) -> None:
     method = ["teacher=run", teacher, "objective.queue_size=4096"] if command == "distill" else ["moco.queue_size=4096"]
