@@ -85,8 +85,12 @@ def detect(config: DetectConfig) -> Precisions:
                 for name, objects in found.items()
             }
 
+        last: Precisions | None = None
+
         def evaluate(names: Collection[str]) -> dict[str, float]:
-            return {f"{name}/{key}": value for name, values in precision(names).items() for key, value in values.items()}
+            nonlocal last
+            last = precision(names)
+            return {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
 
         tracked = RunFacts("detect", label, list(frozen.students), to_plain(config))
         with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
@@ -103,7 +107,9 @@ def detect(config: DetectConfig) -> Precisions:
                 on_checkpoint=lambda _, __: None,
                 on_bad=None if bad_samples is None else bad_samples(train),
             )
-            results = precision([name for name in detectors if name not in diverged])
+            if last is None:  # it was finished, and is called again
+                last = precision([name for name in detectors if name not in diverged])
+            results = last
             measures = list(next(iter(results.values()), {}))
             tracker.log_table("detect", ["student", *measures], [[name, *values.values()] for name, values in results.items()])
         if distributed.rank() != 0:

@@ -125,6 +125,7 @@ def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) ->
         load_batches(train, views, order, num_workers=num_workers_of(config.data), device=device, on_bad=on_bad)
     ) as batches:
         rows = [teacher(views.device(batch)["global"][0]).cpu() for batch in tqdm(batches, "teacher", len(order), leave=False)]
+    teacher.cpu()  # as it came: what is added to it is there too, until training moves all of it
     return torch.cat(rows)
 
 

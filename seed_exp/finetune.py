@@ -64,8 +64,12 @@ def finetune(config: FinetuneConfig) -> Accuracies:
             logits, labels = extract(networks, sources.val, spread(len(sources.val)))
             return {name: top_accuracy(logits[name], labels) for name in logits}
 
+        last: Accuracies | None = None
+
         def evaluate(names: Collection[str]) -> dict[str, float]:
-            return {f"{name}/{key}": value for name, values in accuracy(names).items() for key, value in values.items()}
+            nonlocal last
+            last = accuracy(names)
+            return {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
 
         tracked = RunFacts("finetune", label, list(frozen.students), to_plain(config))
         with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
@@ -83,7 +87,9 @@ def finetune(config: FinetuneConfig) -> Accuracies:
                 on_bad=None if bad_samples is None else bad_samples(sources.train),
                 lrs={name: lr * config.optimizer.lr for name, lr in method.lrs.items()},
             )
-            results = with_best(accuracy([name for name in method.lrs if name not in diverged]))
+            if last is None:  # it was finished, and is called again
+                last = accuracy([name for name in method.lrs if name not in diverged])
+            results = with_best(last)
             rows = [[name, value["top1"], value["top5"]] for name, value in results.items()]
             tracker.log_table("finetune", ["network", "top1", "top5"], rows)
         if distributed.rank() != 0:

@@ -66,8 +66,12 @@ def linear(config: LinearConfig) -> Accuracies:
                 return {}
             return linear_accuracy({name: probe.trainable[name] for name in names}, features, labels)
 
+        last: Accuracies | None = None
+
         def evaluate(names: Collection[str]) -> dict[str, float]:
-            return {f"{name}/{key}": value for name, values in accuracy(names).items() for key, value in values.items()}
+            nonlocal last
+            last = accuracy(names)
+            return {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
 
         tracked = RunFacts("linear", "+".join(frozen.students), list(frozen.students), to_plain(config))
         with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
@@ -85,7 +89,9 @@ def linear(config: LinearConfig) -> Accuracies:
                 on_bad=None if bad_samples is None else bad_samples(sources.train),
                 lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
             )
-            results = with_best(accuracy([name for name in probe.lrs if name not in diverged]))
+            if last is None:  # it was finished, and is called again
+                last = accuracy([name for name in probe.lrs if name not in diverged])
+            results = with_best(last)
             rows = [[name, value["top1"], value["top5"]] for name, value in results.items()]
             tracker.log_table("linear", ["classifier", "top1", "top5"], rows)
         if distributed.rank() != 0:

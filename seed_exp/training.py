@@ -25,10 +25,11 @@ from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, num_workers_of
 from seed_exp.evaluation.knn import knn_accuracy
 from seed_exp.files import file_hash, write_json
-from seed_exp.models.students import Student, build_student, save_student
+from seed_exp.models.students import Student, build_student, read_header, save_student
 from seed_exp.redaction import redact_all
 from seed_exp.reporting.embedding_map import embedding_map
 from seed_exp.reporting.gallery import recipe_gallery
+from seed_exp.stopping import Stopped
 from seed_exp.views.recipe import EvalViews, TrainViews
 
 log = logging.getLogger("seed_exp")
@@ -130,10 +131,15 @@ def train_encoders(
                 f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
                 "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
+        log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
+        try:
+            then(folder)
+        except Stopped as stopped:
+            if stopped.folder is None:  # an evaluation that begins anew each time
+                stopped.folder, stopped.step = folder, max((read_header(file) or {"step": 0})["step"] for file in files.values())
+            raise
         if distributed.rank() == 0:
             write_json(folder / "done.json", {"students": list(students)})
-        log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
-        then(folder)
     return folder
 
 

@@ -19,10 +19,10 @@ case $number in
   *) echo "error: there is no cell $number in this submission" >&2; exit 2 ;;
 esac
 
-cd {cwd} || exit
-{setup}
 # `sweep status` goes by the exit status once SLURM has forgotten the job: the script outlives SIGTERM to write it.
 rm -f "$job.exit"
+cd {cwd} || {{ echo "1 0 $HOSTNAME" >"$job.exit"; exit 1; }}
+{setup}
 trap : TERM
 {run} {snapshot} "${{cell[@]}}"
 status=$?

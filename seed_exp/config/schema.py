@@ -323,6 +323,7 @@ class ObjectiveConfig:
         for option in ("tau_student", "tau_teacher", "queue_size"):
             value = getattr(self, option)
             _require(value > 0, f"objective.{option} must be positive, got {value}")
+        _require(self.name != "bingo" or self.weight <= 1, f"objective.weight of bingo is a share, up to 1, got {self.weight}")
         _require(0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}")
         _require(0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}")
         for option in ("bag_size", "num_clusters", "cluster_every", "min_global_views"):

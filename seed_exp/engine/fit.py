@@ -114,7 +114,7 @@ def fit(
         fleet.load(state)
         health.load(state["health"], device)
         log.info("resuming after step %d of %d", first_step, num_steps)
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and first_step < num_steps:  # otherwise the job was at an evaluation, which has its own folder
         note_restart(folder, first_step)
     tracker.rewind(state["tracker"] if state else {})
 
@@ -196,6 +196,8 @@ def fit(
             raise
         finally:
             writer.close(finished=finished)
+    if stop_request.received:  # too late to stop a step; what follows must not begin
+        raise Stopped(stop_request.received, folder, num_steps)
     return fleet.diverged
 
 

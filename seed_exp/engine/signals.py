@@ -22,7 +22,8 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._received = 0
+        self.received = 0
+        """The first signal that arrived in this process; 0 = none."""
         self._interrupts = 0
         self._at_once = False
         self._vote = distributed.Vote()
@@ -42,15 +43,15 @@ class StopRequest:
 
         To be called once in each step.
         """
-        return self._vote.highest(self._received)
+        return self._vote.highest(self.received)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Around what may take longer than the scheduler waits and leaves nothing behind: a warning raises `Stopped` there."""
         self._at_once = True
         try:
-            if self._received in WARNINGS:
-                raise_stopped(self._received, None)
+            if self.received in WARNINGS:
+                raise_stopped(self.received, None)
             yield
         finally:
             self._at_once = False
@@ -61,6 +62,6 @@ class StopRequest:
             if self._interrupts > 1:
                 signal.default_int_handler(number, frame)
             log.warning("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
-        self._received = self._received or number
+        self.received = self.received or number
         if self._at_once and number in WARNINGS:
             raise_stopped(number, frame)

@@ -165,7 +165,9 @@ class Run:
             settings=settings,
         )
         self._training.server_answered.set()
-        if not self._run.offline:
+        if self._run.offline:  # as asked for here, or by WANDB_MODE
+            self._delivered = last_step(self._folder, about["ids"][self._student])
+        else:
             self._delivered = self._run.starting_step - 1
             self._training.tell(logging.INFO, f"{self._student}: {self._run.url}")
 

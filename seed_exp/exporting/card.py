@@ -117,6 +117,8 @@ _WHAT = {
 def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
     """The hub's name for the licence of a network with this header, and a sentence that says where it is from."""
     options: Mapping[str, Any] = header.get("options", {})
+    if header["student"].get("init") is not None:
+        return _UNKNOWN, "Unknown: the network started from other weights. Find out what their licence is before you publish it."
     if header["command"] != "distill":
         return _UNKNOWN, "Unknown: no teacher is known from which the weights could have one. Whoever publishes them decides."
     network = str(options.get("teacher.network"))

@@ -255,9 +255,11 @@ def test_one_that_fails_loses_neither_the_run_nor_the_others_and_is_tried_again(
         pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig"]
     assert "out of memory" in Path("run/log.txt").read_text()
+    assert not Path("run/done.json").exists()
     monkeypatch.setitem(evaluations.EVALUATIONS, "knn", called.append)
     pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig", "KnnConfig"]
+    assert Path("run/done.json").exists()
 
 
 @pytest.mark.parametrize(

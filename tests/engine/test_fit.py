@@ -244,6 +244,24 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run_which_goes_on_bit_for_bit
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_the_last_checkpoint_is_written_ends_the_run_where_it_is_done(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    written: list[int] = []
+
+    def warn(steps: Mapping[str, int], _networks: object) -> None:
+        written.append(max(steps.values()))
+        if written[-2:] == [12, 12]:  # after the last evaluation
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stopped:
+        tiny.train(tiny.seed(), tmp_path, on_checkpoint=warn)
+    assert stopped.value.code == status
+    assert tiny.last_checkpoint(tmp_path)["step"] == 12
+    tiny.train(tiny.seed(), tmp_path)  # nothing is left to do, and nothing stops it
+
+
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         tiny.train(tiny.seed(), tmp_path, source=SignallingImages(signal.SIGINT, 8 * 4 + 2, times=2))
