@@ -2,7 +2,7 @@
 
 A quiet run and a disturbed one of the same length are trained on tar shards of the digits, some of which are damaged. The
 disturbed one is killed, or one of its workers is, at random instants, and started again. In the end both must have written the
-same; its memory and file descriptors, sampled all the time, must not grow.
+same; the quiet one's memory and file descriptors, sampled all the time, must not grow.
 """
 
 from __future__ import annotations
@@ -88,22 +88,35 @@ def slope_per_hour(samples: list[tuple[float, float]]) -> float:
     return 3600 * statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
+def quiet(line: list[str]) -> None:
+    """Runs the command; prints how memory and descriptors went in the second half of it, when all is in place."""
+    process, born = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), time.monotonic()
+    samples: list[tuple[float, float, int]] = []
+    while process.poll() is None:
+        time.sleep(1)
+        if (used := usage(process.pid)) is not None:
+            samples.append((time.monotonic() - born, *used))
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, line)
+    half = samples[len(samples) // 2 :]
+    memory = slope_per_hour([(at, resident) for at, resident, _ in half])
+    descriptors = slope_per_hour([(at, float(open_files)) for at, _, open_files in half])
+    first, last = half[0], half[-1]
+    print(f"seconds {first[0]:.0f} to {last[0]:.0f}: memory {first[1]:.0f} -> {last[1]:.0f} MiB ({memory:+.1f} MiB/h),")
+    print(f"  file descriptors {first[2]} -> {last[2]} ({descriptors:+.1f}/h)")
+
+
 def disturbed(line: list[str], log: Path, dice: random.Random) -> dict[str, int]:
-    """Runs the command until it has finished, with faults; prints how memory and descriptors went in the longest life."""
+    """Runs the command until it has finished, with faults; returns how many of each."""
     faults = {"kill": 0, "worker": 0, "term": 0}
-    longest: list[tuple[float, float, int]] = []
     while True:
         with log.open("ab") as output:
             process = subprocess.Popen(line, stdout=output, stderr=output)
-        born, samples = time.monotonic(), []
+        born = time.monotonic()
         # Now and then it may live long enough for a leak to show.
         doom = born + dice.choice([0.3, 1, 5]) * FAULT_EVERY_S * dice.random()
         while process.poll() is None and time.monotonic() < doom:
             time.sleep(1)
-            if (used := usage(process.pid)) is not None and time.monotonic() - born > 20:
-                samples.append((time.monotonic() - born, *used))
-        if len(samples) > len(longest):
-            longest = samples
         if process.poll() is not None:
             if process.returncode == 0:
                 break
@@ -119,13 +132,6 @@ def disturbed(line: list[str], log: Path, dice: random.Random) -> dict[str, int]
             process.send_signal(signal.SIGTERM if fault == "term" else signal.SIGKILL)
             process.wait(timeout=PATIENCE_S)
         faults[fault] += 1
-    if len(longest) > 2:
-        memory = slope_per_hour([(at, resident) for at, resident, _ in longest])
-        descriptors = slope_per_hour([(at, float(open_files)) for at, _, open_files in longest])
-        print(
-            f"longest life {longest[-1][0]:.0f} s: memory {longest[0][1]:.0f} -> {longest[-1][1]:.0f} MiB ({memory:+.1f} MiB/h),"
-        )
-        print(f"  file descriptors {longest[0][2]} -> {longest[-1][2]} ({descriptors:+.1f}/h)")
     return faults
 
 
@@ -137,7 +143,7 @@ def main() -> None:
         home = Path(name)
         write_shard(home / "train-0000.tar", num_bad=7)
         began = time.monotonic()
-        subprocess.run(command(home, "quiet", steps), check=True, capture_output=True)
+        quiet(command(home, "quiet", steps))
         print(f"quiet run: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
         began = time.monotonic()
         faults = disturbed(command(home, "disturbed", steps), home / "log", random.Random(0))
