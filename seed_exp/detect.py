@@ -23,25 +23,18 @@ from seed_exp.config.schema import DataConfig, DetectConfig
 from seed_exp.data.detection_sets import DetectionSet
 from seed_exp.data.sources import load_source
 from seed_exp.engine import distributed
-from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
-from seed_exp.engine.precision import resolve
-from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
-from seed_exp.engine.tracking import RunFacts, build_tracker
 from seed_exp.evaluation.detection import RECALL_STEPS, average_precision, find_objects
 from seed_exp.evaluation.frozen import FrozenRun, bad_samples_of, load_frozen, num_workers_of
-from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.methods.detection import Detection
 from seed_exp.models.detectors import build_detector
-from seed_exp.reporting.table import markdown_table
+from seed_exp.supervised import Evaluation, Measures
 from seed_exp.views.whole import WholeImages
-
-Precisions = dict[str, dict[str, float]]
 
 log = logging.getLogger("seed_exp")
 
 
-def detect(config: DetectConfig) -> Precisions:
+def detect(config: DetectConfig) -> Measures:
     """Trains and evaluates detectors, prints a table, writes results/detect-*.json into the run folder.
 
     Returns:
@@ -49,27 +42,23 @@ def detect(config: DetectConfig) -> Precisions:
         diverged are left out.
     """
     _check_library()
-    run = Path(config.run)
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        frozen = load_frozen(run, config.networks, device)
+        frozen = load_frozen(Path(config.run), config.networks, device)
         with distributed.rank0_first():
             train, val = load_objects(config.data)
         train = train.with_objects()
         if config.masks and train.objects[0].outlines is None:
             raise ValueError(f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco")
-        label = "+".join(frozen.students)
-        inputs = {"train": train.fingerprint(), "val": val.fingerprint()}
-        inputs |= {name: record["sha256"] for name, record in frozen.record.items()}
         detectors = build_detectors(config, frozen, len(train.category_ids), device)
-        folder = open_run("detect", label, config, inputs, run_home(run) / "detect")
-        log_to(folder)
+        evaluation = Evaluation("detect", config, frozen, train, val, device)
+        folder = evaluation.open()
         log.info("%d training images, %d classes", len(train), len(train.category_ids))
         method = Detection(detectors, train, masks=config.masks, flip_prob=config.views.flip_prob, seed=config.seed)
         num_workers = num_workers_of(config.data)
         bad_samples = bad_samples_of(config.data, folder)
 
-        def precision(names: Collection[str]) -> Precisions:
+        def precision(names: Collection[str]) -> Measures:
             networks = {name: detectors[name].eval() for name in names}
             found = find_objects(networks, val, device, num_workers, config.precision)
             if distributed.rank() != 0:
@@ -85,50 +74,15 @@ def detect(config: DetectConfig) -> Precisions:
                 for name, objects in found.items()
             }
 
-        last: Precisions | None = None
-
-        def evaluate(names: Collection[str]) -> dict[str, float]:
-            nonlocal last
-            last = precision(names)
-            return {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
-
-        tracked = RunFacts("detect", label, list(frozen.students), to_plain(config))
-        with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
-            diverged = fit(
-                method,
-                train,
-                WholeImages(int(train.sizes.max())),
-                config,
-                folder=folder,
-                tracker=tracker,
-                device=device,
-                num_workers=num_workers,
-                evaluate=evaluate,
-                on_checkpoint=lambda _, __: None,
-                on_bad=None if bad_samples is None else bad_samples(train),
-            )
-            if last is None:  # it was finished, and is called again
-                last = precision([name for name in detectors if name not in diverged])
-            results = last
-            measures = list(next(iter(results.values()), {}))
-            tracker.log_table("detect", ["student", *measures], [[name, *values.values()] for name, values in results.items()])
-        if distributed.rank() != 0:
-            return results
-        protocol = {
-            "options": {key: value for key, value in decisive_options(to_plain(config)).items() if key != "run"},
-            "precision": resolve(config.precision, device).value,
-            "recall_steps": RECALL_STEPS[config.data.source],
-            "diverged": sorted(diverged),
-            "train": train.fingerprint(),
-            "val": val.fingerprint(),
-            "students": frozen.record,
-        }
-        path = write_results(run_home(run), "detect", protocol, results)
-    lines = [[name, *(f"{value:.2f}" for value in values.values())] for name, values in results.items()]
-    lines += [[name, *("diverged" for _ in measures)] for name in diverged]
-    print(markdown_table(["detection, %", *measures], lines))
-    print(f"written to {path}")
-    return results
+        return evaluation.run(
+            folder,
+            method,
+            WholeImages(int(train.sizes.max())),
+            precision,
+            bad_samples,
+            title="detection",
+            protocol={"recall_steps": RECALL_STEPS[config.data.source]},
+        )
 
 
 def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:

@@ -44,7 +44,7 @@ ROOMS = {
 """
 
 COMMANDS = {file.stem for file in MODULES if file.parent == PACKAGE} - LEAVES - {"__init__"}
-SHARED = {"training", "evaluations"}
+SHARED = {"training", "supervised", "evaluations"}
 """What commands share."""
 RUNS_OTHER_COMMANDS = {"quickstart", "sweep", "evaluations"}
 NOT_COMPOSED = {"plan", "sweep", "zoo"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from seed_exp.evaluation.linear import linear_accuracy
+from seed_exp.evaluation.accuracy import linear_accuracy
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5, 6, 40])

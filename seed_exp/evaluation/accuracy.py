@@ -1,4 +1,4 @@
-"""Accuracy of linear classifiers on frozen features."""
+"""Accuracy of classifiers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seed_exp.evaluation.finetune import top_accuracy
 from seed_exp.methods.linear import encoder_of
 
 
@@ -32,3 +31,17 @@ def linear_accuracy(
         logits = torch.cat([classifier(rows.to(device)).cpu() for rows in parts])
         accuracy[name] = top_accuracy(logits, labels)
     return accuracy
+
+
+def top_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent.
+
+    Args:
+        logits: [n, C].
+        labels: Classes [n].
+
+    Returns:
+        {"top1": ..., "top5": ...}; "top5" counts a hit among the five largest logits, or among all if C < 5.
+    """
+    hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return {"top1": 100 * hit[:, 0].float().mean().item(), "top5": 100 * hit.any(1).float().mean().item()}
