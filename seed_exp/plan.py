@@ -12,10 +12,10 @@ nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import NoReturn
 
 from seed_exp.benchmarks.plan import Plan, make_plan, render, to_json
+from seed_exp.cluster.cells import labels
+from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import compose, jobs
 from seed_exp.config.errors import in_one_line
@@ -24,10 +24,8 @@ from seed_exp.config.errors import in_one_line
 def plan(command: str, overrides: list[str], *, seconds: float, num_images: int | None, gpus: int) -> Plan:
     """What the jobs of `python -m seed_exp.<command> -m <overrides>` cost; other arguments and errors as `make_plan`."""
     expanded = jobs(command, overrides)
-    common = set(expanded[0]).intersection(*expanded)
-    labels = [" ".join(option for option in job if option not in common) or " ".join(job) or command for job in expanded]
-    configs = [compose(command, job) for job in expanded]
-    return make_plan(list(zip(labels, configs, strict=True)), seconds=seconds, num_images=num_images, gpus=gpus)
+    named = [(label or command, compose(command, job)) for label, job in zip(labels(expanded), expanded, strict=True)]
+    return make_plan(named, seconds=seconds, num_images=num_images, gpus=gpus)
 
 
 def main() -> None:
@@ -40,13 +38,8 @@ def main() -> None:
     print(to_json(result) if given.json else render(result))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         "python -m seed_exp.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
@@ -57,17 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--command", choices=["distill", "pretrain"], default="distill", help="what would be run (distill)")
     parser.add_argument("--seconds", type=float, default=60, help="for the measurements of steps, all together (60)")
-    parser.add_argument("--images", type=_count, metavar="N", help="training images (as many as the data has)")
-    parser.add_argument("--gpus", type=_count, default=1, metavar="G", help="devices that share a job (1)")
+    parser.add_argument("--images", type=count, metavar="N", help="training images (as many as the data has)")
+    parser.add_argument("--gpus", type=count, default=1, metavar="G", help="devices that share a job (1)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from seed_exp.engine.tracking import RunFacts, build_tracker
 from seed_exp.evaluation.frozen import FrozenRun, num_workers_of
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.reporting.table import markdown_table
-from seed_exp.views.recipe import TrainViews
+from seed_exp.views.recipe import Views
 
 Measures = dict[str, dict[str, float]]
 """By network its numbers, in percent."""
@@ -60,7 +60,7 @@ class Evaluation:
         self,
         folder: Path,
         method: Method,
-        views: TrainViews,
+        views: Views,
         measure: Callable[[Collection[str]], Measures],
         bad_samples: Callable[[Source], BadSamples] | None,
         *,

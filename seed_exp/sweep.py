@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -48,6 +48,7 @@ from seed_exp.cluster.sweeps import (
     summary,
     sweep_name,
 )
+from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import VERSION_BASE, compose, config_home, jobs
 from seed_exp.config.errors import in_one_line
@@ -344,22 +345,17 @@ def main() -> None:
             sys.exit(130)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}")
-
-
 def _parser(action: str) -> argparse.ArgumentParser:
-    parser = _Parser(f"python -m seed_exp.sweep {action}", allow_abbrev=False)
+    parser = Parser(f"python -m seed_exp.sweep {action}", allow_abbrev=False)
     parser.add_argument(
         "words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="as `python -m seed_exp.distill -m` takes them"
     )
     parser.add_argument("--command", choices=["distill", "pretrain"], default="distill", help="what a cell runs (distill)")
     if action in ("submit", "retry"):
         parser.add_argument("--launcher", metavar="PROFILE", help="of conf/hydra/launcher: slurm, slurm_8gpu, slurm_2node, local")
-        parser.add_argument("--parallel", type=_count, metavar="N", help="cells that run at once (of the profile; local: 1)")
+        parser.add_argument("--parallel", type=count, metavar="N", help="cells that run at once (of the profile; local: 1)")
         parser.add_argument(
-            "--gpus", type=_count, default=0, metavar="G", help="local: GPUs, and processes, of each cell (one that sees all)"
+            "--gpus", type=count, default=0, metavar="G", help="local: GPUs, and processes, of each cell (one that sees all)"
         )
         parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
         parser.add_argument("--plan", action="store_true", help="first measure for a minute what it will cost")
@@ -369,7 +365,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
         )
     if action == "status":
         parser.add_argument(
-            "--watch", nargs="?", type=_count, const=10, metavar="SECONDS", help="again and again until all is done (10)"
+            "--watch", nargs="?", type=count, const=10, metavar="SECONDS", help="again and again until all is done (10)"
         )
         parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     if action == "collect":
@@ -377,13 +373,6 @@ def _parser(action: str) -> argparse.ArgumentParser:
             "--output", type=Path, metavar="FILE", help="write everything to FILE.json, or all numbers to FILE.csv"
         )
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 if __name__ == "__main__":

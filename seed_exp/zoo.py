@@ -18,8 +18,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from seed_exp.config.arguments import Parser
 from seed_exp.config.errors import in_one_line, last_words
 from seed_exp.models.download import cache_folder
 from seed_exp.models.zoo import Entry, cache_state, fetch, num_parameters, verify, zoo
@@ -166,13 +167,8 @@ def _print_json(content: Any) -> None:
     print(json.dumps(redact_all(content), indent=2))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m seed_exp.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m seed_exp.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|fetch|verify")
     for name, act in ACTIONS.items():
         action = actions.add_parser(name, description=act.__doc__, allow_abbrev=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seed_exp.config.schema import (
     CropConfig,
@@ -208,3 +209,9 @@ def weights(method: Method) -> dict[str, dict[str, Tensor]]:
 
 def replaced(config: Any, **changes: Any) -> Any:
     return dataclasses.replace(config, **changes)
+
+
+def embeddings(num: int, dim: int, seed: int, near: Tensor | None = None) -> Tensor:
+    """Unit embeddings [num, dim]; with `near`, close to those."""
+    noise = torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(noise if near is None else near + 0.2 * noise, dim=1)

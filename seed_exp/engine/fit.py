@@ -24,7 +24,7 @@ from seed_exp.engine.signals import StopRequest
 from seed_exp.engine.tracking import Tracker
 from seed_exp.slurm import note_restart
 from seed_exp.stopping import Stopped
-from seed_exp.views.recipe import TrainViews
+from seed_exp.views.recipe import Views
 
 log = logging.getLogger("seed_exp")
 
@@ -32,7 +32,7 @@ log = logging.getLogger("seed_exp")
 def fit(
     method: Method,
     source: Source,
-    views: TrainViews,
+    views: Views,
     config: FitConfig,
     *,
     folder: Path,

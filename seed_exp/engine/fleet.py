@@ -18,7 +18,7 @@ from seed_exp.engine.memory import largest_batch_size
 from seed_exp.engine.optimizers import build_optimizer, set_lr, step_unless
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.schedules import lr_factor, peak_lr
-from seed_exp.views.recipe import HostBatch, TrainViews
+from seed_exp.views.recipe import HostBatch, Views
 
 
 class Method(Protocol):
@@ -79,7 +79,7 @@ class Fleet:
     def __init__(
         self,
         method: Method,
-        views: TrainViews,
+        views: Views,
         config: FitConfig,
         device: torch.device,
         *,
@@ -195,7 +195,7 @@ class Fleet:
         self.diverged = dict(state["diverged"])
 
 
-def find_batch_size(method: Method, views: TrainViews, config: FitConfig, device: torch.device, num_images: int) -> int:
+def find_batch_size(method: Method, views: Views, config: FitConfig, device: torch.device, num_images: int) -> int:
     """The largest batch, over all processes, of which each process's part fits into its memory: it tries steps of a copy.
 
     Raises:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +47,24 @@ class HostBatch(NamedTuple):
         """The batch with `function` applied to each of its tensors."""
         views, draws = ({name: function(tensor) for name, tensor in tensors.items()} for tensors in self[:2])
         return HostBatch(views, draws, function(self.labels), function(self.indices), self.epoch)
+
+
+class Views(Protocol):
+    """What training needs of views; picklable."""
+
+    def empty(self, num: int) -> HostBatch:
+        """Room for what `host` makes of `num` images; the contents are arbitrary."""
+        ...
+
+    def host(
+        self, images: Sequence[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64], out: HostBatch
+    ) -> None:
+        """Fills `out` from images, uint8 [3, H, W] of any sizes."""
+        ...
+
+    def device(self, batch: HostBatch) -> dict[str, Tensor]:
+        """What networks see, per resolution float32 [V, N, 3, S, S]."""
+        ...
 
 
 class TrainViews:
@@ -98,15 +117,22 @@ class TrainViews:
         return out
 
 
-class EvalViews:
-    """One view per image without any randomness: shorter side to `eval_resize`, centre crop of `eval_size`. Picklable."""
+class StillViews(ABC):
+    """One view per image, a square of `size` pixels, without any randomness."""
 
-    def __init__(self, config: ViewsConfig) -> None:
-        self.config = config
+    size: int
+
+    @abstractmethod
+    def place(self, image: Tensor, square: Tensor) -> None:
+        """Writes what is to be seen of an image (uint8 [3, H, W]) into uint8 [3, S, S]."""
+
+    @abstractmethod
+    def device(self, batch: HostBatch) -> dict[str, Tensor]:
+        """What networks see: float32 {"global": [1, N, 3, S, S]}."""
 
     def empty(self, num: int) -> HostBatch:
         """Room for what `host` makes of `num` images; the contents are arbitrary."""
-        return HostBatch.empty(num, {"global": (1, self.config.eval_size)}, {})
+        return HostBatch.empty(num, {"global": (1, self.size)}, {})
 
     def host(
         self,
@@ -116,11 +142,22 @@ class EvalViews:
         indices: NDArray[np.int64],
         out: HostBatch,
     ) -> None:
-        """Writes centre crops of images (uint8 [3, H, W], any sizes) into `out`, views["global"] [N, 1, 3, S, S]; no draws."""
-        for image, view in zip(images, out.views["global"][:, 0], strict=True):
-            resize_center_crop(image, self.config.eval_resize, view)
+        """Places images (uint8 [3, H, W], any sizes) in `out`, views["global"] [N, 1, 3, S, S]; no draws."""
+        for image, square in zip(images, out.views["global"][:, 0], strict=True):
+            self.place(image, square)
         out.labels.copy_(torch.from_numpy(labels))
         out.indices.copy_(torch.from_numpy(indices))
+
+
+class EvalViews(StillViews):
+    """Shorter side to `eval_resize`, centre crop of `eval_size`. Picklable."""
+
+    def __init__(self, config: ViewsConfig) -> None:
+        self.config, self.size = config, config.eval_size
+
+    def place(self, image: Tensor, square: Tensor) -> None:
+        """Writes the centre crop."""
+        resize_center_crop(image, self.config.eval_resize, square)
 
     def device(self, batch: HostBatch) -> dict[str, Tensor]:
         """Normalised views, float32 {"global": [1, N, 3, S, S]}."""

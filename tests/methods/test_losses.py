@@ -6,31 +6,13 @@ from pathlib import Path
 
 import pytest
 import reference
+import tiny
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from seed_exp.methods import losses
 
 TAUS = [1.0, 0.07, 0.01, 1e-4]
-
-
-def embeddings(num: int, dim: int, seed: int, near: Tensor | None = None) -> Tensor:
-    noise = torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
-    return F.normalize(noise if near is None else near + 0.2 * noise, dim=1)
-
-
-@pytest.fixture(params=[1, 7, 10_000], ids=["chunk=1", "chunk=7", "one chunk"])
-def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 5 * request.param})
-
-
-@pytest.fixture
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Five students and teachers; each teacher has near neighbours in the queue of 23, so that targets are not one-hot."""
-    teacher = embeddings(5, 16, seed=0)
-    queue = torch.cat([embeddings(5, 16, seed=1, near=teacher), embeddings(18, 16, seed=2)])
-    return embeddings(5, 16, seed=3), teacher, queue
 
 
 @pytest.mark.parametrize("tau_teacher", TAUS)
@@ -94,8 +76,8 @@ def test_only_the_student_gets_a_gradient(batch: tuple[Tensor, Tensor, Tensor]) 
 
 def test_memory_does_not_hold_the_similarity_matrix() -> None:
     num_rows, queue_size, dim = 256, 65536, 32
-    student = embeddings(num_rows, dim, seed=0).requires_grad_()
-    teacher, queue = embeddings(num_rows, dim, seed=1), embeddings(queue_size, dim, seed=2)
+    student = tiny.embeddings(num_rows, dim, seed=0).requires_grad_()
+    teacher, queue = tiny.embeddings(num_rows, dim, seed=1), tiny.embeddings(queue_size, dim, seed=2)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -133,7 +115,7 @@ def test_multi_crop_at_full_size_takes_less_than_64_mib() -> None:
 
 
 def test_a_queue_of_a_million_gives_the_formula() -> None:
-    student, teacher, queue = embeddings(3, 16, seed=0), embeddings(3, 16, seed=1), embeddings(1 << 20, 16, seed=2)
+    student, teacher, queue = tiny.embeddings(3, 16, seed=0), tiny.embeddings(3, 16, seed=1), tiny.embeddings(1 << 20, 16, seed=2)
     similarities = [torch.cat([(s * teacher).sum(1, keepdim=True), s @ queue.T], 1).double() for s in (student, teacher)]
     expected = -((similarities[1] / 0.01).softmax(1) * (similarities[0] / 0.2).log_softmax(1)).sum(1).mean()
     loss = losses.seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01)
@@ -149,7 +131,7 @@ def test_no_weight_is_a_denormal_number() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    good = embeddings(3, 8, seed=0)
+    good = tiny.embeddings(3, 8, seed=0)
     with pytest.raises(ValueError, match=r"student \[3, 8\], teacher \[2, 8\].*queue \[3, 8\]"):
         losses.seed_loss(good, good[:2], good, tau_student=0.2, tau_teacher=0.01)
     with pytest.raises(ValueError, match=r"got .*\[3, 4\]"):

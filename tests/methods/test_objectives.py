@@ -54,24 +54,6 @@ FORMULAS: dict[str, tuple[Loss, Loss]] = {
 }
 
 
-def embeddings(num: int, dim: int, seed: int, near: Tensor | None = None) -> Tensor:
-    noise = torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
-    return F.normalize(noise if near is None else near + 0.2 * noise, dim=1)
-
-
-@pytest.fixture(params=[1, 7, 10_000], ids=["chunk=1", "chunk=7", "one chunk"])
-def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 5 * request.param})
-
-
-@pytest.fixture
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Five students and teachers; each teacher has a near neighbour in the queue of 23."""
-    teacher = embeddings(5, 16, seed=0)
-    queue = torch.cat([embeddings(5, 16, seed=1, near=teacher), embeddings(18, 16, seed=2)])
-    return embeddings(5, 16, seed=3), teacher, queue
-
-
 # --- the losses -------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +88,7 @@ def test_only_the_student_gets_a_gradient(name: str, batch: tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("name", ["compress", "bingo", "binary_contrastive"])
 def test_no_loss_holds_the_similarity_matrix(name: str) -> None:
-    student, teacher, queue = embeddings(64, 8, 0).requires_grad_(), embeddings(64, 8, 1), embeddings(65536, 8, 2)
+    student, teacher, queue = tiny.embeddings(64, 8, 0).requires_grad_(), tiny.embeddings(64, 8, 1), tiny.embeddings(65536, 8, 2)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -123,7 +105,7 @@ def test_no_loss_holds_the_similarity_matrix(name: str) -> None:
 
 
 def test_the_ranges_of_the_losses_are_those_of_the_docstrings() -> None:
-    one = embeddings(40, 16, 0)
+    one = tiny.embeddings(40, 16, 0)
     assert losses.squared_distance(one, one).item() == 0
     assert losses.squared_distance(-one, one).item() == pytest.approx(4)
     assert losses.coss_loss(one, one, weight=0.5).item() == pytest.approx(-1.5)
@@ -134,7 +116,7 @@ def test_the_ranges_of_the_losses_are_those_of_the_docstrings() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    good = embeddings(3, 8, 0)
+    good = tiny.embeddings(3, 8, 0)
     with pytest.raises(ValueError, match=r"student \[3, 8\], teacher \[2, 8\]"):
         losses.squared_distance(good, good[:2])
     with pytest.raises(ValueError, match=r"student \[3, 8\], teacher \[3, 4\]"):
@@ -151,14 +133,14 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_k_means_equals_the_algorithm_written_out(chunk: None) -> None:
-    points, start = embeddings(60, 6, 0), embeddings(7, 6, 1)
+    points, start = tiny.embeddings(60, 6, 0), tiny.embeddings(7, 6, 1)
     for iterations in (1, 2, 5):
         expected = reference.k_means(points, start, iterations)
         torch.testing.assert_close(clustering.k_means(points, start, iterations).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_centroids_that_lost_their_points_move_to_the_strangest_ones() -> None:
-    points = embeddings(30, 4, 0)
+    points = tiny.embeddings(30, 4, 0)
     start = torch.cat([points[:2], -F.normalize(points.mean(0), dim=0).expand(3, -1)])
     found = clustering.k_means(points, start, 1)
     torch.testing.assert_close(found.double(), reference.k_means(points, start, 1), rtol=1e-5, atol=1e-5)
@@ -167,7 +149,7 @@ def test_centroids_that_lost_their_points_move_to_the_strangest_ones() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.5, 0.05])
 def test_assignments_are_those_of_sinkhorn_and_knopp(epsilon: float, chunk: None) -> None:
-    points, prototypes = embeddings(40, 6, 0), embeddings(5, 6, 1)
+    points, prototypes = tiny.embeddings(40, 6, 0), tiny.embeddings(5, 6, 1)
     expected = reference.sinkhorn(points, prototypes, epsilon, 3)
     weights = clustering.balancing_weights(points, prototypes, epsilon, 3)
     codes = (points @ prototypes.T / epsilon + weights).softmax(1)
@@ -180,8 +162,8 @@ def test_assignments_are_those_of_sinkhorn_and_knopp(epsilon: float, chunk: None
 
 
 def test_clusters_are_predicted_as_by_the_formula() -> None:
-    teacher, prototypes = embeddings(5, 6, 0), embeddings(4, 6, 1)
-    ours, theirs = (tensor.clone().requires_grad_() for tensor in (embeddings(5, 6, 2), embeddings(5, 6, 2).double()))
+    teacher, prototypes = tiny.embeddings(5, 6, 0), tiny.embeddings(4, 6, 1)
+    ours, theirs = (tensor.clone().requires_grad_() for tensor in (tiny.embeddings(5, 6, 2), tiny.embeddings(5, 6, 2).double()))
     nearest = [[float(c == int((t @ prototypes.T).argmax())) for c in range(4)] for t in teacher]
     target = clustering.nearest_centroid(teacher, prototypes)
     loss, expected = (
