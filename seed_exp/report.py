@@ -28,8 +28,8 @@ from hydra.errors import HydraException
 from omegaconf import MISSING
 
 from seed_exp.config.command import command, spelled_out
-from seed_exp.config.compose import SCHEMAS, compose, config_home, jobs
-from seed_exp.config.errors import explain, groups
+from seed_exp.config.compose import SCHEMAS, compose, config_home, groups, jobs
+from seed_exp.config.errors import explain
 from seed_exp.config.schema import DataConfig, ReportConfig, StudentConfig
 from seed_exp.engine.run_folder import decisive_options, to_plain
 from seed_exp.evaluation.frozen import eval_options

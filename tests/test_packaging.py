@@ -17,8 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 COMPOSE_ALL = """
 import importlib, re, sys
 import seed_exp
-from seed_exp.config.compose import SCHEMAS, compose, config_home
-from seed_exp.config.errors import groups
+from seed_exp.config.compose import SCHEMAS, compose, config_home, groups
 print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():

@@ -8,7 +8,6 @@ import functools
 import inspect
 import itertools
 import os
-import re
 import shutil
 import sys
 import traceback
@@ -25,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from seed_exp import slurm
 from seed_exp.config import schema
-from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, typed
-from seed_exp.config.errors import groups, in_one_line, is_for_user, last_words
+from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, groups, refuse_nameless, typed
+from seed_exp.config.errors import in_one_line, is_for_user, last_words
 from seed_exp.stopping import Stopped, stop_at_once
 
 
@@ -62,10 +61,10 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
             return
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         _refuse_dashes(sys.argv[1:], name)
-        _refuse_nameless(sys.argv[1:])
         sys.argv[1:] = _without_slurm(sys.argv[1:])
         waits_for_slurm = any(argument.startswith("hydra/launcher=") and "slurm" in argument for argument in sys.argv[1:])
         with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
+            refuse_nameless(sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
             job()
 
@@ -90,17 +89,6 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
             sys.exit(f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}")
-
-
-def _refuse_nameless(arguments: list[str]) -> None:
-    """Hydra itself fails with a TypeError on a list that chooses anything but names, such as student=[0]."""
-    for argument in arguments:
-        group, _, listed = argument.partition("=")
-        if group in groups() and listed.startswith("[") and listed.endswith("]"):
-            nameless = [item for item in listed[1:-1].split(",") if not re.search(r"[A-Za-z]", item) or {"[", "]"} & set(item)]
-            if nameless:
-                chosen = nameless[0].strip() or "nothing"
-                sys.exit(f"error: {argument} chooses {chosen}, which is no name in config group {group!r}")
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
 from hydra.core.plugins import Plugins
+from hydra.errors import OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -45,6 +47,13 @@ def config_home() -> Path:
     """The folder that holds conf/ and experiments/: the package in a wheel, the repository in an editable installation."""
     package = Path(__file__).resolve().parents[1]
     return package if (package / "conf").is_dir() else package.parent
+
+
+def groups() -> dict[str, list[str]]:
+    """The config groups of conf/ and experiments/ with their options."""
+    home = config_home()
+    folders = [folder for folder in sorted((home / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in [*folders, home / "experiments"]}
 
 
 class ExperimentsSearchPath(SearchPathPlugin):
@@ -89,10 +98,33 @@ def _unknown_options(config: Any, prefix: str) -> list[str]:
 
 def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
+    refuse_nameless(overrides or [])
     if GlobalHydra.instance().is_initialized():  # called by a command that Hydra started
         return typed(hydra_compose(command, overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         return typed(hydra_compose(command, overrides or []))
+
+
+def refuse_nameless(overrides: list[str]) -> None:
+    """Hydra itself fails with a TypeError on a list that chooses anything but names, such as student=[0].
+
+    Raises:
+        ValueError: a config group is given anything but a name, a list of names, or a sweep over these.
+    """
+    for override in overrides:
+        group = override.partition("=")[0].partition("@")[0].lstrip("+")
+        if group not in groups():
+            continue
+        try:
+            value = OverridesParser.create().parse_overrides([override])[0].value()
+        except OverrideParseException:
+            continue  # Hydra says so
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            names = choice if isinstance(choice, list) else [choice]
+            nameless = [repr(name) for name in names if not isinstance(name, str | Sweep | Glob)]
+            if nameless or not names:
+                chosen = nameless[0] if nameless else "nothing"
+                raise ValueError(f"{override} chooses {chosen}, which is no name in config group {group!r}")
 
 
 def jobs(command: str, overrides: list[str]) -> list[list[str]]:

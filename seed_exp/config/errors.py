@@ -15,7 +15,7 @@ import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from seed_exp.config.compose import config_home
+from seed_exp.config.compose import groups
 from seed_exp.redaction import redact
 from seed_exp.registry import closest
 
@@ -50,13 +50,6 @@ def last_words(error: str) -> str:
         return redact(f"error {error}")
     rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
     return redact(f"error{rank}: {error}")
-
-
-def groups() -> dict[str, list[str]]:
-    """The config groups of conf/ and experiments/ with their options."""
-    home = config_home()
-    folders = [folder for folder in sorted((home / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in [*folders, home / "experiments"]}
 
 
 def explain(error: Exception) -> str:

@@ -12,8 +12,7 @@ import pytest
 
 from seed_exp import distill, preview
 from seed_exp.config.command import command, spelled_out
-from seed_exp.config.compose import SCHEMAS, compose
-from seed_exp.config.errors import groups
+from seed_exp.config.compose import SCHEMAS, compose, groups
 from seed_exp.engine.run_folder import flatten, to_plain
 
 COMMANDS = {name: importlib.import_module(f"seed_exp.{name}") for name in SCHEMAS}
@@ -57,10 +56,14 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill student=[resnet18", "cannot read 'student=[resnet18'"),
         ("distill --batch-size 128", "options are written without dashes: batch_size=VALUE"),
         ("verify data=[0]", "data=[0] chooses 0, which is no name in config group 'data'"),
-        ("distill student=[resnet18,[a]]", "chooses [a], which is no name in config group 'student'"),
+        ("distill student=[resnet18,[a]]", "chooses ['a'], which is no name in config group 'student'"),
+        ("distill student=[true]", "student=[true] chooses True, which is no name in config group 'student'"),
+        ("distill -m student=resnet18,[1]", "chooses 1, which is no name in config group 'student'"),
+        ("distill student={x:1}", "chooses {'x': 1}, which is no name in config group 'student'"),
+        ("distill student=[]", "student=[] chooses nothing, which is no name in config group 'student'"),
         ("distill --student=resnet18", "options are written without dashes: student=resnet18"),
         ("linear run=x optimizer=lars", "this command has no config group 'optimizer'"),
-        ("preview data=3", "Config group override must be a string"),
+        ("preview data=3", "data=3 chooses 3, which is no name in config group 'data'"),
         ("knn", "missing option run: add run=VALUE"),
         ("knn run=nowhere data=digits", "no run folder or student file nowhere"),
         ("distill", "neither SEED_DATA (environment) nor data.root=PATH is set"),

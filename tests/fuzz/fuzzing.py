@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 Property = Callable[..., None]
 
 PROPERTIES: dict[str, Property] = {}
-"""Every property by name, with other examples each time it is called; test_fuzz_long.py calls them for minutes."""
+"""Every property by name, with the examples of the seed that it is given; test_fuzz_long.py calls them for minutes."""
 
 
 def fuzz(num: int, **arguments: SearchStrategy[Any]) -> Callable[[Property], Property]:

@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from seed_exp.config.compose import SCHEMAS, compose
-from seed_exp.config.errors import explain, groups, is_for_user
+from seed_exp.config.compose import SCHEMAS, compose, groups
+from seed_exp.config.errors import explain, is_for_user
 from seed_exp.engine.run_folder import flatten, to_plain
 
 VALID = {"bench": "loss", "to": "tsv"}
