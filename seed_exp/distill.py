@@ -38,13 +38,14 @@ from seed_exp.evaluation.features import spread
 from seed_exp.evaluation.frozen import eval_options, num_workers_of
 from seed_exp.evaluations import plan_evaluations, run_evaluations
 from seed_exp.files import atomic_write
-from seed_exp.methods.seed import Seed
+from seed_exp.methods.seed import OBJECTIVES, Seed
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.download import cache_folder
 from seed_exp.models.reduction import Reduction, fit_reduction
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
+from seed_exp.registry import lookup
 from seed_exp.training import Built, build_students, init_inputs, train_encoders
 from seed_exp.views.recipe import EvalViews
 
@@ -53,7 +54,16 @@ SAMPLE_BATCH = 64
 
 
 def distill(config: DistillConfig) -> Path:
-    """Trains and evaluates the students of `config`; returns the run folder."""
+    """Trains and evaluates the students of `config`; returns the run folder.
+
+    Raises:
+        ValueError: the objective compares more views than there are, or as `train_encoders`.
+    """
+    num, needed = config.views.crops["global"].num, lookup(OBJECTIVES, config.objective.name, "objective").min_global_views
+    if num < needed:
+        raise ValueError(
+            f"objective={config.objective.name} compares {needed} global views of an image; views.crops.global.num is {num}"
+        )
     evaluations = plan_evaluations(config)
     teacher = re.sub(r"[^\w.]+", "_", config.teacher.name or config.teacher.network)  # the hub's names have slashes
     label = "-".join(["+".join(config.students), teacher, config.views.name, config.data.source])

@@ -316,8 +316,6 @@ class ObjectiveConfig:
     """Hidden width of the projection head of students that name none; null = feature width of each one's encoder."""
     deep_head: bool = False
     """Whether students that do not say it get SimReg's deeper projection head."""
-    min_global_views: int = 1
-    """Global views of each image that it compares, at least."""
 
     def __post_init__(self) -> None:
         for option in ("tau_student", "tau_teacher", "queue_size"):
@@ -326,7 +324,7 @@ class ObjectiveConfig:
         _require(self.name != "bingo" or self.weight <= 1, f"objective.weight of bingo is a share, up to 1, got {self.weight}")
         _require(0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}")
         _require(0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}")
-        for option in ("bag_size", "num_clusters", "cluster_every", "min_global_views"):
+        for option in ("bag_size", "num_clusters", "cluster_every"):
             value = getattr(self, option)
             _require(value >= 1, f"objective.{option} must be at least 1, got {value}")
         _require(
@@ -477,11 +475,6 @@ class DistillConfig(EncoderFitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _give_heads(self.students, self.objective)
-        num, needed = self.views.crops["global"].num, self.objective.min_global_views
-        _require(
-            num >= needed,
-            f"objective={self.objective.name} compares {needed} global views of an image; views.crops.global.num is {num}",
-        )
 
 
 @dataclass

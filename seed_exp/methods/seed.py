@@ -52,6 +52,11 @@ class Objective(NamedTuple):
     contrast: bool = False
     """Whether MoCo's loss between the first two global views is added, with each student's own momentum encoder."""
 
+    @property
+    def min_global_views(self) -> int:
+        """Global views of an image that it compares, at least."""
+        return 2 if self.symmetric or self.contrast else 1
+
 
 SEED = Objective(
     lambda s, t, m, d, config: seed_loss(s, t, d, tau_student=config.tau_student, tau_teacher=config.tau_teacher, target=m),

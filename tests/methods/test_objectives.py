@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from seed_exp.config.compose import compose
 from seed_exp.config.schema import ObjectiveConfig
+from seed_exp.distill import distill
 from seed_exp.engine.distributed import rank
 from seed_exp.methods import clustering, losses
 from seed_exp.methods.seed import OBJECTIVES, Seed
@@ -404,7 +405,6 @@ def test_the_deep_head_is_that_of_simreg() -> None:
         ("bag_size", 0),
         ("num_clusters", 0),
         ("cluster_every", 0),
-        ("min_global_views", 0),
         ("hidden_dim", 0),
     ],
 )
@@ -434,8 +434,12 @@ def test_a_students_own_head_goes_before_that_of_the_objective() -> None:
 
 
 def test_one_view_is_refused_where_two_are_compared() -> None:
-    with pytest.raises(ValueError, match=r"objective=disco compares 2 global views .* views\.crops\.global\.num is 1"):
-        compose("distill", ["objective=disco", "views.crops.global.num=1"])
+    assert {name for name, objective in OBJECTIVES.items() if objective.min_global_views == 2} == {"seed_strong", "disco"}
+    assert {objective.min_global_views for objective in OBJECTIVES.values()} == {1, 2}
+    for name in ("seed_strong", "disco"):
+        config = compose("distill", [f"objective={name}", "views.crops.global.num=1"])
+        with pytest.raises(ValueError, match=rf"objective={name} compares 2 global views .* views\.crops\.global\.num is 1"):
+            distill(config)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
