@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,18 +24,20 @@ from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run,
 from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, num_workers_of
-from seed_exp.evaluation.knn import knn_accuracy
+from seed_exp.evaluation.knn import knn_accuracy, nearest
 from seed_exp.files import file_hash, write_json
 from seed_exp.models.students import Student, build_student, read_header, save_student
 from seed_exp.redaction import redact_all
 from seed_exp.reporting.embedding_map import embedding_map
-from seed_exp.reporting.gallery import recipe_gallery
+from seed_exp.reporting.gallery import Neighbours, neighbours_gallery, recipe_gallery
 from seed_exp.stopping import Stopped
 from seed_exp.views.recipe import EvalViews, TrainViews
 
 log = logging.getLogger("seed_exp")
 
 C = TypeVar("C", bound=EncoderFitConfig)
+NUM_SHOWN = 8
+"""Validation images, and neighbours of each, in a student's gallery."""
 
 
 class Built(NamedTuple):
@@ -123,8 +126,8 @@ def train_encoders(
                 on_bad=None if bad_samples is None else bad_samples(train),
                 epochs={name: student.epochs for name, student in config.students.items() if student.epochs is not None},
             )
-            if last is not None:
-                show_results(tracker, students, last)
+            if last is not None and val is not None:
+                show_results(tracker, students, last, train, val)
         if diverged:
             found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
             raise ValueError(
@@ -161,6 +164,8 @@ class Evaluated(NamedTuple):
     """Of the validation images [n, num_features], by student."""
     labels: Tensor
     """Of those images [n]."""
+    neighbours: dict[str, Neighbours]
+    """Of a few of them among the training images, by student."""
 
 
 def knn_during_training(
@@ -170,22 +175,29 @@ def knn_during_training(
     for student in students.values():
         student.eval()
     encoders = {name: student.features for name, student in students.items()}
-    bank, bank_labels = extract(encoders, train, spread(len(train), bank_size))
-    queries, query_labels = extract(encoders, val, spread(len(val), query_size))
+    in_bank, in_queries = spread(len(train), bank_size), spread(len(val), query_size)
+    bank, bank_labels = extract(encoders, train, in_bank)
+    queries, query_labels = extract(encoders, val, in_queries)
     if distributed.rank() != 0:
-        return Evaluated({}, {}, query_labels)
+        return Evaluated({}, {}, query_labels, {})
     k = min(10, len(bank_labels))
-    results = {}
+    # By chance: where the classes take turns, evenly spread images would be of few of them.
+    shown = np.random.default_rng(0).permutation(len(in_queries))[:NUM_SHOWN]
+    results, neighbours = {}, {}
     for name in students:
-        on_device = bank[name].to(extract.device), bank_labels, queries[name].to(extract.device), query_labels
-        results[f"{name}/knn10"] = knn_accuracy(*on_device, ks=[k], temperature=0.07)[f"knn{k}_majority"]
-    return Evaluated(results, queries, query_labels)
+        own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
+        accuracies = knn_accuracy(own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07)
+        results[f"{name}/knn10"] = accuracies[f"knn{k}_majority"]
+        cosines, found = nearest(own_bank, own_queries[torch.from_numpy(shown)], min(NUM_SHOWN, k))
+        neighbours[name] = Neighbours(in_queries[shown].tolist(), in_bank[found.cpu().numpy()].tolist(), cosines.tolist())
+    return Evaluated(results, queries, query_labels, neighbours)
 
 
-def show_results(tracker: Tracker, students: Mapping[str, Student], last: Evaluated) -> None:
-    """Gives the tracker what there is to see of the students at the end: maps of the validation images, a table."""
+def show_results(tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source) -> None:
+    """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
     for name, features in last.features.items():
         tracker.log_picture(f"{name}/embedding_map", partial(embedding_map, features, last.labels, name))
+        tracker.log_picture(f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name]))
     sizes = {name: sum(parameter.numel() for parameter in students[name].encoder.parameters()) for name in last.features}
     rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
     tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seed_exp.files import atomic_write
+from seed_exp.reporting.colours import CLASS_COLOURS, INK, MUTED
 
 MAX_POINTS = 5000
 
@@ -28,8 +29,6 @@ def embedding_map(features: Tensor, labels: Tensor, title: str, path: Path) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
-
-    from seed_exp.reporting.figure import CLASS_COLOURS, INK, MUTED
 
     pca = PCA(2, random_state=0)
     with np.errstate(invalid="ignore"):  # of features that are all alike, shares of the variance are no numbers

@@ -18,22 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seed_exp.files import atomic_write
+from seed_exp.reporting.colours import CLASS_COLOURS, INK, MUTED, OTHER, SAME
 
 MAX_POINTS = 2000
-# Tableau 10: ten hues that stay apart on white; more classes than that share hues.
-CLASS_COLOURS = (
-    "#4e79a7",
-    "#f28e2b",
-    "#e15759",
-    "#76b7b2",
-    "#59a14f",
-    "#edc948",
-    "#b07aa1",
-    "#ff9da7",
-    "#9c755f",
-    "#8a8683",
-)
-INK, MUTED, SAME, OTHER = "#222222", "#767676", "#2e9e4f", "#d62f2f"
 
 
 def overview_figure(

@@ -1,10 +1,11 @@
-"""Pictures of views, to see what a recipe does."""
+"""Pictures of images: what a recipe makes of them, and which of them a network calls alike."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,12 +14,16 @@ from torch import Tensor
 from seed_exp.data.sources import Source
 from seed_exp.evaluation.features import spread
 from seed_exp.files import atomic_write
+from seed_exp.reporting.colours import INK, MUTED, OTHER, SAME
 from seed_exp.views.photometric import denormalize
 from seed_exp.views.recipe import TrainViews
 
 _GAP = 6
 _TITLE = 16
 _BACKGROUND = "white"
+_TILE = 80
+"""Height and width of a neighbour in pixels."""
+_FRAME = 4
 
 
 def recipe_gallery(source: Source, views: TrainViews, path: Path, *, num_images: int = 8, epoch: int = 0) -> None:
@@ -63,6 +68,66 @@ def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Pa
         left += width + _GAP
     with atomic_write(path) as file:
         canvas.save(file, format="PNG")
+
+
+class Neighbours(NamedTuple):
+    """What a network finds most alike."""
+
+    queries: Sequence[int]
+    """Images that others are compared with [Q], of one source."""
+    found: Sequence[Sequence[int]]
+    """The nearest to each [Q, k], of another source or the same, nearest first."""
+    cosines: Sequence[Sequence[float]]
+    """Their similarities [Q, k]."""
+
+
+def neighbours_gallery(queries: Source, bank: Source, neighbours: Neighbours, path: Path) -> None:
+    """Writes a PNG with one row per query: the image, then its neighbours in `bank` with their cosines.
+
+    Where both have a class, a neighbour is framed green if it is the same and red if it is not.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    num_neighbours = max(map(len, neighbours.found))
+    cell, line = _TILE + 2 * _FRAME + _GAP, _TITLE + _TILE + 2 * _FRAME + _GAP
+    size = (_GAP + cell // 2 + (1 + num_neighbours) * cell, _GAP + _TITLE + len(neighbours.queries) * line)
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default()
+    offset = _GAP + cell // 2  # half a cell between the query and its neighbours
+    draw.text((_GAP + _FRAME, _GAP), "query", fill=MUTED, font=font)
+    draw.text((offset + cell + _FRAME, _GAP), "nearest neighbours, with their cosines", fill=MUTED, font=font)
+    for row, (query, found, cosines) in enumerate(zip(neighbours.queries, neighbours.found, neighbours.cosines, strict=True)):
+        top = _GAP + _TITLE + row * line
+        label = _label(queries, query)
+        canvas.paste(_tile(queries.image(query), _BACKGROUND), (_GAP, top))
+        draw.text((_GAP + _FRAME, top + cell - _GAP), "" if label < 0 else f"class {label}", fill=INK, font=font)
+        for column, (index, cosine) in enumerate(zip(found, cosines, strict=True), 1):
+            other = _label(bank, index)
+            colour = _BACKGROUND if min(label, other) < 0 else SAME if label == other else OTHER
+            left = offset + column * cell
+            canvas.paste(_tile(bank.image(index), colour), (left, top))
+            draw.text((left + _FRAME, top + cell - _GAP), f"{cosine:.3f}", fill=INK, font=font)
+    with atomic_write(path) as file:
+        canvas.save(file, format="PNG")
+
+
+def _label(source: Source, index: int) -> int:
+    return -1 if source.labels is None else int(source.labels[index])
+
+
+def _tile(image: Tensor, colour: str) -> Image.Image:
+    """The image in a square with a frame, whole, enlarged by a whole factor if it is smaller."""
+    picture = _picture(image)
+    largest = max(picture.size)
+    factor = _TILE / largest if largest > _TILE else _TILE // largest
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR)
+    tile = Image.new("RGB", (_TILE + 2 * _FRAME,) * 2, colour)
+    tile.paste(_BACKGROUND, (_FRAME, _FRAME, _FRAME + _TILE, _FRAME + _TILE))
+    tile.paste(picture, (_FRAME + (_TILE - width) // 2, _FRAME + (_TILE - height) // 2))
+    return tile
 
 
 def _picture(image: Tensor) -> Image.Image:

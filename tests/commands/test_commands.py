@@ -72,6 +72,8 @@ def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Pat
         "media/views.png",
         "media/convnet_w2/embedding_map.png",
         "media/convnet_w32/embedding_map.png",
+        "media/convnet_w2/neighbours.png",
+        "media/convnet_w32/neighbours.png",
         "checkpoints/step_00000004.pt",
         "students/convnet_w2.safetensors",
         "students/convnet_w32.safetensors",

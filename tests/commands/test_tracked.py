@@ -34,7 +34,8 @@ def test_a_fleet_and_its_linear_evaluation_leave_a_run_per_student(tmp_path: Pat
     pretrain.pretrain(compose("pretrain", [*DATA, *TRAIN]))
     linear.linear(compose("linear", [*DATA, *LINEAR]))
     (evaluation,) = (tmp_path / "fleet" / "linear").iterdir()
-    shown = {"views", "students", "convnet_w2/embedding_map", "convnet_w32/embedding_map"}
+    pictures = {f"{name}/{picture}" for name in ("convnet_w2", "convnet_w32") for picture in ("embedding_map", "neighbours")}
+    shown = {"views", "students", *pictures}
     for folder, command, steps, media in ((tmp_path / "fleet", "pretrain", 4, shown), (evaluation, "linear", 44, {"linear"})):
         about = json.loads((folder / "wandb.json").read_text())
         assert about["job_type"] == command

@@ -3,10 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from seed_exp.reporting.gallery import view_gallery
+from seed_exp.reporting.colours import OTHER, SAME
+from seed_exp.reporting.gallery import Neighbours, neighbours_gallery, view_gallery
 
 
 def test_a_gallery_shows_every_original_and_every_view(tmp_path: Path) -> None:
@@ -32,3 +34,37 @@ def test_a_gallery_of_one_pixel_images_works(tmp_path: Path) -> None:
         tmp_path / "a.png",
     )
     assert Image.open(tmp_path / "a.png").height > 8
+
+
+class Plain:
+    """Images of one red each, which no letter has, of 50 x 20 pixels, the last one of a pixel."""
+
+    def __init__(self, reds: list[int], labels: list[int] | None) -> None:
+        self.reds, self.labels = reds, None if labels is None else np.array(labels)
+
+    def image(self, index: int) -> torch.Tensor:
+        size = (1, 1) if index == len(self.reds) - 1 else (50, 20)
+        return torch.tensor([self.reds[index], 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, *size)
+
+
+def areas(path: Path) -> dict[tuple[int, int, int], int]:
+    colours, counts = np.unique(np.array(Image.open(path)).reshape(-1, 3), axis=0, return_counts=True)
+    return dict(zip(map(tuple, colours.tolist()), counts.tolist(), strict=True))
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+@pytest.mark.parametrize(("labels", "num_same", "num_other"), [([4, 5, 4], 3, 2), (None, 0, 0), ([-1, 5, 4], 2, 1)])
+def test_neighbours_are_framed_by_whether_they_are_of_the_class_of_the_query(
+    tmp_path: Path, labels: list[int] | None, num_same: int, num_other: int
+) -> None:
+    queries, bank = Plain([21, 22, 23], [4, 5, 4]), Plain([51, 52, 53], labels)
+    found = Neighbours([0, 1], [[0, 1, 2], [1, 0]], [[0.9, 0.8, 0.7], [1.0, -0.5]])
+    neighbours_gallery(queries, bank, found, tmp_path / "folder" / "gallery.png")
+    area = areas(tmp_path / "folder" / "gallery.png")
+    frame = 4 * 4 * 84
+    assert (area.get(rgb(SAME), 0), area.get(rgb(OTHER), 0)) == (num_same * frame, num_other * frame)
+    reds = {red: count for (red, green, blue), count in area.items() if red > green == blue == 0}
+    assert reds == {21: 1000, 22: 1000, 51: 2000, 52: 2000, 53: 80 * 80}
