@@ -244,6 +244,19 @@ def shared_protocol(result: Result) -> dict[str, Any]:
     return protocol
 
 
+def latest(run: Run, student: str, evaluation: str, protocol: str, key: str) -> Source | None:
+    """The number `key` that the evaluation gave of the student's latest checkpoint, by the protocol of that id."""
+    sources = [
+        Source(run, result, record, result.values[student][key])
+        for result in run.results
+        if result.evaluation == evaluation
+        and protocol_id(result) == protocol
+        and key in result.values.get(student, {})
+        and isinstance(record := (result.protocol.get("students") or {}).get(student, {}), dict)
+    ]
+    return max(sources, key=lambda source: (source.record.get("step") or 0, str(source.result.path)), default=None)
+
+
 def _entry(
     command: str, options: Mapping[str, Any], name: str, job: Job | None, run: Run | None, folders: Mapping[Path, Run]
 ) -> _Entry:
@@ -426,19 +439,10 @@ def _cell(
 
 
 def _source(entry: _Entry, measure: Measure, protocols: Mapping[str, Result]) -> Source | None:
-    """The evaluation of the latest checkpoint by the table's protocol."""
+    """The evaluation by the table's protocol."""
     if entry.run is None or measure.evaluation not in protocols:
         return None
-    protocol = protocol_id(protocols[measure.evaluation])
-    sources = [
-        Source(entry.run, result, record, result.values[entry.name][measure.key])
-        for result in entry.run.results
-        if result.evaluation == measure.evaluation
-        and protocol_id(result) == protocol
-        and measure.key in result.values.get(entry.name, {})
-        and isinstance(record := (result.protocol.get("students") or {}).get(entry.name, {}), dict)
-    ]
-    return max(sources, key=lambda source: (source.record.get("step") or 0, str(source.result.path)), default=None)
+    return latest(entry.run, entry.name, measure.evaluation, protocol_id(protocols[measure.evaluation]), measure.key)
 
 
 def _reasons(row: Published | None, sources: Sequence[Source], entry: _Entry) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from seed_exp.reporting.comparison import MEASURES, Cell, Table, Value
+from seed_exp.reporting.other_results import other_results
 from seed_exp.reporting.published import Published
 from seed_exp.reporting.table import markdown_table
 
@@ -35,6 +36,14 @@ def markdown(table: Table) -> str:
     lines += [f"- {name}: {column.label}" for name, column in zip(names, table.columns, strict=True) if name]
     lines += [f"- {measure}: {MEASURES[measure].meaning}, %" for measure in table.measures]
     lines += [f"- {line}" for line in (*legend(table), *table.notes)]
+    if others := other_results(table):
+        cells = [[one.row, one.column, one.evaluation, one.images, measures_text(one.values)] for one in others]
+        lines += [
+            "",
+            "Other evaluations, %:",
+            "",
+            markdown_table(["student", "setting", "evaluation", "images", "numbers"], cells),
+        ]
     if commands := missing_commands(table):
         lines += ["", "Missing:", "", "```bash", *(f"{command}  # {state}" for command, state in commands.items()), "```"]
     return "\n".join(line.replace("<", "&lt;") for line in lines)
@@ -75,6 +84,11 @@ def value_text(value: Value) -> str:
     return f"{value.mean:.1f}" if value.spread is None else f"{value.mean:.1f} ± {value.spread:.1f}, n={len(value.sources)}"
 
 
+def measures_text(values: Mapping[str, Value]) -> str:
+    """Every number with its name: `top1 57.1 ± 0.2, n=3; top5 81.0`."""
+    return "; ".join(f"{name} {value_text(value)}" for name, value in values.items())
+
+
 def latex(table: Table) -> str:
     """A tabular of booktabs; below each student the published numbers that compare, with the difference, and in grey others."""
     width = len(table.measures)
@@ -105,20 +119,28 @@ def comma_separated(tables: Sequence[Table]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_HEADER)
     for table in tables:
-        for (row, number), cell in table.cells.items():
-            for name in table.measures:
-                value = cell.values[name]
-                seeds = " ".join(str(one.seed) for one in value.sources)
-                files = " ".join(str(one.result.path) for one in value.sources)
-                theirs, source = (value.published.value, value.published.source) if value.published else (None, None)
-                writer.writerow(
-                    (
-                        *(table.title, row, table.parameters[row], table.columns[number].label, name),
-                        *(_rounded(value.mean), _rounded(value.spread), len(value.sources), seeds),
-                        *(theirs, _rounded(value.difference), source, "; ".join(value.reasons)),
-                        *(cell.state, "; ".join(cell.todo), files),
-                    )
+        lines = [
+            (row, table.columns[number].label, name, cell.values[name], cell.state, "; ".join(cell.todo))
+            for (row, number), cell in table.cells.items()
+            for name in table.measures
+        ]
+        lines += [
+            (one.row, one.column, f"{one.evaluation} {name} on {one.images}", value, "", "")
+            for one in other_results(table)
+            for name, value in one.values.items()
+        ]
+        for row, setting, name, value, state, todo in lines:
+            seeds = " ".join(str(one.seed) for one in value.sources)
+            files = " ".join(str(one.result.path) for one in value.sources)
+            theirs, source = (value.published.value, value.published.source) if value.published else (None, None)
+            writer.writerow(
+                (
+                    *(table.title, row, table.parameters[row], setting, name),
+                    *(_rounded(value.mean), _rounded(value.spread), len(value.sources), seeds),
+                    *(theirs, _rounded(value.difference), source, "; ".join(value.reasons)),
+                    *(state, todo, files),
                 )
+            )
     return buffer.getvalue()
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from seed_exp import __version__
 from seed_exp.redaction import redact
 from seed_exp.reporting.comparison import MEASURES, Cell, Source, Table, Value, protocol_id, shared_protocol
-from seed_exp.reporting.formats import missing_commands, published_text, value_text
+from seed_exp.reporting.formats import measures_text, missing_commands, published_text, value_text
 from seed_exp.reporting.html import Html, join, tag
+from seed_exp.reporting.other_results import OtherResult, other_results
 from seed_exp.reporting.plots import Curve, Point, line_chart, scatter_chart, short, style_of
 from seed_exp.reporting.published import Published, network_of, objective_of
 from seed_exp.reporting.runs import Run
@@ -76,12 +77,14 @@ def page(report: Report) -> str:
     sections: list[tuple[str, str, Html]] = []
     for index, table in enumerate(report.tables):
         sections.append((f"table{index}", table.title, _table_section(index, table)))
+    others = [other for table in report.tables for other in other_results(table)]
     sections += [
+        ("others", "Other evaluations", _others_section(others)),
         ("parameters", "Accuracy against parameters", _parameters_section(report)),
         ("curves", "Curves", _curves_section(groups)),
         ("pictures", "Pictures of the runs", _pictures_section(groups)),
         ("cost", "Cost", _cost_section(groups, report.models)),
-        ("numbers", "Where the numbers come from", _numbers_section(report.tables)),
+        ("numbers", "Where the numbers come from", _numbers_section(report.tables, others)),
         (
             "problems",
             "What could not be read",
@@ -205,6 +208,29 @@ def _legend(table: Table) -> Html:
             )
         )
     return tag("ul", *(tag("li", line) for line in [*lines, *table.notes]), class_="muted")
+
+
+def _others_section(others: Sequence[OtherResult]) -> Html:
+    """What stands in no cell of a table."""
+    if not others:
+        return Html()
+    header = ("student", "setting", "evaluation", "images", "protocol", "numbers, %")
+    rows = [
+        tag(
+            "tr",
+            tag("th", other.row, scope="row"),
+            *(tag("td", text) for text in (other.column, other.evaluation, other.images)),
+            tag("td", tag("a", other.protocol, href=f"#p{other.protocol}")),
+            tag("td", measures_text(other.values), title=" ".join(_files(other))),
+        )
+        for other in others
+    ]
+    table = tag("table", tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header))), tag("tbody", *rows))
+    return tag("div", table, class_="box", tabindex="0", role="region", aria_label="Other evaluations")
+
+
+def _files(other: OtherResult) -> list[str]:
+    return list(dict.fromkeys(str(source.result.path) for value in other.values.values() for source in value.sources))
 
 
 def _settings(table: Table) -> Html:
@@ -448,10 +474,10 @@ def _anchor(table: int, row: int, column: int) -> str:
     return f"t{table}r{row}c{column}"
 
 
-def _numbers_section(tables: Sequence[Table]) -> Html:
+def _numbers_section(tables: Sequence[Table], others: Sequence[OtherResult]) -> Html:
     """An article for each cell, and the protocols that they name."""
     articles = []
-    protocols: dict[str, Source] = {}
+    protocols = {other.protocol: value.sources[0] for other in others for value in other.values.values()}
     for index, table in enumerate(tables):
         for (row, number), cell in table.cells.items():
             sources = {name: cell.values[name].sources for name in table.measures}
@@ -459,7 +485,7 @@ def _numbers_section(tables: Sequence[Table]) -> Html:
                 protocols |= {protocol_id(source.result): source for same in sources.values() for source in same}
                 place = _anchor(index, table.rows.index(row), number)
                 articles.append(_article(place, f"{row}, {table.columns[number].label}", cell, table.measures))
-    if not articles:
+    if not protocols:
         return Html()
     made = [
         tag(
