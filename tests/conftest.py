@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Tiny tensors gain nothing from a second thread, and threads that wait for each other on busy cores take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; for the processes that tests start, too
+
 from ranks import Ranks
 
 

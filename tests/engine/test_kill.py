@@ -27,7 +27,12 @@ def start(folder: Path, variant: str, seconds: str | float) -> list[int]:
     for rank in range(ranks):
         rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         paths = os.pathsep.join([str(Path(kill_me.__file__).parent), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": paths, **{key: str(value) for key, value in rendezvous.items()}}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": paths,
+            "OMP_NUM_THREADS": "2",
+            **{key: str(value) for key, value in rendezvous.items()},
+        }
         # The last rank is the one that is killed: the other must notice and end by itself.
         mine = seconds if rank == ranks - 1 else "never"
         command = [sys.executable, kill_me.__file__, str(folder), variant, str(mine)]
