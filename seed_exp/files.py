@@ -40,6 +40,33 @@ def write_json(path: Path, content: Any) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
+def append_json(path: Path, content: Any) -> None:
+    """Appends `content` as a line of JSON and syncs it.
+
+    In one write, so that a kill can only cut the last line; the next one then begins on a line of its own.
+    """
+    line = json.dumps(content).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" + line if cut else line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The objects in lines of JSON, without lines that are cut or none."""
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in found if isinstance(line, dict)]
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import os
 import re
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from seed_exp.files import append_json, json_lines
 
 log = logging.getLogger("seed_exp")
 
@@ -132,7 +133,7 @@ def note_restart(folder: Path, step: int) -> None:
 def requeues(folder: Path) -> list[dict[str, Any]]:
     """What requeues.jsonl of a run folder holds, oldest first: time, job, restart (from 1 in each job), reason, step."""
     file = folder / "requeues.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return json_lines(file.read_text(errors="replace")) if file.exists() else []
 
 
 def _reason(signal_name: str, job: dict[str, str]) -> str | None:
@@ -165,10 +166,7 @@ def _refuse_to_stand_still(folder: Path | None, step: int | None, reason: str) -
 def _note(folder: Path, reason: str, step: int, restart: int) -> None:
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     line = {"time": now, "job": job_id(), "restart": restart, "reason": reason, "step": step}
-    with (folder / "requeues.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_json(folder / "requeues.jsonl", line)
 
 
 # --- asking SLURM ----------------------------------------------------------------------------------------------------

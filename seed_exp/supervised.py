@@ -14,7 +14,7 @@ from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
-from seed_exp.engine.fleet import Method
+from seed_exp.engine.method import Method
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
 from seed_exp.engine.tracking import RunFacts, build_tracker
@@ -88,9 +88,13 @@ class Evaluation:
         config = self.config
         last: Measures | None = None
 
+        def measured(names: Collection[str]) -> Measures:
+            with torch.compiler.set_stance("force_eager"):  # every size of a batch would be compiled, also the last one's
+                return measure(names)
+
         def evaluate(names: Collection[str]) -> dict[str, float]:
             nonlocal last
-            last = measure(names)
+            last = measured(names)
             return {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
 
         tracked = RunFacts(self.command, "+".join(self.frozen.students), list(self.frozen.students), to_plain(config))
@@ -110,7 +114,7 @@ class Evaluation:
                 lrs=lrs,
             )
             if last is None:  # it was finished, and is called again
-                last = measure([name for name in method.trainable if name not in diverged])
+                last = measured([name for name in method.trainable if name not in diverged])
             results = summary(last)
             columns = list(next(iter(results.values()), {}))
             tracker.log_table(self.command, ["network", *columns], [[name, *row.values()] for name, row in results.items()])

@@ -280,12 +280,16 @@ def script_text(given: argparse.Namespace, launcher: dict[str, Any], sweep: Swee
 
 def start(given: argparse.Namespace, launcher: dict[str, Any], script: Path, text: str, snapshot: Path, num_cells: int) -> str:
     """Writes script and snapshot, and submits; returns the job's name. Errors as `sbatch` and `local.start`."""
-    if not is_slurm(launcher) and given.gpus:
+    if not is_slurm(launcher):
         import torch  # takes seconds, and nothing else here needs it
 
-        wanted, seen = given.gpus * (given.parallel or 1), torch.cuda.device_count()
-        if wanted > seen:
-            raise ValueError(f"{wanted} GPUs are needed for what --gpus and --parallel ask for, {seen} are here; ask for fewer")
+        parallel, seen = given.parallel or 1, torch.cuda.device_count()
+        if given.gpus * parallel > seen:
+            raise ValueError(
+                f"{given.gpus * parallel} GPUs are needed for what --gpus and --parallel ask for, {seen} are here; ask for fewer"
+            )
+        if given.gpus == 0 and parallel > 1 and seen > 0:
+            print(f"note: the {parallel} cells that run at once share one GPU; --gpus 1 gives each its own")
     take_snapshot(config_home(), snapshot)
     (script.parent / "logs").mkdir(parents=True, exist_ok=True)
     with atomic_write(script) as file:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +17,11 @@ from seed_exp.config.schema import DataConfig, EncoderFitConfig, Precision, Stud
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
-from seed_exp.engine.fleet import Method, derive_seed
+from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.memory import activation_bytes
+from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
-from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
+from seed_exp.engine.run_folder import MAY_CHANGE, decisive_options, hold, log_to, open_run, to_plain
 from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, num_workers_of
@@ -134,7 +135,11 @@ def train_encoders(
                 f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
                 "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
-        log.info("done: %s; next: python -m seed_exp.knn run=%s", folder, folder)
+        log.info(
+            "done: %s; next: %s", folder, shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *data_words(config.data)])
+        )
+        with distributed.rank0_first():  # only its fit has waited for students/ to be written, which all read now
+            pass
         try:
             then(folder)
         except Stopped as stopped:
@@ -144,6 +149,13 @@ def train_encoders(
         if distributed.rank() == 0:
             write_json(folder / "done.json", {"students": list(students)})
     return folder
+
+
+def data_words(data: DataConfig) -> list[str]:
+    """The options that choose these images, as on a command line."""
+    usual = to_plain(DataConfig(source=data.source))
+    chosen = {key: value for key, value in to_plain(data).items() if value != usual[key] and f"data.{key}" not in MAY_CHANGE}
+    return [f"data={data.source}", *(f"data.{key}={value}" for key, value in chosen.items())]
 
 
 def build_students(configs: dict[str, StudentConfig], embedding_dim: int, seed: int) -> dict[str, Student]:
@@ -181,8 +193,7 @@ def knn_during_training(
     if distributed.rank() != 0:
         return Evaluated({}, {}, query_labels, {})
     k = min(10, len(bank_labels))
-    # By chance: where the classes take turns, evenly spread images would be of few of them.
-    shown = np.random.default_rng(0).permutation(len(in_queries))[:NUM_SHOWN]
+    shown = spread(len(in_queries), NUM_SHOWN)
     results, neighbours = {}, {}
     for name in students:
         own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)

@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from seed_exp.engine import distributed
-from seed_exp.engine.fleet import Method
+from seed_exp.engine.method import Method
 from seed_exp.files import atomic_write
 
 VARIANTS: dict[str, tuple[Callable[[], Method], int]] = {

@@ -211,6 +211,15 @@ def test_restarts_by_slurm_itself_are_noted_once_and_counted(
     assert json.loads((tmp_path / "requeues.jsonl").read_text().splitlines()[-1])["step"] == 6
 
 
+def test_a_line_that_was_cut_by_a_kill_costs_that_line_only(controller: Controller, tmp_path: Path) -> None:
+    slurm.requeue("SIGUSR2", tmp_path, 5)
+    whole = (tmp_path / "requeues.jsonl").read_bytes()
+    (tmp_path / "requeues.jsonl").write_bytes(whole + whole[: len(whole) // 2])
+    assert [line["step"] for line in slurm.requeues(tmp_path)] == [5]
+    slurm.requeue("SIGUSR2", tmp_path, 7)
+    assert [line["step"] for line in slurm.requeues(tmp_path)] == [5, 7]
+
+
 # --- signals outside of training -------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,8 @@ from seed_exp.config.schema import (
     ViewsConfig,
 )
 from seed_exp.engine.fit import fit
-from seed_exp.engine.fleet import Method, derive_seed
+from seed_exp.engine.fleet import derive_seed
+from seed_exp.engine.method import Method
 from seed_exp.engine.tracking import RunFacts, build_tracker
 from seed_exp.methods.linear import LinearProbe
 from seed_exp.methods.moco import Moco

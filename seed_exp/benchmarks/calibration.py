@@ -23,7 +23,8 @@ from seed_exp.config.schema import (
     TeacherConfig,
     ViewsConfig,
 )
-from seed_exp.data.loader import SampleOrder, load_batches
+from seed_exp.data.loader import load_batches
+from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes

@@ -22,7 +22,8 @@ from seed_exp.benchmarks.calibration import (
 )
 from seed_exp.benchmarks.measure import machine
 from seed_exp.config.schema import DataConfig, DistillConfig, ViewsConfig
-from seed_exp.data.loader import SampleOrder, default_num_workers
+from seed_exp.data.loader import default_num_workers
+from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import load_source
 from seed_exp.engine.checkpoint import KEEP
 from seed_exp.engine.distributed import local_device

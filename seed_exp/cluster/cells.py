@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seed_exp.files import write_json
+from seed_exp.files import json_lines, write_json
 from seed_exp.stopping import REQUEUE_STATUS
 
 TAIL_BYTES = 1 << 16
@@ -151,7 +151,7 @@ def status_of(home: Path, cell: Cell, jobs: Mapping[str, Job]) -> Status:
 
 def progress_of(run: Path) -> dict[str, float]:
     """What the files of a run folder say: step, num_steps, loss, images_per_s, seconds_left; those that are known."""
-    metrics = [line for line in json_lines(run / "metrics.jsonl") if "epoch" in line]
+    metrics = [line for line in last_lines(run / "metrics.jsonl") if "epoch" in line]
     if not metrics or not (run / "config.json").exists():
         return {}
     options, now = json.loads((run / "config.json").read_text())["options"], metrics[-1]
@@ -160,7 +160,7 @@ def progress_of(run: Path) -> dict[str, float]:
     known = {"step": now["step"], "num_steps": num_steps}
     if losses:
         known["loss"] = sum(losses) / len(losses)
-    if (speeds := json_lines(run / "speed.jsonl")) and (rate := speeds[-1].get("images_per_s")):
+    if (speeds := last_lines(run / "speed.jsonl")) and (rate := speeds[-1].get("images_per_s")):
         known["images_per_s"] = rate
         if isinstance(options["batch_size"], int):
             known["seconds_left"] = (num_steps - now["step"]) * options["batch_size"] / rate
@@ -206,15 +206,9 @@ def _run_folder(home: Path, cell: Cell) -> Path | None:
     return None
 
 
-def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The last lines of a file of JSON lines; one that is being written is left out."""
-    found = []
-    for line in _tail(file).splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
+def last_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in the last lines of a file of JSON lines; one that is being written is left out."""
+    return json_lines(_tail(file))
 
 
 def _tail(file: Path) -> str:

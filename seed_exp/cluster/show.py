@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_exp.cluster.cells import Cell, State, Status, json_lines
+from seed_exp.cluster.cells import Cell, State, Status, last_lines
 from seed_exp.cluster.sweeps import Sweep, summary
 from seed_exp.files import atomic_write
 from seed_exp.reporting.table import markdown_table
@@ -54,7 +54,7 @@ def outcome(number: int, label: str, cell: Cell, status: Status) -> dict[str, An
     if status.run is None or config is None or not config.exists():
         return {**entry, "run": None, "options": {}, "metrics": {}, "results": []}
     metrics: dict[str, Any] = {}
-    for line in json_lines(status.run / "metrics.jsonl"):
+    for line in last_lines(status.run / "metrics.jsonl"):
         metrics |= line
     results = [json.loads(file.read_text()) for file in sorted((status.run / "results").glob("*.json"))]
     options = json.loads(config.read_text())["options"]

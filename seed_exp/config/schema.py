@@ -15,8 +15,8 @@ from omegaconf import MISSING
 class Precision(Enum):
     """Number format of the forward pass; weights and losses are float32 in either case."""
 
-    auto = "auto"  # bfloat16 on a GPU, float32 on the CPU
-    float32 = "float32"
+    auto = "auto"  # bfloat16 on a GPU since Ampere, otherwise float32
+    float32 = "float32"  # without TF32, on a GPU too
     bfloat16 = "bfloat16"
 
 

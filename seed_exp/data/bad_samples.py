@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from seed_exp.data.sources import Source
+from seed_exp.files import append_json
 from seed_exp.redaction import redact_all
 
 _NUM_SHOWN = 5  # of which the whole error is logged
@@ -51,7 +51,7 @@ class BadSamples:
             self._known.add(index)
             entry = {"source": self._fingerprint, "index": index, "key": self._source.key(index), "error": error}
             try:
-                self._append(json.dumps(redact_all(entry)).encode() + b"\n")
+                append_json(self.file, redact_all(entry))
             except OSError as failure:  # a full disk must not end a training
                 log.warning("cannot write to %s: %s", self.file, failure.strerror)
             if len(self._known) <= _NUM_SHOWN:
@@ -81,13 +81,3 @@ class BadSamples:
                     self._known.add(int(entry["index"]))
             except (ValueError, TypeError, KeyError):
                 continue
-
-    def _append(self, line: bytes) -> None:
-        """One write, so that a kill can only cut the last line; the next one then begins on a line of its own."""
-        descriptor = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            size = os.fstat(descriptor).st_size
-            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, b"\n" + line if cut else line)
-        finally:
-            os.close(descriptor)

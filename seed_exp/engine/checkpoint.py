@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import re
@@ -26,6 +27,8 @@ LAST_TRIES = 6
 """How often the checkpoint at the end of training is tried when the disk does not take it."""
 PAUSE_S = 10.0
 """Seconds between these tries."""
+UNREACHED = frozenset({errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of the system that say nothing about what a file holds."""
 
 
 class CheckpointWriter:
@@ -102,12 +105,15 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         ValueError: there are checkpoints, and none of them can be read.
+        OSError, MemoryError: the newest may be whole, but cannot be reached now.
     """
     paths = list(_checkpoints(folder))
     for path in paths:
         try:
             return _read(path)
         except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in UNREACHED):
+                raise
             log.warning("checkpoint %s is damaged (%s); trying the one before", path, str(error).partition("\n")[0])
     if paths:
         raise ValueError(f"none of the checkpoints in {folder / 'checkpoints'} can be read; remove them to start anew")

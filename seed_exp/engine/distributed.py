@@ -61,6 +61,8 @@ def local_device(name: str) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.device_count() > 1 else 0
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
+    # Convolutions would otherwise round float32 to 10 bits, and in some containers all products would, the loss's too.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
@@ -100,8 +102,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     """The tensors [N, ...] of all ranks, concatenated in the order of ranks: [N x world_size, ...]. No gradient."""
     if world_size() == 1:
         return tensor
+    tensor = tensor.contiguous()  # first: the parts take its memory format, and NCCL copies bytes
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
+    dist.all_gather(parts, tensor)
     return torch.cat(parts)
 
 
@@ -133,13 +136,13 @@ class Vote:
         return int(before[0])
 
 
-def minimum(number: int) -> int:
-    """The smallest of the ranks' numbers."""
+def everyones(number: int) -> list[int]:
+    """The numbers of all ranks, in their order."""
     if world_size() == 1:
-        return number
+        return [number]
     numbers: list[Any] = [None] * world_size()
     dist.all_gather_object(numbers, number)
-    return int(min(numbers))
+    return numbers
 
 
 @torch.no_grad()

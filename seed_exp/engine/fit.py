@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from seed_exp.config.schema import FitConfig, OptimizerConfig, Resume, ScheduleName
-from seed_exp.data.loader import SampleOrder, load_batches
+from seed_exp.data.loader import load_batches
+from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint
-from seed_exp.engine.fleet import Fleet, Method, find_batch_size
+from seed_exp.engine.fleet import Fleet, find_batch_size
 from seed_exp.engine.health import Health
+from seed_exp.engine.method import Method
 from seed_exp.engine.progress import Progress
 from seed_exp.engine.schedules import peak_lr
 from seed_exp.engine.signals import StopRequest
@@ -77,6 +79,11 @@ def fit(
     # 1. Where it goes on: after the newest checkpoint of the run folder, if there is one.
     state = _state_to_resume(folder, config.resume)
     first_step = state["step"] if state else 0
+    if len(set(first_steps := distributed.everyones(first_step))) > 1:
+        raise ValueError(
+            f"not every process can read the newest checkpoint of {folder}: they would go on after steps {first_steps}; "
+            "see that all of them reach the folder, and type the same command again"
+        )
     if state is not None:
         batch_size: int = state["batch_size"]
     elif isinstance(config.batch_size, int):
@@ -143,12 +150,21 @@ def fit(
             log.warning("no checkpoint of step %d, the disk does not take the metrics (%s); training goes on", steps_done, error)
 
     remaining = range(first_step, num_steps)
-    fetched = load_batches(source, views, map(order.batch, remaining), num_workers=num_workers, device=device, on_bad=on_bad)
+    progress = Progress(first_step, num_steps, batch_size)
+    fetched = load_batches(
+        source,
+        views,
+        map(order.batch, remaining),
+        num_workers=num_workers,
+        device=device,
+        on_bad=on_bad,
+        waiting=progress.waiting,
+    )
     writer = CheckpointWriter(folder, keep=is_kept, beside=lambda state: on_checkpoint(state["trained"], state["networks"]))
     steps_done, finished = first_step, False
     with (
         closing(fetched) as batches,
-        closing(Progress(first_step, num_steps, batch_size)) as progress,
+        closing(progress),
         StopRequest() as stop_request,
     ):
         try:
@@ -158,8 +174,7 @@ def fit(
                 if not remaining:
                     save(first_step, evaluated=True)
             for step in remaining:
-                with progress.waiting():
-                    batch = next(batches)
+                batch = next(batches)
                 steps_done = step + 1
                 last = steps_done == num_steps
                 log_now = last or steps_done % config.log_every == 0
@@ -208,6 +223,11 @@ def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
         raise ValueError(f"resume=never, but {folder} holds {newest.name}; leave resume out to go on, or choose another run_dir")
     if resume is Resume.must and newest is None:
         raise ValueError(f"resume=must, but {folder} holds no checkpoint; check run_dir and options, or leave resume out")
+    if newest is None and (folder / "done.json").exists():
+        raise ValueError(
+            f"{folder} was finished, but its checkpoints are gone: training would begin anew and replace the students; "
+            "remove done.json if it shall, or choose another run_dir"
+        )
     return load_checkpoint(folder)
 
 

@@ -6,49 +6,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seed_exp.config.schema import FitConfig
 from seed_exp.engine import distributed
 from seed_exp.engine.memory import largest_batch_size
+from seed_exp.engine.method import Method
 from seed_exp.engine.optimizers import build_optimizer, set_lr, step_unless
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.schedules import lr_factor, peak_lr
 from seed_exp.views.recipe import HostBatch, Views
-
-
-class Method(Protocol):
-    """What is trained: a fleet of networks that share a batch and whatever is computed of it once."""
-
-    trainable: dict[str, nn.Module]
-    """The networks, by name; each has its own loss, gradient and optimiser."""
-    carried: nn.Module
-    """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch.nn.Module.to, for all but `trainable`."""
-
-    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Any:
-        """What all networks share of (a part of) a batch; views [V, N, 3, S, S] per resolution."""
-
-    def loss(self, name: str, network: nn.Module, prepared: Any) -> dict[str, Tensor]:
-        """One network's scalars: "loss", which is minimised, and others, which are logged."""
-
-    def compile_shared(self) -> None:
-        """Compiles what `prepare` runs."""
-
-    def rehearsal(self) -> Method:
-        """A copy, to try out a step that leaves no trace."""
-
-    def diagnostics(self, prepared: Any) -> dict[str, Tensor]:
-        """Scalars worth knowing now and then."""
-
-    def after_step(self) -> None:
-        """Called when the optimisers have made their step; networks without a loss since the last call did not take part."""
 
 
 class Outcome(NamedTuple):
@@ -93,7 +64,7 @@ class Fleet:
         self.diverged: dict[str, int] = {}
         """Networks that were found to have diverged, and after which step; they are trained no further."""
         # Channels last: convolutions are faster, on a GPU as on a CPU.
-        method.to(device, memory_format=torch.channels_last)
+        method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
         for network in method.trainable.values():
             network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,unused-ignore]
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
@@ -212,7 +183,7 @@ def find_batch_size(method: Method, views: Views, config: FitConfig, device: tor
 
     limit = num_images // distributed.world_size()
     size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
-    return distributed.minimum(size) * distributed.world_size()
+    return min(distributed.everyones(size)) * distributed.world_size()
 
 
 def derive_seed(*key: int | str) -> int:

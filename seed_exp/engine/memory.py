@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seed_exp.engine import distributed
+
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -116,7 +118,7 @@ def largest_batch_size(
     if not sizes:
         raise ValueError(f"batch_size=auto needs at least {multiple_of} images per process, there are {limit}")
     sizes = [size for size in sizes if size >= SMALLEST_BATCH] or sizes[-1:]
-    budget = share * available_memory(device)
+    budget = share * min(distributed.everyones(available_memory(device)))  # steps are collective: all try the same sizes
     largest, needed, growth = 0, 0.0, 0.0
     for number, size in enumerate(sizes):
         before, needed = needed, needed + growth * (size - largest)

@@ -68,13 +68,17 @@ def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, An
 
 
 def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
-    # Not on the CPU, where all of the update is less than 1 % of a step.
-    fused = all(parameter.is_cuda for parameter in parameters) or None
+    fused = _is_fused(parameters)
     optimizer = SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
     if fused and config.momentum > 0:  # a first step that is skipped would leave memory that nobody wrote to as momentum
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _is_fused(parameters: list[nn.Parameter]) -> bool | None:
+    """True on a GPU. Not on the CPU, where all of the update is less than 1 % of a step."""
+    return all(parameter.is_cuda for parameter in parameters) or None
 
 
 def _lars(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
@@ -88,7 +92,7 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:
     """An optimiser of the module's trainable parameters with learning rate 0, until `set_lr`."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, parameters)
-    optimizer.register_load_state_dict_post_hook(_take_memory_format)
+    optimizer.register_load_state_dict_post_hook(_adapt_to_device)
     return optimizer
 
 
@@ -108,8 +112,14 @@ def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
         optimizer.step()
 
 
-def _take_memory_format(optimizer: Optimizer) -> None:
-    """Gives loaded momentum the memory format of its parameter: fused kernels go through both as if they had the same."""
+def _adapt_to_device(optimizer: Optimizer) -> None:
+    """Makes of a loaded state one of this device, whichever it was written on.
+
+    Momentum gets the memory format of its parameter, because fused kernels go through both as if they had the same.
+    """
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = _is_fused(group["params"])
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             state[key] = torch.empty_like(parameter).copy_(value)

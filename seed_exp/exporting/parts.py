@@ -51,7 +51,7 @@ def in_parts(extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tenso
             yield Part(indices[:0], {}, start)
         longest = _MAX_PART_BYTES // (4 * sum(rows.shape[1] for rows in features.values())) if features else len(source)
         rate = len(indices) / (time.perf_counter() - began)
-        size = distributed.minimum(max(1, min(longest, int(_PART_SECONDS * rate))))
+        size = min(distributed.everyones(max(1, min(longest, int(_PART_SECONDS * rate)))))
 
 
 class _Numbered:

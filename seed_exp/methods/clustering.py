@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.engine.distributed import broadcast_buffers
-from seed_exp.methods.losses import chunk_length
+from seed_exp.methods.streaming import chunk_length
 
 LLOYD_ITERATIONS = 5
 """Of k-means, each time that it runs; it goes on from the centroids that it left."""

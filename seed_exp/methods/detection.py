@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seed_exp.data.detection_sets import DetectionSet
+from seed_exp.engine.method import Method
 from seed_exp.views.draws import uniforms
 from seed_exp.views.recipe import HostBatch
 
 Prepared = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
-class Detection:
+class Detection(Method):
     """Several detectors learn the same images, mirrored at random; each resizes them by itself.
 
     Args:
@@ -30,13 +30,9 @@ class Detection:
     def __init__(
         self, detectors: Mapping[str, nn.Module], source: DetectionSet, *, masks: bool, flip_prob: float, seed: int
     ) -> None:
+        super().__init__()
         self.trainable = dict(detectors)
-        self.carried: nn.Module = nn.ModuleDict()
         self._source, self._masks, self._flip_prob, self._seed = source, masks, flip_prob, seed
-
-    def to(self, *args: Any, **kwargs: Any) -> Detection:  # noqa: ARG002
-        """Nothing is shared."""
-        return self
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Prepared:
         """Images [3, H, W] and, of each, boxes [n, 4], labels [n] and masks [n, H, W], on the device."""
@@ -66,18 +62,8 @@ class Detection:
         total = torch.stack([value.float() for value in losses.values()]).sum()
         return {"loss": total, **{key.removeprefix("loss_"): value for key, value in losses.items()}}
 
-    def compile_shared(self) -> None:
-        """Nothing is shared."""
-
     def rehearsal(self) -> Detection:
-        """A copy, to try out a step that leaves no trace."""
+        """A copy, of the detectors only: the images stay where they are."""
         twin = copy.copy(self)
         twin.trainable = copy.deepcopy(self.trainable)
         return twin
-
-    def diagnostics(self, prepared: Prepared) -> dict[str, Tensor]:  # noqa: ARG002
-        """Nothing that the detectors share."""
-        return {}
-
-    def after_step(self) -> None:
-        """Nothing outlives a step."""

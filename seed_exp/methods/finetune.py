@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.engine.method import Method
 from seed_exp.models.students import Student
 from seed_exp.views.recipe import HostBatch
 
 
-class Finetune:
+class Finetune(Method):
     """Every student x learning rate is one network: a copy of its encoder, with a linear classifier in place of the head.
 
     Encoders are trained as a whole, in training mode: batch norm with the batch's statistics, dropout where they have it.
@@ -31,17 +31,13 @@ class Finetune:
     def __init__(
         self, students: Mapping[str, Student], lrs: Sequence[float], classifier_lr_factor: float, num_classes: int, seed: int
     ) -> None:
+        super().__init__()
         self.lrs = {f"{name}/lr{lr:g}": lr for name in students for lr in lrs}
-        self.trainable: dict[str, nn.Module] = {
+        self.trainable = {
             f"{name}/lr{lr:g}": _Classified(student, num_classes, classifier_lr_factor, seed)
             for name, student in students.items()
             for lr in lrs
         }
-        self.carried: nn.Module = nn.ModuleDict()
-
-    def to(self, *args: Any, **kwargs: Any) -> Finetune:  # noqa: ARG002
-        """Nothing is shared."""
-        return self
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> tuple[Tensor, Tensor]:
         """The first global view of each image [N, 3, S, S], and the labels [N]."""
@@ -50,27 +46,13 @@ class Finetune:
     def loss(self, name: str, network: nn.Module, prepared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
         images, labels = prepared
-        logits = network(images).float()
+        logits = network(images)
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}
 
-    def compile_shared(self) -> None:
-        """Nothing is shared."""
-
-    def rehearsal(self) -> Finetune:
-        """A copy, to try out a step that leaves no trace."""
-        return copy.deepcopy(self)
-
-    def diagnostics(self, prepared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        """Nothing that the networks share."""
-        return {}
-
-    def after_step(self) -> None:
-        """Nothing outlives a step."""
-
 
 class _Classified(nn.Module):
-    """Maps images [N, 3, S, S] to logits [N, C].
+    """Maps images [N, 3, S, S] to logits [N, C]; the classifier computes in its own precision also under autocast.
 
     Weights and biases of the classifier are those of `classifier` times the root of `lr_factor`. With SGD and without weight
     decay that is a learning rate `lr_factor` times as high: the gradient and its effect grow by the root each.
@@ -85,5 +67,7 @@ class _Classified(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.scale * self.classifier(self.encoder(images))
+        features = self.encoder(images)
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 logits near 10 are steps of 0.06: classes would tie
+            logits: Tensor = self.scale * self.classifier(features.to(self.classifier.weight.dtype))
         return logits

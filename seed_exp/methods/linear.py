@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.engine.method import Method
 from seed_exp.views.recipe import HostBatch
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Method):
     """Every encoder x learning rate is one classifier; an encoder's classifiers share its forward pass.
 
     The protocol of MoCo (arXiv:1911.05722, Section 4.1): encoder frozen with its running BN statistics, weights ~ N(0, 0.01).
@@ -28,10 +28,7 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
         self.lrs = {f"{name}/lr{lr:g}": lr for name in encoders for lr in lrs}
-        self.trainable: dict[str, nn.Module] = {
-            classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed) for classifier in self.lrs
-        }
-        self.carried: nn.Module = nn.ModuleDict()
+        self.trainable = {classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed) for classifier in self.lrs}
 
     def train(self, mode: bool = True) -> LinearProbe:  # noqa: ARG002
         """Stays in evaluation mode: the encoders' BN statistics must not move."""
@@ -54,17 +51,6 @@ class LinearProbe(nn.Module):
         """Compiles the encoders."""
         for encoder in self.encoders.values():
             encoder.compile(dynamic=False)
-
-    def rehearsal(self) -> LinearProbe:
-        """A copy, to try out a step that leaves no trace."""
-        return copy.deepcopy(self)
-
-    def diagnostics(self, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        """Nothing that the classifiers share."""
-        return {}
-
-    def after_step(self) -> None:
-        """Nothing outlives a step."""
 
 
 def encoder_of(classifier: str) -> str:

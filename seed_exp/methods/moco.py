@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 
 from seed_exp.config.schema import MocoConfig
+from seed_exp.engine.method import Method
 from seed_exp.methods.momentum import MomentumContrast
 from seed_exp.methods.spread import effective_rank, embedding_std
 from seed_exp.models.students import Student
 from seed_exp.views.recipe import HostBatch
 
 
-class Moco(nn.Module):
+class Moco(Method):
     """Each network learns to find its momentum encoder's embedding of the other view among a queue (arXiv:1911.05722).
 
     Args:
@@ -24,11 +23,11 @@ class Moco(nn.Module):
 
     def __init__(self, students: dict[str, Student], config: MocoConfig, seed: int) -> None:
         super().__init__()
-        self.trainable: dict[str, nn.Module] = dict(students)
+        self.trainable = dict(students)
         self.contrast = MomentumContrast(
             students, temperature=config.temperature, momentum=config.momentum, queue_size=config.queue_size, seed=seed
         )
-        self.carried: nn.Module = self.contrast
+        self.carried = self.contrast
         self._seen: dict[str, Tensor] = {}
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Tensor:  # noqa: ARG002
@@ -46,10 +45,6 @@ class Moco(nn.Module):
     def compile_shared(self) -> None:
         """Compiles the momentum encoders."""
         self.contrast.compile_encoders()
-
-    def rehearsal(self) -> Moco:
-        """A copy, to try out a step that leaves no trace."""
-        return copy.deepcopy(self)
 
     def diagnostics(self, views: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """The effective rank of each network's queries."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.engine.distributed import all_gather
+from seed_exp.engine.method import Method
 from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
 from seed_exp.methods.losses import (
     binary_contrastive_loss,
@@ -101,7 +101,7 @@ class Targets(NamedTuple):
     """What the objective makes of them and the memory [V x N, D]."""
 
 
-class Seed(nn.Module):
+class Seed(Method):
     """One teacher, one queue per resolution, any number of students (arXiv:2101.04731, Section 3.2).
 
     The queues hold teacher embeddings only, so all students share them, and prototypes that are found in them. Other objectives
@@ -128,14 +128,14 @@ class Seed(nn.Module):
         super().__init__()
         self.objective = lookup(OBJECTIVES, config.name, "objective")
         self.config = config
-        self.trainable: dict[str, nn.Module] = dict(students)
+        self.trainable = dict(students)
         self.teacher = teacher
         self.cache = cache
         self.queues = {name: Queue(config.queue_size, teacher.embedding_dim, seed) for name in resolutions}
         clusters = self.objective.clusters
         self.clusters = {} if clusters is None else {name: clusters(teacher.embedding_dim, config, seed) for name in self.queues}
         self.contrast = _contrast(students, config, seed) if self.objective.contrast else None
-        self.carried: nn.Module = nn.ModuleDict(self.queues)
+        self.carried = nn.ModuleDict(self.queues)
         if self.clusters:
             self.carried["clusters"] = nn.ModuleDict(self.clusters)
         if self.contrast is not None:
@@ -176,10 +176,10 @@ class Seed(nn.Module):
         if self.contrast is not None:
             self.contrast.compile_encoders()
 
-    def rehearsal(self) -> Seed:
+    def rehearsal(self) -> Method:
         """A copy, to try out a step that leaves no trace: it has no cache."""
         cache, self.cache = self.cache, None
-        twin = copy.deepcopy(self)
+        twin = super().rehearsal()
         self.cache = cache
         return twin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from seed_exp.models.weights import misfit
+from seed_exp.registry import suggestion
 
 # To train as released; timm's defaults are 0.1, no dropout and no stochastic depth.
 EFFICIENTNET_TRAINING = {"bn_momentum": 0.01, "drop_rate": 0.2, "drop_path_rate": 0.2}
@@ -31,7 +31,7 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
         options: Of timm.create_model; `pretrained` downloads weights.
 
     Raises:
-        UnknownNetworkError: timm knows no such network; names the closest one.
+        UnknownNetworkError: timm knows no such network; names the closest one, if any is close.
     """
     if name is None:
         raise UnknownNetworkError(
@@ -39,8 +39,8 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
             "teacher.name=vit_small_patch14_dinov2.lvd142m for a teacher"
         )
     if ":" not in name and not timm.is_model(name):
-        matches = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
-        raise UnknownNetworkError(f"timm has no network {name!r}; did you mean {matches[0]!r}?")
+        hint = suggestion(name, timm.list_models())
+        raise UnknownNetworkError(f"timm has no network {name!r}; {hint}timm.list_models() names all of them")
     options = {"pretrained": False, "num_classes": 0, **options}
     try:
         encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)

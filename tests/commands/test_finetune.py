@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from seed_exp import __version__, finetune, knn, linear, pretrain
 from seed_exp.config.compose import compose
@@ -16,6 +20,7 @@ from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
 from seed_exp.engine.run_folder import decisive_options, to_plain
 from seed_exp.files import file_hash
+from seed_exp.supervised import Evaluation, Measures
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = ["views=digits", "tracker=files", "steps=2", "batch_size=16", "moco.queue_size=32", "run_dir=run"]
@@ -89,6 +94,30 @@ def test_it_evaluates_every_so_many_epochs(home: Path) -> None:
     (folder,) = (home / "run" / "finetune").iterdir()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "convnet_w2/lr0.1/top1" in row] == [8, 16]
+
+
+@pytest.mark.parametrize("command", ["linear", "finetune"])
+def test_training_is_compiled_and_evaluation_is_not(home: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, train_and_measure = CompileCounter(), Evaluation.run
+    during: list[int] = []
+
+    def run(
+        self: Evaluation, folder: Path, method: Any, views: Any, measure: Callable[..., Measures], *rest: Any, **named: Any
+    ) -> Measures:
+        def watched(names: Collection[str]) -> Measures:
+            before = counter.frame_count
+            results = measure(names)
+            during.append(counter.frame_count - before)
+            return results
+
+        return train_and_measure(self, folder, method, views, watched, *rest, **named)
+
+    monkeypatch.setattr(Evaluation, "run", run)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    options = ["compile=true", "networks=[convnet_w2]", "lrs=[0.1]", "steps=2"]
+    {"linear": linear.linear, "finetune": finetune.finetune}[command](compose(command, [*FINETUNE, *options]))
+    assert counter.frame_count > 0
+    assert during == [0]
 
 
 def test_views_unlike_those_of_the_run_are_said(home: Path) -> None:

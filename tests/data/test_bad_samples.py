@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from seed_exp.data.bad_samples import BadSamples
-from seed_exp.data.loader import SampleOrder, load_batches
+from seed_exp.data.loader import load_batches
+from seed_exp.data.order import SampleOrder
 from seed_exp.views.recipe import TrainViews
 
 

@@ -185,6 +185,27 @@ def test_a_damaged_newest_falls_back_to_the_one_before(damage: str, tmp_path: Pa
     assert [line for line in logged if line.startswith(f"WARNING checkpoint {newest} is damaged")]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ESTALE, "stale file handle"), PermissionError(errno.EACCES, "no"), MemoryError()]
+)
+def test_a_newest_that_cannot_be_reached_is_not_taken_for_damaged(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = save(tmp_path, 1, 2)[-1]
+    read = checkpoint._read
+
+    def unreached(path: Path) -> dict[str, Any]:
+        if path == newest:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read", unreached)
+    with pytest.raises(type(error)):
+        load_checkpoint(tmp_path)
+    monkeypatch.setattr(checkpoint, "_read", read)
+    assert step_of(tmp_path) == 2
+
+
 def test_any_bytes_either_load_as_they_were_saved_or_fall_back(tmp_path: Path) -> None:
     newest = save(tmp_path, 1, 2)[-1]
     content = newest.read_bytes()

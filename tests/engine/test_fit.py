@@ -25,7 +25,8 @@ from torch import Tensor
 
 from seed_exp.config.schema import OptimizerConfig, Resume, ScheduleName
 from seed_exp.engine import checkpoint, fleet
-from seed_exp.engine.fleet import Method, derive_seed
+from seed_exp.engine.fleet import derive_seed
+from seed_exp.engine.method import Method
 
 METHODS: dict[str, Callable[[], Method]] = {
     "seed": lambda: tiny.seed(["a", "b"], dropout=0.3),

@@ -159,6 +159,15 @@ def test_state_goes_on_in_another_memory_format(fused: bool, saved: torch.memory
         torch.testing.assert_close(one, two, rtol=1e-14, atol=0)
 
 
+def test_whether_one_kernel_updates_all_is_the_devices_matter_not_the_checkpoints() -> None:
+    before = build_optimizer(config("sgd"), network())
+    state = before.state_dict()
+    state["param_groups"][0]["fused"] = True  # as a GPU wrote it; here it would be a kernel of its own
+    after = build_optimizer(config("sgd"), network())
+    after.load_state_dict(state)
+    assert after.param_groups[0]["fused"] is None
+
+
 def test_lars_gives_the_same_in_any_memory_format() -> None:
     modules = [network(), network().to(memory_format=torch.channels_last)]
     for module in modules:

@@ -70,13 +70,21 @@ def test_no_gradient_is_kept_and_bfloat16_features_come_back_as_float32() -> Non
         torch.testing.assert_close(features[name], full[name], rtol=0.05, atol=0.02)
 
 
-def test_spread_is_even_and_covers_what_there_is() -> None:
+def test_spread_takes_one_image_of_each_stretch() -> None:
     assert spread(10).tolist() == list(range(10))
     assert spread(10, 100).tolist() == list(range(10))
-    assert spread(10, 5).tolist() == [0, 2, 4, 6, 8]
-    assert spread(10, 3).tolist() == [0, 3, 6]
+    assert (spread(10, 5) // 2).tolist() == [0, 1, 2, 3, 4]
     assert spread(2_000_000, 1_999_999).dtype == np.int64
     for num, at_most in ((7, 3), (1000, 333), (50_000, 5000)):
-        steps = np.diff(spread(num, at_most))
-        assert steps.max() - steps.min() <= 1
-        assert steps.min() >= 1
+        edges = np.arange(at_most + 1) * num // at_most
+        assert (edges[:-1] <= spread(num, at_most)).all()
+        assert (spread(num, at_most) < edges[1:]).all()
+        assert np.array_equal(spread(num, at_most), spread(num, at_most))
+
+
+@pytest.mark.parametrize("num", [100_000, 49_950])
+def test_spread_meets_all_classes_in_a_sorted_list_and_in_one_where_they_take_turns(num: int) -> None:
+    for labels in (np.arange(num) * 10 // num, np.arange(num) % 10):
+        counts = np.bincount(labels[spread(num, 2000)], minlength=10)
+        assert counts.min() > 140
+        assert counts.max() < 260

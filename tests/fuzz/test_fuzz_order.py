@@ -6,7 +6,7 @@ import numpy as np
 from fuzzing import fuzz
 from hypothesis import strategies as st
 
-from seed_exp.data.loader import SampleOrder
+from seed_exp.data.order import SampleOrder
 
 
 @fuzz(

@@ -5,12 +5,12 @@ import tiny
 import torch
 from torch import Tensor
 
-from seed_exp.methods import losses
+from seed_exp.methods import streaming
 
 
 @pytest.fixture(params=[1, 7, 10_000], ids=["chunk=1", "chunk=7", "one chunk"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": 5 * request.param})
+    monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", {"cpu": 5 * request.param})
 
 
 @pytest.fixture

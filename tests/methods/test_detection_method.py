@@ -69,6 +69,14 @@ def test_which_images_are_mirrored_is_drawn_anew_in_each_epoch_and_never_changes
     assert 12 < sum(map(sum, draws)) < 36  # of 48
 
 
+def test_a_rehearsal_has_its_own_detectors_and_the_same_images(tmp_path: Path) -> None:
+    detection = method(tmp_path, 0.5)
+    twin = detection.rehearsal()
+    assert twin._source is detection._source
+    assert twin.trainable.keys() == detection.trainable.keys()
+    assert twin.trainable["a"] is not detection.trainable["a"]
+
+
 def test_losses_are_summed_and_named(tmp_path: Path) -> None:
     detection = method(tmp_path, 0.5)
     losses = detection.loss("a", detection.trainable["a"], prepared(detection)[0])

@@ -63,6 +63,19 @@ def test_the_classifier_is_trained_at_a_multiple_of_the_encoders_rate() -> None:
         assert torch.allclose(mine, reference)
 
 
+def test_classifiers_compute_in_float32_under_autocast() -> None:
+    networks = method()
+    network, labels = networks.trainable["a/lr2"].eval(), torch.arange(8) % 3
+    images = 10 * torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = network.encoder(images)
+        logits, loss = network(images), networks.loss("a/lr2", network, (images, labels))["loss"]
+    assert features.dtype == torch.bfloat16
+    expected = F.linear(features.float(), classifier_of(network), network.scale * network.classifier.bias)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(loss, F.cross_entropy(expected, labels), rtol=1e-6, atol=0)
+
+
 def test_encoders_are_trained_as_a_whole_and_the_students_stay_as_they_are(tmp_path: Path) -> None:
     before = {name: copy.deepcopy(student.state_dict()) for name, student in STUDENTS.items()}
     networks = method()

@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from seed_exp.methods import losses
+from seed_exp.methods import losses, streaming
 
 TAUS = [1.0, 0.07, 0.01, 1e-4]
 
@@ -90,7 +90,7 @@ def test_memory_does_not_hold_the_similarity_matrix() -> None:
 
     with Watch():
         losses.seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01).backward()
-    assert largest <= max(losses.CHUNK_ELEMENTS["cpu"], queue.numel())
+    assert largest <= max(streaming.CHUNK_ELEMENTS["cpu"], queue.numel())
     assert largest < num_rows * queue_size
 
 
@@ -124,7 +124,7 @@ def test_a_queue_of_a_million_gives_the_formula() -> None:
 
 def test_no_weight_is_a_denormal_number() -> None:
     """They would be right, and a CPU's matrix product of them twenty times slower."""
-    softmax = losses._RunningSoftmax(torch.zeros(4))
+    softmax = streaming.RunningSoftmax(torch.zeros(4))
     weights, _ = softmax.add(-torch.linspace(0, 200, 4000).view(4, 1000))
     assert weights.min() >= torch.finfo(torch.float32).tiny
     assert weights.min() < 1e-30

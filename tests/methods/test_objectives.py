@@ -24,7 +24,7 @@ from seed_exp.config.compose import compose
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.distill import distill
 from seed_exp.engine.distributed import rank
-from seed_exp.methods import clustering, losses
+from seed_exp.methods import clustering, losses, streaming
 from seed_exp.methods.seed import OBJECTIVES, Seed
 from seed_exp.models.heads import head_layers, projection_head
 from seed_exp.training import build_students
@@ -102,7 +102,7 @@ def test_no_loss_holds_the_similarity_matrix(name: str) -> None:
 
     with Watch():
         FORMULAS[name][0](student, teacher, queue).backward()
-    assert largest <= losses.CHUNK_ELEMENTS["cpu"] < 64 * 65536
+    assert largest <= streaming.CHUNK_ELEMENTS["cpu"] < 64 * 65536
 
 
 def test_the_ranges_of_the_losses_are_those_of_the_docstrings() -> None:

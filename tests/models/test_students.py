@@ -196,6 +196,8 @@ def test_unknown_networks_name_the_closest() -> None:
         build_student(StudentConfig(network="resnet19"), 128)
     with pytest.raises(ValueError, match="timm has no network 'resnet262'; did you mean 'resnet26"):
         build_student(StudentConfig(network="timm", name="resnet262"), 128)
+    with pytest.raises(ValueError, match=r"timm has no network 'qqqq'; timm\.list_models\(\) names"):
+        build_student(StudentConfig(network="timm", name="qqqq"), 128)
     with pytest.raises(ValueError, match=r"needs the network's name in timm, e\.g\. students\.timm\.name="):
         build_student(StudentConfig(network="timm"), 128)
     with pytest.raises(ValueError, match="only for network=timm; this network is resnet18"):

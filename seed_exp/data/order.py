@@ -1,0 +1,46 @@
+"""Which images make up which step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SampleOrder:
+    """The images of every step: each epoch is a new permutation, its incomplete last batch is left out.
+
+    A pure function of the arguments: no state but a cache. The global batches do not depend on the number of processes.
+
+    Args:
+        num_samples: Images in the source.
+        batch_size: Images per step over all processes.
+        seed: Any integer; with the epoch it keys the permutation.
+        rank, world_size: This process and how many there are; each takes an equal, contiguous part of each batch.
+
+    Raises:
+        ValueError: `batch_size` exceeds `num_samples` or does not divide by `world_size`.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size} does not divide by the {world_size} processes; take a multiple")
+        if batch_size > num_samples:
+            raise ValueError(f"batch_size={batch_size} exceeds the {num_samples} images; take batch_size={num_samples} or less")
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.batch_size_per_rank = rank, batch_size // world_size
+        self.steps_per_epoch = num_samples // batch_size
+        self._cached: tuple[int, NDArray[np.int64]] | None = None
+
+    def batch(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """The epoch of `step` (both from 0) and this rank's images [batch_size / world_size]."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size + self.rank * self.batch_size_per_rank
+        return epoch, self._permutation(epoch)[start : start + self.batch_size_per_rank]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if self._cached is None or self._cached[0] != epoch:
+            # Sorted random words and not Generator.permutation, whose result may change with NumPy's version.
+            key = np.array([self.seed % 2**64, epoch], np.uint64)
+            words = np.random.Philox(key=key).random_raw(self.num_samples)
+            self._cached = epoch, np.argsort(words, kind="stable")
+        return self._cached[1]

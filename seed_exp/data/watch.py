@@ -1,0 +1,83 @@
+"""Warnings while a batch is long in coming."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+from torch import Tensor
+
+from seed_exp.data.sources import Source
+
+_STALL_SECONDS = 60.0  # of waiting for a batch after which, and from then on every so often, a warning says what is being read
+
+log = logging.getLogger("seed_exp")
+
+T = TypeVar("T")
+
+
+class Watch:
+    """Warns, from a thread of its own, while the iteration over a loader has been waiting for long."""
+
+    def __init__(self, source: Source, reading: Tensor, num_workers: int) -> None:
+        self._source, self._reading, self._num_workers = source, reading, num_workers
+        self._names: dict[int, list[str]] = {}
+        self._waiting_since: float | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="seed_exp data watch")
+        self.workers: set[BaseProcess] = set()
+        """Those of the loader."""
+
+    def over(self, loader: Iterable[T]) -> Iterator[T]:
+        """What the loader gives; the time it takes is watched."""
+        others = set(multiprocessing.active_children())
+        parts = iter(loader)
+        self.workers = set(multiprocessing.active_children()) - others
+        self._thread.start()  # after the workers have been forked
+        self._waiting_since = time.monotonic()
+        return parts
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what happens between two batches."""
+        self._waiting_since = None
+        yield
+        self._waiting_since = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        since, num_warnings = None, 0
+        while not self._closed.wait(_STALL_SECONDS / 20):
+            if since != self._waiting_since:
+                since, num_warnings = self._waiting_since, 0
+            if since is not None and time.monotonic() - since >= _STALL_SECONDS * (num_warnings + 1):
+                num_warnings += 1
+                log.warning("waiting for data for %.0f s; %s", time.monotonic() - since, self._what())
+
+    def _what(self) -> str:
+        """Which image each worker is reading."""
+        images = {worker: index for worker, index in enumerate(self._reading.tolist()) if index != -1}
+        if self._num_workers == 0:
+            return f"reading {self._name(images[0])}" if images else "no image is being read"
+        found = ", ".join(f"worker {worker} is reading {self._name(index)}" for worker, index in images.items())
+        return found or "no worker is reading an image"
+
+    def _name(self, index: int) -> str:
+        # The key may lie in the very file that cannot be read at the moment.
+        if index not in self._names:
+            self._names[index] = found = []
+            finder = threading.Thread(target=lambda: found.append(self._source.key(index)), daemon=True)
+            finder.start()
+            finder.join(1)
+        return f"{self._names[index][0]} (number {index})" if self._names[index] else f"image number {index}"

@@ -1,0 +1,49 @@
+"""What the engine trains."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from seed_exp.views.recipe import HostBatch
+
+
+class Method(nn.Module):
+    """What is trained: a fleet of networks that share a batch and whatever is computed of it once.
+
+    The modules that it registers are what they share; the networks are in a dict, hence not among them. `prepare` and `loss` are
+    each method's own; the rest is as a method needs it whose networks share nothing.
+    """
+
+    trainable: dict[str, nn.Module]
+    """The networks, by name; each has its own loss, gradient and optimiser."""
+    carried: nn.Module
+    """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.carried = nn.ModuleDict()
+
+    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Any:
+        """What all networks share of (a part of) a batch; views [V, N, 3, S, S] per resolution."""
+        raise NotImplementedError
+
+    def loss(self, name: str, network: nn.Module, prepared: Any) -> dict[str, Tensor]:
+        """One network's scalars: "loss", which is minimised, and others, which are logged."""
+        raise NotImplementedError
+
+    def compile_shared(self) -> None:
+        """Compiles what `prepare` runs."""
+
+    def rehearsal(self) -> Method:
+        """A copy, to try out a step that leaves no trace."""
+        return copy.deepcopy(self)
+
+    def diagnostics(self, prepared: Any) -> dict[str, Tensor]:  # noqa: ARG002
+        """Scalars worth knowing now and then."""
+        return {}
+
+    def after_step(self) -> None:
+        """Called when the optimisers have made their step; networks without a loss since the last call did not take part."""

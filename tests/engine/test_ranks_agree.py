@@ -1,0 +1,96 @@
+"""Several processes of one run: they read the same files, and go on at the same step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import Ranks
+
+from seed_exp import pretrain, training
+from seed_exp.config.compose import compose
+from seed_exp.engine import checkpoint, distributed, memory
+from seed_exp.engine.fleet import find_batch_size
+from seed_exp.methods.moco import Moco
+from seed_exp.models.students import read_header
+from seed_exp.training import build_students, train_encoders
+from seed_exp.views.recipe import TrainViews
+
+OPTIONS = ["data=digits", "views=digits", "views.crops.global.num=2", "student=convnet_w2", "moco.queue_size=64", "device=cpu"]
+OPTIONS += ["data.num_workers=0", "tracker=files", "batch_size=32", "steps=4", "checkpoint_every=2", "eval_every=0"]
+OPTIONS += ["knn_bank_size=50", "knn_query_size=50", "optimizer.warmup_epochs=0"]
+
+
+def train(folder: str) -> list[int]:
+    """The steps of the students that this rank finds when training has ended."""
+    found: list[int] = []
+
+    def then(folder: Path) -> None:
+        header = read_header(folder / "students" / "convnet_w2.safetensors")
+        found.append(-1 if header is None else header["step"])
+
+    train_encoders("pretrain", "run", compose("pretrain", [*OPTIONS, f"run_dir={folder}"]), pretrain.build, then)
+    return found
+
+
+def train_on_a_slow_disk(folder: str) -> list[int]:
+    save = training.save_student
+
+    def slow(*args: Any) -> None:
+        time.sleep(2)
+        save(*args)
+
+    training.save_student = slow
+    try:
+        return train(folder)
+    finally:
+        training.save_student = save
+
+
+def test_what_follows_a_training_finds_the_last_students_on_every_rank(two_ranks: Ranks, tmp_path: Path) -> None:
+    assert two_ranks.run(train_on_a_slow_disk, str(tmp_path / "run")) == [[4], [4]]
+
+
+def train_where_one_cannot_read(folder: str) -> str:
+    read = checkpoint._read
+
+    def unreadable(path: Path) -> dict[str, Any]:
+        if distributed.rank() == 1 and path.name == "step_00000004.pt":
+            raise ValueError("damaged, as this rank sees it")
+        return read(path)
+
+    checkpoint._read = unreadable
+    try:
+        train(folder)
+    except ValueError as error:
+        return str(error)
+    finally:
+        checkpoint._read = read
+    return "trained"
+
+
+def test_ranks_that_would_go_on_at_different_steps_do_not(two_ranks: Ranks, tmp_path: Path) -> None:
+    two_ranks.run(train, str(tmp_path / "run"))
+    for message in two_ranks.run(train_where_one_cannot_read, str(tmp_path / "run")):
+        assert "not every process can read the newest checkpoint" in message
+        assert "they would go on after steps [4, 2]" in message
+
+
+def batch_size() -> int:
+    """Found where rank 1 has memory for one step of the smallest size only, which the ranks take together."""
+    config = compose("pretrain", [*OPTIONS, "batch_size=auto", "steps=null"])
+    method = Moco(build_students(config.students, config.embedding_dim, 0), config.moco, 0)
+    available = memory.available_memory
+    memory.available_memory = lambda device: 10**12 if distributed.rank() == 0 else 10**6
+    try:
+        return find_batch_size(method, TrainViews(config.views, 0), config, distributed.local_device("cpu"), 1437)
+    finally:
+        memory.available_memory = available
+
+
+def test_the_batch_is_that_of_the_rank_with_the_least_memory(two_ranks: Ranks) -> None:
+    (first, second) = two_ranks.run(batch_size)
+    assert first == second
+    assert first == 16
