@@ -56,8 +56,9 @@ def explain(error: Exception) -> str:
     """One line: what is wrong with the command line, the closest thing that exists, what exists."""
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; options are written KEY=VALUE, in quotes where the value has spaces or brackets"
-    if unlisted := re.match(r"Could not override '([\w/]+)'. No match in the defaults list", str(error)):
-        return f"this command has no config group {unlisted[1]!r}; --help lists its groups and options"
+    if unlisted := re.match(r"(?:In '([^']+)': )?Could not override '([\w/]+)'. No match in the defaults list", str(error)):
+        chosen_by = f", which {unlisted[1]} chooses" if unlisted[1] else ""
+        return f"this command has no config group {unlisted[2]!r}{chosen_by}; --help lists its groups and options"
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, option = cause.missing_cfg_file.rpartition("/")
@@ -87,6 +88,8 @@ def _unknown_key(full_key: str, key: str, names: list[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):  # "In 'experiments/mine': ... while composing config:" and then what it is
+        return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__
 
 

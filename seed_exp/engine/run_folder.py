@@ -57,7 +57,7 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
         root: The folder in which it is, unless `config.run_dir` names it.
 
     Raises:
-        ValueError: the folder holds a run with other options; the message lists the differences.
+        ValueError: the folder holds a run with other options, the message lists the differences; or a run without any.
     """
     content = {"command": command, "version": __version__, "options": to_plain(config), "inputs": inputs}
     decisive = _decisive(content)
@@ -70,6 +70,11 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
     with distributed.rank0_first():
         if file.exists():
             _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
+        elif (folder / "checkpoints").exists() or (folder / "students").exists():
+            raise ValueError(
+                f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
+                "or choose another run_dir"
+            )
         else:
             write_json(file, redact_all(content))
     return folder

@@ -223,6 +223,26 @@ def test_the_same_command_finds_its_run_and_trains_no_further(home: Path) -> Non
     assert "resuming after step 4 of 4" in (first / "log.txt").read_text()
 
 
+def test_the_line_that_a_training_ends_with_evaluates_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = re.findall(r"next: python -m seed_exp\.knn (.+)", (home / "fleet" / "log.txt").read_text())
+    assert line == "run=fleet data=digits"
+    monkeypatch.setattr(sys, "argv", ["knn.py", *line.split(), "ks=[5]", "device=cpu"])
+    knn.main()
+    assert list((home / "fleet" / "results").glob("knn-*.json"))
+
+
+def test_a_run_that_lost_its_options_or_its_checkpoints_is_not_begun_anew(home: Path) -> None:
+    shutil.copytree(home / "fleet", home / "other")
+    students = {path: path.read_bytes() for path in home.glob("*/students/*")}
+    (home / "fleet" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"fleet holds checkpoints or students, but no config\.json that says of what"):
+        distill.distill(compose("distill", [*FLEET, "optimizer.lr=0.5"]))
+    shutil.rmtree(home / "other" / "checkpoints")
+    with pytest.raises(ValueError, match=r"other was finished, but its checkpoints are gone"):
+        distill.distill(compose("distill", [*FLEET, "run_dir=other"]))
+    assert {path: path.read_bytes() for path in students} == students
+
+
 def test_other_options_in_the_same_folder_are_refused_with_what_was_and_what_is(home: Path) -> None:
     before = {name: (home / "fleet" / name).read_bytes() for name in files_in(home / "fleet")}
     with pytest.raises(ValueError, match=r"objective\.tau_teacher was 0\.01, now 0\.1; seed was 0, now 1\.") as refused:

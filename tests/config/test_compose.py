@@ -465,3 +465,12 @@ def test_what_hydra_would_refuse_to_sweep_is_refused(override: str, expected: st
     with pytest.raises(HydraException) as refused:
         jobs("distill", [override, "epochs=3"])
     assert expected in explain(refused.value)
+
+
+def test_an_experiment_of_another_command_is_refused_with_what_this_one_does_not_have() -> None:
+    with pytest.raises(HydraException) as refused:
+        jobs("knn", ["experiments=table1", "run=x"])
+    assert "no config group 'student', which experiments/table1 chooses" in explain(refused.value)
+    composing = "In 'experiments/mine': ConfigKeyError raised while composing config:"
+    error = HydraException(f"{composing}\nKey 'moco' not in 'DistillConfig'\n    full_key: moco")
+    assert explain(error) == f"{composing} Key 'moco' not in 'DistillConfig'"
