@@ -38,9 +38,11 @@ from seed_exp.models.cost import forward_flops
 from seed_exp.models.students import STUDENTS, build_student
 from seed_exp.redaction import redact_all
 from seed_exp.registry import lookup
-from seed_exp.reporting.comparison import Job, compare
+from seed_exp.reporting.comparison import compare
+from seed_exp.reporting.entries import Job
 from seed_exp.reporting.formats import comma_separated, latex, markdown
-from seed_exp.reporting.page import Model, Report, page
+from seed_exp.reporting.page import page
+from seed_exp.reporting.page_content import Model, Report
 from seed_exp.reporting.published import Published, network_of, read_published, students_of
 from seed_exp.reporting.runs import TRAINING, Result, Run, read_runs
 

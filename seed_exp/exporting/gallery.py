@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from seed_exp.files import atomic_write
 from seed_exp.redaction import redact
+from seed_exp.reporting.html import Html, join, tag
 
 _THUMBNAIL = (240, 180)
 """Largest width and height in pixels; twice as many as are shown, for fine screens."""
@@ -79,27 +79,31 @@ def gallery(path: Path, title: str, text: str, chapters: Sequence[Chapter]) -> N
     Raises:
         ValueError: an image cannot be read.
     """
-    with atomic_write(path) as file:
-        head = f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
-        file.write(
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{head}<style>{_STYLE}</style></head>\n'.encode()
-        )
-        file.write(f"<body><h1>{_text(title)}</h1><p>{_text(text)}</p>\n".encode())
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", _text(title)),
+        tag("style", Html(_STYLE)),
+    )
+    with atomic_write(path) as file:  # row by row: a page can be larger than memory
+        file.write(f'<!doctype html>\n<html lang="en">{head}\n'.encode())
+        file.write(f"<body>{tag('h1', _text(title))}{tag('p', _text(text))}\n".encode())
         for chapter in chapters:
-            file.write(f"<h2>{_text(chapter.title)}</h2><p>{_text(chapter.text)}</p>\n".encode())
+            file.write(f"{tag('h2', _text(chapter.title))}{tag('p', _text(chapter.text))}\n".encode())
             for first, others in chapter.rows:
-                beside = "".join(_figure(other, "") for other in others[:_MAX_SHOWN])
-                more = f"<p>and {len(others) - _MAX_SHOWN} more</p>" if len(others) > _MAX_SHOWN else ""
-                file.write(f"<section>{_figure(first, ' class=query')}<div>{beside}{more}</div></section>\n".encode())
+                more = tag("p", f"and {len(others) - _MAX_SHOWN} more") if len(others) > _MAX_SHOWN else Html()
+                beside = tag("div", *(_figure(other) for other in others[:_MAX_SHOWN]), more)
+                file.write(f"{tag('section', _figure(first, class_='query'), beside)}\n".encode())
         file.write(b"</body></html>\n")
 
 
-def _figure(shown: Shown, attribute: str) -> str:
-    similarity = "" if shown.similarity is None else f"<b>{shown.similarity:.3f}</b> "
-    label = "" if shown.label < 0 else f"class {shown.label}"
+def _figure(shown: Shown, class_: str | None = None) -> Html:
     name, (address, width, height) = _text(shown.name), _thumbnail(shown.image())
-    image = f'<img src="{address}" width="{width}" height="{height}" alt="{name}" loading="lazy" decoding="async">'
-    return f'<figure{attribute}>{image}<figcaption>{similarity}{label}<span title="{name}">{name}</span></figcaption></figure>'
+    similarity = Html() if shown.similarity is None else join(tag("b", f"{shown.similarity:.3f}"), " ")
+    label = "" if shown.label < 0 else f"class {shown.label}"
+    image = tag("img", src=address, width=width, height=height, alt=name, loading="lazy", decoding="async")
+    return tag("figure", image, tag("figcaption", similarity, label, tag("span", name, title=name)), class_=class_)
 
 
 def _thumbnail(pixels: Tensor) -> tuple[str, int, int]:
@@ -113,4 +117,4 @@ def _thumbnail(pixels: Tensor) -> tuple[str, int, int]:
 
 def _text(text: str) -> str:
     # What a file system calls a file need not be a text.
-    return html.escape(redact(text).encode(errors="replace").decode())
+    return redact(text).encode(errors="replace").decode()

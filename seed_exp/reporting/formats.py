@@ -7,7 +7,8 @@ import io
 import string
 from collections.abc import Mapping, Sequence
 
-from seed_exp.reporting.comparison import MEASURES, Cell, Table, Value
+from seed_exp.reporting.cells import MEASURES, Cell, Value
+from seed_exp.reporting.comparison import Table
 from seed_exp.reporting.other_results import other_results
 from seed_exp.reporting.published import Published
 from seed_exp.reporting.table import markdown_table
@@ -16,9 +17,12 @@ _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "…": r"\ldots{}"}
     | {character: f"\\{character}" for character in "&%$#_{}"}
 )
+BEST = "†"
+"""Marks a difference of which our side is the best of several learning rates."""
+BEST_MEANING = "ours is the best of several learning rates, chosen on the images that it is measured on: optimistic"
 CSV_HEADER = (
     *("table", "student", "parameters", "setting", "measure", "ours", "std", "n", "seeds"),
-    *("published", "difference", "published_source", "does_not_compare", "state", "commands", "files"),
+    *("published", "difference", "best_of", "published_source", "does_not_compare", "state", "commands", "files"),
 )
 
 
@@ -57,6 +61,8 @@ def legend(table: Table) -> list[str]:
         lines.append("± is the standard deviation over n training seeds")
     if any(value.difference is not None for value in values):
         lines.append("in parentheses: published, and ours less published in points")
+    if any(value.difference is not None and value.best_of > 1 for value in values):
+        lines.append(f"{BEST}: {BEST_MEANING}")
     if any(value.published and value.reasons for value in values):
         reasons = dict.fromkeys(reason for value in values if value.published for reason in value.reasons)
         lines.append(f"in square brackets: published for reference only, it does not compare with ours ({'; '.join(reasons)})")
@@ -82,6 +88,11 @@ def value_text(value: Value) -> str:
     if value.mean is None:
         return ""
     return f"{value.mean:.1f}" if value.spread is None else f"{value.mean:.1f} ± {value.spread:.1f}, n={len(value.sources)}"
+
+
+def difference_text(value: Value) -> str:
+    """Ours less theirs: `-0.5`, with a mark where ours is the best of several; empty if they do not compare."""
+    return "" if value.difference is None else f"{value.difference:+.1f}{BEST if value.best_of > 1 else ''}"
 
 
 def measures_text(values: Mapping[str, Value]) -> str:
@@ -137,7 +148,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
                 (
                     *(table.title, row, table.parameters[row], setting, name),
                     *(_rounded(value.mean), _rounded(value.spread), len(value.sources), seeds),
-                    *(theirs, _rounded(value.difference), source, "; ".join(value.reasons)),
+                    *(theirs, _rounded(value.difference), value.best_of, source, "; ".join(value.reasons)),
                     *(state, todo, files),
                 )
             )
@@ -160,10 +171,8 @@ def _markdown_cell(cell: Cell | None, measures: Sequence[str]) -> list[str]:
         value = cell.values[name]
         published = ""
         if value.published is not None:
-            shown, difference = published_text(value.published), value.difference
-            published = (
-                f" [{shown}]" if value.reasons else f" ({shown})" if difference is None else f" ({shown}, {difference:+.1f})"
-            )
+            shown, difference = published_text(value.published), difference_text(value)
+            published = f" [{shown}]" if value.reasons else f" ({shown}, {difference})" if difference else f" ({shown})"
         texts.append(f"{value_text(value) or '–'}{published}")
     if cell.state and texts:
         texts[0] = f"{cell.state}{'' if texts[0] == '–' else f'; {texts[0]}'}"
@@ -186,7 +195,10 @@ def _tex_published(value: Value | None) -> str:
     shown = published_text(value.published)
     if value.reasons:
         return rf"\textcolor{{gray}}{{{shown}}}"
-    return shown if value.difference is None else f"{shown} (${value.difference:+.1f}$)"
+    if value.difference is None:
+        return shown
+    mark = r"^\dagger" if value.best_of > 1 else ""
+    return f"{shown} (${value.difference:+.1f}{mark}$)"
 
 
 def _rounded(number: float | None) -> float | None:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from seed_exp.reporting.comparison import Cell, Source, Table, Value, latest, protocol_id
+from seed_exp.reporting.cells import Cell, Source, Value, latest, protocol_id
+from seed_exp.reporting.comparison import Table
 from seed_exp.reporting.published import short_fingerprint
 
 MOST_MEASURES = 6

@@ -9,22 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_exp.models.teachers import TEACHERS
+from seed_exp.reporting.papers import FEATURE_WIDTHS, LABELLED_VIEWS, LINEAR, PAPERS, RECIPES, RESNET_LR, TEACHER_EPOCHS
 from seed_exp.reporting.runs import Result, Run
 
 NUM_IMAGES = {"imagenet": (1_281_167, 50_000)}
 """Training and validation images of the sets with published numbers: they tell the real set from others in its layout."""
-PAPER: dict[str, Any] = {
-    "batch_size": 256,
-    "objective.queue_size": 65536,
-    "objective.tau_student": 0.2,
-    "optimizer.lr": 0.03,
-    "moco.queue_size": 65536,
-    "moco.temperature": 0.2,
-    "moco.momentum": 0.999,
-}
-"""What SEED and MoCo-V2 were trained with; a run with other values does not repeat them."""
-PAPER_LINEAR: dict[str, Any] = {"epochs": 100, "steps": None, "batch_size": 256, "optimizer.milestones": [60.0, 80.0]}
-"""What they were evaluated with (MoCo, arXiv:1911.05722); the learning rate depends on the network."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +70,16 @@ def _published(row: Mapping[str, str]) -> Published:
     )
 
 
-def published_of(published: Sequence[Published], origin: Origin, protocol: str, options: Mapping[str, Any]) -> Published | None:
-    """The published number of this origin; of several, the one whose epochs and views are those of the flat `options`, if any."""
+def published_of(
+    published: Sequence[Published], origin: Origin, protocol: str, name: str, options: Mapping[str, Any]
+) -> Published | None:
+    """The published number of this origin; of several, the one with the epochs and views of student `name` in flat options."""
     candidates = [
         row
         for row in published
         if Origin(row.student, row.teacher, row.teacher_ssl, row.objective) == origin and row.protocol == protocol
     ]
-    return min(candidates, key=lambda row: len(_other_training(row, options)), default=None)
+    return min(candidates, key=lambda row: len(_other_training(row, name, options)), default=None)
 
 
 def network_of(options: Mapping[str, Any], student: str) -> str:
@@ -105,8 +97,8 @@ def objective_of(command: str, options: Mapping[str, Any]) -> str:
     return str(options.get("objective.name")) if command == "distill" else "moco_v2"
 
 
-def reasons_against(row: Published, run: Run, result: Result) -> list[str]:
-    """Why our number, of `result`, does not compare with the published one; empty if it does."""
+def reasons_against(row: Published, run: Run, name: str, result: Result) -> list[str]:
+    """Why our number, of the student `name` in `result`, does not compare with the published one; empty if it does."""
     reasons = []
     expected = NUM_IMAGES.get(row.dataset)
     train = result.protocol.get("train", result.protocol.get("bank"))
@@ -123,13 +115,33 @@ def reasons_against(row: Published, run: Run, result: Result) -> list[str]:
     elif tuple(map(num_images, evaluated)) != expected:
         shown = " and ".join(map(short_fingerprint, evaluated))
         reasons.append(f"evaluated on {shown}, not on {row.dataset}")
-    reasons += _other_training(row, run.options)
-    reasons += _differing(PAPER, run.options)
-    if result.evaluation == "linear":
-        options = result.protocol.get("options")
-        differing = _differing(PAPER_LINEAR, options if isinstance(options, dict) else {})
-        reasons += [f"linear evaluation with {difference}" for difference in differing]
+    reasons += _other_training(row, name, run.options)
+    reasons += _other_networks(row, name, run.options)
+    if (paper := PAPERS.get(row.objective)) is None:
+        return [*reasons, f"how the paper of {row.objective} trained is not known here"]
+    reasons += _differing(paper, run.options)
+    reasons += _differing(RECIPES.get(row.views, {}), run.options)
+    reasons += _other_head(row, name, run.options)
+    found = result.protocol.get("options")
+    options = found if isinstance(found, dict) else {}
+    if row.protocol.startswith("linear_"):
+        reasons += [f"linear evaluation with {difference}" for difference in _differing(LINEAR, options)]
+        rates = learning_rates(result)
+        if row.student.startswith("resnet") and rates and RESNET_LR not in rates:
+            reasons.append(
+                f"linear evaluation with learning rates {', '.join(f'{rate:g}' for rate in rates)}, published: {RESNET_LR:g}"
+            )
+    if row.protocol.startswith("semi_"):
+        reasons += [f"fine-tuning with {difference}" for difference in _differing(LABELLED_VIEWS, options)]
     return reasons
+
+
+def learning_rates(result: Result) -> list[float]:
+    """Those of the evaluation, of which the best counts; empty for one that has none."""
+    options = result.protocol.get("options")
+    if not isinstance(options, dict) or not isinstance(options.get("lrs"), list):
+        return []
+    return [rate * options.get("optimizer.lr", 1) for rate in options["lrs"]]
 
 
 def num_images(fingerprint: Any) -> int | None:
@@ -145,16 +157,48 @@ def short_fingerprint(fingerprint: Any) -> str:
     return re.sub(r":[0-9a-f]{16}(?=$|\]|\[)", "", str(fingerprint))
 
 
-def _other_training(row: Published, options: Mapping[str, Any]) -> list[str]:
+def _other_training(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:
     reasons = []
+    epochs = options.get(f"students.{name}.epochs") or options.get("epochs")
     if (steps := options.get("steps")) is not None:
         reasons.append(f"{steps} steps, not epochs")
-    elif row.epochs is not None and options.get("epochs") != row.epochs:
-        reasons.append(f"{options.get('epochs')} epochs, published: {row.epochs}")
+    elif row.epochs is not None and epochs != row.epochs:
+        reasons.append(f"{epochs} epochs, published: {row.epochs}")
     if row.views and options.get("views.name") != row.views:
         reasons.append(f"views {options.get('views.name')}, published: {row.views}")
     return reasons
 
 
+def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:
+    """A student that was trained before, a teacher that is not the paper's."""
+    reasons = []
+    if init := options.get(f"students.{name}.init"):
+        reasons.append(f"the student started from {init}")
+    if reduce := options.get("teacher.reduce"):
+        reasons.append(f"the teacher's embeddings are reduced by {reduce}")
+    teacher = options.get("teacher.network")
+    if row.teacher and teacher in TEACHERS and row.teacher_ssl in TEACHER_EPOCHS:
+        epochs, published = TEACHERS[teacher].epochs, TEACHER_EPOCHS[row.teacher_ssl]
+        if epochs != published:
+            reasons.append(f"a teacher of {epochs or 'unknown'} epochs, published: {published}")
+    return reasons
+
+
+def _other_head(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    width = options.get(f"students.{name}.hidden_dim")
+    if width not in (None, FEATURE_WIDTHS.get(row.student)):
+        reasons.append(f"the student's head is {width} wide, published: as its features")
+    if options.get(f"students.{name}.deep_head"):
+        reasons.append("the student's head is deep, published: two layers")
+    return reasons
+
+
 def _differing(expected: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={options[key]}, published: {value}" for key, value in expected.items() if options.get(key, value) != value]
+    """What of the options is not as expected; where that is a tuple, one of its values. An option that is absent is."""
+    reasons = []
+    for key, value in expected.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if options.get(key, values[0]) not in values:
+            reasons.append(f"{key}={options[key]}, published: {' or '.join(map(str, values))}")
+    return reasons

@@ -9,7 +9,9 @@ import pytest
 from made_runs import DIGITS, DIGITS_IMAGES, IMAGENET_IMAGES, STUDENTS, add_results, make_run
 
 from seed_exp.report import effective_options, planned_jobs
-from seed_exp.reporting.comparison import Job, Table, Value, compare
+from seed_exp.reporting.cells import Value
+from seed_exp.reporting.comparison import Table, compare
+from seed_exp.reporting.entries import Job
 from seed_exp.reporting.published import Published
 from seed_exp.reporting.runs import Result, Run, read_runs
 

@@ -9,15 +9,18 @@ from made_runs import DIGITS, add_results, make_run
 
 from seed_exp.config.compose import config_home
 from seed_exp.report import effective_options
-from seed_exp.reporting.comparison import Cell, Column, Source, Table, Value, compare
+from seed_exp.reporting.cells import Cell, Source, Value
+from seed_exp.reporting.columns import Column
+from seed_exp.reporting.comparison import Table, compare
 from seed_exp.reporting.formats import CSV_HEADER, comma_separated, latex, markdown, missing_commands
 from seed_exp.reporting.published import Published, read_published
 from seed_exp.reporting.runs import Result, Run, read_runs
 
 
-def value(*ours: float, published: float | None = None, reasons: tuple[str, ...] = ()) -> Value:
+def value(*ours: float, published: float | None = None, reasons: tuple[str, ...] = (), lrs: tuple[float, ...] = (30.0,)) -> Value:
     run = Run(Path("runs/a"), "distill", "0.1.0", {"seed": 0}, {}, ["a"])
-    sources = tuple(Source(run, Result(Path("r.json"), "linear", {}, {}, {}), {}, number) for number in ours)
+    result = Result(Path("r.json"), "linear", {"options": {"lrs": list(lrs)}}, {}, {})
+    sources = tuple(Source(run, result, {}, number) for number in ours)
     theirs = (
         None if published is None else Published("a", "", "", "moco_v2", "linear_top1", "imagenet", published, "a paper", 200, "")
     )
@@ -73,6 +76,16 @@ def test_csv_has_a_line_for_every_cell_and_measure(table: Table) -> None:
         "2",
         "0 0",
     )
+
+
+def test_a_difference_of_the_best_of_several_learning_rates_is_marked_in_every_format(table: Table) -> None:
+    assert "†" not in markdown(table)
+    cell = Cell({"T-1": value(58.0, published=57.6, lrs=(3, 30))})
+    chosen = Table("t", ["a"], {"a": 1}, [Column("b", {})], {("a", 0): cell}, ["T-1"])
+    assert "58.0 (57.6, +0.4†)" in markdown(chosen)
+    assert "- †: ours is the best of several learning rates" in markdown(chosen)
+    assert r"57.6 ($+0.4^\dagger$)" in latex(chosen)
+    assert [row["best_of"] for row in csv.DictReader(io.StringIO(comma_separated([chosen])))] == ["2"]
 
 
 def test_a_command_that_fills_several_cells_stands_once(table: Table) -> None:

@@ -11,7 +11,8 @@ from seed_exp.report import effective_options
 from seed_exp.reporting.comparison import Table, compare
 from seed_exp.reporting.formats import comma_separated, markdown
 from seed_exp.reporting.other_results import other_results
-from seed_exp.reporting.page import Report, page
+from seed_exp.reporting.page import page
+from seed_exp.reporting.page_content import Report
 from seed_exp.reporting.runs import read_runs
 
 CIFAR = ("torchvision:CIFAR10:train:50000:0123456789abcdef", "torchvision:CIFAR10:val:10000:fedcba9876543210")

@@ -1,0 +1,63 @@
+"""The columns of a table: what varies in it, each under the shortest name that tells them apart."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seed_exp.reporting.entries import NO_TEACHER, Setting, key_of
+from seed_exp.reporting.published import short_fingerprint
+
+NAMES = ("teacher", "objective.name", "views.name", "data.source")
+"""Options that stand for others that change with them, best first."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A setting: what all its cells have in common and others have not."""
+
+    label: str
+    options: Mapping[str, Any]
+    """All that varies in the table, with its value here."""
+
+
+def columns_of(settings: Sequence[Setting]) -> dict[str, Column]:
+    """For the key of each setting its column. Of options that always change together, one stands for all."""
+    distinct = {key_of(setting): setting for setting in settings}
+    keys = sorted({key for setting in distinct.values() for key in setting})
+    together: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for key in keys:
+        values = tuple(json.dumps(setting.get(key), sort_keys=True, default=str) for setting in distinct.values())
+        if len(set(values)) > 1:
+            first: dict[str, str] = {}
+            together[tuple(first.setdefault(value, str(len(first))) for value in values)].append(key)
+    representatives: list[str] = []
+    apart: list[tuple[str, ...]] = [()] * len(distinct)  # the settings as the representatives tell them apart
+    for partition, keys in sorted(together.items(), key=lambda item: _rank(min(item[1], key=_rank))):
+        finer = [(*before, place) for before, place in zip(apart, partition, strict=True)]
+        if len(set(finer)) > len(set(apart)):  # otherwise it follows from those before
+            representatives.append(min(keys, key=_rank))
+            apart = finer
+    varying = [key for keys in together.values() for key in keys]
+    columns = {}
+    for name, setting in distinct.items():
+        present = [key for key in representatives if setting.get(key) is not None]
+        label = ", ".join(_labelled(key, setting.get(key)) for key in present or representatives) or "all runs"
+        columns[name] = Column(label, {key: setting.get(key) for key in varying})
+    return columns
+
+
+def _rank(key: str) -> tuple[int, int, str]:
+    known = NAMES.index(key) if key in NAMES else len(NAMES) + (not key.endswith(".name")) + 2 * key.startswith("teacher's ")
+    return known, len(key), key
+
+
+def _labelled(key: str, value: Any) -> str:
+    if key == "teacher" and value == NO_TEACHER:
+        return NO_TEACHER
+    if key == "images":  # the hash tells images apart that are named alike
+        value = f"{short_fingerprint(value)} #{str(value)[-16:][:4]}"
+    return f"{key.removesuffix('.name')} {'–' if value is None else value}"

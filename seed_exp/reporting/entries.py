@@ -1,0 +1,146 @@
+"""The students of runs and of planned jobs, and which run is the one that was planned."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seed_exp.models.teachers import TEACHERS
+from seed_exp.reporting.published import Origin, network_of, objective_of
+from seed_exp.reporting.runs import Run
+
+WITHOUT_EFFECT = frozenset({"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"})
+"""Options that may differ between runs of the same cell: repetitions, places of the images, evaluations on the way."""
+NO_TEACHER = "no teacher (MoCo-V2)"
+WIDEST = 12
+"""Differences to the plan of which more are counted, not listed."""
+Setting = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A planned run."""
+
+    command: str
+    overrides: Sequence[str]
+    options: Mapping[str, Any]
+    """Flat."""
+
+
+class Entry(NamedTuple):
+    """A student of a run, or of a job that no run belongs to yet."""
+
+    row: str
+    setting: Setting
+    seed: Any
+    name: str
+    job: Job | None
+    run: Run | None
+    origin: Origin
+
+
+def entry_of(
+    command: str, options: Mapping[str, Any], name: str, job: Job | None, run: Run | None, folders: Mapping[Path, Run]
+) -> Entry:
+    setting: Setting = {
+        key: value
+        for key, value in options.items()
+        if key not in WITHOUT_EFFECT and not key.startswith(("students.", "teacher."))
+    }
+    own = f"students.{name}."
+    for key, value in options.items():
+        if key.startswith(own) and key.removeprefix(own) not in ("network", "name"):
+            setting[f"student.{key.removeprefix(own)}"] = value
+    objective, teacher, teacher_ssl = objective_of(command, options), "", ""
+    setting |= {"command": command, "objective.name": objective, "teacher": NO_TEACHER}
+    if command == "distill":
+        teacher, about = _teacher(options, folders)
+        teacher_ssl = str(options.get("teacher_ssl.name"))
+        setting |= about
+    setting = {key: value for key, value in setting.items() if value is not None and value is not False}  # off, as if absent
+    origin = Origin(network_of(options, name), teacher, teacher_ssl, objective)
+    return Entry(origin.student, setting, options.get("seed"), name, job, run, origin)
+
+
+def _teacher(options: Mapping[str, Any], folders: Mapping[Path, Run]) -> tuple[str, Setting]:
+    """The teacher's network, and all that is known of it: of one of our own, how its run was made."""
+    kept = {
+        key: value
+        for key, value in options.items()
+        if key.startswith("teacher.") and key not in ("teacher.network", "teacher.name", "teacher.checkpoint", "teacher.student")
+    }
+    name = str(options.get("teacher.name") or options.get("teacher.network"))
+    if name != "run":
+        spec = TEACHERS.get(name)
+        return (spec.network if spec else None) or name, {**kept, "teacher": name}
+    folder, _, file = str(options.get("teacher.checkpoint")).partition("/students/")
+    run = folders.get(Path(folder).resolve())
+    if run is None:
+        return "", {**kept, "teacher": folder}
+    student = options.get("teacher.student") or file.removesuffix(".safetensors") or run.students[0]
+    made = entry_of(run.command, run.options, student, None, run, folders)
+    return made.row, {
+        **kept,
+        "teacher": f"{made.row} (ours)",
+        **{f"teacher's {key}": value for key, value in made.setting.items()},
+    }
+
+
+def matched(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) -> list[Entry]:
+    """The planned entries, those with runs replaced by them; more seeds of the same cells too."""
+    cells = {(entry.row, key_of(entry.setting)): entry for entry in reversed(planned)}
+    same = [entry for entry in found if (entry.row, key_of(entry.setting)) in cells]
+    counted = Counter(images_of(entry) for entry in same).most_common()
+    images = min((name for name, num in counted if num == counted[0][1]), default=None)
+    kept = []
+    for entry in same:
+        assert entry.run is not None
+        if images_of(entry) == images:
+            kept.append(entry._replace(job=cells[entry.row, key_of(entry.setting)].job))
+        else:
+            notes.append(f"{entry.run.folder}: left out, trained on {images_of(entry)}, most others on {images}")
+    rows = {entry.row for entry in planned}
+    teachers = {Path(str(options_of(entry).get("teacher.checkpoint"))).resolve() for entry in (*planned, *found)}
+    for entry in found:
+        if entry.run is not None and entry.run.folder.resolve() in teachers:
+            continue
+        if entry.row in rows and (entry.row, key_of(entry.setting)) not in cells:
+            assert entry.run is not None
+            nearest = min(
+                (_difference(plan.setting, entry.setting) for plan in planned if plan.row == entry.row),
+                key=lambda one: (len(one), one),
+            )
+            shown = ", ".join(nearest[:WIDEST]) + (f" and {len(nearest) - WIDEST} more" if len(nearest) > WIDEST else "")
+            notes.append(f"{entry.run.folder}: {entry.name} is not of this experiment: {shown}")
+    filled = {(entry.row, key_of(entry.setting), entry.seed) for entry in kept}
+    jobs = {(entry.row, key_of(entry.setting), entry.seed): entry.job for entry in planned}
+    kept = [entry._replace(job=jobs.get((entry.row, key_of(entry.setting), entry.seed))) for entry in kept]
+    missing = [entry for entry in planned if (entry.row, key_of(entry.setting), entry.seed) not in filled]
+    order = {place: number for number, place in enumerate(dict.fromkeys((entry.row, key_of(entry.setting)) for entry in planned))}
+    return sorted([*kept, *missing], key=lambda entry: order[entry.row, key_of(entry.setting)])
+
+
+def _difference(plan: Setting, setting: Setting) -> list[str]:
+    return [
+        f"{key} is {setting.get(key)}, planned {plan.get(key)}"
+        for key in sorted(plan.keys() | setting.keys())
+        if plan.get(key) != setting.get(key)
+    ]
+
+
+def options_of(entry: Entry) -> Mapping[str, Any]:
+    maker: Run | Job | None = entry.run or entry.job
+    assert maker is not None
+    return maker.options
+
+
+def images_of(entry: Entry) -> str:
+    return "unknown" if entry.run is None else entry.run.inputs.get("data", "unknown")
+
+
+def key_of(setting: Setting) -> str:
+    return json.dumps(setting, sort_keys=True, default=str)

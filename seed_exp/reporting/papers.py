@@ -1,0 +1,96 @@
+"""What the papers of published numbers trained and evaluated with, as far as it is known, by the names of our options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIT: dict[str, Any] = {
+    "batch_size": 256,
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.03,
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.clip_grad_norm": None,
+    "optimizer.schedule": "cosine",
+}
+PAPERS: dict[str, dict[str, Any]] = {
+    "seed": {
+        **FIT,
+        "objective.queue_size": 65536,
+        "objective.tau_student": 0.2,
+        "objective.tau_teacher": (0.01, 1e-4),
+        "views.crops.global.num": 1,
+    },
+    "moco_v2": {
+        **FIT,
+        "embedding_dim": 128,
+        "moco.queue_size": 65536,
+        "moco.temperature": 0.2,
+        "moco.momentum": 0.999,
+        "views.crops.global.num": 2,
+    },
+}
+"""By objective what its paper trained with, where that is known: SEED, MoCo-V2. A run with other values does not repeat them.
+
+Either value of tau_teacher will do: reproductions that match the paper have the first, the released code's default is the second.
+The warm-up is not among them, as that of the released code does nothing at a batch of 256.
+"""
+TEACHER_EPOCHS = {"moco_v2": 200, "swav": 400}
+"""How long SEED's teachers were trained."""
+FEATURE_WIDTHS = {
+    **{"resnet18": 512, "resnet34": 512, "resnet50": 2048},
+    **{"mobilenetv3_large": 1280, "efficientnet_b0": 1280, "efficientnet_b1": 1280},
+}
+"""Hidden widths of the students' heads, in SEED and MoCo-V2."""
+EVAL_VIEWS: dict[str, Any] = {"views.eval_size": 224, "views.eval_resize": 256}
+COLOURS: dict[str, Any] = {
+    "views.jitter": [0.4, 0.4, 0.4, 0.1],
+    "views.jitter_prob": 0.8,
+    "views.grayscale_prob": 0.2,
+    "views.blur_prob": 0.5,
+    "views.blur_sigma": [0.1, 2.0],
+    "views.flip_prob": 0.5,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "mocov2": {
+        "views.crops.global.size": 224,
+        "views.crops.global.scale": [0.2, 1.0],
+        "views.crops.local.num": 0,
+        **COLOURS,
+        **EVAL_VIEWS,
+    },
+    "swav_multicrop": {
+        "views.crops.global.size": 224,
+        "views.crops.global.scale": [0.14, 1.0],
+        "views.crops.local.num": 6,
+        "views.crops.local.size": 96,
+        "views.crops.local.scale": [0.05, 0.14],
+        **COLOURS,
+        **EVAL_VIEWS,
+    },
+}
+"""The views of published.csv: a run may have the name of a recipe and other values."""
+LABELLED_VIEWS: dict[str, Any] = {
+    "views.name": "linear",
+    "views.crops.global.size": 224,
+    "views.crops.global.scale": [0.08, 1.0],
+    "views.flip_prob": 0.5,
+    **EVAL_VIEWS,
+}
+"""What classifiers see."""
+LINEAR: dict[str, Any] = {
+    "epochs": 100,
+    "steps": None,
+    "batch_size": 256,
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad_norm": None,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.schedule": "step",
+    "optimizer.milestones": [60.0, 80.0],
+    "optimizer.gamma": 0.1,
+    **LABELLED_VIEWS,
+}
+"""The linear evaluation of MoCo (arXiv:1911.05722) and SEED; of the learning rate only that of ResNets is known."""
+RESNET_LR = 30.0
