@@ -11,9 +11,11 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     """What `auto` means on this device: bfloat16 on a GPU that computes in it (since Ampere), otherwise float32."""
     if precision is not Precision.auto:
         return precision
-    # Not torch.cuda.is_bf16_supported(), which counts GPUs that only emulate it.
-    has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return Precision.bfloat16 if has_bfloat16 else Precision.float32
+    if device.type != "cuda":
+        return Precision.float32
+    # Not torch.cuda.is_bf16_supported(), which counts GPUs that only emulate it. Where there is no GPU, one is planned for.
+    is_older = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+    return Precision.float32 if is_older else Precision.bfloat16
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

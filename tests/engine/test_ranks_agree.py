@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ranks import Ranks
 
 from seed_exp import pretrain, training
