@@ -80,7 +80,12 @@ def train_encoders(
         for name, student in students.items():
             num_parameters = sum(parameter.numel() for parameter in student.parameters())
             activations = activations_per_image(student, config.views, config.precision, device) / 2**20
-            log.info("student %s: %s parameters, %.3g MiB of activations per image", name, f"{num_parameters:,}", activations)
+            log.info(
+                "student %s: %s parameters with its head, %.3g MiB of activations per image",
+                name,
+                f"{num_parameters:,}",
+                activations,
+            )
 
         for note in notes:
             log.info(note)

@@ -50,8 +50,8 @@ COMMANDS = {file.stem for file in MODULES if file.parent == PACKAGE} - LEAVES - 
 SHARED = {"training", "supervised", "evaluations"}
 """What commands share."""
 RUNS_OTHER_COMMANDS = {"quickstart", "sweep", "evaluations"}
-NOT_COMPOSED = {"plan", "sweep", "zoo"}
-"""Have no options file of their own: the first two take those of the command that they plan for or submit."""
+NOT_COMPOSED = {"plan", "sweep", "zoo", "__main__"}
+"""Have no options file of their own: the first two take those of the command that they plan for or submit, the last lists all."""
 
 
 def name_of(file: Path) -> str:

@@ -14,6 +14,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from enum import Enum, EnumMeta
 from typing import Any
 
 import hydra
@@ -148,7 +149,10 @@ def _options(owner: type[Any], config: Any, prefix: str) -> Iterator[tuple[str, 
         elif dataclasses.is_dataclass(of):
             yield from _options(typing.cast("type[Any]", of), config[field.name], f"{key}.")
         else:
-            yield key, _shown(config, field.name), meanings.get(field.name, "")
+            # Of `X | None`, too.
+            choices: list[Enum] = next((list(one) for one in (of, *typing.get_args(of)) if isinstance(one, EnumMeta)), [])
+            named = f" One of {', '.join(choice.value for choice in choices)}." if choices else ""
+            yield key, _shown(config, field.name), meanings.get(field.name, "") + named
 
 
 def _shown(config: Any, key: str) -> str:

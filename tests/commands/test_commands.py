@@ -90,7 +90,7 @@ def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Pat
     assert {"teacher_entropy", "effective_neighbours"} <= training[0].keys()
     log = (home / "fleet" / "log.txt").read_text()
     assert "run folder: fleet" in log
-    assert re.search(r"student convnet_w2: 4,074 parameters, 0\.\d+ MiB of activations per image", log)
+    assert re.search(r"student convnet_w2: 4,074 parameters with its head, 0\.\d+ MiB of activations per image", log)
 
 
 def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> None:

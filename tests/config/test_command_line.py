@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seed_exp import distill, preview
+from seed_exp import __main__, distill, preview
 from seed_exp.config.command import command, spelled_out
 from seed_exp.config.compose import SCHEMAS, compose, groups
 from seed_exp.engine.run_folder import flatten, to_plain
@@ -203,3 +204,12 @@ def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     for shown in ("\n  run=???\n", "\n  steps=null\n", "\n  optimizer.schedule=step\n", "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0]\n"):
         assert shown in text
     assert " linear* " in text
+    assert "One of auto, float32, bfloat16." in text
+    assert "One of cosine, step, constant." in text
+
+
+def test_without_a_command_all_of_them_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    __main__.main()
+    listed = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert set(listed) == {*SCHEMAS, "plan", "sweep", "zoo"}
+    assert listed["distill"].startswith("Distil a frozen self-supervised teacher")
