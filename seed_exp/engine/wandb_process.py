@@ -286,7 +286,7 @@ def main() -> None:
     about = json.loads((Path(folder) / "wandb.json").read_text())
     if offline:
         training.server_answered.set()  # it is not asked
-        training.tell(logging.INFO, "written offline")
+        training.tell(logging.INFO, f"written offline; {sync}")
     try:
         with alone(Path(folder)):
             runs = [

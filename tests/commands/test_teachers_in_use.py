@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from seed_exp import distill, knn, plan
 from seed_exp.config.compose import compose
 from seed_exp.data.sources import load_source
+from seed_exp.evaluation.features import spread
 from seed_exp.files import file_hash
 from seed_exp.models.students import build_student, load_students, read_header
 from seed_exp.models.teachers import build_teacher
@@ -80,7 +81,7 @@ def test_the_folder_is_named_after_the_network_of_timm() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pca", "whiten"])
-def test_a_reduction_is_fitted_on_evenly_spread_images_and_kept(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [f"teacher.reduce={kind}", "teacher.embedding_dim=6", "teacher.num_reduce_images=20"]
     first = run(*options, "run_dir=first")
     ((_, header), _) = load_students(first).values()
@@ -93,9 +94,9 @@ def test_a_reduction_is_fitted_on_evenly_spread_images_and_kept(kind: str, home:
     teacher = build_teacher(config.teacher, "")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.views.mean, config.views.std))
     rows = []
-    for number in range(20):
+    for index in spread(67, 20).tolist():
         view = torch.empty(3, 64, 64, dtype=torch.uint8)
-        resize_center_crop(source.image(number * 67 // 20), config.views.eval_resize, view)
+        resize_center_crop(source.image(index), config.views.eval_resize, view)
         images = ((view.float() / 255 - mean) / std * std + mean - 0.5) / 0.5
         rows.append(F.normalize(teacher.encoder(images[None]), dim=1)[0].detach())
     kept = load_file(file)
