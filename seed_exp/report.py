@@ -30,7 +30,7 @@ from omegaconf import MISSING
 from seed_exp.config.command import command, spelled_out
 from seed_exp.config.compose import SCHEMAS, compose, config_home, groups, jobs
 from seed_exp.config.errors import explain
-from seed_exp.config.schema import DataConfig, ReportConfig, StudentConfig
+from seed_exp.config.schema import ReportConfig, StudentConfig
 from seed_exp.engine.run_folder import decisive_options, to_plain
 from seed_exp.evaluation.frozen import eval_options
 from seed_exp.files import atomic_write
@@ -45,6 +45,7 @@ from seed_exp.reporting.page import page
 from seed_exp.reporting.page_content import Model, Report
 from seed_exp.reporting.published import Published, network_of, read_published, students_of
 from seed_exp.reporting.runs import TRAINING, Result, Run, read_runs
+from seed_exp.training import data_words
 
 
 def report(config: ReportConfig) -> Path:
@@ -128,13 +129,7 @@ def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
     """The command line that evaluates the run: as the result `like`, or else as it was meant to be evaluated."""
     line = next((line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation)
     words = [] if like else shlex.split(line)[1:]
-    usual = dict(_defaults(DataConfig, "data."))
-    data = {
-        key.removeprefix("data."): value
-        for key, value in run.options.items()
-        if key.startswith("data.") and value != usual.get(key)
-    }
-    words += [f"data={data.pop('source', None)}", *(f"data.{key}={value}" for key, value in data.items())]
+    words += data_words(run.options)
     if evaluation == "linear" and not any(word.startswith("views=") for word in words):
         words += linear_views(run.options.get("views.eval_size"))
     wanted = like.protocol.get("options") if like else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
-from seed_exp.engine.run_folder import MAY_CHANGE, decisive_options, hold, log_to, open_run, to_plain
+from seed_exp.engine.run_folder import decisive_options, hold, log_to, open_run, to_plain
 from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
 from seed_exp.evaluation.features import Extractor, spread
 from seed_exp.evaluation.frozen import bad_samples_of, eval_options, num_workers_of
@@ -140,9 +141,8 @@ def train_encoders(
                 f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
                 "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
-        log.info(
-            "done: %s; next: %s", folder, shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *data_words(config.data)])
-        )
+        images = data_words(decisive_options(to_plain(config)))
+        log.info("done: %s; next: %s", folder, shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *images]))
         with distributed.rank0_first():  # only its fit has waited for students/ to be written, which all read now
             pass
         try:
@@ -156,11 +156,11 @@ def train_encoders(
     return folder
 
 
-def data_words(data: DataConfig) -> list[str]:
-    """The options that choose these images, as on a command line."""
-    usual = to_plain(DataConfig(source=data.source))
-    chosen = {key: value for key, value in to_plain(data).items() if value != usual[key] and f"data.{key}" not in MAY_CHANGE}
-    return [f"data={data.source}", *(f"data.{key}={value}" for key, value in chosen.items())]
+def data_words(options: Mapping[str, Any]) -> list[str]:
+    """Of a run's decisive options, flat, those that choose its images, as on a command line."""
+    usual = {f"data.{field.name}": field.default for field in dataclasses.fields(DataConfig)}
+    chosen = {key: value for key, value in options.items() if key in usual and value != usual[key]}
+    return [f"data={chosen.pop('data.source', None)}", *(f"{key}={value}" for key, value in chosen.items())]
 
 
 def build_students(configs: dict[str, StudentConfig], embedding_dim: int, seed: int) -> dict[str, Student]:
