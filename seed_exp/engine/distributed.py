@@ -39,9 +39,14 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
-    with SharedFailure(store, rank, world_size, dist.destroy_process_group):
+    with SharedFailure(store, rank, world_size, _leave):
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         yield
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def local_device(name: str) -> torch.device:

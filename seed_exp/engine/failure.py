@@ -17,6 +17,8 @@ from seed_exp.stopping import Stopped
 
 PATIENCE_S = 10.0
 """How long a rank may hang in a collective with one that has failed, and how long rank 0 waits for the others to hear of it."""
+SILENCE_S = 40.0
+"""After how long without a sign of life a rank counts as dead."""
 _LOOK_S = 0.5
 _STOPPED = "stopped"
 
@@ -25,7 +27,8 @@ class SharedFailure:
     """Around the work of a process group: the first error of any rank is raised by all, and rank 0 is the last to leave.
 
     Ranks notice by an error of the collective that they were in when the process of the other has ended; a thread ends those
-    that hang in it, as NCCL lets them.
+    that hang in it, as NCCL lets them. A rank that was killed says nothing, and where it had not connected yet, nothing breaks:
+    so each gives signs of life, and the rank before it listens.
 
     Args:
         store: What the ranks rendezvoused at (torch.distributed.Store); rank 0's process may hold it.
@@ -35,12 +38,14 @@ class SharedFailure:
     """
 
     def __init__(self, store: Any, rank: int, world_size: int, leave: Callable[[], None]) -> None:
-        self._store, self._rank, self._world_size, self._leave = store, rank, world_size, leave
+        # A clone: a thread that waits for a key keeps all others from its store.
+        self._store, self._rank, self._world_size, self._leave = store.clone(), rank, world_size, leave
         self._heard = ""
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="seed_exp failure watch")
 
     def __enter__(self) -> SharedFailure:
+        self._sign()
         self._thread.start()
         return self
 
@@ -69,20 +74,33 @@ class SharedFailure:
         return self._store.get("failure").decode() if self._store.check(["failure"]) else ""
 
     def _watch(self) -> None:
-        while not self._left.wait(_LOOK_S):
+        signs, silent, rank0_leaves = 0, 0, False
+        after = (self._rank + 1) % self._world_size
+        while not self._left.wait(_LOOK_S) and not self._heard:
             try:
+                self._sign()
+                before, signs = signs, self._store.add(f"alive {after}", 0)
+                # Counted in looks, not by the clock: where the whole job was suspended, nobody was silent.
+                silent = silent + 1 if signs == before > 0 and not self._store.check([f"heard {after}"]) else 0
+                if silent * _LOOK_S >= SILENCE_S:
+                    self._publish(_silence(after))
+                rank0_leaves = self._store.check(["heard 0"])
                 self._heard = self._published()
-            except RuntimeError:
-                return
-            if self._heard:
-                self._mark("heard")
-                break
+            except RuntimeError:  # the store has gone: with rank 0, where no launcher holds it
+                if rank0_leaves:
+                    return
+                self._heard = _silence(0)
+        if self._heard:
+            self._mark("heard")
         # Rank 0 first: when another one has gone, the launcher kills it before it could say why.
         patience = PATIENCE_S if self._rank == 0 else 1.5 * PATIENCE_S
         if self._heard not in ("", _STOPPED) and not self._left.wait(patience):
             sys.stderr.write(f"error {self._heard}\n")
             sys.stderr.flush()
             os._exit(1)
+
+    def _sign(self) -> None:
+        self._store.add(f"alive {self._rank}", 1)
 
     def _wait_for(self, mark: str) -> None:
         """Until all the others have set it."""
@@ -94,6 +112,13 @@ class SharedFailure:
     def _mark(self, mark: str) -> None:
         with suppress(RuntimeError):  # rank 0 has gone
             self._store.set(f"{mark} {self._rank}", "")
+
+
+def _silence(rank: int) -> str:
+    return (
+        f"rank {rank} has died without a word: it was killed, perhaps for memory, or its machine is gone; "
+        "start the same command again, it goes on from the last checkpoint"
+    )
 
 
 def _text(error: BaseException) -> str:

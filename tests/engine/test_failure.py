@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +102,55 @@ def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     ranks(lambda _: freed.wait(10) and None, fails)
     assert freed.is_set()
     assert capsys.readouterr().err == "error (rank 1): cannot decode image 'a.png'\n"
+
+
+def test_a_rank_that_has_left_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure, "SILENCE_S", 0.1)
+
+    def long(torn: threading.Event) -> None:
+        time.sleep(1)
+
+    assert ranks(long, works, works) == ranks(works, works, long) == [None, None, None]
+
+
+HANGS = """
+import os, signal, sys, time
+import torch
+from torch import distributed as dist
+from seed_exp.engine import distributed, failure
+
+failure.SILENCE_S, failure.PATIENCE_S = 1.0, 0.5
+with distributed.process_group(torch.device("cpu")):
+    if sys.argv[1:] == [os.environ["RANK"]]:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["RANK"] == "0":
+        dist.new_group(backend="gloo")  # waits for the other to come to the same line
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_is_killed_is_missed_by_one_that_hangs_outside_of_collectives(dead: int, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "hangs.py", str(dead)],
+            cwd=tmp_path,
+            env={**os.environ, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        _, printed = processes[1 - dead].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert f"error rank {dead} has died without a word" in printed
+    assert [process.returncode for process in processes] == ([-9, 1] if dead == 0 else [1, -9])

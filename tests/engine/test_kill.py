@@ -36,7 +36,7 @@ def start(folder: Path, variant: str, seconds: str | float) -> list[int]:
         # The last rank is the one that is killed: the other must notice and end by itself.
         mine = seconds if rank == ranks - 1 else "never"
         command = [sys.executable, kill_me.__file__, str(folder), variant, str(mine)]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        processes.append(subprocess.Popen(command, env=environment))
     try:
         return [process.wait(timeout=100) for process in processes]
     finally:
