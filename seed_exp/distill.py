@@ -37,16 +37,16 @@ from seed_exp.engine.run_folder import to_plain
 from seed_exp.evaluation.features import spread
 from seed_exp.evaluation.frozen import eval_options, num_workers_of
 from seed_exp.evaluations import plan_evaluations, run_evaluations
-from seed_exp.files import atomic_write
+from seed_exp.files import atomic_write, cache_folder
 from seed_exp.methods.seed import OBJECTIVES, Seed
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.cost import forward_flops
-from seed_exp.models.download import cache_folder
 from seed_exp.models.reduction import Reduction, fit_reduction
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
+from seed_exp.models.weights import tensors_hash
 from seed_exp.registry import lookup
-from seed_exp.training import Built, build_students, init_inputs, train_encoders
+from seed_exp.training import Built, OpenFolder, build_students, init_inputs, train_encoders
 from seed_exp.views.recipe import EvalViews
 
 SAMPLE_BATCH = 64
@@ -70,39 +70,61 @@ def distill(config: DistillConfig) -> Path:
     return train_encoders("distill", label, config, build, then=partial(run_evaluations, evaluations))
 
 
-def build(config: DistillConfig, train: Source) -> Built:
+def build(config: DistillConfig, train: Source, open_folder: OpenFolder) -> Built:
     """The students and their distillation from the teacher.
 
     Raises:
-        ValueError: the teacher does not take the views or cannot be reduced, or the teacher cache is of something else.
+        ValueError: the teacher does not take the views or cannot be reduced, the teacher cache is of something else, or as
+            build_students and open_run.
     """
     notes = []
     teacher = build_teacher(config.teacher, config.teacher_ssl.name)
     teacher.adapt_to(config.views)
     teacher.fold_batch_norm()
+    reduction, embedding_dim = None, teacher.embedding_dim
     if config.teacher.reduce is not None:
-        reduction = known_reduction(teacher, config.teacher.reduce, config, train)
+        embedding_dim = config.teacher.embedding_dim or EMBEDDING_DIM
+        reduction = Reduction(teacher.embedding_dim, embedding_dim)
+    students = build_students(config, embedding_dim)
+    weights = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
+    folder = open_folder(weights)
+    if reduction is not None:
+        reduction.load_state_dict(kept_reduction(folder, teacher, config, train))
         notes.append(
-            f"teacher: {teacher.embedding_dim} numbers of an embedding reduced to {reduction.components.shape[1]} "
-            f"({config.teacher.reduce.value}), which have {100 * reduction.kept_variance:.1f} % of the variance"
+            f"teacher: {teacher.embedding_dim} numbers of an embedding reduced to {embedding_dim}, "
+            f"which have {100 * reduction.kept_variance:.1f} % of the variance"
         )
         teacher.reduce_by(reduction)
-    students = build_students(config.students, teacher.embedding_dim, config.seed)
     num_views = {name: crop.num for name, crop in config.views.crops.items() if crop.num > 0}
     cache = None if config.teacher_cache is None else open_cache(Path(config.teacher_cache), config, teacher, train, num_views)
     method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
-    inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
     if cache is not None:
         notes.append(cache_costs(cache, config, students, teacher, train))
-    return Built(students, method, inputs, notes)
+    return Built(folder, students, method, weights, notes)
 
 
-def known_reduction(teacher: Teacher, kind: Reduce, config: DistillConfig, train: Source) -> Reduction:
-    """The reduction of the teacher's embeddings, from the cache if it was fitted before: a run that goes on needs the same bits.
+def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
+    """The state of the reduction of the teacher's embeddings: the run folder's, for a run that goes on needs the same bits.
 
-    It is fitted on evaluation views of evenly spread training images; errors as fit_reduction.
+    A new run takes it from the cache, where all runs with this teacher and these images find the same one; the first of them
+    fits it, on evaluation views of evenly spread training images.
+
+    Raises:
+        ValueError: the run has begun, but its reduction is gone; or as fit_reduction.
     """
-    dim = config.teacher.embedding_dim or EMBEDDING_DIM
+    kept = folder / "reduction.safetensors"
+    if not kept.exists() and (folder / "checkpoints").exists():
+        raise ValueError(f"{kept} is gone, which {folder} was trained with; put it back, or choose another run_dir")
+    if not kept.exists():
+        with atomic_write(kept) as file:
+            file.write(cached_reduction(teacher, config, train).read_bytes())
+    return load_file(kept)
+
+
+def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> Path:
+    """The file in the cache, fitted if it is not there; errors as fit_reduction."""
+    kind, dim = config.teacher.reduce, config.teacher.embedding_dim or EMBEDDING_DIM
+    assert kind is not None
     key = {
         "teacher": teacher.fingerprint,
         "network": [config.teacher.network, config.teacher.name, config.teacher_ssl.name],
@@ -116,9 +138,7 @@ def known_reduction(teacher: Teacher, kind: Reduce, config: DistillConfig, train
         fitted = fit_reduction(sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten)
         with atomic_write(path) as file:
             file.write(save(fitted.state_dict()))
-    reduction = Reduction(teacher.embedding_dim, dim)
-    reduction.load_state_dict(load_file(path))
-    return reduction
+    return path
 
 
 @torch.inference_mode()
@@ -144,6 +164,7 @@ def open_cache(folder: Path, config: DistillConfig, teacher: Teacher, train: Sou
     evaluation = eval_options(config.views).keys() - {"mean", "std"}
     key = {
         "teacher": teacher.fingerprint,
+        "reduction": None if teacher.reduction is None else tensors_hash(teacher.reduction.state_dict()),
         "teacher_ssl": config.teacher_ssl.name,
         "teacher_inputs": asdict(teacher.inputs.spec),
         "data": train.fingerprint(),

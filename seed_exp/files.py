@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whatever kills the process while they are written."""
+"""Files that are either whole or absent, whatever kills the process while they are written; and where those that are kept lie."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where downloads and what is computed once are kept: the environment variable SEED_CACHE, otherwise ~/.cache/seed_exp."""
+    return Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
 
 
 def write_json(path: Path, content: Any) -> None:

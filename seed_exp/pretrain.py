@@ -17,7 +17,7 @@ from seed_exp.config.schema import PretrainConfig
 from seed_exp.data.sources import Source
 from seed_exp.evaluations import plan_evaluations, run_evaluations
 from seed_exp.methods.moco import Moco
-from seed_exp.training import Built, build_students, init_inputs, train_encoders
+from seed_exp.training import Built, OpenFolder, build_students, init_inputs, train_encoders
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -27,10 +27,10 @@ def pretrain(config: PretrainConfig) -> Path:
     return train_encoders("pretrain", label, config, build, then=partial(run_evaluations, evaluations))
 
 
-def build(config: PretrainConfig, train: Source) -> Built:  # noqa: ARG001
+def build(config: PretrainConfig, train: Source, open_folder: OpenFolder) -> Built:  # noqa: ARG001
     """The students and their contrastive training."""
-    students = build_students(config.students, config.embedding_dim, config.seed)
-    return Built(students, Moco(students, config.moco, config.seed), init_inputs(config.students), [])
+    students, weights = build_students(config, config.embedding_dim), init_inputs(config.students)
+    return Built(open_folder(weights), students, Moco(students, config.moco, config.seed), weights, [])
 
 
 main = command(pretrain)

@@ -52,7 +52,8 @@ class Evaluation:
         inputs = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
         inputs |= {name: record["sha256"] for name, record in self.frozen.record.items()}
         home = run_home(Path(self.config.run))
-        folder = open_run(self.command, "+".join(self.frozen.students), self.config, inputs, home / self.command)
+        with distributed.rank0_first():
+            folder = open_run(self.command, "+".join(self.frozen.students), self.config, inputs, home / self.command)
         log_to(folder)
         return folder
 

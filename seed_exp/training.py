@@ -42,19 +42,25 @@ NUM_SHOWN = 8
 """Validation images, and neighbours of each, in a student's gallery."""
 
 
+OpenFolder = Callable[[dict[str, str]], Path]
+"""Given the fingerprints of the weights that a run reads, by name, opens its folder."""
+
+
 class Built(NamedTuple):
     """What a command makes of its options."""
 
+    folder: Path
+    """Of the run, opened."""
     students: dict[str, Student]
     method: Method
-    inputs: dict[str, str]
-    """Fingerprints of the weights it read, by name."""
+    weights: dict[str, str]
+    """Fingerprints of those it read, by name."""
     notes: list[str]
     """What is worth knowing before training starts."""
 
 
 def train_encoders(
-    command: str, label: str, config: C, build: Callable[[C, Source], Built], then: Callable[[Path], None]
+    command: str, label: str, config: C, build: Callable[[C, Source, OpenFolder], Built], then: Callable[[Path], None]
 ) -> Path:
     """Trains the students of `config`, from the start or from where the run folder is.
 
@@ -62,7 +68,7 @@ def train_encoders(
         command: Its name, for the run folder.
         label: Readable part of the run folder's name.
         config: All options.
-        build: Makes, of the options and the training images, the students and the method that trains them.
+        build: Makes, of the options and the training images, the students and the method that trains them; opens the run folder.
         then: What follows in the run folder, in the same processes.
 
     Returns:
@@ -72,10 +78,12 @@ def train_encoders(
     with distributed.process_group(device):
         with distributed.rank0_first():  # the first rank downloads and indexes, the others find it done
             train, val = load_source(config.data, "train"), labelled_validation(config.data)
-            students, method, inputs, notes = build(config, train)
-        check_view_sizes(students, config.views)
-        inputs |= {"data": train.fingerprint()}
-        folder = open_run(command, label, config, inputs, Path("runs") / command)
+            images = {"data": train.fingerprint()}
+
+            def open_folder(weights: dict[str, str]) -> Path:
+                return open_run(command, label, config, weights | images, Path("runs") / command)
+
+            folder, students, method, weights, notes = build(config, train, open_folder)
         log_to(folder)
         log.info("%d images", len(train))
         for name, student in students.items():
@@ -106,7 +114,7 @@ def train_encoders(
             last = knn_during_training(extract, named, train, val, config.knn_bank_size, config.knn_query_size)
             return last.accuracies
 
-        facts = {"command": command, "eval_views": eval_options(config.views), "inputs": inputs}
+        facts = {"command": command, "eval_views": eval_options(config.views), "inputs": weights | images}
         facts |= {"options": redact_all(decisive_options(to_plain(config)))}
 
         files = {name: folder / "students" / f"{name}.safetensors" for name in students}
@@ -141,8 +149,8 @@ def train_encoders(
                 f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
                 "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
-        images = data_words(decisive_options(to_plain(config)))
-        log.info("done: %s; next: %s", folder, shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *images]))
+        words = data_words(decisive_options(to_plain(config)))
+        log.info("done: %s; next: %s", folder, shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *words]))
         with distributed.rank0_first():  # only its fit has waited for students/ to be written, which all read now
             pass
         try:
@@ -163,12 +171,17 @@ def data_words(options: Mapping[str, Any]) -> list[str]:
     return [f"data={chosen.pop('data.source', None)}", *(f"{key}={value}" for key, value in chosen.items())]
 
 
-def build_students(configs: dict[str, StudentConfig], embedding_dim: int, seed: int) -> dict[str, Student]:
-    """The students by name; each one's initial weights depend on the seed and its own name, not on the rest of the fleet."""
+def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, Student]:
+    """The students by name; each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
+
+    Raises:
+        ValueError: as build_student and check_view_sizes.
+    """
     students = {}
-    for name, config in configs.items():
-        torch.manual_seed(derive_seed(seed, "weights", name))
-        students[name] = build_student(config, embedding_dim)
+    for name, student in config.students.items():
+        torch.manual_seed(derive_seed(config.seed, "weights", name))
+        students[name] = build_student(student, embedding_dim)
+    check_view_sizes(students, config.views)
     return students
 
 

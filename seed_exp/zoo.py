@@ -22,7 +22,7 @@ from typing import Any
 
 from seed_exp.config.arguments import Parser
 from seed_exp.config.errors import in_one_line, last_words
-from seed_exp.models.download import cache_folder
+from seed_exp.files import cache_folder
 from seed_exp.models.zoo import Entry, cache_state, fetch, num_parameters, verify, zoo
 from seed_exp.redaction import redact_all
 from seed_exp.registry import lookup

@@ -118,7 +118,7 @@ class TeacherConfig:
     student: str | None = None
     """network=run: which network of the run, when it trained several."""
     reduce: Reduce | None = None
-    """Narrower embeddings: a projection fitted before training, then fixed (kept in $SEED_CACHE); null = as they are."""
+    """Narrower embeddings: a projection fitted before training, then fixed (kept in the run folder); null = as they are."""
     embedding_dim: int | None = None
     """reduce: width of the reduced embedding; null = 128."""
     num_reduce_images: int = 10000

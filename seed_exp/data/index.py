@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seed_exp.files import atomic_write
+from seed_exp.files import atomic_write, cache_folder
 
 MALFORMED = np.iinfo(np.int64).min
 """Stands in an index for a label that is none: one bad row must not cost the file."""
@@ -61,9 +61,8 @@ def load_index(path: Path, build: Callable[[Path], NDArray[Any]], fits: Callable
 
 def index_places(path: Path) -> list[Path]:
     """Where the index of a file may be, the best place first."""
-    cache = Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    return [path.with_name(f"{path.name}.index.npy"), cache / "index" / f"{path.name}-{name}.index.npy"]
+    return [path.with_name(f"{path.name}.index.npy"), cache_folder() / "index" / f"{path.name}-{name}.index.npy"]
 
 
 def _open_index(place: Path, stat: os.stat_result, fits: Callable[[np.dtype[Any]], bool]) -> NDArray[Any] | None:

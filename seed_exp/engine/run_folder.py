@@ -47,7 +47,7 @@ MAY_CHANGE = frozenset(
 
 
 def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path) -> Path:
-    """The folder of the run, made if absent, with config.json in it.
+    """The folder of the run, made if absent, with config.json in it; for processes that open it together, `rank0_first`.
 
     Args:
         command: Name of the command.
@@ -67,16 +67,15 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
         digest = hashlib.sha256(json.dumps([command, decisive], sort_keys=True).encode()).hexdigest()
         folder = root / f"{label}-{digest[:8]}"
     file = folder / "config.json"
-    with distributed.rank0_first():
-        if file.exists():
-            _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
-        elif (folder / "checkpoints").exists() or (folder / "students").exists():
-            raise ValueError(
-                f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
-                "or choose another run_dir"
-            )
-        else:
-            write_json(file, redact_all(content))
+    if file.exists():
+        _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
+    elif (folder / "checkpoints").exists() or (folder / "students").exists():
+        raise ValueError(
+            f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
+            "or choose another run_dir"
+        )
+    else:
+        write_json(file, redact_all(content))
     return folder
 
 

@@ -21,18 +21,13 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from seed_exp.files import atomic_write, sync_folder, write_json
+from seed_exp.files import atomic_write, cache_folder, sync_folder, write_json
 from seed_exp.redaction import redact
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
 NUM_TRIES = 5
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def cache_folder() -> Path:
-    """Where downloads and what is computed once are kept: the environment variable SEED_CACHE, otherwise ~/.cache/seed_exp."""
-    return Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
 
 
 def cached(name: str) -> Path:

@@ -11,6 +11,9 @@ class Reduction(nn.Module):
     """Maps unit embeddings e [N, in_dim] to unit embeddings normalise((e - mean) @ components) [N, out_dim].
 
     `fit_reduction` makes one; fresh, it keeps the first `out_dim` numbers.
+
+    Raises:
+        ValueError: `out_dim` exceeds `in_dim`.
     """
 
     mean: Tensor
@@ -19,6 +22,10 @@ class Reduction(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
+        if out_dim > in_dim:
+            raise ValueError(
+                f"teacher.embedding_dim={out_dim} exceeds the {in_dim} numbers of the teacher's embedding; choose fewer"
+            )
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("components", torch.eye(in_dim, out_dim))
         self.register_buffer("kept_variance", torch.ones(()))  # share of the sample's variance that lies in the components
@@ -43,8 +50,7 @@ def fit_reduction(embeddings: Tensor, dim: int, *, whiten: bool) -> Reduction:
             too little variance for so many components.
     """
     num, in_dim = embeddings.shape
-    if dim > in_dim:
-        raise ValueError(f"teacher.embedding_dim={dim} exceeds the {in_dim} numbers of the teacher's embedding; choose fewer")
+    reduction = Reduction(in_dim, dim)
     if not embeddings.isfinite().all():
         raise ValueError("some of the teacher's embeddings are not finite: its weights are broken, or its inputs are")
     sample = embeddings.double()
@@ -56,7 +62,6 @@ def fit_reduction(embeddings: Tensor, dim: int, *, whiten: bool) -> Reduction:
             f"the teacher's embeddings of {num} images vary in fewer than {dim} directions; "
             "choose a smaller teacher.embedding_dim, or give more images (teacher.num_reduce_images)"
         )
-    reduction = Reduction(in_dim, dim)
     reduction.mean.copy_(mean)
     reduction.components.copy_(components / variances[:dim].sqrt() if whiten else components)
     reduction.kept_variance.copy_(variances[:dim].sum() / variances.clamp_min(0).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +179,7 @@ class Teacher(nn.Module):
         self.reduction: Reduction | None = None
         self.embedding_dim = embedding_dim
         self.fingerprint = ""
-        """Hash of all that its embeddings depend on: weights, reduction."""
+        """Hash of its weights."""
         self.requires_grad_(False)
         self.eval()
 
@@ -217,7 +216,6 @@ class Teacher(nn.Module):
         """From now on, the embeddings go through `reduction`."""
         self.reduction = reduction
         self.embedding_dim = reduction.components.shape[1]
-        self.fingerprint = hashlib.sha256(f"{self.fingerprint} {tensors_hash(reduction.state_dict())}".encode()).hexdigest()
 
     def fold_batch_norm(self) -> None:
         """Folds the encoder's BN layers into its convolutions, in place: the same embeddings up to rounding, in less time."""

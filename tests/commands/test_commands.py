@@ -22,6 +22,7 @@ from seed_exp.evaluation.results import with_best
 from seed_exp.files import file_hash
 from seed_exp.models.students import load_students, read_header
 from seed_exp.models.teachers import Teacher
+from seed_exp.training import build_students
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = [*DATA, "views=digits", "tracker=files", "steps=4", "batch_size=32", "log_every=2"]
@@ -310,7 +311,7 @@ def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
 
 def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:
     config = compose("pretrain", [*PRETRAIN, "students.convnet_w2.init=fleet"])
-    built = pretrain.build(config, load_source(config.data, "train")).students
+    built = build_students(config, config.embedding_dim)
     (given, _), *_ = load_students(home / "fleet", ["convnet_w2"]).values()
     for key, value in given.encoder.state_dict().items():
         assert torch.equal(value, built["convnet_w2"].encoder.state_dict()[key]), key

@@ -80,7 +80,7 @@ def test_ranks_that_would_go_on_at_different_steps_do_not(two_ranks: Ranks, tmp_
 def batch_size() -> int:
     """Found where rank 1 has memory for one step of the smallest size only, which the ranks take together."""
     config = compose("pretrain", [*OPTIONS, "batch_size=auto", "steps=null"])
-    method = Moco(build_students(config.students, config.embedding_dim, 0), config.moco, 0)
+    method = Moco(build_students(config, config.embedding_dim), config.moco, 0)
     available = memory.available_memory
     memory.available_memory = lambda device: 10**12 if distributed.rank() == 0 else 10**6
     try:

@@ -29,7 +29,7 @@ from seed_exp.config.schema import (
     TrackerConfig,
     ViewsConfig,
 )
-from seed_exp.engine import run_folder
+from seed_exp.engine import distributed, run_folder
 from seed_exp.engine.run_folder import flatten, hold, log_to, to_plain
 
 
@@ -168,7 +168,8 @@ def test_flatten_names_options_as_the_command_line_does() -> None:
 
 
 def open_here(root: str) -> str:
-    return str(open_run("distill", "label", config(), Path(root)))
+    with distributed.rank0_first():
+        return str(open_run("distill", "label", config(), Path(root)))
 
 
 HOLD = """

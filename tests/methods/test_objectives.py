@@ -421,7 +421,7 @@ def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it
     assert {student.hidden_dim for student in config.students.values()} == {config.objective.hidden_dim}
     assert config.objective.hidden_dim == {"seed_strong": 2048, "disco": 2048, "bingo": 2048}.get(name)
     assert {student.deep_head for student in config.students.values()} == {name == "simreg"}
-    layers = {head_layers(student.head) for student in build_students(config.students, 16, seed=0).values()}
+    layers = {head_layers(student.head) for student in build_students(config, 16).values()}
     assert layers == {"-".join(["Linear-BatchNorm1d-ReLU-Linear"] * 2) if name == "simreg" else "Linear-ReLU-Linear"}
     assert {field.name for field in fields(ObjectiveConfig)} == set(vars(config.objective))
 
