@@ -3,7 +3,7 @@
   python -m seed_exp.sweep submit table1 seed=0,1,2          a file of experiments/, and options as distill's -m takes them
   python -m seed_exp.sweep submit table1 seed=0,1,2 --dry-run --plan      prints the script and what it will cost
   python -m seed_exp.sweep status table1 seed=0,1,2 --watch               without options: every sweep
-  python -m seed_exp.sweep retry table1 seed=0,1,2           starts again what failed, was cancelled or got lost
+  python -m seed_exp.sweep retry table1 seed=0,1,2           starts again what failed, was cancelled or got lost, where it was
   python -m seed_exp.sweep cancel table1 seed=0,1,2 --cell 1
   python -m seed_exp.sweep collect table1 seed=0,1,2 --output table1.csv
 
@@ -14,15 +14,14 @@ cell share its job. What the cluster asks for: hydra.launcher.partition=gpu and 
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
-import secrets
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from seed_exp.cluster import local, slurm_tools
-from seed_exp.cluster.cells import ACTIVE, ENDED, Attempt, Cell, State, labels
-from seed_exp.cluster.script import Places, local_script, slurm_script
+from seed_exp.cluster.cells import ACTIVE, ENDED, Cell, State, labels
 from seed_exp.cluster.show import outcome, outcome_table, status_json, status_table, write_csv
-from seed_exp.cluster.snapshot import git_state, snapshot_name, take_snapshot
+from seed_exp.cluster.submission import Request, Submission
 from seed_exp.cluster.sweeps import (
     Sweep,
     load_sweep,
@@ -52,7 +50,7 @@ from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import VERSION_BASE, compose, config_home, jobs
 from seed_exp.config.errors import in_one_line
-from seed_exp.files import atomic_write, write_json
+from seed_exp.files import write_json
 from seed_exp.redaction import redact
 from seed_exp.registry import lookup
 
@@ -67,27 +65,24 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
         ValueError: cells of the grid would share a run folder, or SLURM refuses.
     """
     words, launcher_words = split_words(given.words)
-    launcher = launcher_options(given, words, launcher_words)
+    request = complete(Request(given.launcher, launcher_words, given.parallel, given.gpus), given, words)
+    profile = launcher_profile(given.command, words, request)
     grid = expand(given.command, words)
     if given.plan:
-        print_plan(given.command, words, launcher)
+        print_plan(given.command, words, profile)
     with nullcontext() if given.dry_run else nobody_else(HOME):
         sweep = merge(HOME, given.command, words, grid)
         statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
         chosen = [number for number in selected(given.cell, sweep) if statuses[number].state in wanted]
         listed = [f"  {number} {sweep.cells[number][0]}" for number in chosen]
+        submission = Submission(HOME, sweep, chosen, request, profile, config_home())
         print(f"{sweep.name}: {summary(statuses)}")
-        snapshot = HOME / "snapshots" / snapshot_name(config_home())
-        script = HOME / sweep.name / f"{len(sweep.submissions) + 1:03}.sh"
         if chosen and given.dry_run:
-            print("\n".join([f"would submit, as {script}:", *listed, "", script_text(given, launcher, sweep, chosen, snapshot)]))
+            print("\n".join([f"would submit, as {submission.script}:", *listed, "", submission.text()]))
         elif chosen:
-            text = script_text(given, launcher, sweep, chosen, snapshot)
-            job = start(given, launcher, script, text, snapshot, len(chosen))
-            record(sweep, job, chosen, script, snapshot)
-            print(
-                "\n".join([f"submitted as job {job}, {script}:", *listed, f"next: python -m seed_exp.sweep status {sweep.typed}"])
-            )
+            script, job = submission.script, submission.start()
+            following = f"next: python -m seed_exp.sweep status {sweep.typed}"
+            print("\n".join([f"submitted as job {job}, {script}:", *listed, following]))
         else:
             others = ", ".join(sorted(state.value for state in ENDED))
             print(f"nothing to {given.action}: submit is for NEW cells, retry for {others}")
@@ -96,7 +91,7 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
 
 
 def retry(given: argparse.Namespace) -> None:
-    """Submits what ended without being finished; errors as `submit`."""
+    """Submits what ended without being finished, to where it was submitted last; errors as `submit`."""
     submit(given, ENDED)
 
 
@@ -181,7 +176,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     launcher = [word for word in words if word.startswith(LAUNCHER_WORDS)]
     others = [word for word in words if word not in launcher]
-    for word in others:
+    for word in words:
         key, _, value = word.partition("=")
         if key == "hydra/launcher":
             raise ValueError(f"{word}: choose where the cells run with --launcher {value}")
@@ -235,88 +230,42 @@ def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
 # --- where the cells run ---------------------------------------------------------------------------------------------
 
 
-def launcher_options(given: argparse.Namespace, words: list[str], launcher_words: list[str]) -> dict[str, Any]:
-    """Options of the launcher profile asked for; otherwise of `slurm` where there is SLURM, and of `local` where not.
+def complete(request: Request, given: argparse.Namespace, words: list[str]) -> Request:
+    """With a launcher: for a retry that of the last submission, otherwise `slurm` where there is SLURM, and `local` where not."""
+    before = load_sweep(HOME, sweep_name(given.command, words))
+    if given.action == "retry" and before is not None and before.submissions:
+        return request.following(Request(**before.submissions[-1]["request"]))
+    if request.launcher is not None:
+        return request
+    if shutil.which("sbatch"):
+        return replace(request, launcher="slurm")
+    print("no SLURM here (no sbatch on PATH): --launcher local")
+    return replace(request, launcher="local")
+
+
+def launcher_profile(command: str, words: list[str], request: Request) -> dict[str, Any]:
+    """The options of the launcher that is asked for.
 
     Raises:
         ValueError: no such profile, or an option that it does not have.
     """
-    name = given.launcher or ("slurm" if shutil.which("sbatch") else "local")
-    if given.launcher is None and name == "local":
-        print("no SLURM here (no sbatch on PATH): --launcher local")
     profiles = {file.stem: file for file in (config_home() / "conf" / "hydra" / "launcher").glob("*.yaml")}
-    lookup(profiles, name, "launcher")
+    lookup(profiles, request.launcher or "", "launcher")
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        overrides = [*words, f"hydra/launcher={name}", *launcher_words]
-        config = hydra.compose_config(given.command, overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher
+        overrides = [*words, f"hydra/launcher={request.launcher}", *request.options]
+        config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher
         options: Any = OmegaConf.to_container(config, resolve=True)
-    if is_slurm(options) and given.gpus:
-        raise ValueError(f"--gpus is for --launcher local; of a job of SLURM it is hydra.launcher.gpus_per_node={given.gpus}")
     return dict(options)
 
 
-def is_slurm(launcher: dict[str, Any]) -> bool:
-    """Whether the profile is one for SLURM."""
-    return str(launcher["_target_"]).endswith("SlurmLauncher")
-
-
-def script_text(given: argparse.Namespace, launcher: dict[str, Any], sweep: Sweep, chosen: Sequence[int], snapshot: Path) -> str:
-    """The script that runs the chosen cells; errors as sbatch_options."""
-    places = Places(Path(sys.executable), snapshot.resolve(), (HOME / sweep.name / "logs").resolve(), Path.cwd())
-    cells = [sweep.cells[number] for number in chosen]
-    if not is_slurm(launcher):
-        return local_script(cells, places, tasks=max(1, given.gpus))
-    return slurm_script(
-        cells,
-        places,
-        options={"job-name": sweep.name, **slurm_tools.sbatch_options(launcher)},
-        parallel=given.parallel or launcher["array_parallelism"],
-        setup=launcher["setup"] or [],
-        srun=launcher.get("srun_args") or [],
-    )
-
-
-def start(given: argparse.Namespace, launcher: dict[str, Any], script: Path, text: str, snapshot: Path, num_cells: int) -> str:
-    """Writes script and snapshot, and submits; returns the job's name. Errors as `sbatch` and `local.start`."""
-    if not is_slurm(launcher):
-        import torch  # takes seconds, and nothing else here needs it
-
-        parallel, seen = given.parallel or 1, torch.cuda.device_count()
-        if given.gpus * parallel > seen:
-            raise ValueError(
-                f"{given.gpus * parallel} GPUs are needed for what --gpus and --parallel ask for, {seen} are here; ask for fewer"
-            )
-        if given.gpus == 0 and parallel > 1 and seen > 0:
-            print(f"note: the {parallel} cells that run at once share one GPU; --gpus 1 gives each its own")
-    take_snapshot(config_home(), snapshot)
-    (script.parent / "logs").mkdir(parents=True, exist_ok=True)
-    with atomic_write(script) as file:
-        file.write(text.encode())
-    if is_slurm(launcher):
-        return slurm_tools.sbatch(script)
-    job = f"{local.PREFIX}{secrets.token_hex(3)}"
-    local.start(script.resolve(), job, num_cells=num_cells, parallel=given.parallel or 1, gpus=given.gpus)
-    return job
-
-
-def record(sweep: Sweep, job: str, chosen: Sequence[int], script: Path, snapshot: Path) -> None:
-    """Notes what was submitted, in the sweep and in each of its cells."""
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    cells = [sweep.cells[number][1] for number in chosen]
-    for task, cell in enumerate(cells):
-        cell.attempts.append(Attempt(f"{job}_{task}", f"{sweep.name}/logs", now, snapshot.name))
-    facts = {"job": job, "script": script.name, "time": now, "snapshot": snapshot.name, "git": git_state(config_home())}
-    sweep.submissions.append({**facts, "cells": [cell.id for cell in cells]})
-
-
-def print_plan(command: str, words: list[str], launcher: dict[str, Any]) -> None:
+def print_plan(command: str, words: list[str], profile: dict[str, Any]) -> None:
     """Prints what the sweep will cost, after a minute of measuring."""
     from seed_exp.benchmarks.plan import render  # imports torch
     from seed_exp.plan import plan
 
-    gpus = launcher.get("nodes", 1) * launcher.get("tasks_per_node", 1)
+    gpus = profile.get("nodes", 1) * profile.get("tasks_per_node", 1)
     print(render(plan(command, words, seconds=60, num_images=None, gpus=gpus)), end="\n\n")
 
 
@@ -359,7 +308,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
         parser.add_argument("--launcher", metavar="PROFILE", help="of conf/hydra/launcher: slurm, slurm_8gpu, slurm_2node, local")
         parser.add_argument("--parallel", type=count, metavar="N", help="cells that run at once (of the profile; local: 1)")
         parser.add_argument(
-            "--gpus", type=count, default=0, metavar="G", help="local: GPUs, and processes, of each cell (one that sees all)"
+            "--gpus", type=count, metavar="G", help="local: GPUs, and processes, of each cell (one that sees all)"
         )
         parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
         parser.add_argument("--plan", action="store_true", help="first measure for a minute what it will cost")

@@ -37,7 +37,7 @@ class Sweep:
     cells: list[tuple[str, Cell]]
     """Label and cell; a cell's number is its place."""
     submissions: list[dict[str, Any]]
-    """What was submitted: job, script, time, snapshot, state of git, cells."""
+    """What was submitted: job, script, time, snapshot, state of git, cells, where they were to run."""
 
     @property
     def name(self) -> str:

@@ -120,7 +120,7 @@ def test_the_whole_grid_is_one_array_of_a_snapshot(lab: Lab, call: Call) -> None
     assert (snapshot / "conf/distill.yaml").exists()
     assert (lab.logs()).is_dir()  # SLURM writes no logs into a folder that is not there, and says nothing
     recorded = json.loads((lab.logs().parent / "sweep.json").read_text())
-    assert recorded["submissions"][0].keys() == {"job", "script", "time", "snapshot", "git", "cells"}
+    assert recorded["submissions"][0].keys() == {"job", "script", "time", "snapshot", "git", "cells", "request"}
     assert "submitted as job 100" in printed
     assert "sweep status data=digits" in printed
 
@@ -318,6 +318,25 @@ def test_status_without_options_shows_every_sweep(lab: Lab, call: Call) -> None:
     printed = call("status")
     assert printed.count("cells, ") == 2
     assert "pretrain-" in printed
+
+
+def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call) -> None:
+    call(
+        "submit", *SEEDS, "--launcher", "slurm_8gpu", "--parallel", "2", "hydra.launcher.partition=a100", "hydra.launcher.nodes=2"
+    )
+    lab.ended("100_1", 1, "error: something\n")
+    for number in (0, 2):
+        lab.finished(f"100_{number}")
+    call("retry", *SEEDS, "hydra.launcher.nodes=3")
+    lab.ended("101_0", 1, "error: something\n")
+    call("retry", *SEEDS, "--parallel", "7")
+    lab.ended("102_0", 1, "error: something\n")
+    for job, parallel in {1: 2, 2: 7}.items():
+        asked = ["--partition=a100", "--ntasks-per-node=8", "--nodes=3", f"--array=0-0%{parallel}"]
+        assert [option for option in asked if f"#SBATCH {option}\n" not in lab.submitted[job]] == []
+    other = call("retry", *SEEDS, "--launcher", "slurm", "--dry-run")
+    assert "a100" not in other
+    assert "#SBATCH --nodes=1\n" in other
 
 
 @pytest.mark.parametrize("profile", ["slurm", "slurm_8gpu", "slurm_2node"])
