@@ -493,17 +493,26 @@ class PretrainConfig(EncoderFitConfig):
 
 
 @dataclass
-class LinearConfig(FitConfig):
+class OfRunConfig:
+    """What the commands on trained students have in common."""
+
     run: str = MISSING
     """Run folder of `distill` or `pretrain`, or a student file of one."""
     networks: list[str] | None = None
     """Which students of the run; null = all."""
+
+    def __post_init__(self) -> None:
+        _require(self.networks != [], "networks=[] names no student; name some, or null for all")
+
+
+@dataclass
+class LinearConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256, times optimizer.lr) of the classifiers trained side by side on the same features."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
+        FitConfig.__post_init__(self)
+        OfRunConfig.__post_init__(self)
         _require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
         num = self.views.crops["global"].num
         _require(num == 1, f"linear evaluation uses one view of an image; views.crops.global.num is {num}")
@@ -511,19 +520,15 @@ class LinearConfig(FitConfig):
 
 
 @dataclass
-class FinetuneConfig(FitConfig):
-    run: str = MISSING
-    """Run folder of `distill` or `pretrain`, or a student file of one."""
-    networks: list[str] | None = None
-    """Which students of the run; null = all."""
+class FinetuneConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256, times optimizer.lr) of the encoders, copies of each student trained side by side."""
     classifier_lr_factor: float = 20.0
     """Learning rate of the new classifier as a multiple of its encoder's."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.networks != [], "networks=[] leaves nothing to fine-tune; name some, or null for all")
+        FitConfig.__post_init__(self)
+        OfRunConfig.__post_init__(self)
         _require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
         _require(self.classifier_lr_factor > 0, f"classifier_lr_factor must be positive, got {self.classifier_lr_factor}")
         _require(
@@ -536,11 +541,7 @@ class FinetuneConfig(FitConfig):
 
 
 @dataclass
-class DetectConfig(FitConfig):
-    run: str = MISSING
-    """Run folder of `distill` or `pretrain`, or a student file of one."""
-    networks: list[str] | None = None
-    """Which students of the run; null = all."""
+class DetectConfig(FitConfig, OfRunConfig):
     detector: str = "fpn"
     """Key of models.detectors.DETECTORS: fpn, a feature pyramid; or c4, for ResNets, whose last stage becomes the head."""
     masks: bool = False
@@ -553,8 +554,8 @@ class DetectConfig(FitConfig):
     """Whether the encoder's batch norm keeps its running statistics, scales and shifts."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
+        FitConfig.__post_init__(self)
+        OfRunConfig.__post_init__(self)
         sides = self.short_sides
         _require(len(sides) > 0 and min(sides) >= 32, f"short_sides must be one or more sizes of at least 32 pixels, got {sides}")
         _require(self.long_side >= max(sides), f"long_side={self.long_side} is below the largest of short_sides={sides}")
@@ -566,11 +567,7 @@ class DetectConfig(FitConfig):
 
 
 @dataclass
-class KnnConfig:
-    run: str = MISSING
-    """Run folder of `distill` or `pretrain`, or a student file of one."""
-    networks: list[str] | None = None
-    """Which students of the run; null = all."""
+class KnnConfig(OfRunConfig):
     ks: list[int] = field(default_factory=lambda: [10, 20, 200])
     """Numbers of neighbours; majority and weighted votes are reported for each."""
     temperature: float = 0.07
@@ -585,7 +582,7 @@ class KnnConfig:
     """Where labelled images come from."""
 
     def __post_init__(self) -> None:
-        _require(self.networks != [], "networks=[] leaves nothing to evaluate; name some, or null for all")
+        super().__post_init__()
         _require(len(self.ks) > 0 and min(self.ks) > 0, f"ks must be one or more numbers of neighbours above 0, got {self.ks}")
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         _require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
@@ -700,11 +697,7 @@ class ConvertConfig:
 
 
 @dataclass
-class ExportConfig:
-    run: str = MISSING
-    """Run folder of `distill` or `pretrain`, or a student file of one."""
-    networks: list[str] | None = None
-    """Which students of the run; null = all."""
+class ExportConfig(OfRunConfig):
     formats: list[str] | None = None
     """Keys of exporting.formats.FORMATS; null = all that the network has."""
     output: str | None = None
@@ -717,16 +710,12 @@ class ExportConfig:
     """Images on which each exported file must give the features of the run's own network."""
 
     def __post_init__(self) -> None:
-        _require(self.networks != [], "networks=[] leaves nothing to export; name some, or null for all")
+        super().__post_init__()
         _require(self.formats != [], "formats=[] leaves nothing to export; name some, or null for all")
 
 
 @dataclass
-class EmbedConfig:
-    run: str = MISSING
-    """Run folder of `distill` or `pretrain`, or a student file of one."""
-    networks: list[str] | None = None
-    """Which students of the run; null = all."""
+class EmbedConfig(OfRunConfig):
     split: SplitName = SplitName.train
     """Which of the images."""
     output: str = "features.parquet"
@@ -755,7 +744,7 @@ class EmbedConfig:
     """Where the images come from; they need no labels."""
 
     def __post_init__(self) -> None:
-        _require(self.networks != [], "networks=[] leaves nothing to embed; name some, or null for all")
+        super().__post_init__()
         for option in ("neighbours", "num_queries", "batch_size"):
             value = getattr(self, option)
             _require(value >= 1, f"{option} must be at least 1, got {value}")

@@ -157,7 +157,7 @@ def test_a_broken_training_image_is_replaced_and_a_broken_test_image_is_an_error
         (["precision=auto"], r"detect needs precision=float32, got auto"),
         (["short_sides=[]"], r"short_sides must be one or more sizes of at least 32 pixels, got \[\]"),
         (["long_side=40"], r"long_side=40 is below the largest of short_sides"),
-        (["networks=[]"], r"networks=\[\] leaves nothing"),
+        (["networks=[]"], r"networks=\[\] names no student"),
     ],
 )
 def test_what_detect_cannot_do_is_refused_before_anything_is_written(home: Path, options: list[str], message: str) -> None:

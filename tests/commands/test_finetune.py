@@ -155,7 +155,7 @@ def test_a_run_is_transferred_to_other_images(home: Path, command: str) -> None:
     ("option", "message"),
     [
         ("lrs=[]", "lrs must be one or more positive"),
-        ("networks=[]", r"networks=\[\] leaves nothing to fine-tune"),
+        ("networks=[]", r"networks=\[\] names no student"),
         ("classifier_lr_factor=0", "classifier_lr_factor must be positive, got 0"),
         ("optimizer.name=lars", r"optimizer\.name=sgd, got lars"),
         ("views.crops.global.num=2", r"fine-tuning uses one view of an image; views\.crops\.global\.num is 2"),
