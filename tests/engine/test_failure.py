@@ -147,7 +147,7 @@ def test_a_rank_that_is_killed_is_missed_by_one_that_hangs_outside_of_collective
         for rank in (0, 1)
     ]
     try:
-        _, printed = processes[1 - dead].communicate(timeout=60)
+        _, printed = processes[1 - dead].communicate(timeout=120)
     finally:
         for process in processes:
             process.kill()
