@@ -12,7 +12,7 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
-from seed_exp.models.weights import misfit
+from seed_exp.models.weights import misfit, with_counters
 from seed_exp.registry import suggestion
 
 # To train as released; timm's defaults are 0.1, no dropout and no stochastic depth.
@@ -105,7 +105,8 @@ def _without_classifier(encoder: nn.Module, tensors: Mapping[str, Any]) -> dict[
     expected = encoder.state_dict()
     names = getattr(encoder, "default_cfg", {}).get("classifier") or ()
     beginnings = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    return {str(key): value for key, value in tensors.items() if key in expected or not str(key).startswith(beginnings)}
+    own = {str(key): value for key, value in tensors.items() if key in expected or not str(key).startswith(beginnings)}
+    return with_counters(expected, own)
 
 
 def efficientnet_b1() -> nn.Module:

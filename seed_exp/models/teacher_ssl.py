@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seed_exp.models.heads import head_from_keys, head_layers
-from seed_exp.models.weights import misfit
+from seed_exp.models.weights import misfit, with_counters
 from seed_exp.registry import lookup
 
 
@@ -98,6 +98,7 @@ def _match(checkpoint: Mapping[str, Any], convention: Convention, encoder: nn.Mo
         head = head_from_keys({key.removeprefix(convention.head_prefix): given[key] for key in head_keys})
     expected = {convention.prefix + key: tensor for key, tensor in encoder.state_dict().items()}
     expected |= {convention.head_prefix + key: tensor for key, tensor in head.state_dict().items()}
+    given = with_counters(expected, given)
     if problem := misfit(expected, given):
         raise ValueError(problem)
     if head_layers(head) not in convention.heads:

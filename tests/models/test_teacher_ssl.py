@@ -243,6 +243,16 @@ def test_weights_of_half_precision_become_float32() -> None:
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
+def test_a_file_without_counters_of_batches_gives_the_same_embeddings() -> None:
+    checkpoint = _checkpoint("swav", "Linear-BatchNorm1d-ReLU-Linear")
+    embeddings = []
+    for content in (checkpoint, {key: value for key, value in checkpoint.items() if not key.endswith("num_batches_tracked")}):
+        encoder = _small()
+        head = load_weights(content, "swav", encoder, SOURCE)
+        embeddings.append(head.eval()(encoder.eval()(torch.ones(1, 3, 32, 32))))
+    assert torch.equal(*embeddings)
+
+
 def test_unknown_convention_names_the_closest() -> None:
     with pytest.raises(ValueError, match="unknown teacher_ssl 'moco_v4'; did you mean 'moco_v"):
         load_weights({}, "moco_v4", NETWORKS["resnet50"](), SOURCE)
