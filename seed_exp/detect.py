@@ -81,6 +81,7 @@ def detect(config: DetectConfig) -> Measures:
             precision,
             bad_samples,
             title="detection",
+            bn_per_rank=not config.freeze_bn,
             protocol={"recall_steps": RECALL_STEPS[config.data.source]},
         )
 

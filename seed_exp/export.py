@@ -23,11 +23,10 @@ from seed_exp.evaluation.features import spread
 from seed_exp.evaluation.results import run_home
 from seed_exp.exporting.card import Origin, model_card
 from seed_exp.exporting.folders import atomic_folder, refuse_existing
-from seed_exp.exporting.formats import Subject, export_formats, formats_of
+from seed_exp.exporting.formats import FILES, Subject, export_formats, formats_of
 from seed_exp.exporting.hub import check_repository, push
 from seed_exp.exporting.loaders import timm_lines
-from seed_exp.files import file_hash
-from seed_exp.models.students import load_students, student_files
+from seed_exp.models.students import load_students
 from seed_exp.reporting.table import markdown_table
 from seed_exp.views.recipe import EvalViews
 
@@ -55,7 +54,7 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
         config_of = StudentConfig(**header["student"])
         subject = Subject(name, student.eval().requires_grad_(False), config_of, header["eval_views"], images, config.head)
         formats = formats_of(subject, config.formats)
-        origin = Origin(header, file_hash(student_files(run)[name]), run_home(run) / "results")
+        origin = Origin(header, header["sha256"], run_home(run) / "results")
         with atomic_folder(output / name) as folder:
             errors[name] = export_formats(subject, formats, folder)
             (folder / "README.md").write_text(model_card(subject, origin, formats, errors[name], source.fingerprint()))
@@ -64,7 +63,7 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
         if "timm" in formats:
             print(timm_lines(config_of, student.encoder, output / name).replace("\n", "; "))
         if config.push is not None:
-            print(f"pushed to {push(output / name, config.push)}")
+            print(f"pushed to {push(output / name, config.push, FILES)}")
     return errors
 
 

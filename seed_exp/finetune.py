@@ -61,6 +61,7 @@ def finetune(config: FinetuneConfig) -> Measures:
             accuracy,
             bad_samples,
             title="fine-tuning",
+            bn_per_rank=True,
             protocol={"best_lr_chosen_on": "val"},
             lrs={name: lr * config.optimizer.lr for name, lr in method.lrs.items()},
             summary=with_best,

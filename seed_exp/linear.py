@@ -64,6 +64,7 @@ def linear(config: LinearConfig) -> Measures:
             accuracy,
             bad_samples,
             title="linear evaluation",
+            bn_per_rank=False,
             protocol={"best_lr_chosen_on": "val"},
             lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
             summary=with_best,

@@ -67,6 +67,7 @@ class Evaluation:
         *,
         title: str,
         protocol: Mapping[str, Any],
+        bn_per_rank: bool,
         lrs: Mapping[str, float] | None = None,
         summary: Callable[[Measures], Measures] = dict,
     ) -> Measures:
@@ -80,6 +81,7 @@ class Evaluation:
             bad_samples: As `bad_samples_of` gives it.
             title: Above the table's names.
             protocol: What the numbers depend on besides options, precision, images and students.
+            bn_per_rank: Whether the networks normalise by statistics of a batch, of which each process has its own part.
             lrs: As in `fit`.
             summary: Of what has been measured that which is shown.
 
@@ -100,7 +102,7 @@ class Evaluation:
 
         tracked = RunFacts(self.command, "+".join(self.frozen.students), list(self.frozen.students), to_plain(config))
         with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
-            diverged = fit(
+            diverged, batch_size = fit(
                 method,
                 self.train,
                 views,
@@ -110,7 +112,7 @@ class Evaluation:
                 device=self.device,
                 num_workers=num_workers_of(config.data),
                 evaluate=evaluate,
-                on_checkpoint=lambda _, __: None,
+                on_checkpoint=lambda *_: None,
                 on_bad=None if bad_samples is None else bad_samples(self.train),
                 lrs=lrs,
             )
@@ -124,6 +126,8 @@ class Evaluation:
         content = {
             "options": {key: value for key, value in decisive_options(to_plain(config)).items() if key != "run"},
             "precision": resolve(config.precision, self.device).value,
+            "batch_size": batch_size,
+            **({"batch_size_per_rank": batch_size // distributed.world_size()} if bn_per_rank else {}),
             **protocol,
             "diverged": sorted(diverged),
             "train": self.train.fingerprint(),

@@ -119,15 +119,16 @@ def train_encoders(
 
         files = {name: folder / "students" / f"{name}.safetensors" for name in students}
 
-        def write_students(steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]]) -> None:
+        def write_students(steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int) -> None:
             for name, step in steps.items():
-                save_student(files[name], students[name], config.students[name], {**facts, "step": step}, networks[name])
+                trained = {**facts, "step": step, "batch_size": batch_size}
+                save_student(files[name], students[name], config.students[name], trained, networks[name])
 
         views = TrainViews(config.views, config.seed)
         tracked = RunFacts(command, label, list(students), to_plain(config), files)
         with hold(folder), build_tracker(folder, config.tracker, tracked) as tracker:
             tracker.log_picture("views", partial(recipe_gallery, train, views))
-            diverged = fit(
+            diverged, _ = fit(
                 method,
                 train,
                 views,

@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     build, accumulation = VARIANTS[variant]
 
-    def students(steps: object, networks: dict[str, dict[str, torch.Tensor]]) -> None:
+    def students(steps: object, networks: dict[str, dict[str, torch.Tensor]], batch_size: int) -> None:
         with atomic_write(folder / "students.pt") as file:
             torch.save(networks, file)
 

@@ -141,7 +141,7 @@ def train(
     source: Images | None = None,
     num_workers: int = 0,
     evaluate: Callable[[Collection[str]], Mapping[str, float]] | None = None,
-    on_checkpoint: Callable[[Mapping[str, int], Any], None] = lambda _, __: None,
+    on_checkpoint: Callable[[Mapping[str, int], Any, int], None] = lambda *_: None,
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
 ) -> Path:

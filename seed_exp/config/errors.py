@@ -83,7 +83,7 @@ def _unknown_key(full_key: str, key: str, names: list[str]) -> str:
         match = difflib.get_close_matches(key, names, n=1)
         hint = f"did you mean {prefix}.{match[0]}? " if match else ""
         return f"no option {full_key!r}; {hint}{prefix} has: {', '.join(sorted(names))}"
-    return f"no option {full_key!r}; {closest(key, {*names, *groups()})}"
+    return f"no option {full_key!r}; {closest(key, {*names, *groups()} - {key})}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -524,13 +524,19 @@ class FinetuneConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256, times optimizer.lr) of the encoders, copies of each student trained side by side."""
     classifier_lr_factor: float = 20.0
-    """Learning rate of the new classifier as a multiple of its encoder's."""
+    """Learning rate of the new classifier as a multiple of its encoder's; other than 1, it needs optimizer.weight_decay=0."""
 
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
         OfRunConfig.__post_init__(self)
         _require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
-        _require(self.classifier_lr_factor > 0, f"classifier_lr_factor must be positive, got {self.classifier_lr_factor}")
+        factor, decay = self.classifier_lr_factor, self.optimizer.weight_decay
+        _require(factor > 0, f"classifier_lr_factor must be positive, got {factor}")
+        _require(
+            factor == 1 or decay == 0,
+            f"optimizer.weight_decay={decay} would not decay a classifier that learns {factor:g} times as fast by as much; "
+            "use optimizer.weight_decay=0 or classifier_lr_factor=1",
+        )
         _require(
             self.optimizer.name == "sgd",
             f"finetune trains classifiers at rates of their own, which needs optimizer.name=sgd, got {self.optimizer.name}",

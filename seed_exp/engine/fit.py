@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,15 @@ from seed_exp.views.recipe import Views
 log = logging.getLogger("seed_exp")
 
 
+class Fitted(NamedTuple):
+    """What came of a training."""
+
+    diverged: dict[str, int]
+    """The networks that diverged, and after which step that was found."""
+    batch_size: int
+    """Images per optimiser step over all processes: what `auto` found, in the run's first process."""
+
+
 def fit(
     method: Method,
     source: Source,
@@ -42,11 +51,11 @@ def fit(
     device: torch.device,
     num_workers: int,
     evaluate: Callable[[Collection[str]], Mapping[str, float]],
-    on_checkpoint: Callable[[Mapping[str, int], Mapping[str, dict[str, Tensor]]], None],
+    on_checkpoint: Callable[[Mapping[str, int], Mapping[str, dict[str, Tensor]], int], None],
     on_bad: Callable[[int, str], None] | None = None,
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
-) -> dict[str, int]:
+) -> Fitted:
     """Trains `method.trainable` in place, resuming from the run folder where it was.
 
     A network whose loss stops being finite is trained no further; the others go on as if they were alone.
@@ -63,13 +72,10 @@ def fit(
         evaluate: Called every `config.eval_every` epochs and at the end, with the names of the networks that have not
             diverged; what it returns is logged.
         on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the steps that each network
-            which has not diverged was trained for, and copies of all networks' tensors.
+            which has not diverged was trained for, copies of all networks' tensors, and the batch size.
         on_bad: Told number and error of images that cannot be read, which the next good ones replace; None = they are errors.
         epochs: By network, how long it is trained where that is shorter than `config.epochs`.
         lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
-
-    Returns:
-        The networks that diverged, and after which step that was found.
 
     Raises:
         ValueError: the batch size does not fit the data or the processes, no network's loss is finite any more, or the folder
@@ -160,7 +166,11 @@ def fit(
         on_bad=on_bad,
         waiting=progress.waiting,
     )
-    writer = CheckpointWriter(folder, keep=is_kept, beside=lambda state: on_checkpoint(state["trained"], state["networks"]))
+
+    def beside(state: dict[str, Any]) -> None:
+        on_checkpoint(state["trained"], state["networks"], batch_size)
+
+    writer = CheckpointWriter(folder, keep=is_kept, beside=beside)
     steps_done, finished = first_step, False
     with (
         closing(fetched) as batches,
@@ -213,7 +223,7 @@ def fit(
             writer.close(finished=finished)
     if stop_request.received:  # too late to stop a step; what follows must not begin
         raise Stopped(stop_request.received, folder, num_steps)
-    return fleet.diverged
+    return Fitted(fleet.diverged, batch_size)
 
 
 def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -22,6 +23,7 @@ from seed_exp.engine.precision import autocast
 from seed_exp.views.whole import WholeImages
 
 _BATCH_SIZE = 4  # images per forward pass: the masks of each take 160 MiB at 640 x 640
+_LARGEST_AREA = 1e10
 RECALL_STEPS = {"voc": 11, "coco": 101}
 """At how many levels of recall, from 0 to 1, precision is averaged: VOC 2007's rule and COCO's."""
 
@@ -60,7 +62,8 @@ def average_precision(truth: dict[str, Any], found: Found, kind: str, recall_ste
     """Mean over classes of the average precision, in percent, of at most 100 objects per image.
 
     Args:
-        truth: Images, categories and annotations in COCO's format.
+        truth: Images, categories and annotations in COCO's format; objects with an area beyond 1e10 pixels are ignored, however
+            often they are found, as VOC has it.
         found: What a detector found in them.
         kind: `bbox`: overlap of boxes; `segm`: of pixels.
         recall_steps: One of RECALL_STEPS.
@@ -75,12 +78,12 @@ def average_precision(truth: dict[str, Any], found: Found, kind: str, recall_ste
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):  # it says what it is doing
         known = COCO()
-        known.dataset = truth
+        known.dataset = {**truth, "annotations": [*truth["annotations"], *_copies_of_ignored(truth, found)]}
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes([dict(one) for one in found]), kind)
         parameters = evaluation.params
         parameters.recThrs = np.linspace(0, 1, recall_steps)
-        parameters.areaRng, parameters.areaRngLbl, parameters.maxDets = [[0, 1e10]], ["all"], [100]
+        parameters.areaRng, parameters.areaRngLbl, parameters.maxDets = [[0, _LARGEST_AREA]], ["all"], [100]
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, 0, 0]  # overlaps x levels of recall x classes, -1 where there is no object
@@ -91,6 +94,14 @@ def average_precision(truth: dict[str, Any], found: Found, kind: str, recall_ste
         "ap50": 100 * float(present[at.index(0.5)].mean()),
         "ap75": 100 * float(present[at.index(0.75)].mean()),
     }
+
+
+def _copies_of_ignored(truth: Mapping[str, Any], found: Found) -> list[dict[str, Any]]:
+    """An ignored object again for everything that is found of its class in its image: COCO's rule ignores one match of each."""
+    num_found = Counter((one["image_id"], one["category_id"]) for one in found)
+    ignored = [one for one in truth["annotations"] if one["area"] > _LARGEST_AREA]
+    copies = [one for one in ignored for _ in range(num_found[one["image_id"], one["category_id"]])]
+    return [{**one, "id": number} for number, one in enumerate(copies, start=len(truth["annotations"]) + 1)]
 
 
 def _in_coco_format(output: Mapping[str, Tensor], image: int, category_ids: Sequence[int]) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,7 @@ from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import Source, load_source
 from seed_exp.engine import distributed
-from seed_exp.files import file_hash
-from seed_exp.models.students import Student, load_students, student_files
+from seed_exp.models.students import Student, load_students
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,21 @@ class LabelledSources:
 
 
 def load_frozen(run: Path, names: list[str] | None, device: torch.device) -> FrozenRun:
-    """The students `names` (None = all) of the run folder or student file `run`, frozen; errors as `load_students`."""
+    """The students `names` (None = all) of the run folder or student file `run`, frozen.
+
+    Raises:
+        ValueError: the processes found different ones; or as `load_students`.
+    """
     loaded = load_students(run, names)
-    files = student_files(run)
     students = {name: student.requires_grad_(False).eval().to(device) for name, (student, _) in loaded.items()}
     headers = {name: header for name, (_, header) in loaded.items()}
     record = {
-        name: {**header["student"], "step": header["step"], "command": header["command"], "sha256": file_hash(files[name])}
+        name: {**header["student"], "step": header["step"], "command": header["command"], "sha256": header["sha256"]}
         for name, header in headers.items()
     }
+    hashes = "".join(header["sha256"] for header in headers.values())
+    if len(set(distributed.everyones(zlib.crc32(hashes.encode())))) > 1:
+        raise ValueError(f"a training replaced students of {run} while the processes read them; type the same command again")
     options = next(iter(headers.values()))["eval_views"]  # the students of a run were trained on the same views
     return FrozenRun(students, ViewsConfig(name="eval", crops={"global": CropConfig()}, **options), record)
 

@@ -185,7 +185,8 @@ def _training(subject: Subject, origin: Origin, options: Mapping[str, Any]) -> l
     header = origin.header
     epochs = options.get(f"students.{subject.name}.epochs")
     rows = [("Steps trained", header.get("step")), ("Images", header.get("inputs", {}).get("data"))]
-    rows += [(name, options[key]) for name, key in _MADE.items() if options.get(key) is not None]
+    found = {**options, "batch_size": header.get("batch_size", options.get("batch_size"))}  # not `auto`, but what that found
+    rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
     if epochs is not None:
         rows.append(("Epochs of this network", epochs))
     if header["student"].get("init"):

@@ -157,8 +157,9 @@ class _Program(nn.Module):
 
 def _write_weights(subject: Subject, folder: Path) -> None:
     encoder = subject.student.encoder
-    tensors = {key: tensor.contiguous() for key, tensor in encoder.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(tensors, {"format": "pt"}))  # save_file's files are private
+    tensors = {key: tensor.clone().contiguous() for key, tensor in encoder.state_dict().items()}  # some networks tie weights
+    metadata = {"format": "pt", "network": subject.config.network}
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata))  # save_file's files are private
     loader = loader_file(subject.config, encoder)
     if loader is None:
         write_json(folder / "config.json", hub_config(subject))
@@ -188,6 +189,10 @@ def _write_onnx(subject: Subject, folder: Path) -> None:
         external_data=False,
         verbose=False,
     )
+
+
+FILES = [WEIGHTS, LOADER, ONNX, PROGRAM, "config.json"]
+"""Of all formats, beside the model card."""
 
 
 def _outputs(subject: Subject) -> list[str]:

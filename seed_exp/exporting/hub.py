@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from seed_exp.exporting.optional import optional
@@ -19,10 +21,11 @@ def check_repository(repository: str) -> None:
         )
 
 
-def push(folder: Path, repository: str) -> str:
+def push(folder: Path, repository: str, names: Collection[str]) -> str:
     """Uploads the files of `folder` with the token that `hf auth login` or HF_TOKEN gave; returns the address.
 
-    A repository that does not exist yet becomes a private one: what is published is for its owner to decide, on its page.
+    A repository that does not exist yet becomes a private one: what is published is for its owner to decide, on its page. Files
+    with one of `names` that are there and not in `folder` are deleted.
 
     Raises:
         ValueError: the hub refuses, or is not reached; without the token.
@@ -32,8 +35,14 @@ def push(folder: Path, repository: str) -> str:
     try:
         api = HfApi()
         address = str(api.create_repo(repository, private=True, exist_ok=True))
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of seed_exp")
+        # What an earlier export left there and this one does not have would be of other weights.
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Export of seed_exp", delete_patterns=sorted(names)
+        )
     except Exception as error:  # of several libraries for HTTP, and their messages name addresses and headers
         reason = redact(str(error).strip().partition("\n")[0])
-        raise ValueError(f"{folder} is written, but cannot be pushed to {repository}: {type(error).__name__}: {reason}") from None
+        raise ValueError(
+            f"{folder} is written, but cannot be pushed to {repository}: {type(error).__name__}: {reason}; "
+            f"to try it again: hf upload {repository} {shlex.quote(str(folder))}"
+        ) from None
     return address

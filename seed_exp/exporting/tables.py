@@ -46,8 +46,8 @@ def write_table(path: Path, rows: Iterable[Rows], metadata: dict[str, Any]) -> N
 def check_table(path: Path, names: Iterable[str]) -> None:
     """Raises at once what `write_table` would raise about `path` and the networks `names` when the first part has been made."""
     lookup(TABLES, path.suffix, "format of features")
-    if taken := {"key", "label", "keys", "labels", "metadata"} & set(names):
-        raise ValueError(f"a network that is called {taken.pop()} would hide a column of that name; rename its file")
+    if taken := {"key", "label", "keys", "labels", "metadata", "file", "allow_pickle"} & set(names):
+        raise ValueError(f"the file itself needs the name {taken.pop()}, as a network is called; rename the student's file")
     if path.suffix == ".parquet":
         with optional(f"output={path}"):
             import pyarrow.parquet  # noqa: F401

@@ -26,7 +26,8 @@ class LinearProbe(Method):
 
     def __init__(self, encoders: dict[str, nn.Module], lrs: Sequence[float], num_classes: int, seed: int) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
+        self.encoders = encoders
+        self.shared = nn.ModuleList(encoders.values()).requires_grad_(False).eval()  # a ModuleDict takes no names with dots
         self.lrs = {f"{name}/lr{lr:g}": lr for name in encoders for lr in lrs}
         self.trainable = {classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed) for classifier in self.lrs}
 
@@ -49,7 +50,7 @@ class LinearProbe(Method):
 
     def compile_shared(self) -> None:
         """Compiles the encoders."""
-        for encoder in self.encoders.values():
+        for encoder in self.shared:
             encoder.compile(dynamic=False)
 
 

@@ -12,7 +12,7 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
-from seed_exp.models.weights import misfit, with_counters
+from seed_exp.models.weights import first_line, misfit, with_counters
 from seed_exp.registry import suggestion
 
 # To train as released; timm's defaults are 0.1, no dropout and no stochastic depth.
@@ -32,6 +32,7 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
 
     Raises:
         UnknownNetworkError: timm knows no such network; names the closest one, if any is close.
+        ValueError: timm cannot make it, or not get what it needs for that.
     """
     if name is None:
         raise UnknownNetworkError(
@@ -43,9 +44,12 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
         raise UnknownNetworkError(f"timm has no network {name!r}; {hint}timm.list_models() names all of them")
     options = {"pretrained": False, "num_classes": 0, **options}
     try:
-        encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
-    except TypeError:  # only networks with position embeddings know the option, and only they need it for several view sizes
-        encoder = timm.create_model(name, **options)
+        try:
+            encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
+        except TypeError:  # only networks with position embeddings know the option, and only they need it for several view sizes
+            encoder = timm.create_model(name, **options)
+    except Exception as error:  # of timm, of the hub's client or of the network
+        raise ValueError(f"timm cannot load {name} ({first_line(error)}); check name and connection") from error
     # Where layers stand between pooling and classifier (MobileNetV3), timm's num_features is the width in front of them.
     encoder.num_features = encoder.head_hidden_size
     return encoder

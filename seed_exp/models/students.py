@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_exp.config.schema import StudentConfig
-from seed_exp.files import atomic_write
+from seed_exp.files import atomic_write, file_hash
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.encoders import EFFICIENTNET_TRAINING, efficientnet_b1, load_encoder, mobilenetv3_large, timm_encoder
 from seed_exp.models.heads import projection_head
@@ -36,6 +36,10 @@ STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "convnet_w2": lambda _: ConvNet(width=2),
     "convnet_w32": lambda _: ConvNet(width=32),
 }
+
+
+NEAR_TWINS = {"efficientnet_b1": "tf_efficientnet_b1", "mobilenetv3_large": "mobilenetv3_large_100"}
+"""Students that have names and shapes of their tensors in common with a network of timm that computes something else."""
 
 
 class Student(nn.Module):
@@ -92,13 +96,14 @@ def save_student(
     """
     header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
     present = student.state_dict() if tensors is None else tensors
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in present.items()}
+    # Copies: some networks tie weights, and safetensors keeps none that share memory.
+    tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in present.items()}
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={"seed_exp": json.dumps(header)}))
 
 
 def load_students(run: Path, names: list[str] | None = None) -> dict[str, tuple[Student, dict[str, Any]]]:
-    """The students of a run, each with the header of its file: `save_student`'s metadata, `student`, `embedding_dim`.
+    """The students of a run, each with the header of its file: `save_student`'s metadata, `student`, `embedding_dim`, `sha256`.
 
     Args:
         run: Run folder of `distill` or `pretrain`, one student file, or a file with a student that SEED released.
@@ -110,13 +115,13 @@ def load_students(run: Path, names: list[str] | None = None) -> dict[str, tuple[
     """
     files = student_files(run)
     selected = files if names is None else {name: lookup(files, name, f"student of {run}") for name in names}
-    return {name: _load_student(path) for name, path in selected.items()}
+    return {name: _load_whole(path) for name, path in selected.items()}
 
 
 def student_files(run: Path) -> dict[str, Path]:
     """Student files by name: `run` itself, or those of the run folder `run`; errors as `load_students`."""
     if run.is_file():
-        return {run.stem: run}
+        return {Path(run.name.removesuffix(".tar")).stem: run}  # SEED's files are called .pth.tar
     if not run.exists():
         raise FileNotFoundError(f"no run folder or student file {run}")
     files = {path.stem: path for path in sorted((run / "students").glob("*.safetensors"))}
@@ -145,6 +150,15 @@ def read_header(path: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{path} has a header that describes no student ({type(error).__name__})") from None
     return header
+
+
+def _load_whole(path: Path) -> tuple[Student, dict[str, Any]]:
+    """The student and its header with the file's hash, all of the same file: a running training replaces it now and then."""
+    while True:
+        before = file_hash(path)
+        student, header = _load_student(path)
+        if file_hash(path) == before:
+            return student, {**header, "sha256": before}
 
 
 def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
@@ -189,12 +203,14 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
     """Fills the encoder from the file or run at `path`, and the head if there is one that fits."""
     if path.is_dir():
         path = _student_like(config, path)
-    tensors = read_checkpoint(path)
+    tensors, header = read_checkpoint(path), read_header(path)
+    if not is_released(tensors):
+        refuse_twin(path, config.network, exported_network(path) if header is None else header["student"]["network"])
     if is_released(tensors):
         if config.network not in RELEASED:
             raise ValueError(f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, not {config.network}")
         tensors = released_tensors(tensors, config.network)
-    elif read_header(path) is None:
+    elif header is None:
         load_encoder(student.encoder, tensors, config.name or config.network, path)
         return
     parts = {
@@ -204,6 +220,36 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
     load_encoder(student.encoder, parts["encoder."], config.name or config.network, path)
     if not misfit(student.head.state_dict(), parts["head."]):
         student.head.load_state_dict(parts["head."])
+
+
+def refuse_twin(path: Path, network: str, found: str | None) -> None:
+    """Raises ValueError where weights fit by the names of their tensors, and yet are another network's.
+
+    Args:
+        path: The file.
+        network: Key of STUDENTS, what is to have the weights.
+        found: The same of the file, as far as that says it; None of weights that may be anybody's.
+    """
+    if network in NEAR_TWINS and found in (None, "timm"):
+        twin = network
+    elif network == "timm" and found in NEAR_TWINS:
+        twin = found
+    else:
+        return
+    raise ValueError(
+        f"{path} holds weights of {found or 'an unknown network'}, not of {network}: timm's {NEAR_TWINS[twin]} and SEED's {twin} "
+        "have tensors of the same names and compute different features. Take timm's with network=timm and its name there, "
+        f"SEED's from a student file of {twin}"
+    )
+
+
+def exported_network(path: Path) -> str | None:
+    """The student's network, as `export` wrote it into the metadata of its weights; None of any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("network")
+    except SafetensorError:
+        return None
 
 
 def _student_like(config: StudentConfig, run: Path) -> Path:

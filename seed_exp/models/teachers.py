@@ -18,7 +18,7 @@ from seed_exp.models.folding import fold_batch_norm
 from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
 from seed_exp.models.reduction import Reduction
-from seed_exp.models.students import load_students, student_files
+from seed_exp.models.students import exported_network, load_students, refuse_twin, student_files
 from seed_exp.models.teacher_ssl import MLP, TEACHER_SSL, load_weights
 from seed_exp.models.weights import first_line, read_checkpoint, tensors_hash
 from seed_exp.models.wide_resnet import WideResNet
@@ -281,7 +281,7 @@ def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: A
     student, header = load_students(path, [name])[name]
     expects = InputSpec(header["eval_views"]["mean"], header["eval_views"]["std"])
     teacher = Teacher(student.encoder, student.head, student.embedding_dim, expects)
-    teacher.fingerprint = file_hash(student_files(path)[name])
+    teacher.fingerprint = header["sha256"]
     return teacher
 
 
@@ -292,15 +292,14 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
         encoder = timm_encoder(config.name, pretrained=downloaded)
     except UnknownNetworkError:
         raise
-    except Exception as error:  # of timm, of the hub's client or of the network
-        raise ValueError(
-            f"timm cannot load {config.name} ({first_line(error)}); check name and connection, or give its name in timm "
-            "and a file with its weights: teacher.checkpoint=PATH"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"{error}, or give its name in timm and a file with its weights: teacher.checkpoint=PATH") from error
     fingerprint = tensors_hash(encoder.state_dict()) if downloaded else ""
     if trained and config.checkpoint is not None:
         path = Path(config.checkpoint)
-        load_encoder(encoder, read_checkpoint(path), str(config.name), path)
+        tensors = read_checkpoint(path)
+        refuse_twin(path, "timm", exported_network(path))
+        load_encoder(encoder, tensors, str(config.name), path)
         fingerprint = file_hash(path)
     num_features: int = encoder.num_features  # type: ignore[assignment]
     teacher = Teacher(encoder, nn.Identity(), num_features, input_spec(encoder))

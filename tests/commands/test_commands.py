@@ -113,6 +113,7 @@ def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> N
                     "epochs": None,
                 },
                 "embedding_dim": 128,
+                "batch_size": 32,
                 "command": command,
                 "step": 4,
                 "eval_views": {"eval_size": 32, "eval_resize": 32, "mean": [0.305] * 3, "std": [0.376] * 3},
@@ -307,6 +308,18 @@ def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
     ):
         distill.distill(compose("distill", options))
     assert distill.distill(compose("distill", [*options, "teacher.student=convnet_w32"])).is_dir()
+
+
+def test_a_student_file_is_evaluated_whatever_it_is_called(home: Path) -> None:
+    (home / "best.v2.safetensors").write_bytes((home / "fleet" / "students" / "convnet_w2.safetensors").read_bytes())
+    options = [*DATA, "run=best.v2.safetensors", "views=linear_digits", "epochs=1", "lrs=[1,3]", "batch_size=auto"]
+    results = linear.linear(compose("linear", options))
+    assert results.keys() == {"best.v2", "best.v2/lr1", "best.v2/lr3"}
+    (file,) = (home / "results").glob("linear-*.json")
+    protocol = json.loads(file.read_text())["protocol"]
+    assert protocol["options"]["batch_size"] == "auto"
+    assert protocol["batch_size"] in (1 << power for power in range(12))
+    assert "batch_size_per_rank" not in protocol  # frozen networks do not normalise by the batch
 
 
 def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:

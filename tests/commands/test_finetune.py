@@ -68,6 +68,7 @@ def test_finetune_trains_copies_of_every_student_and_writes_its_protocol(home: P
     assert options.pop("run") == "run"
     assert protocol["options"] == options
     assert options["seed"] == 0
+    assert (protocol["batch_size"], protocol["batch_size_per_rank"]) == (8, 8)
     assert protocol["train"] == load_source(config.data, "train").fingerprint() != DigitsSource("train").fingerprint()
     assert protocol["val"] == DigitsSource("val").fingerprint()
     assert content["versions"]["seed_exp"] == __version__
@@ -157,6 +158,10 @@ def test_a_run_is_transferred_to_other_images(home: Path, command: str) -> None:
         ("lrs=[]", "lrs must be one or more positive"),
         ("networks=[]", r"networks=\[\] names no student"),
         ("classifier_lr_factor=0", "classifier_lr_factor must be positive, got 0"),
+        (
+            "optimizer.weight_decay=1e-4",
+            r"weight_decay=0\.0001 would not decay a classifier that learns 20 times as fast",
+        ),
         ("optimizer.name=lars", r"optimizer\.name=sgd, got lars"),
         ("views.crops.global.num=2", r"fine-tuning uses one view of an image; views\.crops\.global\.num is 2"),
     ],

@@ -72,7 +72,7 @@ def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(name: str, step: int,
 
 @pytest.mark.parametrize("step", [2, 4, 10, 12])
 def test_a_run_interrupted_before_a_checkpoint_is_written_goes_on_bit_for_bit(step: int, tmp_path: Path) -> None:
-    def kill(trained: Mapping[str, int], networks: Any) -> None:
+    def kill(trained: Mapping[str, int], *_: object) -> None:
         if trained["a"] == step:
             raise KilledError
 
@@ -251,7 +251,7 @@ def test_a_signal_while_the_last_checkpoint_is_written_ends_the_run_where_it_is_
 ) -> None:
     written: list[int] = []
 
-    def warn(steps: Mapping[str, int], _networks: object) -> None:
+    def warn(steps: Mapping[str, int], *_: object) -> None:
         written.append(max(steps.values()))
         if written[-2:] == [12, 12]:  # after the last evaluation
             os.kill(os.getpid(), number)
@@ -349,7 +349,7 @@ def test_a_diverged_student_disturbs_no_other(
         evaluated.append(names)
         return {}
 
-    tiny.train(together, tmp_path / "fleet", config, evaluate=norms, on_checkpoint=lambda steps, _: trained.append(steps))
+    tiny.train(together, tmp_path / "fleet", config, evaluate=norms, on_checkpoint=lambda steps, *_: trained.append(steps))
     tiny.train(single, tmp_path / "single", config, evaluate=lambda _: {})
     tiny.assert_same(tiny.weights(single)["a"], tiny.weights(together)["a"])
     found = {line["step"]: line for line in lines(tmp_path / "fleet")}
@@ -387,7 +387,9 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(at: str, tmp_path:
     config = tiny.fit_config(steps=5, log_every=1, eval_every=0, checkpoint_every=1, keep_every=1)
     method = hiccuping(["a", "bad"], "bad", {3}, at)
     seen: list[dict[str, Any]] = []
-    tiny.train(method, tmp_path / "fleet", config, on_checkpoint=lambda _, networks: seen.append(copy.deepcopy(networks["bad"])))
+    tiny.train(
+        method, tmp_path / "fleet", config, on_checkpoint=lambda _, networks, __: seen.append(copy.deepcopy(networks["bad"]))
+    )
     tiny.assert_same(seen[2], seen[3])  # weights and statistics are as after step 3
     assert any(not torch.equal(seen[3][key], seen[4][key]) for key in seen[3])
     assert all(value.isfinite().all() for value in seen[-1].values())
@@ -459,7 +461,7 @@ def test_a_student_that_ends_earlier_equals_its_own_shorter_run_and_disturbs_no_
     config = tiny.fit_config(steps=None, epochs=3)
     together = build(["a", "short"], dropout=0.5)
     trained: list[Mapping[str, int]] = []
-    tiny.train(together, tmp_path / "fleet", config, epochs={"short": 2}, on_checkpoint=lambda steps, _: trained.append(steps))
+    tiny.train(together, tmp_path / "fleet", config, epochs={"short": 2}, on_checkpoint=lambda steps, *_: trained.append(steps))
     for name, epochs in (("a", 3), ("short", 2)):
         single = build([name], dropout=0.5)
         tiny.train(single, tmp_path / name, tiny.replaced(config, epochs=epochs))
@@ -658,7 +660,7 @@ def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path: Path) -> 
         tiny.seed(),
         tmp_path,
         tiny.fit_config(checkpoint_every=5, eval_every=0),
-        on_checkpoint=lambda trained, _: steps.append(trained),
+        on_checkpoint=lambda trained, *_: steps.append(trained),
     )
     assert steps == [{"a": 5}, {"a": 10}, {"a": 12}, {"a": 12}]  # before and after the evaluation
 

@@ -25,9 +25,10 @@ def test_a_new_repository_is_private_and_gets_the_folder(tmp_path: Path, monkeyp
             calls.append(("upload", options))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    assert push(tmp_path, "me/small") == "https://huggingface.co/me/small"
+    assert push(tmp_path, "me/small", ["model.onnx"]) == "https://huggingface.co/me/small"
     assert calls[0] == ("me/small", {"private": True, "exist_ok": True})
-    assert calls[1][1] == {"repo_id": "me/small", "folder_path": tmp_path, "commit_message": "Export of seed_exp"}
+    expected = {"repo_id": "me/small", "folder_path": tmp_path, "delete_patterns": ["model.onnx"]}
+    assert calls[1][1] == {**expected, "commit_message": "Export of seed_exp"}
 
 
 def test_a_refusal_is_one_line_without_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,8 +40,9 @@ def test_a_refusal_is_one_line_without_the_token(tmp_path: Path, monkeypatch: py
     with pytest.raises(
         ValueError, match=r"is written, but cannot be pushed to me/small: OSError: 401 for https://\*\*\*@hub"
     ) as error:
-        push(tmp_path, "me/small")
+        push(tmp_path, "me/small", [])
     assert "hf_" not in str(error.value)
+    assert str(error.value).endswith(f"to try it again: hf upload me/small {tmp_path}")
     assert "\n" not in str(error.value)
     assert error.value.__suppress_context__
 

@@ -74,7 +74,7 @@ def test_what_fails_in_the_middle_leaves_the_file_of_before(tmp_path: Path, name
 def test_an_unknown_ending_a_taken_name_or_a_missing_library_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"unknown format of features '\.csv'; .*\.npz, \.parquet"):
         check_table(Path("f.csv"), ["a"])
-    with pytest.raises(ValueError, match="called label would hide a column"):
+    with pytest.raises(ValueError, match="needs the name label"):
         check_table(Path("f.npz"), ["a", "label"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"output=f.parquet needs pyarrow.*pip install 'seed_exp\[export\]'"):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import DropPath
 from torch import nn
 
-from seed_exp.config.schema import StudentConfig
-from seed_exp.models.students import STUDENTS, Student, build_student, load_students, save_student
+from seed_exp.config.schema import StudentConfig, TeacherConfig
+from seed_exp.exporting.loaders import CHANGES
+from seed_exp.files import file_hash
+from seed_exp.models import students
+from seed_exp.models.students import NEAR_TWINS, STUDENTS, Student, build_student, load_students, save_student
+from seed_exp.models.teachers import build_teacher
+from seed_exp.models.weights import read_checkpoint
 
 CONF = Path(__file__).parents[2] / "conf"
 TIMM_NAMES = {
@@ -27,6 +34,11 @@ TIMM_NAMES = {
 
 def _config(network: str, **options: object) -> StudentConfig:
     return StudentConfig(network=network, name="vgg11" if network == "timm" else None, **options)  # type: ignore[arg-type]
+
+
+def test_each_network_that_is_nearly_timms_has_its_loader() -> None:
+    assert NEAR_TWINS.keys() == CHANGES.keys()
+    assert NEAR_TWINS.items() <= TIMM_NAMES.items()
 
 
 def test_every_student_has_an_option_file_and_the_other_way_round() -> None:
@@ -191,6 +203,50 @@ def test_init_refuses_what_does_not_fit(tmp_path: Path) -> None:
         build_student(_config("convnet_w2", init=str(tmp_path / "absent.pth")), 128)
 
 
+TWINS = list(NEAR_TWINS.items())
+
+
+@pytest.mark.parametrize(("network", "of_timm"), TWINS)
+def test_init_refuses_weights_of_a_network_that_is_nearly_the_same(tmp_path: Path, network: str, of_timm: str) -> None:
+    own, others = StudentConfig(network), StudentConfig("timm", of_timm)
+    for config in (own, others):
+        save_student(tmp_path / f"{config.network}.safetensors", build_student(config, 8), config, {})
+    save_file(build_student(others, 8).encoder.state_dict(), tmp_path / "plain.safetensors")
+    save_file(build_student(own, 8).encoder.state_dict(), tmp_path / "exported.safetensors", {"network": network})
+    for config, file in ((own, "timm"), (own, "plain"), (others, network), (others, "exported")):
+        with pytest.raises(ValueError, match=rf"timm's {of_timm} and SEED's {network} have tensors of the same names"):
+            build_student(replace(config, init=str(tmp_path / f"{file}.safetensors")), 8)
+    for config, file in ((own, network), (own, "exported"), (others, "timm"), (others, "plain")):
+        build_student(replace(config, init=str(tmp_path / f"{file}.safetensors")), 8)
+    with pytest.raises(ValueError, match=f"holds weights of {network}, not of timm"):
+        build_teacher(TeacherConfig("timm", of_timm, checkpoint=str(tmp_path / "exported.safetensors")), "swav")
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "small.safetensors"
+    save_student(path, *_trained(), {"step": 1})
+    later, config = _trained()
+
+    def read(path: Path) -> dict[str, Any]:
+        tensors = read_checkpoint(path)
+        monkeypatch.undo()
+        save_student(path, later, config, {"step": 2})  # between the tensors and the header
+        return tensors
+
+    monkeypatch.setattr(students, "read_checkpoint", read)
+    loaded, header = load_students(path)["small"]
+    assert _same(loaded, later)
+    assert (header["step"], header["sha256"]) == (2, file_hash(path))
+
+
+def test_tied_weights_are_saved(tmp_path: Path) -> None:
+    student, config = _trained()
+    student.encoder.register_parameter("again", next(student.encoder.parameters()))
+    save_student(tmp_path / "tied.safetensors", student, config, {})
+    tensors = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(tensors["encoder.again"], next(student.encoder.parameters()))
+
+
 def test_unknown_networks_name_the_closest() -> None:
     with pytest.raises(ValueError, match="unknown student network 'resnet19'; did you mean 'resnet18'"):
         build_student(StudentConfig(network="resnet19"), 128)
@@ -198,6 +254,8 @@ def test_unknown_networks_name_the_closest() -> None:
         build_student(StudentConfig(network="timm", name="resnet262"), 128)
     with pytest.raises(ValueError, match=r"timm has no network 'qqqq'; timm\.list_models\(\) names"):
         build_student(StudentConfig(network="timm", name="qqqq"), 128)
+    with pytest.raises(ValueError, match=r"timm cannot load resnet18\.bogus \(Invalid pretrained tag"):
+        build_student(StudentConfig(network="timm", name="resnet18.bogus"), 128)
     with pytest.raises(ValueError, match=r"needs the network's name in timm, e\.g\. students\.timm\.name="):
         build_student(StudentConfig(network="timm"), 128)
     with pytest.raises(ValueError, match="only for network=timm; this network is resnet18"):
