@@ -16,12 +16,13 @@ import hashlib
 import json
 import math
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -116,13 +117,17 @@ def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train:
     if not kept.exists() and (folder / "checkpoints").exists():
         raise ValueError(f"{kept} is gone, which {folder} was trained with; put it back, or choose another run_dir")
     if not kept.exists():
+        state = cached_reduction(teacher, config, train)
         with atomic_write(kept) as file:
-            file.write(cached_reduction(teacher, config, train).read_bytes())
-    return load_file(kept)
+            file.write(save(state))
+    try:
+        return load_file(kept)
+    except SafetensorError as error:
+        raise ValueError(f"{kept} is damaged ({error}); put back a good copy, or choose another run_dir") from None
 
 
-def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> Path:
-    """The file in the cache, fitted if it is not there; errors as fit_reduction."""
+def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
+    """What the cache has of it, fitted where that is nothing whole; errors as fit_reduction."""
     kind, dim = config.teacher.reduce, config.teacher.embedding_dim or EMBEDDING_DIM
     assert kind is not None
     key = {
@@ -134,11 +139,13 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "reductions" / f"{digest[:16]}.safetensors"
-    if not path.exists():
-        fitted = fit_reduction(sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten)
-        with atomic_write(path) as file:
-            file.write(save(fitted.state_dict()))
-    return path
+    with suppress(FileNotFoundError, SafetensorError):
+        return load_file(path)
+    fitted = fit_reduction(sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten)
+    state: dict[str, Tensor] = fitted.state_dict()
+    with atomic_write(path) as file:
+        file.write(save(state))
+    return state
 
 
 @torch.inference_mode()

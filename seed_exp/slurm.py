@@ -54,6 +54,19 @@ def torchrun_variables() -> dict[str, str]:
     }
 
 
+def cores_of_task(usable: int) -> int | None:
+    """How many of the `usable` cores are this process's own, if srun started it as one of several tasks; otherwise None.
+
+    Clusters bind a task to its cores or do not: what a process may use is its own share, or that of all tasks of the machine.
+    """
+    env = os.environ
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "TORCHELASTIC_RUN_ID" in env:  # torchrun in a task: its ranks share it
+        return None
+    if "SLURM_CPUS_PER_TASK" in env:
+        return min(usable, int(env["SLURM_CPUS_PER_TASK"]))
+    return usable if usable < int(env.get("SLURM_CPUS_ON_NODE", "0")) else None
+
+
 def is_first_task() -> bool:
     """Whether this process is rank 0, or will be: also before any group has been joined."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

@@ -69,7 +69,7 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
     profile = launcher_profile(given.command, words, request)
     grid = expand(given.command, words)
     if given.plan:
-        print_plan(given.command, words, profile)
+        print_plan(given.command, words, request.gpus or profile.get("nodes", 1) * profile.get("tasks_per_node", 1))
     with nullcontext() if given.dry_run else nobody_else(HOME):
         sweep = merge(HOME, given.command, words, grid)
         statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
@@ -233,8 +233,9 @@ def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
 def complete(request: Request, given: argparse.Namespace, words: list[str]) -> Request:
     """With a launcher: for a retry that of the last submission, otherwise `slurm` where there is SLURM, and `local` where not."""
     before = load_sweep(HOME, sweep_name(given.command, words))
-    if given.action == "retry" and before is not None and before.submissions:
-        return request.following(Request(**before.submissions[-1]["request"]))
+    last = {} if before is None or not before.submissions else before.submissions[-1]
+    if given.action == "retry" and "request" in last:
+        return request.following(Request(**last["request"]))
     if request.launcher is not None:
         return request
     if shutil.which("sbatch"):
@@ -260,12 +261,11 @@ def launcher_profile(command: str, words: list[str], request: Request) -> dict[s
     return dict(options)
 
 
-def print_plan(command: str, words: list[str], profile: dict[str, Any]) -> None:
-    """Prints what the sweep will cost, after a minute of measuring."""
+def print_plan(command: str, words: list[str], gpus: int) -> None:
+    """Prints what the sweep will cost, each cell on so many devices, after a minute of measuring."""
     from seed_exp.benchmarks.plan import render  # imports torch
     from seed_exp.plan import plan
 
-    gpus = profile.get("nodes", 1) * profile.get("tasks_per_node", 1)
     print(render(plan(command, words, seconds=60, num_images=None, gpus=gpus)), end="\n\n")
 
 

@@ -13,6 +13,7 @@ import pytest
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from seed_exp import slurm
+from seed_exp.data.loader import default_num_workers
 from seed_exp.stopping import Stopped, stop_at_once
 
 
@@ -93,6 +94,28 @@ def test_other_processes_are_not(environment: dict[str, str], monkeypatch: pytes
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert slurm.torchrun_variables() == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "usable", "own"),
+    [
+        ({}, 16, None),
+        ({**STEP, "SLURM_CPUS_PER_TASK": "8"}, 64, 8),  # not bound to them
+        ({**STEP, "SLURM_CPUS_PER_TASK": "8"}, 8, 8),  # bound
+        ({**STEP, "SLURM_CPUS_ON_NODE": "64"}, 64, None),
+        ({**STEP, "SLURM_CPUS_ON_NODE": "64"}, 8, 8),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "8"}, 8, None),
+        ({**STEP, "SLURM_CPUS_PER_TASK": "8", "TORCHELASTIC_RUN_ID": "x"}, 8, None),  # torchrun's ranks in a task of srun
+    ],
+)
+def test_a_task_of_a_step_knows_its_own_cores(
+    environment: dict[str, str], usable: int, own: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert slurm.cores_of_task(usable) == own
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(usable)), raising=False)
+    assert default_num_workers(8) == (own or usable // 8) - 1
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,10 @@ def git_state(source: Path) -> dict[str, str | None]:
     commit = _git(source, "rev-parse", "HEAD")
     if commit is None or not _git(source, "ls-files", "--", PARTS[0]):  # an environment may lie in somebody else's repository
         return {"commit": None, "diff": None}
-    untracked = (_git(source, "ls-files", "--others", "--exclude-standard", "--", *PARTS) or b"").decode().splitlines()
+    untracked = (_git(source, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or b"").split(b"\0")
     changes = _git(source, "diff", "HEAD", "--binary", "--", *PARTS) or b""
-    changes += b"".join(f"{name}\n".encode() + (source / name).read_bytes() for name in untracked)
+    files = [(name, source / os.fsdecode(name)) for name in untracked]
+    changes += b"".join(name + b"\n" + path.read_bytes() for name, path in files if path.is_file())
     return {"commit": commit.decode().strip(), "diff": hashlib.sha256(changes).hexdigest() if changes else None}
 
 
@@ -71,7 +72,9 @@ def _files(source: Path) -> Iterator[Path]:
     for part in PARTS:
         for folder, names, files in os.walk(source / part):
             names[:] = [name for name in names if name != "__pycache__"]
-            yield from (Path(folder, file).relative_to(source) for file in files if not file.endswith(".pyc"))
+            # Editors mark an open file with a link to nowhere.
+            whole = [Path(folder, file) for file in files if not file.endswith(".pyc") and Path(folder, file).is_file()]
+            yield from (file.relative_to(source) for file in whole)
 
 
 def _git(source: Path, *arguments: str) -> bytes | None:

@@ -108,7 +108,7 @@ class Submission:
         """
         if not self.on_slurm:
             self._count_gpus()
-        text = self.text()
+        text, git = self.text(), git_state(self.code)  # what can fail, before anything runs
         take_snapshot(self.code, self.snapshot)
         (self.script.parent / "logs").mkdir(parents=True, exist_ok=True)
         with atomic_write(self.script) as file:
@@ -119,7 +119,7 @@ class Submission:
             job, parallel = f"{local.PREFIX}{secrets.token_hex(3)}", self.request.parallel or 1
             gpus = self.request.gpus or 0
             local.start(self.script.resolve(), job, num_cells=len(self.numbers), parallel=parallel, gpus=gpus)
-        self._record(job)
+        self._record(job, git)
         return job
 
     def _count_gpus(self) -> None:
@@ -133,11 +133,11 @@ class Submission:
         if gpus == 0 and parallel > 1 and seen > 0:
             print(f"note: the {parallel} cells that run at once share one GPU; --gpus 1 gives each its own")
 
-    def _record(self, job: str) -> None:
+    def _record(self, job: str, git: dict[str, str | None]) -> None:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         cells = [self.sweep.cells[number][1] for number in self.numbers]
         for task, cell in enumerate(cells):
             cell.attempts.append(Attempt(f"{job}_{task}", f"{self.sweep.name}/logs", now, self.snapshot.name))
         facts: dict[str, Any] = {"job": job, "script": self.script.name, "time": now, "snapshot": self.snapshot.name}
-        facts |= {"git": git_state(self.code), "cells": [cell.id for cell in cells], "request": asdict(self.request)}
+        facts |= {"git": git, "cells": [cell.id for cell in cells], "request": asdict(self.request)}
         self.sweep.submissions.append(facts)

@@ -62,6 +62,7 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
             return
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         _refuse_dashes(sys.argv[1:], name)
+        _refuse_sweep_of_ranks(sys.argv[1:], name)
         sys.argv[1:] = _without_slurm(sys.argv[1:])
         waits_for_slurm = any(argument.startswith("hydra/launcher=") and "slurm" in argument for argument in sys.argv[1:])
         with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
@@ -90,6 +91,16 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
             sys.exit(f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}")
+
+
+def _refuse_sweep_of_ranks(arguments: list[str], name: str) -> None:
+    """A process can be in one process group only: the next one would find what the first left in their common store."""
+    several = int((os.environ | slurm.torchrun_variables()).get("WORLD_SIZE", "1")) > 1
+    if several and {"-m", "--multirun"} & set(arguments):
+        sys.exit(
+            "error: torchrun and srun start the processes of one run, not of a sweep (-m); give each of its runs its own: "
+            f"python -m seed_exp.sweep submit --command {name} --launcher local --gpus N OPTIONS, or -m hydra/launcher=slurm_8gpu"
+        )
 
 
 @contextmanager

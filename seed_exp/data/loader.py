@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from seed_exp import slurm
 from seed_exp.data.batch import B, Batch, HostHalf
 from seed_exp.data.sources import Source
 from seed_exp.data.transfer import lock_pages, on_gpu, unlock_pages
@@ -30,7 +31,8 @@ def default_num_workers(ranks_on_machine: int) -> int:
     """Worker processes for each rank: its share of the cores this process may use, less one for the rank itself; >= 0."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(0, cores // ranks_on_machine - 1)
+    own = slurm.cores_of_task(cores)
+    return max(0, (cores // ranks_on_machine if own is None else own) - 1)
 
 
 def load_batches(

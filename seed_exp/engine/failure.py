@@ -40,27 +40,31 @@ class SharedFailure:
     def __init__(self, store: Any, rank: int, world_size: int, leave: Callable[[], None]) -> None:
         # A clone: a thread that waits for a key keeps all others from its store.
         self._store, self._rank, self._world_size, self._leave = store.clone(), rank, world_size, leave
-        self._heard = ""
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="seed_exp failure watch")
+        self._ours = self._heard = ""
+        self._looks = 0
+        self._leaving, self._looked, self._left = threading.Event(), threading.Event(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="seed_exp failure watch")
 
     def __enter__(self) -> SharedFailure:
+        self._watcher.start()
         self._sign()
-        self._thread.start()
+        threading.Thread(target=self._look, daemon=True, name="seed_exp failure look").start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        ours = f"(rank {self._rank}): {_text(error)}" if isinstance(error, Exception) else _STOPPED if error else ""
-        first = self._publish(ours) if ours else ""
+        self._ours = f"(rank {self._rank}): {_text(error)}" if isinstance(error, Exception) else _STOPPED if error else ""
+        first = self._publish(self._ours) if self._ours else ""
         self._mark("heard")
         self._leave()
         if self._rank == 0:
             self._wait_for("left" if first in ("", _STOPPED) else "heard")
             first = first or self._published()
-        self._left.set()
-        self._thread.join()
+        self._leaving.set()
+        self._looked.wait(PATIENCE_S)
         self._mark("left")
-        if first != ours:  # an error because another was leaving is none
+        self._left.set()
+        self._watcher.join()
+        if first != self._ours:  # an error because another was leaving is none
             raise Stopped(signal.SIGTERM) if first == _STOPPED else ValueError(first) from None
 
     def _publish(self, ours: str) -> str:
@@ -73,10 +77,11 @@ class SharedFailure:
     def _published(self) -> str:
         return self._store.get("failure").decode() if self._store.check(["failure"]) else ""
 
-    def _watch(self) -> None:
+    def _look(self) -> None:
+        """Gives signs of life, and looks for those of the next rank and for errors, until there is one."""
         signs, silent, rank0_leaves = 0, 0, False
         after = (self._rank + 1) % self._world_size
-        while not self._left.wait(_LOOK_S) and not self._heard:
+        while not self._leaving.wait(_LOOK_S) and not self._heard:
             try:
                 self._sign()
                 before, signs = signs, self._store.add(f"alive {after}", 0)
@@ -86,16 +91,28 @@ class SharedFailure:
                     self._publish(_silence(after))
                 rank0_leaves = self._store.check(["heard 0"])
                 self._heard = self._published()
+                self._looks += 1
             except RuntimeError:  # the store has gone: with rank 0, where no launcher holds it
                 if rank0_leaves:
-                    return
+                    break
                 self._heard = _silence(0)
         if self._heard:
             self._mark("heard")
+        self._looked.set()
+
+    def _watch(self) -> None:
+        """Ends the process where it hangs. Without the store: that may be what hangs, when its machine has lost power."""
+        looks, silent = 0, 0
+        while not self._left.wait(_LOOK_S) and not self._heard:
+            before, looks = looks, self._looks
+            silent = silent + 1 if looks == before and not self._looked.is_set() else 0
+            if silent * _LOOK_S >= SILENCE_S:
+                self._heard = _silence(0)
         # Rank 0 first: when another one has gone, the launcher kills it before it could say why.
         patience = PATIENCE_S if self._rank == 0 else 1.5 * PATIENCE_S
         if self._heard not in ("", _STOPPED) and not self._left.wait(patience):
-            sys.stderr.write(f"error {self._heard}\n")
+            error = self._heard if self._ours in ("", _STOPPED) else self._ours
+            sys.stderr.write(f"error {error}\n")
             sys.stderr.flush()
             os._exit(1)
 

@@ -112,7 +112,8 @@ def largest_batch_size(
         share: Part of the available memory that it may use; the rest is for what a step on its own does not show.
 
     Raises:
-        ValueError: `limit` is below `multiple_of`, or not even the smallest step fits.
+        ValueError: `limit` is below `multiple_of`, not even the smallest step fits, or one of several processes has no memory
+            for a step that the others are in.
     """
     sizes = [multiple_of << doublings for doublings in range(limit.bit_length()) if multiple_of << doublings <= limit]
     if not sizes:
@@ -126,6 +127,11 @@ def largest_batch_size(
             try:
                 needed = _bytes_of(step, size, device)
             except torch.OutOfMemoryError:
+                if distributed.world_size() > 1:  # the others wait in the step's collectives
+                    raise ValueError(
+                        f"a trial step of {size} images per process ran out of this process's memory, though {largest} had left "
+                        f"enough; instead of auto, give batch_size={max(largest, sizes[0] // 2) * distributed.world_size()}"
+                    ) from None
                 break
             growth = (needed - before) / (size - largest)
         if needed > budget:

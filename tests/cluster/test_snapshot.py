@@ -78,6 +78,22 @@ def test_the_state_of_git_is_the_commit_and_a_hash_of_what_differs_from_it(tree:
     assert len({state["diff"] for state in states}) == 4
 
 
+def test_names_of_all_kinds_and_links_to_nowhere_are_no_obstacle(tree: Path, tmp_path: Path) -> None:
+    git(tree, "init", "-q")
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "one")
+    (tree / "experiments/größe\n2.yaml").write_text("a: 1\n")
+    before = git_state(tree)
+    (tree / "experiments/größe\n2.yaml").write_text("a: 2\n")
+    assert git_state(tree)["diff"] not in (None, before["diff"])
+    name = snapshot_name(tree)
+    (tree / "seed_exp/.#hello.py").symlink_to("me@machine.123")  # of an editor that has the file open
+    assert snapshot_name(tree) == name
+    git_state(tree)
+    take_snapshot(tree, tmp_path / "copies" / "a")
+    assert (tmp_path / "copies/a/experiments/größe\n2.yaml").exists()
+
+
 def test_outside_of_git_there_is_none(tree: Path, tmp_path: Path) -> None:
     assert git_state(tree) == {"commit": None, "diff": None}
     git(tmp_path, "init", "-q")  # as a virtual environment in somebody's repository

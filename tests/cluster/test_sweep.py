@@ -320,7 +320,7 @@ def test_status_without_options_shows_every_sweep(lab: Lab, call: Call) -> None:
     assert "pretrain-" in printed
 
 
-def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call) -> None:
+def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     call(
         "submit", *SEEDS, "--launcher", "slurm_8gpu", "--parallel", "2", "hydra.launcher.partition=a100", "hydra.launcher.nodes=2"
     )
@@ -334,6 +334,12 @@ def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call) -> Non
     for job, parallel in {1: 2, 2: 7}.items():
         asked = ["--partition=a100", "--ntasks-per-node=8", "--nodes=3", f"--array=0-0%{parallel}"]
         assert [option for option in asked if f"#SBATCH {option}\n" not in lab.submitted[job]] == []
+    with monkeypatch.context() as patch:
+        planned: list[int] = []
+        patch.setattr(sweep, "print_plan", lambda command, words, gpus: planned.append(gpus))
+        call("retry", *SEEDS, "--plan", "--dry-run")
+        call("submit", *SEEDS, "--plan", "--dry-run", "--launcher", "local", "--gpus", "4")
+        assert planned == [3 * 8, 4]
     other = call("retry", *SEEDS, "--launcher", "slurm", "--dry-run")
     assert "a100" not in other
     assert "#SBATCH --nodes=1\n" in other

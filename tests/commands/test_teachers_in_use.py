@@ -126,7 +126,11 @@ def test_a_run_goes_on_with_the_reduction_that_it_began_with(home: Path) -> None
     run(*options, "run_dir=stopped")
     assert_same_students(straight, stopped)
     assert (straight / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
-    (stopped / "reduction.safetensors").unlink()
+    kept = stopped / "reduction.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"stopped/reduction\.safetensors is damaged .*; put back a good copy"):
+        run(*options, "run_dir=stopped")
+    kept.unlink()
     with pytest.raises(ValueError, match=r"stopped/reduction\.safetensors is gone, which stopped was trained with"):
         run(*options, "run_dir=stopped")
 
@@ -136,7 +140,7 @@ def test_embeddings_kept_with_another_reduction_are_refused(home: Path) -> None:
     run(*options, "run_dir=one")
     (file,) = (home / "cache" / "reductions").iterdir()
     before = file.read_bytes()
-    file.unlink()
+    file.write_bytes(before[:-9])
     run(*options, "run_dir=two")
     assert file.read_bytes() == before  # fitted anew to the same bits
     tensors = load_file(file)

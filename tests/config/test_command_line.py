@@ -95,6 +95,17 @@ def test_a_wrong_command_line_is_one_line_that_helps(
     assert {file.name for file in tmp_path.iterdir()} <= {"runs"}  # where Hydra keeps a sweep's multirun.yaml
 
 
+def test_a_sweep_in_each_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        SystemExit, match=r"start the processes of one run, .*sweep submit --command pretrain --launcher local --gpus N"
+    ):
+        type_line(monkeypatch, "pretrain", "-m", "seed=0,1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit, match="no option 'sed'"):
+        type_line(monkeypatch, "pretrain", "-m", "sed=0,1")
+
+
 @pytest.mark.parametrize("output", ["file/preview.png", "folder"])
 def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
     (tmp_path / "file").touch()

@@ -121,24 +121,25 @@ from seed_exp.engine import distributed, failure
 
 failure.SILENCE_S, failure.PATIENCE_S = 1.0, 0.5
 with distributed.process_group(torch.device("cpu")):
-    if sys.argv[1:] == [os.environ["RANK"]]:
+    if sys.argv[1] == os.environ["RANK"]:
         time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
     if os.environ["RANK"] == "0":
         dist.new_group(backend="gloo")  # waits for the other to come to the same line
     time.sleep(100)
 """
 
 
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])  # the latter as if its machine had lost power: nothing is closed
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_rank_that_is_killed_is_missed_by_one_that_hangs_outside_of_collectives(dead: int, tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_missed_by_one_that_hangs_outside_of_collectives(dead: int, signal: str, tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(HANGS)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     processes = [
         subprocess.Popen(
-            [sys.executable, "hangs.py", str(dead)],
+            [sys.executable, "hangs.py", str(dead), signal],
             cwd=tmp_path,
             env={**os.environ, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,

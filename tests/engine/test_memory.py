@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seed_exp.engine import memory
+from seed_exp.engine import distributed, memory
 from seed_exp.engine.memory import activation_bytes, available_memory, largest_batch_size
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -125,6 +125,16 @@ def test_a_step_that_runs_out_of_memory_ends_the_search(search: Callable[..., in
     steps = Steps(1, crash_above=200)
     assert search(steps, 10**9, 10**6, 8, CUDA) == 128
     assert steps.run == [8, 16, 32, 64, 128, 256]
+
+
+def test_of_several_processes_one_that_runs_out_of_memory_says_so(
+    search: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait in the step's collectives, and would for ten minutes."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "everyones", lambda number: [number] * 2)
+    with pytest.raises(ValueError, match=r"a trial step of 256 images per process ran out of .*, though 128 .*batch_size=256"):
+        search(Steps(1, crash_above=200), 10**9, 10**6, 8, CUDA)
 
 
 def test_tiny_batches_are_not_run_where_larger_ones_are_of_use(search: Callable[..., int]) -> None:
