@@ -7,7 +7,7 @@
   python -m seed_exp.distill student=resnet34 teacher_cache=/scratch/cache     keeps the teacher's embeddings for later students
   torchrun --nproc-per-node=8 -m seed_exp.distill ...                          batch_size is that of all processes together
 
-The same command, typed again, goes on where the run was. Several GPUs: torchrun. A sweep: -m student=resnet18,resnet34.
+The same command, typed again, goes on where the run was. Several GPUs for a run: torchrun. One run after another: -m student=a,b.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ class SharedFailure:
 
     def __enter__(self) -> SharedFailure:
         self._watcher.start()
-        self._sign()
+        with suppress(RuntimeError):  # `_look` will find that rank 0 has gone
+            self._sign()
         threading.Thread(target=self._look, daemon=True, name="seed_exp failure look").start()
         return self
 
@@ -78,6 +79,12 @@ class SharedFailure:
         return self._store.get("failure").decode() if self._store.check(["failure"]) else ""
 
     def _look(self) -> None:
+        try:
+            self._look_around()
+        finally:
+            self._looked.set()
+
+    def _look_around(self) -> None:
         """Gives signs of life, and looks for those of the next rank and for errors, until there is one."""
         signs, silent, rank0_leaves = 0, 0, False
         after = (self._rank + 1) % self._world_size
@@ -94,11 +101,10 @@ class SharedFailure:
                 self._looks += 1
             except RuntimeError:  # the store has gone: with rank 0, where no launcher holds it
                 if rank0_leaves:
-                    break
+                    return
                 self._heard = _silence(0)
         if self._heard:
             self._mark("heard")
-        self._looked.set()
 
     def _watch(self) -> None:
         """Ends the process where it hangs. Without the store: that may be what hangs, when its machine has lost power."""
