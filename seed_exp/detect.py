@@ -81,7 +81,7 @@ def detect(config: DetectConfig) -> Measures:
             precision,
             bad_samples,
             title="detection",
-            bn_per_rank=not config.freeze_bn,
+            bn_per_rank=not config.freeze_bn and device.type != "cuda",  # where it is synchronised
             protocol={"recall_steps": RECALL_STEPS[config.data.source]},
         )
 

@@ -80,9 +80,9 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
         if chosen and given.dry_run:
             print("\n".join([f"would submit, as {submission.script}:", *listed, "", submission.text()]))
         elif chosen:
-            script, job = submission.script, submission.start()
+            job = submission.start()
             following = f"next: python -m seed_exp.sweep status {sweep.typed}"
-            print("\n".join([f"submitted as job {job}, {script}:", *listed, following]))
+            print("\n".join([f"submitted as job {job}, {submission.script}:", *listed, following]))
         else:
             others = ", ".join(sorted(state.value for state in ENDED))
             print(f"nothing to {given.action}: submit is for NEW cells, retry for {others}")

@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,14 @@ class Submission:
         """Whether SLURM runs the cells."""
         return str(self.profile["_target_"]).endswith("SlurmLauncher")
 
-    @property
+    @cached_property
     def script(self) -> Path:
         """Where the script goes."""
         return self.home / self.sweep.name / f"{len(self.sweep.submissions) + 1:03}.sh"
 
-    @property
+    @cached_property
     def snapshot(self) -> Path:
-        """Where the copy of the code goes."""
+        """Where the copy of the code goes, which is named after its content: found once, for the script and the copy to agree."""
         return self.home / "snapshots" / snapshot_name(self.code)
 
     def text(self) -> str:

@@ -129,8 +129,8 @@ def largest_batch_size(
             except torch.OutOfMemoryError:
                 if distributed.world_size() > 1:  # the others wait in the step's collectives
                     raise ValueError(
-                        f"a trial step of {size} images per process ran out of this process's memory, though {largest} had left "
-                        f"enough; instead of auto, give batch_size={max(largest, sizes[0] // 2) * distributed.world_size()}"
+                        f"a trial step of {size} images per process ran out of this process's memory; "
+                        f"instead of auto, give a batch_size below {size * distributed.world_size()}"
                     ) from None
                 break
             growth = (needed - before) / (size - largest)

@@ -136,11 +136,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: there is one, and it does not describe a student.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError:
-        return None
+    metadata = _metadata(path)
     if "seed_exp" not in metadata:
         return None
     try:
@@ -204,15 +200,15 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
     if path.is_dir():
         path = _student_like(config, path)
     tensors, header = read_checkpoint(path), read_header(path)
-    if not is_released(tensors):
-        refuse_twin(path, config.network, exported_network(path) if header is None else header["student"]["network"])
     if is_released(tensors):
         if config.network not in RELEASED:
             raise ValueError(f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, not {config.network}")
         tensors = released_tensors(tensors, config.network)
-    elif header is None:
-        load_encoder(student.encoder, tensors, config.name or config.network, path)
-        return
+    else:
+        refuse_twin(path, config.network, exported_network(path) if header is None else header["student"]["network"])
+        if header is None:
+            load_encoder(student.encoder, tensors, config.name or config.network, path)
+            return
     parts = {
         part: {key.removeprefix(part): tensor for key, tensor in tensors.items() if key.startswith(part)}
         for part in ("encoder.", "head.")
@@ -245,11 +241,16 @@ def refuse_twin(path: Path, network: str, found: str | None) -> None:
 
 def exported_network(path: Path) -> str | None:
     """The student's network, as `export` wrote it into the metadata of its weights; None of any other file."""
+    return _metadata(path).get("network")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Of a safetensors file; of any other nothing."""
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("network")
+            return file.metadata() or {}
     except SafetensorError:
-        return None
+        return {}
 
 
 def _student_like(config: StudentConfig, run: Path) -> Path:

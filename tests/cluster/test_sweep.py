@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from seed_exp import sweep
+from seed_exp.cluster import submission
 from seed_exp.engine.run_folder import MAY_CHANGE
 
 GRID = ["data=digits", "views=digits", "student=convnet_w2", "tracker=files", "steps=4"]
@@ -318,6 +319,18 @@ def test_status_without_options_shows_every_sweep(lab: Lab, call: Call) -> None:
     printed = call("status")
     assert printed.count("cells, ") == 2
     assert "pretrain-" in printed
+
+
+def test_script_copy_and_record_agree_though_code_is_edited_meanwhile(
+    lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (f"{number:012}" for number in range(100))
+    monkeypatch.setattr(submission, "snapshot_name", lambda code: next(names))
+    call("submit", *SEEDS)
+    (copy,) = (lab.home / "runs/sweeps/snapshots").iterdir()
+    assert str(copy) in lab.submitted[0]
+    (recorded,) = json.loads((lab.logs().parent / "sweep.json").read_text())["submissions"]
+    assert recorded["snapshot"] == copy.name
 
 
 def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

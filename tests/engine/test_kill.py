@@ -38,7 +38,7 @@ def start(folder: Path, variant: str, seconds: str | float) -> list[int]:
         command = [sys.executable, kill_me.__file__, str(folder), variant, str(mine)]
         processes.append(subprocess.Popen(command, env=environment))
     try:
-        return [process.wait(timeout=200) for process in processes]
+        return [process.wait(timeout=100) for process in processes]
     finally:
         for process in processes:
             process.kill()

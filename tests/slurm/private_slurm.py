@@ -96,7 +96,7 @@ def free_ports(num: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Returns as soon as the condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -186,7 +186,7 @@ class PrivateSlurm:
         """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, ..."""
         return self.job(job_id)["JobState"]
 
-    def wait_for(self, job_id: str, *states: str, seconds: float = 180) -> None:
+    def wait_for(self, job_id: str, *states: str, seconds: float = 60) -> None:
         """Returns when the job is in one of the states."""
         wait_until(lambda: self.state(job_id) in states, f"job {job_id} in {' or '.join(states)}", seconds)
 
