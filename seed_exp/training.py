@@ -249,6 +249,7 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
             except (AssertionError, RuntimeError, ValueError) as error:
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"student {name} does not take views of {size} x {size} pixels: {reason}") from None
+        student.train()
 
 
 def activations_per_image(student: Student, views: ViewsConfig, precision: Precision, device: torch.device) -> int:

@@ -322,6 +322,11 @@ def test_a_student_file_is_evaluated_whatever_it_is_called(home: Path) -> None:
     assert "batch_size_per_rank" not in protocol  # frozen networks do not normalise by the batch
 
 
+def test_students_are_built_in_training_mode() -> None:  # of which momentum encoders are copies
+    students = build_students(compose("pretrain", PRETRAIN), 128)
+    assert all(module.training for student in students.values() for module in student.modules())
+
+
 def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:
     config = compose("pretrain", [*PRETRAIN, "students.convnet_w2.init=fleet"])
     built = build_students(config, config.embedding_dim)
