@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from seed_exp.config.compose import SCHEMAS
+from seed_exp.config.schema import SCHEMAS
 
 
 def main() -> None:

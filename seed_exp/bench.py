@@ -14,38 +14,18 @@ no way can do without. --json prints the same for scripts. Weights are random, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-
-from seed_exp.benchmarks import fleet, knn, linear, loss, scaling, step, views
-from seed_exp.benchmarks.measure import Report, render, to_json
 from seed_exp.config.command import command
 from seed_exp.config.schema import BenchConfig
-from seed_exp.registry import lookup
-
-BENCHES: dict[str, Callable[[BenchConfig], Report]] = {
-    "views": views.bench,
-    "loss": loss.bench,
-    "step": step.bench,
-    "fleet": fleet.bench,
-    "knn": knn.bench,
-    "linear": linear.bench,
-    "scaling": scaling.bench,
-}
 
 
-def bench(config: BenchConfig) -> Report:
-    """Measures and prints; returns what was measured."""
-    measure = lookup(BENCHES, config.bench, "bench")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    report = measure(config)
-    print(to_json(report) if config.json else render(report))
-    return report
+def bench(config: BenchConfig) -> None:
+    """Measures and prints."""
+    from seed_exp.tools.bench import bench as run  # late: --help and errors of options need no torch
+
+    run(config)
 
 
-main = command(bench, word="bench")
+main = command("bench", bench, __doc__, word="bench")
 
 if __name__ == "__main__":
     main()

@@ -10,128 +10,18 @@ where it was. Needs pycocotools: pip install 'seed_exp[detect]'.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
-from pathlib import Path
-
-import torch
-from timm.layers.norm_act import convert_sync_batchnorm
-from torch import nn
-
 from seed_exp.config.command import command
-from seed_exp.config.schema import DataConfig, DetectConfig
-from seed_exp.data.detection_sets import DetectionSet
-from seed_exp.data.sources import load_source
-from seed_exp.engine import distributed
-from seed_exp.engine.fleet import derive_seed
-from seed_exp.evaluation.detection import RECALL_STEPS, average_precision, find_objects
-from seed_exp.evaluation.frozen import FrozenRun, bad_samples_of, load_frozen, num_workers_of
-from seed_exp.methods.detection import Detection
-from seed_exp.models.detectors import build_detector
-from seed_exp.supervised import Evaluation, Measures
-from seed_exp.views.whole import WholeImages
-
-log = logging.getLogger("seed_exp")
+from seed_exp.config.schema import DetectConfig
 
 
-def detect(config: DetectConfig) -> Measures:
-    """Trains and evaluates detectors, prints a table, writes results/detect-*.json into the run folder.
+def detect(config: DetectConfig) -> dict[str, dict[str, float]]:
+    """Trains and evaluates detectors; returns {student: {measure: percent}}."""
+    from seed_exp.protocols.detect import detect as run  # late: --help and errors of options need no torch
 
-    Returns:
-        {student: {"box_ap": percent, "box_ap50": ..., "box_ap75": ...}}, with masks also "mask_ap" and so on. Students that
-        diverged are left out.
-    """
-    _check_library()
-    device = distributed.local_device(config.device)
-    with distributed.process_group(device):
-        frozen = load_frozen(Path(config.run), config.networks, device)
-        with distributed.rank0_first():
-            train, val = load_objects(config.data)
-        train = train.with_objects()
-        if config.masks and train.objects[0].outlines is None:
-            raise ValueError(f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco")
-        detectors = build_detectors(config, frozen, len(train.category_ids), device)
-        evaluation = Evaluation("detect", config, frozen, train, val, device)
-        folder = evaluation.open()
-        log.info("%d training images, %d classes", len(train), len(train.category_ids))
-        method = Detection(detectors, train, masks=config.masks, flip_prob=config.views.flip_prob, seed=config.seed)
-        num_workers = num_workers_of(config.data)
-        bad_samples = bad_samples_of(config.data, folder)
-
-        def precision(names: Collection[str]) -> Measures:
-            networks = {name: detectors[name].eval() for name in names}
-            found = find_objects(networks, val, device, num_workers, config.precision)
-            if distributed.rank() != 0:
-                return {}
-            kinds = {"box": "bbox", "mask": "segm"} if config.masks else {"box": "bbox"}
-            steps = RECALL_STEPS[config.data.source]
-            return {
-                name: {
-                    f"{kind}_{key}": value
-                    for kind, what in kinds.items()
-                    for key, value in average_precision(val.truth, objects, what, steps).items()
-                }
-                for name, objects in found.items()
-            }
-
-        return evaluation.run(
-            folder,
-            method,
-            WholeImages(int(train.sizes.max())),
-            precision,
-            bad_samples,
-            title="detection",
-            bn_per_rank=not config.freeze_bn and device.type != "cuda",  # where it is synchronised
-            protocol={"recall_steps": RECALL_STEPS[config.data.source]},
-        )
+    return run(config)
 
 
-def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:
-    """Training and validation images with objects.
-
-    Raises:
-        ValueError: the data has images only, or files are missing.
-    """
-    train, val = load_source(config, "train"), load_source(config, "val")
-    if not isinstance(train, DetectionSet) or not isinstance(val, DetectionSet):
-        raise ValueError(
-            f"detect needs images with boxes around objects, all of them: data=voc or data=coco, without data.fraction and "
-            f"data.subset; got data={config.source}"
-        )
-    return train, val
-
-
-def build_detectors(config: DetectConfig, frozen: FrozenRun, num_classes: int, device: torch.device) -> dict[str, nn.Module]:
-    """A detector on each student's encoder; its own initial weights depend on the seed and the student's name."""
-    detectors: dict[str, nn.Module] = {}
-    for name, student in frozen.students.items():
-        torch.manual_seed(derive_seed(config.seed, "detector", name))
-        detector = build_detector(
-            config.detector,
-            student.encoder,
-            num_classes,
-            masks=config.masks,
-            freeze_bn=config.freeze_bn,
-            # In evaluation torchvision takes the last one.
-            min_size=sorted(config.short_sides),
-            max_size=config.long_side,
-            image_mean=frozen.views.mean,
-            image_std=frozen.views.std,
-        )
-        if distributed.world_size() > 1 and device.type == "cuda":  # as in MoCo: two images per GPU make no statistics
-            detector = convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
-        detectors[name] = detector
-    return detectors
-
-
-def _check_library() -> None:
-    try:
-        import pycocotools  # noqa: F401
-    except ModuleNotFoundError:
-        raise ValueError("detect needs pycocotools, which is not installed; pip install 'seed_exp[detect]'") from None
-
-
-main = command(detect)
+main = command("detect", detect, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -11,64 +11,18 @@ one pass over the images. Interrupted, it goes on where it was.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
-from pathlib import Path
-
 from seed_exp.config.command import command
 from seed_exp.config.schema import FinetuneConfig
-from seed_exp.engine import distributed
-from seed_exp.evaluation.accuracy import top_accuracy
-from seed_exp.evaluation.features import Extractor, spread
-from seed_exp.evaluation.frozen import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
-from seed_exp.evaluation.results import with_best
-from seed_exp.methods.finetune import Finetune
-from seed_exp.supervised import Evaluation, Measures
-from seed_exp.views.recipe import EvalViews, TrainViews
-
-log = logging.getLogger("seed_exp")
 
 
-def finetune(config: FinetuneConfig) -> Measures:
-    """Fine-tunes and evaluates, prints a table, writes results/finetune-*.json into the run folder.
+def finetune(config: FinetuneConfig) -> dict[str, dict[str, float]]:
+    """Fine-tunes and evaluates a run's students; returns {student: {measure: percent}}."""
+    from seed_exp.protocols.finetune import finetune as run  # late: --help and errors of options need no torch
 
-    Returns:
-        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's. "Best" is
-        by validation accuracy, so with several rates it is slightly optimistic. Rates that diverged are left out.
-    """
-    device = distributed.local_device(config.device)
-    with distributed.process_group(device):
-        frozen, sources = load_frozen(Path(config.run), config.networks, device), load_labelled(config.data)
-        evaluation = Evaluation("finetune", config, frozen, sources.train, sources.val, device)
-        folder = evaluation.open()
-        log.info("%d training images, %d classes", len(sources.train), sources.num_classes)
-        if eval_options(config.views) != eval_options(frozen.views):
-            log.warning("the run was trained for %s, views=%s are others", eval_options(frozen.views), config.views.name)
-        method = Finetune(frozen.students, config.lrs, config.classifier_lr_factor, sources.num_classes, config.seed)
-        bad_samples = bad_samples_of(config.data, folder)
-        num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
-
-        def accuracy(names: Collection[str]) -> Measures:
-            networks = {name: method.trainable[name].eval() for name in names}
-            logits, labels = extract(networks, sources.val, spread(len(sources.val)))
-            return {name: top_accuracy(logits[name], labels) for name in logits}
-
-        return evaluation.run(
-            folder,
-            method,
-            TrainViews(config.views, config.seed),
-            accuracy,
-            bad_samples,
-            title="fine-tuning",
-            bn_per_rank=True,
-            protocol={"best_lr_chosen_on": "val"},
-            lrs={name: lr * config.optimizer.lr for name, lr in method.lrs.items()},
-            summary=with_best,
-        )
+    return run(config)
 
 
-main = command(finetune)
+main = command("finetune", finetune, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -7,69 +7,18 @@ python -m seed_exp.knn run=student.safetensors data=tsv data.root=images.tsv dat
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from seed_exp.config.command import command
 from seed_exp.config.schema import KnnConfig
-from seed_exp.engine import distributed
-from seed_exp.engine.precision import resolve
-from seed_exp.evaluation.features import Extractor, spread
-from seed_exp.evaluation.frozen import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
-from seed_exp.evaluation.knn import knn_accuracy
-from seed_exp.evaluation.results import run_home, write_results
-from seed_exp.reporting.table import markdown_table
-from seed_exp.views.recipe import EvalViews
-
-Accuracies = dict[str, dict[str, float]]
 
 
-def knn(config: KnnConfig) -> Accuracies:
-    """Evaluates, prints a table, writes results/knn-*.json into the run folder; returns {student: {measure: percent}}."""
-    run = Path(config.run)
-    device = distributed.local_device(config.device)
-    with distributed.process_group(device):
-        frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
-        if max(config.ks) > len(sources.train):
-            raise ValueError(f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks")
-        bad_samples = bad_samples_of(config.data, run_home(run))
-        num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(frozen.views), device, num_workers, config.batch_size, config.precision, bad_samples)
-        encoders = {name: student.features for name, student in frozen.students.items()}
-        bank, bank_labels = extract(encoders, sources.train, spread(len(sources.train)))
-        queries, query_labels = extract(encoders, sources.val, spread(len(sources.val)))
-        if distributed.rank() != 0:
-            return {}
-        results = {
-            name: knn_accuracy(
-                bank[name].to(device),
-                bank_labels,
-                queries[name].to(device),
-                query_labels,
-                ks=config.ks,
-                temperature=config.temperature,
-            )
-            for name in encoders
-        }
-        protocol = {
-            "features": "pooled encoder output, cosine similarity",
-            "votes": "majority; weighted by exp(similarity / temperature)",
-            "ks": config.ks,
-            "temperature": config.temperature,
-            "views": eval_options(frozen.views),
-            "precision": resolve(config.precision, device).value,
-            "bank": sources.train.fingerprint(),
-            "queries": sources.val.fingerprint(),
-            "students": frozen.record,
-        }
-        path = write_results(run_home(run), "knn", protocol, results)
-    measures = list(next(iter(results.values())))
-    rows = [[name, *(f"{accuracy[measure]:.2f}" for measure in measures)] for name, accuracy in results.items()]
-    print(markdown_table(["k-NN top-1, %", *measures], rows))
-    print(f"written to {path}")
-    return results
+def knn(config: KnnConfig) -> dict[str, dict[str, float]]:
+    """Evaluates a run's students by k-NN; returns {student: {measure: percent}}."""
+    from seed_exp.protocols.knn import knn as run  # late: --help and errors of options need no torch
+
+    return run(config)
 
 
-main = command(knn)
+main = command("knn", knn, __doc__)
 
 if __name__ == "__main__":
     main()

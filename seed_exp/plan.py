@@ -11,49 +11,12 @@ nothing is downloaded.
 
 from __future__ import annotations
 
-import argparse
-
-from seed_exp.benchmarks.plan import Plan, make_plan, render, to_json
-from seed_exp.cluster.cells import labels
-from seed_exp.config.arguments import Parser, count
-from seed_exp.config.command import spelled_out
-from seed_exp.config.compose import compose, jobs
-from seed_exp.config.errors import in_one_line
-
-
-def plan(command: str, overrides: list[str], *, seconds: float, num_images: int | None, gpus: int) -> Plan:
-    """What the jobs of `python -m seed_exp.<command> -m <overrides>` cost; other arguments and errors as `make_plan`."""
-    expanded = jobs(command, overrides)
-    named = [(label or command, compose(command, job)) for label, job in zip(labels(expanded), expanded, strict=True)]
-    return make_plan(named, seconds=seconds, num_images=num_images, gpus=gpus)
-
 
 def main() -> None:
-    """Reads the command line and prints; errors as those of the other commands."""
-    given = _parser().parse_intermixed_args()
-    words = given.words[1:] if given.words[:1] == ["none"] else given.words
-    overrides = spelled_out(words, given.command, "experiments")
-    with in_one_line():
-        result = plan(given.command, overrides, seconds=given.seconds, num_images=given.images, gpus=given.gpus)
-    print(to_json(result) if given.json else render(result))
+    """Reads the command line and acts."""
+    from seed_exp.tools.plan import main as run  # late: whoever lists the commands needs none of it
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "python -m seed_exp.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="EXPERIMENT or KEY=VALUE",
-        help="first, a file of experiments/ or none; then options as the command takes them, a,b,c for several jobs",
-    )
-    parser.add_argument("--command", choices=["distill", "pretrain"], default="distill", help="what would be run (distill)")
-    parser.add_argument("--seconds", type=float, default=60, help="for the measurements of steps, all together (60)")
-    parser.add_argument("--images", type=count, metavar="N", help="training images (as many as the data has)")
-    parser.add_argument("--gpus", type=count, default=1, metavar="G", help="devices that share a job (1)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
+    run(__doc__)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 import tiny
 import torch
 
+from seed_exp.base.files import atomic_write
 from seed_exp.engine import distributed
 from seed_exp.engine.method import Method
-from seed_exp.files import atomic_write
 
 VARIANTS: dict[str, tuple[Callable[[], Method], int]] = {
     "single": (lambda: tiny.seed(["a"], dropout=0.3), 1),

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from seed_exp.config.compose import SCHEMAS
+from seed_exp.config.schema import SCHEMAS
 
 REPOSITORY = Path(__file__).parents[1]
 COMPOSE_ALL = """
 import importlib, re, sys
 import seed_exp
-from seed_exp.config.compose import SCHEMAS, compose, config_home, groups
+from seed_exp.config.compose import compose, config_home, groups
+from seed_exp.config.schema import SCHEMAS
 print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():

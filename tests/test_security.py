@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from test_layers import MODULES, calls, imports, name_of, parse
 
+from seed_exp.base.files import atomic_write
 from seed_exp.config.schema import DataFormat
 from seed_exp.data.shards import ShardsSource
 from seed_exp.data.writers import convert
-from seed_exp.files import atomic_write
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -182,7 +182,7 @@ import sys
 import tarfile
 from contextlib import suppress
 from pathlib import Path
-from seed_exp import knn, preview, pretrain
+from seed_exp import knn, pretrain, preview
 from seed_exp.config.compose import compose
 from seed_exp.data.tsv import TsvSource
 

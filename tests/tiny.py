@@ -27,7 +27,7 @@ from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.method import Method
 from seed_exp.engine.tracking import RunFacts, build_tracker
-from seed_exp.methods.linear import LinearProbe
+from seed_exp.methods.linear_probe import LinearProbe
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
 from seed_exp.models.students import Student

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from seed_exp.reporting.table import markdown_table
+from seed_exp.base.table import markdown_table
 
 MIN_ROUNDS = 3
 
@@ -34,7 +34,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """What was measured of a contender."""
 
     name: str
@@ -56,23 +56,23 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """What a bench prints."""
 
     title: str
     """What was measured."""
     unit: str
     """Of the rates, e.g. `img/s`."""
-    rows: list[Row]
+    rows: list[BenchRow]
     """The ways to do it."""
     reference: str
     """Name of the row with which the others are compared."""
-    bounds: list[Row]
+    bounds: list[BenchRow]
     """Parts of the work that no way can do without: the rates cannot exceed these."""
     facts: dict[str, str]
     """What the numbers depend on: sizes, threads, versions, device, date."""
 
-    def ratio(self, row: Row) -> float:
+    def ratio(self, row: BenchRow) -> float:
         """How many times as fast as the reference `row` is.
 
         When both ran in the same rounds it is the median of the rounds' ratios, which a change of the machine's speed
@@ -85,7 +85,7 @@ class Report:
         return items * statistics.median(theirs / own for theirs, own in zip(reference.times, row.times, strict=True))
 
 
-def interleave(contenders: Sequence[Contender], *, seconds: float, device: torch.device) -> list[Row]:
+def interleave(contenders: Sequence[Contender], *, seconds: float, device: torch.device) -> list[BenchRow]:
     """Measures all contenders in turn, A B A B ..., so that whatever slows the machine down slows all of them down.
 
     Each runs once to warm up, then one repetition per round until `seconds` are over, at least three; a last, untimed one
@@ -136,7 +136,7 @@ def machine(device: torch.device) -> dict[str, str]:
     }
 
 
-def render(report: Report) -> str:
+def render(report: BenchReport) -> str:
     """The report as Markdown: title, table of the rows and, below them, of the bounds, facts."""
     header = [report.title, report.unit, f"x {report.reference}", "median", "quartiles", "peak memory", "runs"]
     cells = [_cells(row, report) for row in report.rows]
@@ -144,7 +144,7 @@ def render(report: Report) -> str:
     return "\n".join([markdown_table(header, cells), "", *(f"- {name}: {value}" for name, value in report.facts.items())])
 
 
-def to_json(report: Report) -> str:
+def to_json(report: BenchReport) -> str:
     """The report as one JSON object: its fields, and `ratio` in each row."""
     content = asdict(report)
     for key, rows in (("rows", report.rows), ("bounds", report.bounds)):
@@ -167,12 +167,12 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _row(contender: Contender, times: list[float], memory: int | None) -> Row:
+def _row(contender: Contender, times: list[float], memory: int | None) -> BenchRow:
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Row(contender.name, len(times), median, low, high, contender.items / median, memory, tuple(times))
+    return BenchRow(contender.name, len(times), median, low, high, contender.items / median, memory, tuple(times))
 
 
-def _cells(row: Row, report: Report) -> list[str]:
+def _cells(row: BenchRow, report: BenchReport) -> list[str]:
     return [
         row.name,
         f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.3g}",

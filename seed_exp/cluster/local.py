@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from seed_exp.cluster.cells import Attempt, Job, State, last_line
+from seed_exp.cluster.sweep_cells import Attempt, ScheduledJob, State, last_line
 
 PREFIX = "local-"
 """Beginning of the names of jobs that run without SLURM."""
@@ -52,7 +52,7 @@ def start(script: Path, job: str, *, num_cells: int, parallel: int, gpus: int) -
         time.sleep(0.02)
 
 
-def active(home: Path, attempts: list[Attempt]) -> dict[str, Job]:
+def active(home: Path, attempts: list[Attempt]) -> dict[str, ScheduledJob]:
     """Which of the attempts are waiting or running here, or on another machine that sees the same files."""
     alive = {}
     found = {}
@@ -64,9 +64,9 @@ def active(home: Path, attempts: list[Attempt]) -> dict[str, Job]:
         if not alive[submission] or (logs / f"{attempt.job}.exit").exists():
             continue
         if (logs / f"{attempt.job}.log").exists():
-            found[attempt.job] = Job(State.RUNNING, "RUNNING")
+            found[attempt.job] = ScheduledJob(State.RUNNING, "RUNNING")
         elif not cancelled:
-            found[attempt.job] = Job(State.PENDING, "PENDING")
+            found[attempt.job] = ScheduledJob(State.PENDING, "PENDING")
     return found
 
 

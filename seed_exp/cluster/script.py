@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seed_exp.cluster.cells import Cell
+from seed_exp.cluster.sweep_cells import Cell
 
 _TEXT = """\
 {header}

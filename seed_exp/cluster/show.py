@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_exp.cluster.cells import Cell, State, Status, last_lines
+from seed_exp.base.files import atomic_write
+from seed_exp.base.table import markdown_table
+from seed_exp.cluster.sweep_cells import Cell, State, Status, last_lines
 from seed_exp.cluster.sweeps import Sweep, summary
-from seed_exp.files import atomic_write
-from seed_exp.reporting.table import markdown_table
 
 
 def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from seed_exp.cluster.cells import Job, State
-from seed_exp.registry import closest
+from seed_exp.base.registry import closest
+from seed_exp.cluster.sweep_cells import ScheduledJob, State
 
 SBATCH_OPTIONS = {
     "account": "account",
@@ -85,7 +85,7 @@ def scancel(jobs: Collection[str]) -> None:
         call("scancel", "--quiet", *sorted(jobs))
 
 
-def active() -> dict[str, Job]:
+def active() -> dict[str, ScheduledJob]:
     """The user's jobs that are queued or running, by number or, in an array, NUMBER_TASK.
 
     Raises:
@@ -97,7 +97,7 @@ def active() -> dict[str, Job]:
     for line in lines:
         job, word, node, restarts, reason = line.split("|")[: len(fields)]
         state = State.PENDING if word in WAITING else State.RUNNING
-        found[job] = Job(state, word, node, int(restarts), reason)
+        found[job] = ScheduledJob(state, word, node, int(restarts), reason)
     return found
 
 

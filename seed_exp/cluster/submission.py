@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from seed_exp.base.files import atomic_write
 from seed_exp.cluster import local, slurm_tools
-from seed_exp.cluster.cells import Attempt
 from seed_exp.cluster.script import Places, local_script, slurm_script
 from seed_exp.cluster.snapshot import git_state, snapshot_name, take_snapshot
+from seed_exp.cluster.sweep_cells import Attempt
 from seed_exp.cluster.sweeps import Sweep
-from seed_exp.files import atomic_write
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed_exp.base.files import write_json
+from seed_exp.base.registry import closest
 from seed_exp.cluster import local, slurm_tools
-from seed_exp.cluster.cells import ACTIVE, Cell, State, Status, load_cell, save_cell, status_of
-from seed_exp.files import write_json
-from seed_exp.registry import closest
+from seed_exp.cluster.sweep_cells import ACTIVE, Cell, State, Status, load_cell, save_cell, status_of
 
 
 @dataclass(frozen=True)

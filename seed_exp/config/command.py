@@ -23,15 +23,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp import slurm
+from seed_exp.base import slurm
+from seed_exp.base.stopping import Stopped, stop_at_once
 from seed_exp.config import schema
-from seed_exp.config.compose import SCHEMAS, VERSION_BASE, config_home, groups, refuse_nameless, typed
+from seed_exp.config.compose import VERSION_BASE, config_home, groups, refuse_nameless, typed
 from seed_exp.config.errors import in_one_line, is_for_user, last_words
-from seed_exp.stopping import Stopped, stop_at_once
+from seed_exp.config.schema import SCHEMAS
 
 
-def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[], None]:
-    """Makes `run`, which takes a typed config, the command named after the file that defines it.
+def command(name: str, run: Callable[[Any], Any], description: str | None, *, word: str | None = None) -> Callable[[], None]:
+    """Makes `run`, which takes a typed config, the command `name`, whose help begins with `description`.
 
     `word` names an option whose value may stand alone at the beginning: with word="bench", `views` is `bench=views`. The
     command's yes-or-no options may be given as flags: `--json` is `json=true`.
@@ -40,7 +41,6 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
     traceback instead. Any other error keeps its traceback.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    name = inspect.getfile(run).rpartition("/")[2].removesuffix(".py")
 
     @hydra.main(version_base=VERSION_BASE, config_path=str(config_home() / "conf"), config_name=name)
     @functools.wraps(run)
@@ -58,7 +58,7 @@ def command(run: Callable[[Any], Any], *, word: str | None = None) -> Callable[[
 
     def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text(name, inspect.getmodule(run).__doc__ or ""))
+            print(help_text(name, description or ""))
             return
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         _refuse_dashes(sys.argv[1:], name)

@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -17,28 +16,9 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Sweep
 from hydra.core.plugins import Plugins
 from hydra.errors import OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp.config import schema
-
-SCHEMAS: dict[str, type[Any]] = {
-    "distill": schema.DistillConfig,
-    "pretrain": schema.PretrainConfig,
-    "linear": schema.LinearConfig,
-    "finetune": schema.FinetuneConfig,
-    "detect": schema.DetectConfig,
-    "knn": schema.KnnConfig,
-    "preview": schema.PreviewConfig,
-    "quickstart": schema.QuickstartConfig,
-    "bench": schema.BenchConfig,
-    "convert": schema.ConvertConfig,
-    "verify": schema.VerifyConfig,
-    "export": schema.ExportConfig,
-    "embed": schema.EmbedConfig,
-    "report": schema.ReportConfig,
-}
-"""Schema of each command's primary file conf/<command>.yaml."""
+from seed_exp.config.schema import SCHEMAS
 
 VERSION_BASE = "1.3"
 
@@ -125,22 +105,3 @@ def refuse_nameless(overrides: list[str]) -> None:
             if nameless or not names:
                 chosen = nameless[0] if nameless else "nothing"
                 raise ValueError(f"{override} chooses {chosen}, which is no name in config group {group!r}")
-
-
-def jobs(command: str, overrides: list[str]) -> list[list[str]]:
-    """The overrides of every job of `python -m seed_exp.<command> -m <overrides>`, in the order in which Hydra starts them.
-
-    What an experiment sweeps over (hydra.sweeper.params) is expanded too; the command line wins over it.
-
-    Raises:
-        HydraException: no such experiment, an override that cannot be read, or a sweep over anything but listed values.
-    """
-    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        # hydra.compose() refuses sweeps, so this is what Hydra itself does with -m.
-        config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra
-        swept = [f"{key}={values}" for key, values in (config.sweeper.params or {}).items()]
-        parser = OverridesParser.create(hydra.config_loader)
-        (expanded,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *config.overrides.task]), None)
-    return [[*config.overrides.hydra, *job] for job in expanded]

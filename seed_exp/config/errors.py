@@ -15,9 +15,9 @@ import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from seed_exp.base.redaction import redact
+from seed_exp.base.registry import closest
 from seed_exp.config.compose import groups
-from seed_exp.redaction import redact
-from seed_exp.registry import closest
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import json
 import logging
 from pathlib import Path
 
+from seed_exp.base.files import append_json
+from seed_exp.base.redaction import redact_all
 from seed_exp.data.sources import Source
-from seed_exp.files import append_json
-from seed_exp.redaction import redact_all
 
 _NUM_SHOWN = 5  # of which the whole error is logged
 

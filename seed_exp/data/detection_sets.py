@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_exp.base.files import file_hash
 from seed_exp.data.decode import decode
-from seed_exp.files import file_hash
 
 VOC_CLASSES = (
     "aeroplane",

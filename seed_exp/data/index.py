@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seed_exp.files import atomic_write, cache_folder
+from seed_exp.base.files import atomic_write, cache_folder
 
 MALFORMED = np.iinfo(np.int64).min
 """Stands in an index for a label that is none: one bad row must not cost the file."""

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from seed_exp import slurm
+from seed_exp.base import slurm
 from seed_exp.data.batch import B, Batch, HostHalf
 from seed_exp.data.sources import Source
+from seed_exp.data.stall_warning import Watch
 from seed_exp.data.transfer import lock_pages, on_gpu, unlock_pages
-from seed_exp.data.watch import Watch
 
 _MAX_SLICE = 16  # images that a worker reads at once: enough for vectorised draws, few enough to hold them all decoded
 _MAX_BAD_RUN = 10_000  # images passed over in search of a good one: a disk that is gone must not be looked through to its end

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import DataConfig, OnError
 from seed_exp.data.detection_sets import load_coco, load_voc
 from seed_exp.data.digits import DigitsSource
@@ -19,7 +20,6 @@ from seed_exp.data.shards import ShardsSource, find_shards
 from seed_exp.data.subsets import images_named_in, share_of_each_class
 from seed_exp.data.torchvision_sets import TorchvisionSource, has_splits
 from seed_exp.data.tsv import TsvSource
-from seed_exp.registry import lookup
 
 Split = Literal["train", "val"]
 

@@ -80,3 +80,13 @@ def _bare(name: str) -> str:
     """Without an image's extension."""
     stem, dot, extension = name.rpartition(".")
     return stem if f"{dot}{extension}".lower() in EXTENSIONS else name
+
+
+def evenly_spaced(num_images: int, at_most: int | None = None) -> NDArray[np.int64]:
+    """Indices of up to `at_most` of `num_images` images: one of each of as many equal stretches, always the same.
+
+    So all classes are met, in a list that is sorted by them (by the stretches) and in one where they take turns (by chance).
+    """
+    num = num_images if at_most is None else min(at_most, num_images)
+    edges = np.arange(num + 1, dtype=np.int64) * num_images // num
+    return edges[:-1] + np.floor(np.random.default_rng(0).random(num) * np.diff(edges)).astype(np.int64)

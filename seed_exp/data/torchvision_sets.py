@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import datasets
 
+from seed_exp.base.registry import lookup
 from seed_exp.data.decode import encode_png, to_tensor
-from seed_exp.registry import lookup
 
 _SPLITS = {"train": ("train", "trainval", "train-standard"), "val": ("test", "val", "valid")}
 _LABELS = ("targets", "labels", "_labels", "y")

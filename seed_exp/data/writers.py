@@ -16,12 +16,12 @@ import numpy as np
 from pybase64 import b64encode
 from tqdm import tqdm
 
+from seed_exp.base.files import sync_folder, write_json
 from seed_exp.config.schema import DataFormat
 from seed_exp.data.image_folder import EXTENSIONS, ImageFolderSource
 from seed_exp.data.shards import ShardsSource, member_name
 from seed_exp.data.sources import Source, Split
 from seed_exp.data.tsv import TsvSource
-from seed_exp.files import sync_folder, write_json
 
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"GIF8": ".gif"}
 _MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}

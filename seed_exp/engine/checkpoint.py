@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seed_exp.base.files import atomic_write
 from seed_exp.engine import distributed
-from seed_exp.files import atomic_write
 
 log = logging.getLogger("seed_exp")
 
@@ -40,11 +40,11 @@ class CheckpointWriter:
     Args:
         folder: Run folder.
         keep: Of the number of steps done, whether that checkpoint stays for good; of the others only the newest KEEP do.
-        beside: Called in the thread with each state before it is written, for other files of the same moment.
+        before_write: Called in the thread with each state before it is written, for other files of the same moment.
     """
 
-    def __init__(self, folder: Path, *, keep: Callable[[int], bool], beside: Callable[[dict[str, Any]], None]) -> None:
-        self._folder, self._keep, self._beside = folder, keep, beside
+    def __init__(self, folder: Path, *, keep: Callable[[int], bool], before_write: Callable[[dict[str, Any]], None]) -> None:
+        self._folder, self._keep, self._before_write = folder, keep, before_write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[dict[str, Any], Future[None]] | None = None
 
@@ -92,7 +92,7 @@ class CheckpointWriter:
         return None
 
     def _write(self, state: dict[str, Any]) -> None:
-        self._beside(state)
+        self._before_write(state)
         with atomic_write(self._folder / "checkpoints" / f"step_{state['step']:08d}.pt") as file:
             torch.save({**state, "content_hash": content_hash(state)}, file)
         steps = _checkpoints(self._folder)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from seed_exp.base.slurm import torchrun_variables
 from seed_exp.engine.failure import SharedFailure
-from seed_exp.slurm import torchrun_variables
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for the others in training before it gives up."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from seed_exp.stopping import Stopped
+from seed_exp.base.stopping import Stopped
 
 PATIENCE_S = 10.0
 """How long a rank may hang in a collective with one that has failed, and how long rank 0 waits for the others to hear of it."""

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from seed_exp.base.slurm import note_restart
+from seed_exp.base.stopping import Stopped
 from seed_exp.config.schema import FitConfig, OptimizerConfig, Resume, ScheduleName
 from seed_exp.data.loader import load_batches
 from seed_exp.data.order import SampleOrder
@@ -24,8 +26,6 @@ from seed_exp.engine.progress import Progress
 from seed_exp.engine.schedules import peak_lr
 from seed_exp.engine.signals import StopRequest
 from seed_exp.engine.tracking import Tracker
-from seed_exp.slurm import note_restart
-from seed_exp.stopping import Stopped
 from seed_exp.views.recipe import Views
 
 log = logging.getLogger("seed_exp")
@@ -167,10 +167,10 @@ def fit(
         waiting=progress.waiting,
     )
 
-    def beside(state: dict[str, Any]) -> None:
+    def write_students(state: dict[str, Any]) -> None:
         on_checkpoint(state["trained"], state["networks"], batch_size)
 
-    writer = CheckpointWriter(folder, keep=is_kept, beside=beside)
+    writer = CheckpointWriter(folder, keep=is_kept, before_write=write_students)
     steps_done, finished = first_step, False
     with (
         closing(fetched) as batches,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import OptimizerConfig
-from seed_exp.registry import lookup
 
 
 class Lars(Optimizer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -12,38 +11,19 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from seed_exp import __version__
+from seed_exp.base.files import write_json
+from seed_exp.base.redaction import redact, redact_all, unsigned
+from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import FitConfig
 from seed_exp.engine import distributed
-from seed_exp.files import write_json
-from seed_exp.redaction import redact, redact_all, unsigned
 
 log = logging.getLogger("seed_exp")
-
-MAY_CHANGE = frozenset(
-    {
-        "run_dir",
-        "device",
-        "log_every",
-        "checkpoint_every",
-        "keep_every",
-        "resume",
-        "data.num_workers",
-        "data.download",
-        "data.on_error",
-        "data.max_bad",
-        "teacher_cache",
-        "evaluations",
-    }
-    | {f"tracker.{option}" for option in ("name", "project", "entity", "group", "tags", "mode", "artifacts")}
-)
-"""Options that do not change what a run computes: they are not part of its name and may differ when it is resumed."""
 
 
 def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path) -> Path:
@@ -80,7 +60,7 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """While it is entered, no other process may train in the run folder; rank 0 holds it for all.
 
     A record lock of POSIX: the system lets go of it when the process ends, however it ends, it is not inherited by worker
@@ -106,30 +86,6 @@ def hold(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
-
-
-def decisive_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Of nested options those that change what is computed, as {"data.root": ...}."""
-    return {key: value for key, value in flatten(options).items() if key not in MAY_CHANGE}
-
-
-def to_plain(config: Any) -> Any:
-    """A config as what JSON knows: dicts, lists, strings, numbers."""
-    if dataclasses.is_dataclass(config):
-        return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if isinstance(config, dict):
-        return {key: to_plain(value) for key, value in config.items()}
-    if isinstance(config, list):
-        return [to_plain(value) for value in config]
-    return config.value if isinstance(config, Enum) else config
-
-
-def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as {"data.root": ...}."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _decisive(content: dict[str, Any]) -> dict[str, Any]:

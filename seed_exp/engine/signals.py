@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from seed_exp.base.stopping import WARNINGS, raise_stopped
 from seed_exp.engine import distributed
-from seed_exp.stopping import WARNINGS, raise_stopped
 
 log = logging.getLogger("seed_exp")
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from seed_exp.base.files import write_json
+from seed_exp.base.redaction import redact_all
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import TrackerConfig
 from seed_exp.engine import distributed
-from seed_exp.files import write_json
-from seed_exp.redaction import redact_all
-from seed_exp.registry import lookup
 
 log = logging.getLogger("seed_exp")
 

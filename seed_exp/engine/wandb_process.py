@@ -27,7 +27,7 @@ from typing import Any
 
 import wandb
 
-from seed_exp.stopping import REQUEUE_STATUS, WARNINGS
+from seed_exp.base.stopping import REQUEUE_STATUS, WARNINGS
 
 POLL_S = 0.5
 """Between two looks at the files."""
@@ -39,7 +39,7 @@ LINGER_S = 60
 """How long this process goes on when the training has ended."""
 
 
-class Training:
+class Trainer:
     """The process that trains: hears what becomes of it, tells it what the user should know.
 
     Args:
@@ -85,7 +85,7 @@ class Training:
         os._exit(1)
 
 
-class Run:
+class WandbRun:
     """A student's run at W&B; it begins when there is something to send.
 
     Args:
@@ -98,7 +98,7 @@ class Run:
     """
 
     def __init__(
-        self, student: str, about: Mapping[str, Any], folder: Path, *, offline: bool, training: Training, stats: bool
+        self, student: str, about: Mapping[str, Any], folder: Path, *, offline: bool, training: Trainer, stats: bool
     ) -> None:
         self._student, self._about, self._folder, self._offline = student, about, folder, offline
         self._training, self._stats = training, stats
@@ -193,7 +193,7 @@ class Lines:
                     yield json.loads(line)
 
 
-def follow(folder: Path, runs: list[Run], training: Training) -> None:
+def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
     """Sends what is in the run folder, and what comes, until the training has ended.
 
     The last step waits for the one after it, or for the end of a training that was not interrupted: more may be logged of it.
@@ -281,7 +281,7 @@ def main() -> None:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # seconds that a kill may cost
     folder, mode, *status = sys.argv[1:]
     offline = mode == "offline"
-    training = Training(int(status[0]) if status else None)
+    training = Trainer(int(status[0]) if status else None)
     sync = f"to send this run: wandb sync {shlex.quote(folder)}/wandb/offline-run-*"
     about = json.loads((Path(folder) / "wandb.json").read_text())
     if offline:
@@ -290,7 +290,7 @@ def main() -> None:
     try:
         with alone(Path(folder)):
             runs = [
-                Run(student, about, Path(folder), offline=offline, training=training, stats=number == 0)
+                WandbRun(student, about, Path(folder), offline=offline, training=training, stats=number == 0)
                 for number, student in enumerate(about["ids"])
             ]
             follow(Path(folder), runs, training)

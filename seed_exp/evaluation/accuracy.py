@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seed_exp.methods.linear import encoder_of
+from seed_exp.methods.linear_probe import encoder_of
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 from seed_exp import __version__
-from seed_exp.files import write_json
-from seed_exp.redaction import redact_all
+from seed_exp.base.files import write_json
+from seed_exp.base.redaction import redact_all
 
 
 def run_home(run: Path) -> Path:

@@ -11,11 +11,11 @@ from typing import Any
 import timm
 
 from seed_exp import __version__
+from seed_exp.base.redaction import redact
+from seed_exp.base.table import markdown_table
 from seed_exp.exporting.formats import Format, Subject
 from seed_exp.exporting.loaders import CHANGES, architecture_of
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
-from seed_exp.redaction import redact
-from seed_exp.reporting.table import markdown_table
 
 HUB_LICENCES = frozenset({"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "bsd-3-clause"})
 """Names that the Hugging Face hub has for licences; any other is `other` with a name of its own."""
@@ -53,7 +53,7 @@ _MADE = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsOrigin:
     """Where an exported network comes from."""
 
     header: Mapping[str, Any]
@@ -65,7 +65,7 @@ class Origin:
 
 
 def model_card(
-    subject: Subject, origin: Origin, formats: Mapping[str, Format], errors: Mapping[str, float], tried_on: str
+    subject: Subject, origin: WeightsOrigin, formats: Mapping[str, Format], errors: Mapping[str, float], tried_on: str
 ) -> str:
     """README.md in the form of the Hugging Face hub, without secrets. What is not known is said to be unknown.
 
@@ -181,7 +181,7 @@ def _loading(subject: Subject, formats: Mapping[str, Format]) -> str:
     return "\n\n".join(parts)
 
 
-def _training(subject: Subject, origin: Origin, options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _training(subject: Subject, origin: WeightsOrigin, options: Mapping[str, Any]) -> list[tuple[str, Any]]:
     header = origin.header
     epochs = options.get(f"students.{subject.name}.epochs")
     rows = [("Steps trained", header.get("step")), ("Images", header.get("inputs", {}).get("data"))]
@@ -210,7 +210,7 @@ def _teacher(header: Mapping[str, Any], options: Mapping[str, Any], spec: Teache
     ]
 
 
-def _evaluations(name: str, origin: Origin) -> list[str]:
+def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
     """Of each file of results that is about exactly these weights a table, and the protocol on which its numbers depend."""
     parts = []
     for path in sorted(origin.results.glob("*.json")):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from seed_exp.files import sync_folder
+from seed_exp.base.files import sync_folder
 
 
 def refuse_existing(folder: Path) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.base.files import write_json
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.exporting.loaders import (
     CHANGES,
@@ -28,9 +30,7 @@ from seed_exp.exporting.loaders import (
 )
 from seed_exp.exporting.optional import optional
 from seed_exp.exporting.parity import LIMIT, relative_error, results_of
-from seed_exp.files import write_json
 from seed_exp.models.students import Student
-from seed_exp.registry import lookup
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 

@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_exp.base.files import atomic_write
 from seed_exp.data.sources import Source
-from seed_exp.evaluation.knn import nearest
-from seed_exp.exporting.gallery import Chapter, Shown
+from seed_exp.evaluation.votes import nearest
+from seed_exp.exporting.neighbours_page import Chapter, Shown
 from seed_exp.exporting.tables import text_of
-from seed_exp.files import atomic_write
 
 _MOST_LINKS = 32  # of an image to others, for groups of near-duplicates
 _MOST_GROUPS = 50  # on the page; the list has all
 
 
 @dataclass(frozen=True)
-class Images:
+class SearchedImages:
     """Images of a source with their features."""
 
     source: Source
@@ -87,7 +87,7 @@ def near_duplicates(features: Tensor, threshold: float) -> list[list[int]]:
     return sorted(groups, key=lambda group: (-len(group), group))
 
 
-def write_duplicates(path: Path, images: Images, groups: Sequence[Sequence[int]]) -> None:
+def write_duplicates(path: Path, images: SearchedImages, groups: Sequence[Sequence[int]]) -> None:
     """Writes a line of JSON for each group: the names of its images."""
     with atomic_write(path) as file:
         for group in groups:
@@ -95,7 +95,7 @@ def write_duplicates(path: Path, images: Images, groups: Sequence[Sequence[int]]
             file.write(json.dumps(keys).encode() + b"\n")
 
 
-def neighbours_of_images(images: Images, rows: Tensor, k: int) -> Chapter:
+def neighbours_of_images(images: SearchedImages, rows: Tensor, k: int) -> Chapter:
     """The images `rows` [q] with their k nearest others."""
     similarities, found = other_neighbours(images.features, rows.to(images.features.device), k)
     firsts = [images.shown(row) for row in rows.tolist()]
@@ -103,7 +103,7 @@ def neighbours_of_images(images: Images, rows: Tensor, k: int) -> Chapter:
     return _neighbours(images, firsts, similarities, found, text)
 
 
-def neighbours_of_files(images: Images, files: Source, features: Tensor, k: int) -> Chapter:
+def neighbours_of_files(images: SearchedImages, files: Source, features: Tensor, k: int) -> Chapter:
     """The images of `files` [q] with features [q, D], and the k of `images` that are nearest to each."""
     similarities, found = nearest(images.features, features.to(images.features.device), min(k, len(images.indices)))
     firsts = [Shown(partial(files.image, number), text_of(files.key(number))) for number in range(len(files))]
@@ -111,7 +111,7 @@ def neighbours_of_files(images: Images, files: Source, features: Tensor, k: int)
     return _neighbours(images, firsts, similarities, found, text)
 
 
-def duplicates(images: Images, groups: Sequence[Sequence[int]], threshold: float) -> Chapter:
+def duplicates(images: SearchedImages, groups: Sequence[Sequence[int]], threshold: float) -> Chapter:
     """The largest groups of near-duplicates."""
     total = sum(map(len, groups))
     text = f"{len(groups):,} groups of {total:,} images; the cosine of each to the first of its group is at least {threshold:g}"
@@ -127,7 +127,7 @@ def duplicates(images: Images, groups: Sequence[Sequence[int]], threshold: float
     return Chapter("Near-duplicates", text, rows)
 
 
-def _neighbours(images: Images, firsts: Sequence[Shown], similarities: Tensor, found: Tensor, text: str) -> Chapter:
+def _neighbours(images: SearchedImages, firsts: Sequence[Shown], similarities: Tensor, found: Tensor, text: str) -> Chapter:
     beside = [
         [images.shown(row, similarity) for row, similarity in zip(rows, cosines, strict=True)]
         for rows, cosines in zip(found.tolist(), similarities.tolist(), strict=True)

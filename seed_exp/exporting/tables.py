@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_exp.base.files import atomic_write
+from seed_exp.base.registry import lookup
 from seed_exp.data.sources import Source
 from seed_exp.exporting.optional import optional
-from seed_exp.files import atomic_write
-from seed_exp.registry import lookup
 
 
 class Rows(NamedTuple):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from seed_exp.config.schema import MocoConfig
 from seed_exp.engine.method import Method
+from seed_exp.methods.collapse import effective_rank, embedding_std
 from seed_exp.methods.momentum import MomentumContrast
-from seed_exp.methods.spread import effective_rank, embedding_std
 from seed_exp.models.students import Student
 from seed_exp.views.recipe import HostBatch
 

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
 from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
+from seed_exp.methods.collapse import effective_rank, embedding_std
 from seed_exp.methods.losses import (
     binary_contrastive_loss,
     bingo_loss,
@@ -27,11 +29,9 @@ from seed_exp.methods.losses import (
 )
 from seed_exp.methods.momentum import MomentumContrast
 from seed_exp.methods.queue import Queue
-from seed_exp.methods.spread import effective_rank, embedding_std
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import Teacher
-from seed_exp.registry import lookup
 from seed_exp.views.recipe import HostBatch
 
 

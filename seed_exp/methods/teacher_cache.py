@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from seed_exp.files import write_json
+from seed_exp.base.files import write_json
 
 log = logging.getLogger("seed_exp")
 

@@ -15,7 +15,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from seed_exp.registry import lookup
+from seed_exp.base.registry import lookup
 
 _PYRAMID_STRIDES = (4, 8, 16, 32)
 _PYRAMID_WIDTH = 256

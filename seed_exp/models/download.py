@@ -21,8 +21,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from seed_exp.files import atomic_write, cache_folder, sync_folder, write_json
-from seed_exp.redaction import redact
+from seed_exp.base.files import atomic_write, cache_folder, sync_folder, write_json
+from seed_exp.base.redaction import redact
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30

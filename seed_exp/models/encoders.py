@@ -11,9 +11,9 @@ import timm
 from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
+from seed_exp.base.registry import suggestion
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from seed_exp.models.weights import first_line, misfit, with_counters
-from seed_exp.registry import suggestion
 
 # To train as released; timm's defaults are 0.1, no dropout and no stochastic depth.
 EFFICIENTNET_TRAINING = {"bn_momentum": 0.01, "drop_rate": 0.2, "drop_path_rate": 0.2}

@@ -14,15 +14,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.base.files import atomic_write, file_hash
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import StudentConfig
-from seed_exp.files import atomic_write, file_hash
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.encoders import EFFICIENTNET_TRAINING, efficientnet_b1, load_encoder, mobilenetv3_large, timm_encoder
 from seed_exp.models.heads import projection_head
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
 from seed_exp.models.weights import misfit, read_checkpoint
-from seed_exp.registry import lookup
 
 # Encoders: forward(images [N, 3, H, W]) gives pooled features [N, num_features].
 STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {

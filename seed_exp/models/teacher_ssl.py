@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seed_exp.base.registry import lookup
 from seed_exp.models.heads import head_from_keys, head_layers
 from seed_exp.models.weights import misfit, with_counters
-from seed_exp.registry import lookup
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.base.files import file_hash
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import TeacherConfig, ViewsConfig
-from seed_exp.files import file_hash
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
 from seed_exp.models.folding import fold_batch_norm
@@ -22,7 +23,6 @@ from seed_exp.models.students import exported_network, load_students, refuse_twi
 from seed_exp.models.teacher_ssl import MLP, TEACHER_SSL, load_weights
 from seed_exp.models.weights import first_line, read_checkpoint, tensors_hash
 from seed_exp.models.wide_resnet import WideResNet
-from seed_exp.registry import lookup
 
 _MOCO = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints"
 _MOCO_V3 = "https://dl.fbaipublicfiles.com/moco-v3"

@@ -31,7 +31,7 @@ NON_COMMERCIAL = {"CC-BY-NC-4.0"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """What is known of one published file; None = unknown."""
 
     name: str
@@ -134,13 +134,13 @@ _EXPIRES = "SEED's authors give it out behind links that expire: take a fresh on
 _NON_COMMERCIAL_NOTE = "Its licence forbids commercial use, which may bind what is distilled from it too"
 
 
-def zoo() -> dict[str, Entry]:
+def zoo() -> dict[str, ZooEntry]:
     """All entries by name: the teachers of TEACHERS that somebody has published, then the students that SEED released."""
     teachers = {name: _teacher(name, spec) for name, spec in TEACHERS.items() if _published(name) in _PUBLICATIONS}
     return teachers | {name: _student(name, released) for name, released in _RELEASED.items()}
 
 
-def num_parameters(entry: Entry) -> int:
+def num_parameters(entry: ZooEntry) -> int:
     """Of its encoder."""
     with torch.device("meta"):
         if entry.kind == "teacher":
@@ -150,7 +150,7 @@ def num_parameters(entry: Entry) -> int:
     return sum(parameter.numel() for parameter in encoder.parameters())
 
 
-def cache_state(entry: Entry) -> str:
+def cache_state(entry: ZooEntry) -> str:
     """`absent`, `partial 37 %`, `unverified`, `noted` or `verified`; tells it from names, sizes and times, reading no weights.
 
     `verified`: the file has had the published hash, and was not touched since. `noted`: nobody has published a hash, the file
@@ -170,7 +170,7 @@ def cache_state(entry: Entry) -> str:
     return f"partial {100 * have // total} %" if total else f"partial {megabytes(have)}"
 
 
-def fetch(entry: Entry) -> Path:
+def fetch(entry: ZooEntry) -> Path:
     """Its file in the cache, downloaded unless it is there; either way it has the hash that it should have.
 
     Raises:
@@ -184,7 +184,7 @@ def fetch(entry: Entry) -> Path:
     return path
 
 
-def verify(entry: Entry, path: Path | None = None) -> Found:
+def verify(entry: ZooEntry, path: Path | None = None) -> Found:
     """Checks its file: hash, and that our loader makes a network of it that gives finite embeddings of the right width.
 
     Args:
@@ -210,7 +210,7 @@ def verify(entry: Entry, path: Path | None = None) -> Found:
     return Found(file, sha256, entry.hash, dim)
 
 
-def _hash(entry: Entry, file: Path) -> str:
+def _hash(entry: ZooEntry, file: Path) -> str:
     """The SHA-256 of the file if it is the right one; in the cache it is noted at first."""
     try:
         sha256 = check_hash(file, entry.hash)
@@ -224,7 +224,7 @@ def _hash(entry: Entry, file: Path) -> str:
     return sha256
 
 
-def _load(entry: Entry, file: Path) -> tuple[nn.Module, int]:
+def _load(entry: ZooEntry, file: Path) -> tuple[nn.Module, int]:
     """The network in the file, and the width that its embeddings should have."""
     if entry.kind == "teacher":
         config, teacher_ssl = TeacherConfig(entry.name, checkpoint=str(file)), str(TEACHERS[entry.name].teacher_ssl)
@@ -242,12 +242,12 @@ def _published(name: str) -> str:
     return name.partition("_r")[0]
 
 
-def _teacher(name: str, spec: TeacherSpec) -> Entry:
+def _teacher(name: str, spec: TeacherSpec) -> ZooEntry:
     publication = _PUBLICATIONS[_published(name)]
     assert spec.network is not None
     assert spec.cache_name is not None
     source = SEED if spec.url is None else publication.source
-    return Entry(
+    return ZooEntry(
         name,
         "teacher",
         spec.network,
@@ -267,10 +267,10 @@ def _teacher(name: str, spec: TeacherSpec) -> Entry:
     )
 
 
-def _student(name: str, released: _Released) -> Entry:
+def _student(name: str, released: _Released) -> ZooEntry:
     file_name = f"{name}.pth.tar"
     bound = f"; SwAV's weights, which taught it, are {TEACHERS['swav_r50'].licence}" if "SwAV" in released.teacher else ""
-    return Entry(
+    return ZooEntry(
         name,
         "student",
         released.network,

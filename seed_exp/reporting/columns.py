@@ -16,7 +16,7 @@ NAMES = ("teacher", "objective.name", "views.name", "data.source")
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A setting: what all its cells have in common and others have not."""
 
     label: str
@@ -24,7 +24,7 @@ class Column:
     """All that varies in the table, with its value here."""
 
 
-def columns_of(settings: Sequence[Setting]) -> dict[str, Column]:
+def columns_of(settings: Sequence[Setting]) -> dict[str, TableColumn]:
     """For the key of each setting its column. Of options that always change together, one stands for all."""
     distinct = {key_of(setting): setting for setting in settings}
     keys = sorted({key for setting in distinct.values() for key in setting})
@@ -46,7 +46,7 @@ def columns_of(settings: Sequence[Setting]) -> dict[str, Column]:
     for name, setting in distinct.items():
         present = [key for key in representatives if setting.get(key) is not None]
         label = ", ".join(_labelled(key, setting.get(key)) for key in present or representatives) or "all runs"
-        columns[name] = Column(label, {key: setting.get(key) for key in varying})
+        columns[name] = TableColumn(label, {key: setting.get(key) for key in varying})
     return columns
 
 

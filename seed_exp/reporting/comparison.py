@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seed_exp.redaction import redact
-from seed_exp.reporting.cells import MEASURES, Cell, EvaluationCommand, cell_of, main_protocols
-from seed_exp.reporting.columns import Column, columns_of
-from seed_exp.reporting.entries import NO_TEACHER, Entry, Job, entry_of, images_of, key_of, matched
+from seed_exp.base.redaction import redact
+from seed_exp.reporting.columns import TableColumn, columns_of
+from seed_exp.reporting.entries import NO_TEACHER, Entry, PlannedJob, entry_of, images_of, key_of, matched
 from seed_exp.reporting.published import Published, students_of
 from seed_exp.reporting.runs import Run
+from seed_exp.reporting.table_cells import MEASURES, EvaluationCommand, TableCell, cell_of, main_protocols
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Table:
     """Networks of the students."""
     parameters: dict[str, int | None]
     """Of their encoders."""
-    columns: list[Column]
-    cells: dict[tuple[str, int], Cell]
+    columns: list[TableColumn]
+    cells: dict[tuple[str, int], TableCell]
     """By row and number of the column; absent where nothing was planned."""
     measures: list[str]
     """Keys of MEASURES: those with a number, or all where there is none yet."""
@@ -36,7 +36,7 @@ def compare(
     runs: Sequence[Run],
     published: Sequence[Published],
     evaluation_command: EvaluationCommand,
-    jobs: Sequence[Job] | None = None,
+    jobs: Sequence[PlannedJob] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Table:
     """The table of all `runs`, or of those that `jobs` plan.

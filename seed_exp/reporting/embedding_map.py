@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from seed_exp.files import atomic_write
+from seed_exp.base.files import atomic_write
 from seed_exp.reporting.colours import CLASS_COLOURS, INK, MUTED
 
 MAX_POINTS = 5000

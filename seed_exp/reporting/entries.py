@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seed_exp.models.teachers import TEACHERS
-from seed_exp.reporting.published import Origin, network_of, objective_of
+from seed_exp.reporting.published import Comparable, network_of, objective_of
 from seed_exp.reporting.runs import Run
 
 WITHOUT_EFFECT = frozenset({"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"})
@@ -22,7 +22,7 @@ Setting = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """A planned run."""
 
     command: str
@@ -38,13 +38,13 @@ class Entry(NamedTuple):
     setting: Setting
     seed: Any
     name: str
-    job: Job | None
+    job: PlannedJob | None
     run: Run | None
-    origin: Origin
+    origin: Comparable
 
 
 def entry_of(
-    command: str, options: Mapping[str, Any], name: str, job: Job | None, run: Run | None, folders: Mapping[Path, Run]
+    command: str, options: Mapping[str, Any], name: str, job: PlannedJob | None, run: Run | None, folders: Mapping[Path, Run]
 ) -> Entry:
     setting: Setting = {
         key: value
@@ -62,7 +62,7 @@ def entry_of(
         teacher_ssl = str(options.get("teacher_ssl.name"))
         setting |= about
     setting = {key: value for key, value in setting.items() if value is not None and value is not False}  # off, as if absent
-    origin = Origin(network_of(options, name), teacher, teacher_ssl, objective)
+    origin = Comparable(network_of(options, name), teacher, teacher_ssl, objective)
     return Entry(origin.student, setting, options.get("seed"), name, job, run, origin)
 
 
@@ -133,7 +133,7 @@ def _difference(plan: Setting, setting: Setting) -> list[str]:
 
 
 def options_of(entry: Entry) -> Mapping[str, Any]:
-    maker: Run | Job | None = entry.run or entry.job
+    maker: Run | PlannedJob | None = entry.run or entry.job
     assert maker is not None
     return maker.options
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
-from seed_exp.files import atomic_write
+from seed_exp.base.files import atomic_write
 from seed_exp.reporting.colours import CLASS_COLOURS, INK, MUTED, OTHER, SAME
 
 MAX_POINTS = 2000

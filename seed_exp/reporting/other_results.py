@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from seed_exp.reporting.cells import Cell, Source, Value, latest, protocol_id
 from seed_exp.reporting.comparison import Table
 from seed_exp.reporting.published import short_fingerprint
+from seed_exp.reporting.table_cells import Provenance, TableCell, Value, latest, protocol_id
 
 MOST_MEASURES = 6
 """Numbers of one evaluation that are shown."""
@@ -43,9 +43,9 @@ def other_results(table: Table) -> list[OtherResult]:
     ]
 
 
-def _of_cell(cell: Cell) -> list[tuple[str, str, str, dict[str, Value]]]:
+def _of_cell(cell: TableCell) -> list[tuple[str, str, str, dict[str, Value]]]:
     """Evaluation, images, protocol and values of everything that the runs of the cell were evaluated by."""
-    sources: dict[tuple[str, str, str], dict[str, list[Source]]] = defaultdict(lambda: defaultdict(list))
+    sources: dict[tuple[str, str, str], dict[str, list[Provenance]]] = defaultdict(lambda: defaultdict(list))
     for name, run in cell.runs:
         for protocol, result in {protocol_id(result): result for result in run.results if name in result.values}.items():
             images = short_fingerprint(result.protocol.get("val", result.protocol.get("queries")))

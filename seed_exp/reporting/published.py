@@ -39,7 +39,7 @@ class Published:
     """Recipe; empty = not known."""
 
 
-class Origin(NamedTuple):
+class Comparable(NamedTuple):
     """What makes a student comparable with a published one."""
 
     student: str
@@ -71,13 +71,13 @@ def _published(row: Mapping[str, str]) -> Published:
 
 
 def published_of(
-    published: Sequence[Published], origin: Origin, protocol: str, name: str, options: Mapping[str, Any]
+    published: Sequence[Published], origin: Comparable, protocol: str, name: str, options: Mapping[str, Any]
 ) -> Published | None:
     """The published number of this origin; of several, the one with the epochs and views of student `name` in flat options."""
     candidates = [
         row
         for row in published
-        if Origin(row.student, row.teacher, row.teacher_ssl, row.objective) == origin and row.protocol == protocol
+        if Comparable(row.student, row.teacher, row.teacher_ssl, row.objective) == origin and row.protocol == protocol
     ]
     return min(candidates, key=lambda row: len(_other_training(row, name, options)), default=None)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from seed_exp.base.redaction import redact, redact_all
 from seed_exp.models.students import read_header
-from seed_exp.redaction import redact, redact_all
 
 TRAINING = frozenset({"distill", "pretrain"})
 """Commands whose run folders have students."""
@@ -29,7 +29,7 @@ Decisive = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Network:
+class StudentFile:
     """A student of a run, as its file describes it."""
 
     step: int | None
@@ -66,7 +66,7 @@ class Run:
     """Names, in the order of the options."""
     evaluations: list[str] = field(default_factory=list)
     """Those that the run makes itself, each with its options: "linear lrs=[30]"."""
-    networks: dict[str, Network] = field(default_factory=dict)
+    networks: dict[str, StudentFile] = field(default_factory=dict)
     """What has been written of them."""
     metrics: list[dict[str, float]] = field(default_factory=list)
     speed: list[dict[str, float]] = field(default_factory=list)
@@ -157,14 +157,14 @@ def _read_run(file: Path, decisive: Decisive, problems: list[str]) -> Run | None
     )
 
 
-def _networks(folder: Path, problems: list[str]) -> Iterator[tuple[str, Network]]:
+def _networks(folder: Path, problems: list[str]) -> Iterator[tuple[str, StudentFile]]:
     for path in sorted((folder / "students").glob("*.safetensors")):
         try:
             header = read_header(path)
             if header is None:
                 raise ValueError("no student file")
             step = header.get("step")
-            yield _word(path.stem), Network(step if isinstance(step, int) else None, _count_parameters(path))
+            yield _word(path.stem), StudentFile(step if isinstance(step, int) else None, _count_parameters(path))
         except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{path}: {_first_line(error)}")
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from seed_exp.benchmarks import measure
-from seed_exp.benchmarks.measure import Contender, Report, Row, interleave, peak_memory, render, to_json
+from seed_exp.benchmarks.measure import BenchReport, BenchRow, Contender, interleave, peak_memory, render, to_json
 
 CPU = torch.device("cpu")
 MIB = 2**20
 
 
-def row(name: str, *times: float, items: int = 12, peak_memory: int | None = None) -> Row:
+def row(name: str, *times: float, items: int = 12, peak_memory: int | None = None) -> BenchRow:
     median = sorted(times)[len(times) // 2]
-    return Row(name, len(times), median, min(times), max(times), items / median, peak_memory, times)
+    return BenchRow(name, len(times), median, min(times), max(times), items / median, peak_memory, times)
 
 
-def report(*rows: Row, bounds: tuple[Row, ...] = ()) -> Report:
-    return Report("counting", "sheep/s", list(rows), "plain", list(bounds), {"fence": "1 m"})
+def report(*rows: BenchRow, bounds: tuple[BenchRow, ...] = ()) -> BenchReport:
+    return BenchReport("counting", "sheep/s", list(rows), "plain", list(bounds), {"fence": "1 m"})
 
 
 def test_contenders_take_turns_after_one_warm_up_each() -> None:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from seed_exp.benchmarks.scaling import Network, Step, efficiency
+from seed_exp.benchmarks.bench_scaling import Interconnect, Step, efficiency
 
-FAST = Network(gpus_per_node=8, node_bytes_per_s=1e9, cluster_bytes_per_s=1e8, latency_s=0.0, backward_share=0.5)
+FAST = Interconnect(gpus_per_node=8, node_bytes_per_s=1e9, cluster_bytes_per_s=1e8, latency_s=0.0, backward_share=0.5)
 
 
 def test_what_hides_behind_the_backward_pass_costs_nothing() -> None:
@@ -25,11 +25,11 @@ def test_between_nodes_the_slower_network_counts() -> None:
 def test_one_gpu_talks_to_nobody_and_messages_cost_their_latency() -> None:
     step = Step(1.0, 0, 0)
     assert efficiency(step, FAST, 1) == 1
-    slow = Network(latency_s=0.01, backward_share=0.0)
+    slow = Interconnect(latency_s=0.01, backward_share=0.0)
     assert efficiency(step, slow, 8) == pytest.approx(1 / (1 + 2 * 6 * 0.01))  # 2 log2(8) messages for each of two collectives
 
 
 def test_the_share_falls_with_the_number_of_gpus() -> None:
     step = Step(0.02, 46_800_000, 131_072)
-    shares = [efficiency(step, Network(), gpus) for gpus in (1, 2, 8, 16, 64, 512, 4096)]
+    shares = [efficiency(step, Interconnect(), gpus) for gpus in (1, 2, 8, 16, 64, 512, 4096)]
     assert shares == sorted(shares, reverse=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from seed_exp.cluster import local
-from seed_exp.cluster.cells import Attempt, State
+from seed_exp.cluster.sweep_cells import Attempt, State
 
 SCRIPT = """\
 trap 'stop=1' TERM

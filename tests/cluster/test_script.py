@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from seed_exp.cluster.cells import Cell
 from seed_exp.cluster.script import Places, local_script, slurm_script
+from seed_exp.cluster.sweep_cells import Cell
 
 ODD = [
     "student=[a,b]",

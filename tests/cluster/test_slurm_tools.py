@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seed_exp.cluster import slurm_tools
-from seed_exp.cluster.cells import Job, State
+from seed_exp.cluster.sweep_cells import ScheduledJob, State
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_squeue_is_read_whatever_the_fields_hold(tools: Path) -> None:
     lines += ["14_2|REQUEUED||1|BeginTime|", "15_0|PENDING||0|ReqNodeNotAvail, UnavailableNodes:n1|"]
     tool(tools, "squeue", f"echo '{chr(10).join(lines)}'")
     assert slurm_tools.active() == {
-        "12_1": Job(State.PENDING, "PENDING", "", 0, "Resources"),
-        "12_0": Job(State.RUNNING, "RUNNING", "node[1-2]", 3, "None"),
-        "13": Job(State.RUNNING, "COMPLETING", "node1", 0, "None"),
-        "14_2": Job(State.PENDING, "REQUEUED", "", 1, "BeginTime"),
-        "15_0": Job(State.PENDING, "PENDING", "", 0, "ReqNodeNotAvail, UnavailableNodes:n1"),
+        "12_1": ScheduledJob(State.PENDING, "PENDING", "", 0, "Resources"),
+        "12_0": ScheduledJob(State.RUNNING, "RUNNING", "node[1-2]", 3, "None"),
+        "13": ScheduledJob(State.RUNNING, "COMPLETING", "node1", 0, "None"),
+        "14_2": ScheduledJob(State.PENDING, "REQUEUED", "", 1, "BeginTime"),
+        "15_0": ScheduledJob(State.PENDING, "PENDING", "", 0, "ReqNodeNotAvail, UnavailableNodes:n1"),
     }
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from seed_exp import sweep
 from seed_exp.cluster import submission
-from seed_exp.engine.run_folder import MAY_CHANGE
+from seed_exp.config.options import MAY_CHANGE
+from seed_exp.tools import sweep_actions
 
 GRID = ["data=digits", "views=digits", "student=convnet_w2", "tracker=files", "steps=4"]
 SEEDS = [*GRID, "seed=0,1,2"]
@@ -210,7 +211,7 @@ def test_an_edited_experiment_makes_new_cells_and_keeps_those_that_still_run(
     lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids = iter([["lr=1", "lr=2"], ["lr=2", "lr=3"]])
-    monkeypatch.setattr(sweep, "jobs", lambda *_: [[*GRID, f"optimizer.{option}"] for option in next(grids)])
+    monkeypatch.setattr("seed_exp.cluster.grid.jobs", lambda *_: [[*GRID, f"optimizer.{option}"] for option in next(grids)])
     call("submit", "experiments=table1_moco_v2_r50")
     lab.queue("100_0|RUNNING|n|0|None|", "100_1|RUNNING|n|0|None|")
     call("submit", "experiments=table1_moco_v2_r50")
@@ -349,7 +350,7 @@ def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call, monkey
         assert [option for option in asked if f"#SBATCH {option}\n" not in lab.submitted[job]] == []
     with monkeypatch.context() as patch:
         planned: list[int] = []
-        patch.setattr(sweep, "print_plan", lambda command, words, gpus: planned.append(gpus))
+        patch.setattr(sweep_actions, "print_plan", lambda command, words, gpus: planned.append(gpus))
         call("retry", *SEEDS, "--plan", "--dry-run")
         call("submit", *SEEDS, "--plan", "--dry-run", "--launcher", "local", "--gpus", "4")
         assert planned == [3 * 8, 4]

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 from seed_exp import __version__, distill, knn, linear, pretrain, preview, quickstart
+from seed_exp.base.files import file_hash
 from seed_exp.config.compose import compose
+from seed_exp.config.options import MAY_CHANGE, decisive_options, flatten, to_plain
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.engine.run_folder import MAY_CHANGE, decisive_options, flatten, open_run, to_plain
+from seed_exp.engine.run_folder import open_run
 from seed_exp.evaluation.results import with_best
-from seed_exp.files import file_hash
 from seed_exp.models.students import load_students, read_header
 from seed_exp.models.teachers import Teacher
-from seed_exp.training import build_students
+from seed_exp.training.encoders import build_students
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = [*DATA, "views=digits", "tracker=files", "steps=4", "batch_size=32", "log_every=2"]
@@ -160,7 +161,7 @@ def test_a_student_trained_from_the_teacher_cache_equals_one_trained_with_the_te
 
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "forward", refuse)
-        patch.setattr(distill, "cache_costs", lambda *_: "")
+        patch.setattr("seed_exp.training.distillation.cache_costs", lambda *_: "")
         cached = distill.distill(compose("distill", [*options, "run_dir=cached", "teacher_cache=cache"]))
     for run in (filling, cached):
         assert (run / "metrics.jsonl").read_bytes() == (uncached / "metrics.jsonl").read_bytes()

@@ -15,11 +15,11 @@ from PIL import Image
 from rectangles import write_coco, write_voc
 
 from seed_exp import __version__, detect, distill
+from seed_exp.base.files import file_hash
 from seed_exp.config.compose import compose
+from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import StudentConfig
 from seed_exp.data.detection_sets import DetectionSet, load_coco, load_voc
-from seed_exp.engine.run_folder import decisive_options, to_plain
-from seed_exp.files import file_hash
 from seed_exp.models.detectors import build_detector
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.students import build_student, save_student
@@ -49,7 +49,7 @@ def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: li
     home = tmp_path / "home"
     shutil.copytree(made, home)
     monkeypatch.chdir(home)
-    monkeypatch.setattr(detect, "build_detector", partial(build_detector, **FEW))
+    monkeypatch.setattr("seed_exp.protocols.detect.build_detector", partial(build_detector, **FEW))
     return home
 
 

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from seed_exp import __version__, embed
+from seed_exp.base.files import file_hash
 from seed_exp.config.compose import compose
 from seed_exp.config.schema import DataConfig, StudentConfig
 from seed_exp.data.sources import load_source
-from seed_exp.evaluation.features import Extractor, spread
-from seed_exp.evaluation.frozen import load_frozen
-from seed_exp.files import file_hash
+from seed_exp.data.subsets import evenly_spaced
+from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.setup import load_frozen
 from seed_exp.models.students import build_student, save_student
 from seed_exp.views.recipe import EvalViews
 
@@ -53,7 +54,7 @@ def expected(name: str, *, head: bool = False) -> torch.Tensor:
     source = load_source(DataConfig("image_folder", root="photos"), "train")
     student = frozen.students[name]
     network: Any = student if head else student.features
-    indices = np.delete(spread(len(source)), 5)
+    indices = np.delete(evenly_spaced(len(source)), 5)
     return Extractor(EvalViews(frozen.views), torch.device("cpu"), 0)({"x": network}, source, indices)[0]["x"]
 
 

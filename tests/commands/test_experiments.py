@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from seed_exp import distill, evaluations, pretrain
-from seed_exp.config.compose import compose, jobs
-from seed_exp.engine.run_folder import decisive_options, to_plain
-from seed_exp.evaluations import EVALUATIONS, plan_evaluations, run_evaluations
+from seed_exp import distill, pretrain
+from seed_exp.config.compose import compose
+from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.config.sweep import jobs
 from seed_exp.methods.seed import OBJECTIVES
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import NETWORKS, TEACHERS
+from seed_exp.protocols import follow_up
+from seed_exp.protocols.follow_up import EVALUATIONS, plan_evaluations, run_evaluations
 
 HOME = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (HOME / "experiments").glob("*.yaml"))
@@ -207,7 +209,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The options of each evaluation that was run, instead of which nothing is done."""
     calls: list[Any] = []
     for name in EVALUATIONS:
-        monkeypatch.setitem(evaluations.EVALUATIONS, name, calls.append)
+        monkeypatch.setitem(follow_up.EVALUATIONS, name, calls.append)
     return calls
 
 
@@ -250,13 +252,13 @@ def test_one_that_fails_loses_neither_the_run_nor_the_others_and_is_tried_again(
         raise RuntimeError("out of memory")
 
     config = compose("pretrain", [*TRAIN, "evaluations=[knn,linear]"])
-    monkeypatch.setitem(evaluations.EVALUATIONS, "knn", fail)
+    monkeypatch.setitem(follow_up.EVALUATIONS, "knn", fail)
     with pytest.raises(ValueError, match="run: the students are trained, but 'knn' failed"):
         pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig"]
     assert "out of memory" in Path("run/log.txt").read_text()
     assert not Path("run/done.json").exists()
-    monkeypatch.setitem(evaluations.EVALUATIONS, "knn", called.append)
+    monkeypatch.setitem(follow_up.EVALUATIONS, "knn", called.append)
     pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig", "KnnConfig"]
     assert Path("run/done.json").exists()

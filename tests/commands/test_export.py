@@ -18,6 +18,7 @@ from seed_exp.config.schema import DataConfig, StudentConfig
 from seed_exp.data.sources import load_source
 from seed_exp.exporting import formats
 from seed_exp.models.students import build_student, load_students, save_student
+from seed_exp.tools.export import seen_by
 
 VIEWS = {"eval_size": 48, "eval_resize": 56, "mean": [0.305] * 3, "std": [0.376] * 3}
 
@@ -45,7 +46,7 @@ def test_the_printed_line_loads_the_encoder_in_a_process_without_this_package(
     assert errors == {"a b": {"timm": pytest.approx(0, abs=1e-5)}}
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("import timm; model = timm.create_model(")
-    images = export.seen_by(load_source(DataConfig("digits"), "train"), VIEWS)
+    images = seen_by(load_source(DataConfig("digits"), "train"), VIEWS)
     save_file({"images": images}, "images.safetensors")
     program = f"""import sys
 sys.modules["seed_exp"] = None

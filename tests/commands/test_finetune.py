@@ -15,12 +15,12 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from seed_exp import __version__, finetune, knn, linear, pretrain
+from seed_exp.base.files import file_hash
 from seed_exp.config.compose import compose
+from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.engine.run_folder import decisive_options, to_plain
-from seed_exp.files import file_hash
-from seed_exp.supervised import Evaluation, Measures
+from seed_exp.protocols.supervised import Evaluation, Measures
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = ["views=digits", "tracker=files", "steps=2", "batch_size=16", "moco.queue_size=32", "run_dir=run"]

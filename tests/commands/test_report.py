@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from seed_exp import distill, knn, linear, pretrain, report
+from seed_exp.base.files import write_json
 from seed_exp.config.compose import compose
-from seed_exp.engine.run_folder import to_plain
-from seed_exp.files import write_json
+from seed_exp.config.options import to_plain
+from seed_exp.config.report_line import spelled
 
 DATA = "data=digits data.num_workers=0 device=cpu"
 SWEEP = f"{DATA} views=digits tracker=files steps=2 batch_size=32 log_every=1 knn_bank_size=50 knn_query_size=20"
@@ -76,7 +77,7 @@ def test_folders_without_runs_are_a_report_that_says_so(
     ],
 )
 def test_an_experiment_and_options_of_its_jobs_are_typed_as_for_the_training(line: str, sweeps: list[str] | None) -> None:
-    config = compose("report", report.spelled(shlex.split(line)))
+    config = compose("report", spelled(shlex.split(line)))
     assert config.sweeps == (sweeps or [])
     assert config.runs == (["x"] if "runs=x" in line else ["runs"])
 
@@ -99,7 +100,7 @@ def test_a_wrong_command_line_is_one_line(line: str, expected: str, monkeypatch:
 
 
 def test_every_experiment_can_be_reported_before_anything_was_run(capsys: pytest.CaptureFixture[str]) -> None:
-    report.report(compose("report", report.spelled(["table1,table1_baseline", "runs=[.]"])))
+    report.report(compose("report", spelled(["table1,table1_baseline", "runs=[.]"])))
     rows = table()
     assert {row["state"] for row in rows} == {"not run"}
     (known,) = [

@@ -15,13 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from seed_exp import distill, knn, plan
+from seed_exp import distill, knn
+from seed_exp.base.files import file_hash
 from seed_exp.config.compose import compose
 from seed_exp.data.sources import load_source
-from seed_exp.evaluation.features import spread
-from seed_exp.files import file_hash
+from seed_exp.data.subsets import evenly_spaced
 from seed_exp.models.students import build_student, load_students, read_header
 from seed_exp.models.teachers import build_teacher
+from seed_exp.tools import plan as tools_plan
 from seed_exp.views.crops import resize_center_crop
 
 VIT = ["teacher=timm", "teacher.name=test_vit", "teacher.checkpoint=vit.safetensors"]
@@ -94,7 +95,7 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(kind: str, hom
     teacher = build_teacher(config.teacher, "")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.views.mean, config.views.std))
     rows = []
-    for index in spread(67, 20).tolist():
+    for index in evenly_spaced(67, 20).tolist():
         view = torch.empty(3, 64, 64, dtype=torch.uint8)
         resize_center_crop(source.image(index), config.views.eval_resize, view)
         images = ((view.float() / 255 - mean) / std * std + mean - 0.5) / 0.5
@@ -109,7 +110,7 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(kind: str, hom
     torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=1e-3 * float((expected @ expected.T).max()), rtol=0)
 
     # Whoever comes next, to go on or with another student, has the same numbers.
-    monkeypatch.setattr(distill, "fit_reduction", None)
+    monkeypatch.setattr("seed_exp.training.distillation.fit_reduction", None)
     again = run(*options, "run_dir=again")
     assert_same_students(first, again)
     assert (first / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
@@ -176,7 +177,7 @@ def test_a_teacher_cache_of_a_vit_gives_what_the_vit_gives() -> None:
 
 def test_a_vit_can_be_planned_without_its_weights() -> None:
     options = [*DISTILL, "teacher.checkpoint=nowhere", "teacher.reduce=pca", "teacher.embedding_dim=6", "teacher_cache=c"]
-    (row,) = plan.plan("distill", options, seconds=0, num_images=100, gpus=1).jobs
+    (row,) = tools_plan.plan("distill", options, seconds=0, num_images=100, gpus=1).jobs
     assert row.teacher_cache == 3 * 8 * 4 * (1 + 6 * 3)  # steps x images x bytes x (checksum + numbers of three views)
 
 

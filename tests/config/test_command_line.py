@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from seed_exp import __main__, distill, preview
+from seed_exp import __main__, distill
 from seed_exp.config.command import command, spelled_out
-from seed_exp.config.compose import SCHEMAS, compose, groups
-from seed_exp.engine.run_folder import flatten, to_plain
+from seed_exp.config.compose import compose, groups
+from seed_exp.config.options import flatten, to_plain
+from seed_exp.config.schema import SCHEMAS
 
 COMMANDS = {name: importlib.import_module(f"seed_exp.{name}") for name in SCHEMAS}
 DIGITS = ["data=digits", "views=digits", "data.num_workers=0"]
@@ -135,11 +136,11 @@ def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     def wrong_type(*_: Any) -> None:
         raise TypeError("a defect")
 
-    monkeypatch.setattr(preview, "load_source", wrong_type)
+    monkeypatch.setattr("seed_exp.tools.preview.load_source", wrong_type)
     with pytest.raises(TypeError, match="a defect"):
         type_line(monkeypatch, "preview", *DIGITS)
     # Of the type that messages for users have, but raised by a library: its words mean nothing to a user.
-    monkeypatch.setattr(preview, "load_source", lambda *_: json.loads("no JSON"))
+    monkeypatch.setattr("seed_exp.tools.preview.load_source", lambda *_: json.loads("no JSON"))
     with pytest.raises(json.JSONDecodeError):
         type_line(monkeypatch, "preview", *DIGITS)
 
@@ -149,7 +150,7 @@ def test_hydra_full_error_lets_every_error_through(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["distill.py", *arguments])
     with pytest.raises(Exception, match=r"resnt18|epochs|teacher\.checkpoint"):  # SystemExit is no Exception
-        command(distill.distill)()
+        command("distill", distill.distill, None)()
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

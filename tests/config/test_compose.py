@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp.bench import BENCHES
 from seed_exp.config import schema
-from seed_exp.config.compose import SCHEMAS, compose, config_home, jobs
+from seed_exp.config.compose import compose, config_home
 from seed_exp.config.errors import explain
+from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import (
+    SCHEMAS,
     CropConfig,
     DataConfig,
     FitConfig,
@@ -35,14 +36,15 @@ from seed_exp.config.schema import (
     StudentConfig,
     ViewsConfig,
 )
+from seed_exp.config.sweep import jobs
 from seed_exp.data.sources import SOURCES
 from seed_exp.engine.optimizers import OPTIMIZERS
-from seed_exp.engine.run_folder import flatten, to_plain
 from seed_exp.engine.tracking import TRACKERS
 from seed_exp.methods.seed import OBJECTIVES
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import TEACHERS
+from seed_exp.tools.bench import BENCHES
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted((CONF.parent / "experiments").glob("*.yaml"))

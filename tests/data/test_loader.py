@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seed_exp.data import loader, watch
+from seed_exp.data import loader, stall_warning
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.loader import default_num_workers, load_batches
 from seed_exp.data.order import SampleOrder
@@ -400,7 +400,7 @@ class Slow(DigitsSource):
 def test_a_source_that_stalls_is_reported_again_and_again(
     num_workers: int, reader: str, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(stall_warning, "_STALL_SECONDS", 0.3)
     order = [(0, np.arange(4) + 4 * step) for step in range(5)]
     batches = load_batches(Slow(13, 1.3), Sums(), order, num_workers=num_workers)
     for _ in range(3):
@@ -419,7 +419,7 @@ def test_a_source_that_stalls_is_reported_again_and_again(
 
 
 def test_a_key_that_stalls_too_does_not_keep_the_warning_back(logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(stall_warning, "_STALL_SECONDS", 0.2)
     next(load_batches(Slow(2, 2.5, key_seconds=60), Sums(), [(0, np.arange(4))], num_workers=1))
     assert any("worker 0 is reading image number 2" in line for line in logged)
 

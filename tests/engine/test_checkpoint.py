@@ -12,9 +12,9 @@ import pytest
 import torch
 from ranks import Ranks
 
+from seed_exp.base.files import atomic_write
 from seed_exp.engine import checkpoint
 from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint
-from seed_exp.files import atomic_write
 
 
 def state(step: int) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def save(folder: Path, *steps: int, kept: tuple[int, ...] = ()) -> list[Path]:
-    writer = CheckpointWriter(folder, keep=kept.__contains__, beside=lambda _: None)
+    writer = CheckpointWriter(folder, keep=kept.__contains__, before_write=lambda _: None)
     for step in steps:
         writer.submit(state(step))
     writer.close(finished=True)
@@ -52,7 +52,7 @@ def test_those_to_be_kept_stay_beside_the_newest_two_others(tmp_path: Path) -> N
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path) -> None:
     release = threading.Event()
-    writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=lambda _: release.wait(30) and None)
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=lambda _: release.wait(30) and None)
     live = state(1)
     writer.submit(live)
     assert load_checkpoint(tmp_path) is None
@@ -86,7 +86,7 @@ def test_a_full_disk_costs_a_checkpoint_and_leaves_the_old_one(
 ) -> None:
     old = save(tmp_path, 1)
     full_disk(monkeypatch, failures=1)
-    writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=lambda _: None)
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=lambda _: None)
     writer.submit(state(2))
     writer.submit(state(3))
     assert any("WARNING could not write the checkpoint of step 2 ([Errno 28] No space" in line for line in logged)
@@ -100,7 +100,7 @@ def test_the_last_checkpoint_is_tried_again_and_an_error_if_there_is_no_room_for
 ) -> None:
     for failures, step in ((3, 2), (99, 3)):
         full_disk(monkeypatch, failures)
-        writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=lambda _: None)
+        writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=lambda _: None)
         writer.submit(state(step))
         if failures == 3:
             writer.close(finished=True)
@@ -115,7 +115,7 @@ def test_what_goes_wrong_in_the_thread_other_than_the_disk_ends_the_run(tmp_path
     def broken(_: dict[str, Any]) -> None:
         raise KeyError("beside")
 
-    writer = CheckpointWriter(tmp_path, keep=lambda _: False, beside=broken)
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=broken)
     writer.submit(state(1))
     with pytest.raises(KeyError, match="beside"):
         writer.submit(state(2))
@@ -266,7 +266,7 @@ def save_own(folder: str) -> None:
 
 
 def unwritten(folder: Path) -> None:
-    writer = CheckpointWriter(folder, keep=lambda _: False, beside=lambda _: None)
+    writer = CheckpointWriter(folder, keep=lambda _: False, before_write=lambda _: None)
     writer.submit(state(7))
     writer.close(finished=True)
 

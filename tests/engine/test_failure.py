@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from seed_exp.base.stopping import Stopped
 from seed_exp.engine import failure
 from seed_exp.engine.failure import SharedFailure
-from seed_exp.stopping import Stopped
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 from ranks import Ranks
 
-from seed_exp import pretrain, training
 from seed_exp.config.compose import compose
 from seed_exp.engine import checkpoint, distributed, memory
 from seed_exp.engine.fleet import find_batch_size
 from seed_exp.methods.moco import Moco
 from seed_exp.models.students import read_header
-from seed_exp.training import build_students, train_encoders
+from seed_exp.training import encoders, pretraining
+from seed_exp.training.encoders import build_students, train_encoders
 from seed_exp.views.recipe import TrainViews
 
 OPTIONS = ["data=digits", "views=digits", "views.crops.global.num=2", "student=convnet_w2", "moco.queue_size=64", "device=cpu"]
@@ -30,22 +30,22 @@ def train(folder: str) -> list[int]:
         header = read_header(folder / "students" / "convnet_w2.safetensors")
         found.append(-1 if header is None else header["step"])
 
-    train_encoders("pretrain", "run", compose("pretrain", [*OPTIONS, f"run_dir={folder}"]), pretrain.build, then)
+    train_encoders("pretrain", "run", compose("pretrain", [*OPTIONS, f"run_dir={folder}"]), pretraining.build, then)
     return found
 
 
 def train_on_a_slow_disk(folder: str) -> list[int]:
-    save = training.save_student
+    save = encoders.save_student
 
     def slow(*args: Any) -> None:
         time.sleep(2)
         save(*args)
 
-    training.save_student = slow
+    encoders.save_student = slow
     try:
         return train(folder)
     finally:
-        training.save_student = save
+        encoders.save_student = save
 
 
 def test_what_follows_a_training_finds_the_last_students_on_every_rank(two_ranks: Ranks, tmp_path: Path) -> None:

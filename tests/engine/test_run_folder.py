@@ -16,6 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 from ranks import Ranks
 
+from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import (
     CropConfig,
     DataConfig,
@@ -30,7 +31,7 @@ from seed_exp.config.schema import (
     ViewsConfig,
 )
 from seed_exp.engine import distributed, run_folder
-from seed_exp.engine.run_folder import flatten, hold, log_to, to_plain
+from seed_exp.engine.run_folder import log_to, run_lock
 
 
 def config() -> DistillConfig:
@@ -187,13 +188,16 @@ def test_a_second_process_in_the_folder_is_refused_until_the_first_one_is_dead(t
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"is in use by process {first.pid} on .*choose another run_dir"), hold(tmp_path):
+        with (
+            pytest.raises(ValueError, match=rf"is in use by process {first.pid} on .*choose another run_dir"),
+            run_lock(tmp_path),
+        ):
             pass
     finally:
         first.kill()  # SIGKILL: it cannot clean up
         first.wait()
     for _ in range(2):
-        with hold(tmp_path):
+        with run_lock(tmp_path):
             assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
@@ -202,7 +206,7 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", unsupported)
-    with hold(tmp_path):
+    with run_lock(tmp_path):
         assert any("WARNING" in line and "cannot be locked" in line for line in logged)
 
 

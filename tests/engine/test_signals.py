@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from seed_exp.slurm import requeues
-from seed_exp.stopping import Stopped
+from seed_exp.base.slurm import requeues
+from seed_exp.base.stopping import Stopped
 
 
 class Warned:

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from ranks import Ranks
 
+from seed_exp.base.redaction import redact_all
 from seed_exp.config.schema import TrackerConfig, TrackerMode
 from seed_exp.engine.tracking import FileTracker, RunFacts, Tracker, WandbTracker, build_tracker
 from seed_exp.engine.wandb_process import last_step
-from seed_exp.redaction import redact_all
 
 FACTS = RunFacts("distill", "a+b-teacher-views-data", ["a", "b"], {"lr": 0.03, "decay": 1.0, "steps": 6, "data": {"root": None}})
 

@@ -9,7 +9,8 @@ from ranks import Ranks
 from torch import Tensor
 
 from seed_exp.config.schema import Precision
-from seed_exp.evaluation.features import Extractor, spread
+from seed_exp.data.subsets import evenly_spaced
+from seed_exp.evaluation.features import Extractor
 from seed_exp.views.recipe import EvalViews
 
 
@@ -71,20 +72,20 @@ def test_no_gradient_is_kept_and_bfloat16_features_come_back_as_float32() -> Non
 
 
 def test_spread_takes_one_image_of_each_stretch() -> None:
-    assert spread(10).tolist() == list(range(10))
-    assert spread(10, 100).tolist() == list(range(10))
-    assert (spread(10, 5) // 2).tolist() == [0, 1, 2, 3, 4]
-    assert spread(2_000_000, 1_999_999).dtype == np.int64
+    assert evenly_spaced(10).tolist() == list(range(10))
+    assert evenly_spaced(10, 100).tolist() == list(range(10))
+    assert (evenly_spaced(10, 5) // 2).tolist() == [0, 1, 2, 3, 4]
+    assert evenly_spaced(2_000_000, 1_999_999).dtype == np.int64
     for num, at_most in ((7, 3), (1000, 333), (50_000, 5000)):
         edges = np.arange(at_most + 1) * num // at_most
-        assert (edges[:-1] <= spread(num, at_most)).all()
-        assert (spread(num, at_most) < edges[1:]).all()
-        assert np.array_equal(spread(num, at_most), spread(num, at_most))
+        assert (edges[:-1] <= evenly_spaced(num, at_most)).all()
+        assert (evenly_spaced(num, at_most) < edges[1:]).all()
+        assert np.array_equal(evenly_spaced(num, at_most), evenly_spaced(num, at_most))
 
 
 @pytest.mark.parametrize("num", [100_000, 49_950])
 def test_spread_meets_all_classes_in_a_sorted_list_and_in_one_where_they_take_turns(num: int) -> None:
     for labels in (np.arange(num) * 10 // num, np.arange(num) % 10):
-        counts = np.bincount(labels[spread(num, 2000)], minlength=10)
+        counts = np.bincount(labels[evenly_spaced(num, 2000)], minlength=10)
         assert counts.min() > 140
         assert counts.max() < 260

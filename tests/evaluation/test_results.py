@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from seed_exp import __version__
+from seed_exp.base.files import file_hash
 from seed_exp.evaluation.results import run_home, write_results
-from seed_exp.files import file_hash
 
 
 def test_a_result_is_kept_with_all_it_depends_on(tmp_path: Path) -> None:

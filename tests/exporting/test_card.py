@@ -12,7 +12,7 @@ import torch
 
 from seed_exp.config.schema import StudentConfig
 from seed_exp.evaluation.results import write_results
-from seed_exp.exporting.card import Origin, licence_of, model_card
+from seed_exp.exporting.card import WeightsOrigin, licence_of, model_card
 from seed_exp.exporting.formats import FORMATS, Subject, formats_of
 from seed_exp.models.students import build_student
 from seed_exp.models.teachers import TEACHERS
@@ -39,7 +39,7 @@ def card(tmp_path: Path, network: str = "resnet18", **changes: Any) -> str:
     config = StudentConfig(network)
     subject = Subject("small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False)
     formats = formats_of(subject, None)
-    origin = Origin(header(**changes), SHA, tmp_path / "results")
+    origin = WeightsOrigin(header(**changes), SHA, tmp_path / "results")
     return model_card(subject, origin, formats, dict.fromkeys(formats, 2.5e-6), "digits:x")
 
 
@@ -150,7 +150,7 @@ def test_formats_that_were_not_exported_are_not_mentioned(tmp_path: Path) -> Non
     config = StudentConfig("resnet18")
     subject = Subject("small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False)
     chosen = {"onnx": replace(FORMATS["onnx"])}
-    text = model_card(subject, Origin(header(), SHA, tmp_path), chosen, {"onnx": 0.0}, "x")
+    text = model_card(subject, WeightsOrigin(header(), SHA, tmp_path), chosen, {"onnx": 0.0}, "x")
     assert "onnxruntime" in text
     assert "model.safetensors" not in text
     assert "library_name" not in front(text)

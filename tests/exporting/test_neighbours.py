@@ -13,9 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from seed_exp.data.digits import DigitsSource
-from seed_exp.exporting.gallery import Chapter, Shown, gallery
 from seed_exp.exporting.neighbours import (
-    Images,
+    SearchedImages,
     duplicates,
     near_duplicates,
     neighbours_of_files,
@@ -23,6 +22,7 @@ from seed_exp.exporting.neighbours import (
     other_neighbours,
     write_duplicates,
 )
+from seed_exp.exporting.neighbours_page import Chapter, Shown, gallery
 
 
 def cosines(features: torch.Tensor) -> torch.Tensor:
@@ -62,12 +62,12 @@ def test_exact_copies_are_one_group_however_many() -> None:
 
 
 @pytest.fixture
-def images() -> Images:
+def images() -> SearchedImages:
     source = DigitsSource("val")
-    return Images(source, np.arange(0, 40, 2), torch.randn(20, 4, generator=torch.Generator().manual_seed(1)))
+    return SearchedImages(source, np.arange(0, 40, 2), torch.randn(20, 4, generator=torch.Generator().manual_seed(1)))
 
 
-def test_rows_name_the_images_of_the_source_not_the_rows_of_the_features(images: Images, tmp_path: Path) -> None:
+def test_rows_name_the_images_of_the_source_not_the_rows_of_the_features(images: SearchedImages, tmp_path: Path) -> None:
     chapter = neighbours_of_images(images, torch.tensor([3]), 2)
     ((first, beside),) = chapter.rows
     assert first.name == images.source.key(6)
@@ -79,7 +79,7 @@ def test_rows_name_the_images_of_the_source_not_the_rows_of_the_features(images:
     assert json.loads((tmp_path / "d.jsonl").read_text()) == [images.source.key(0), images.source.key(10)]
 
 
-def test_files_find_the_nearest_of_all(images: Images) -> None:
+def test_files_find_the_nearest_of_all(images: SearchedImages) -> None:
     files = DigitsSource("train")
     chapter = neighbours_of_files(images, _First(files), images.features[[4]] * 2, 3)
     ((first, beside),) = chapter.rows
@@ -134,7 +134,7 @@ def test_the_page_needs_no_other_file_and_names_cannot_become_markup(tmp_path: P
     assert not re.search(r"https?://", page)
 
 
-def test_groups_of_duplicates_stand_with_their_cosines_largest_first(images: Images) -> None:
+def test_groups_of_duplicates_stand_with_their_cosines_largest_first(images: SearchedImages) -> None:
     chapter = duplicates(images, [[0, 3, 4], [1, 2]], 0.9)
     (first, beside), _ = chapter.rows
     expected = cosines(images.features)[0, [3, 4]].sort(descending=True)

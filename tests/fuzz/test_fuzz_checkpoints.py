@@ -100,7 +100,7 @@ def check_load(newest: bytes, before: bytes | None) -> dict[str, Any] | None:
 
 def run_checkpoint() -> bytes:
     with TemporaryDirectory() as folder:
-        writer = CheckpointWriter(Path(folder), keep=lambda _: False, beside=lambda _: None)
+        writer = CheckpointWriter(Path(folder), keep=lambda _: False, before_write=lambda _: None)
         writer.submit(STATE)
         writer.close(finished=True)
         (path,) = (Path(folder) / "checkpoints").glob("step_*.pt")

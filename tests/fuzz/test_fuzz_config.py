@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
-from seed_exp.config.compose import SCHEMAS, compose, groups
+from seed_exp.config.compose import compose, groups
 from seed_exp.config.errors import explain, is_for_user
-from seed_exp.engine.run_folder import flatten, to_plain
+from seed_exp.config.options import flatten, to_plain
+from seed_exp.config.schema import SCHEMAS
 
 VALID = {"bench": "loss", "to": "tsv"}
 """Values of options that a command cannot do without, where not every word will do."""

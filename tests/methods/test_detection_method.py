@@ -14,7 +14,7 @@ from seed_exp.data.detection_sets import load_coco
 from seed_exp.data.loader import load_batches
 from seed_exp.methods.detection import Detection, Prepared
 from seed_exp.views.recipe import HostBatch
-from seed_exp.views.whole import WholeImages
+from seed_exp.views.uncropped import WholeImages
 
 NUM = 6
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_exp.methods.finetune import Finetune
+from seed_exp.methods.finetuning import Finetune
 
 STUDENTS = tiny.students(["a", "b"])
 

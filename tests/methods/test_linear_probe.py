@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from seed_exp.methods.linear import LinearProbe, encoder_of
+from seed_exp.methods.linear_probe import LinearProbe, encoder_of
 
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 BATCH = tiny.host_batch(5, LABELS)

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from seed_exp.config.compose import compose
 from seed_exp.config.schema import ObjectiveConfig
-from seed_exp.distill import distill
 from seed_exp.engine.distributed import rank
 from seed_exp.methods import clustering, losses, streaming
 from seed_exp.methods.seed import OBJECTIVES, Seed
 from seed_exp.models.heads import head_layers, projection_head
-from seed_exp.training import build_students
+from seed_exp.training.distillation import distill
+from seed_exp.training.encoders import build_students
 
 BATCH = tiny.host_batch(5)
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from timm.layers import DropPath
 from torch import nn
 
+from seed_exp.base.files import file_hash
 from seed_exp.config.schema import StudentConfig, TeacherConfig
 from seed_exp.exporting.loaders import CHANGES
-from seed_exp.files import file_hash
 from seed_exp.models import students
 from seed_exp.models.students import NEAR_TWINS, STUDENTS, Student, build_student, load_students, save_student
 from seed_exp.models.teachers import build_teacher

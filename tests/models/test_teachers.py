@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seed_exp.base.files import file_hash
 from seed_exp.config.schema import StudentConfig, TeacherConfig
-from seed_exp.files import file_hash
 from seed_exp.models import teachers
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.heads import head_layers, projection_head

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.base.files import file_hash
 from seed_exp.config.schema import CropConfig, Reduce, TeacherConfig, ViewsConfig
-from seed_exp.files import file_hash
 from seed_exp.models import encoders
 from seed_exp.models.encoders import input_spec, timm_encoder
 from seed_exp.models.teachers import Teacher, build_teacher, untrained_teacher

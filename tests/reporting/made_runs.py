@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from seed_exp.config.compose import compose
-from seed_exp.engine.run_folder import to_plain
+from seed_exp.config.options import to_plain
 
 DIGITS = ["data=digits", "views=digits", "steps=100", "batch_size=32"]
 STUDENTS = "student=[convnet_w2,convnet_w32]"

@@ -11,7 +11,7 @@ from made_runs import DIGITS, STUDENTS, add_results, make_run
 from PIL import Image
 
 from seed_exp.config.schema import ReportConfig
-from seed_exp.report import report
+from seed_exp.tools.report import report
 
 pytestmark = pytest.mark.slow
 NO_SCROLL = "return [innerWidth, document.documentElement.scrollWidth]"

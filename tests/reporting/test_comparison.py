@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from made_runs import DIGITS, DIGITS_IMAGES, IMAGENET_IMAGES, STUDENTS, add_results, make_run
 
-from seed_exp.report import effective_options, planned_jobs
-from seed_exp.reporting.cells import Value
+from seed_exp.config.options import effective_options
 from seed_exp.reporting.comparison import Table, compare
-from seed_exp.reporting.entries import Job
+from seed_exp.reporting.entries import PlannedJob
 from seed_exp.reporting.published import Published
 from seed_exp.reporting.runs import Result, Run, read_runs
+from seed_exp.reporting.table_cells import Value
+from seed_exp.tools.report import planned_jobs
 
 PLAN = f"distill {' '.join(DIGITS)} {STUDENTS} teacher=moco_v2_r50 objective.queue_size=128,512 seed=0,1"
 IMAGENET = ["data=imagenet", "views=mocov2", "epochs=200", "batch_size=256", "student=resnet18", "teacher=moco_v2_r50"]
@@ -36,7 +37,7 @@ def table(folder: Path, plan: str | None = None, published: Sequence[Published] 
 
 
 @functools.cache
-def jobs_of(plan: str) -> list[Job]:
+def jobs_of(plan: str) -> list[PlannedJob]:
     """Composed once for all tests."""
     return planned_jobs(plan)
 
@@ -60,7 +61,7 @@ def test_what_differs_between_jobs_makes_columns_and_seeds_a_mean_with_its_sprea
             values = [top1[size, 0], top1[size, 1]]
             value = ours(made, "convnet_w2", number)
             assert value.mean == pytest.approx(sum(values) / 2)
-            assert value.spread == pytest.approx(abs(values[0] - values[1]) / 2**0.5) == statistics.stdev(values)
+            assert value.std == pytest.approx(abs(values[0] - values[1]) / 2**0.5) == statistics.stdev(values)
             assert [source.seed for source in value.sources] == [0, 1]
         assert made.parameters == {"convnet_w2": 1626, "convnet_w32": 388_896}
         assert made.cells["convnet_w2", 0].state == ""

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from made_runs import DIGITS, STUDENTS, add_results, make_run
 
-from seed_exp.report import effective_options
+from seed_exp.config.options import effective_options
 from seed_exp.reporting.comparison import Table, compare
-from seed_exp.reporting.formats import comma_separated, markdown
 from seed_exp.reporting.other_results import other_results
-from seed_exp.reporting.page import page
-from seed_exp.reporting.page_content import Report
+from seed_exp.reporting.page.build import page
+from seed_exp.reporting.page.content import PageContent
 from seed_exp.reporting.runs import read_runs
+from seed_exp.reporting.table_formats import comma_separated, markdown
 
 CIFAR = ("torchvision:CIFAR10:train:50000:0123456789abcdef", "torchvision:CIFAR10:val:10000:fedcba9876543210")
 
@@ -55,7 +55,7 @@ def test_every_format_has_them(table: Table) -> None:
     assert f"| convnet_w2 | all runs | finetune | torchvision:CIFAR10:val:10000 | {numbers} |" in rows
     lines = {line["measure"]: line for line in csv.DictReader(io.StringIO(comma_separated([table])))}
     assert float(lines["finetune top1 on torchvision:CIFAR10:val:10000"]["ours"]) == 40.5
-    text = page(Report("A report", [table], [run for cell in table.cells.values() for _, run in cell.runs], [], {}, []))
+    text = page(PageContent("A report", [table], [run for cell in table.cells.values() for _, run in cell.runs], [], {}, []))
     for other in other_results(table):
         assert f'href="#p{other.protocol}"' in text
         assert f'id="p{other.protocol}"' in text
@@ -66,4 +66,4 @@ def test_a_table_without_others_says_nothing_of_them(tmp_path: Path) -> None:
     runs, _ = read_runs([tmp_path], effective_options)
     table = compare("digits", runs, [], lambda run, name, like: name)
     assert other_results(table) == []
-    assert "Other evaluations" not in markdown(table) + page(Report("A report", [table], runs, [], {}, []))
+    assert "Other evaluations" not in markdown(table) + page(PageContent("A report", [table], runs, [], {}, []))

@@ -8,16 +8,16 @@ import pytest
 from made_runs import DIGITS, STUDENTS, add_results, make_run
 from PIL import Image
 
-from seed_exp.report import effective_options
-from seed_exp.reporting.cells import Cell, Source, Value
-from seed_exp.reporting.columns import Column
+from seed_exp.config.options import effective_options
+from seed_exp.reporting.columns import TableColumn
 from seed_exp.reporting.comparison import Table, compare
-from seed_exp.reporting.html import VOID
-from seed_exp.reporting.page import page
-from seed_exp.reporting.page_content import Model, Report
-from seed_exp.reporting.page_numbers import training_seconds
+from seed_exp.reporting.page.build import page
+from seed_exp.reporting.page.content import Model, PageContent
+from seed_exp.reporting.page.html import VOID
+from seed_exp.reporting.page.numbers import training_seconds
 from seed_exp.reporting.published import Published
 from seed_exp.reporting.runs import Result, Run, read_runs
+from seed_exp.reporting.table_cells import Provenance, TableCell, Value
 
 EVIL = "<script>alert(1)</script>\"'&"
 THEIRS = [
@@ -53,7 +53,7 @@ class Elements(HTMLParser):
 def document(folder: Path) -> str:
     runs, problems = read_runs([folder], effective_options)
     table = compare("digits", runs, THEIRS, lambda run, name, like: f"{name} {run.folder}")
-    return page(Report("A report", [table], runs, THEIRS, {"convnet_w2": Model(1626, 10**6)}, problems))
+    return page(PageContent("A report", [table], runs, THEIRS, {"convnet_w2": Model(1626, 10**6)}, problems))
 
 
 @pytest.fixture
@@ -140,9 +140,9 @@ def test_nothing_at_all_is_a_page_too_and_the_same_runs_give_the_same_page(folde
 def test_a_difference_of_the_best_of_several_learning_rates_is_marked() -> None:
     run = Run(Path("run"), "distill", "0.1.0", {}, {}, ["a"])
     for lrs, marks in (([30.0], 0), ([3.0, 30.0], 2)):
-        source = Source(run, Result(Path("r.json"), "linear", {"options": {"lrs": lrs}}, {}, {}), {}, 57.0)
-        cell = Cell({"T-1": Value((source,), THEIRS[0], ())})
-        table = Table("t", ["a"], {"a": 1}, [Column("b", {})], {("a", 0): cell}, ["T-1"])
-        text = page(Report("t", [table], [], [], {}, []))
+        source = Provenance(run, Result(Path("r.json"), "linear", {"options": {"lrs": lrs}}, {}, {}), {}, 57.0)
+        cell = TableCell({"T-1": Value((source,), THEIRS[0], ())})
+        table = Table("t", ["a"], {"a": 1}, [TableColumn("b", {})], {("a", 0): cell}, ["T-1"])
+        text = page(PageContent("t", [table], [], [], {}, []))
         assert "−0.6" in text
         assert text.count("†") == marks

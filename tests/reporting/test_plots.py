@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from seed_exp.reporting.html import Html, join, tag
-from seed_exp.reporting.plots import MAX_POINTS, WIDTH, Curve, Point, line_chart, scatter_chart, short, thin, ticks
+from seed_exp.reporting.page.html import Html, join, tag
+from seed_exp.reporting.page.plots import MAX_POINTS, WIDTH, Curve, Point, line_chart, scatter_chart, short, thin, ticks
 
 
 def numbers(path: str) -> list[float]:

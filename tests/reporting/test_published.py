@@ -8,12 +8,11 @@ import pytest
 from made_runs import IMAGENET_IMAGES, composed
 
 from seed_exp.config.compose import config_home
-from seed_exp.engine.run_folder import decisive_options
-from seed_exp.report import effective_options
-from seed_exp.reporting.cells import Value
+from seed_exp.config.options import decisive_options, effective_options
 from seed_exp.reporting.comparison import compare
 from seed_exp.reporting.published import read_published, reasons_against
-from seed_exp.reporting.runs import Network, Result, Run
+from seed_exp.reporting.runs import Result, Run, StudentFile
+from seed_exp.reporting.table_cells import Value
 
 PUBLISHED, _ = read_published(config_home() / "experiments" / "published.csv")
 EPOCH = 5004
@@ -46,7 +45,7 @@ def value(
     result = Result(Path("run/results/linear.json"), "linear", protocol, {name: {"top1": 57.1}}, {})
     run = Run(
         *(Path("run"), command, "0.1.0", options, {"data": IMAGENET_IMAGES[0]}, [name]),
-        networks={name: Network(epochs * EPOCH, 1)},
+        networks={name: StudentFile(epochs * EPOCH, 1)},
         metrics=[{"step": EPOCH, "epoch": 1.0}],
         results=[result],
     )

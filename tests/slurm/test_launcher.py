@@ -14,8 +14,8 @@ from PIL import Image
 from private_slurm import PrivateSlurm, wait_until
 from training import DIGITS, log_of, pretrain, same_runs, same_weights, step_of
 
+from seed_exp.base.slurm import requeues
 from seed_exp.data.order import SampleOrder
-from seed_exp.slurm import requeues
 
 pytestmark = pytest.mark.slurm
 

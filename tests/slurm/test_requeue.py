@@ -10,7 +10,7 @@ import tiny
 from private_slurm import PrivateSlurm, wait_until
 from training import COMMAND, log_of, pretrain, same_runs, step_of, submit
 
-from seed_exp.slurm import requeues
+from seed_exp.base.slurm import requeues
 
 pytestmark = pytest.mark.slurm
 

@@ -75,7 +75,7 @@ def test_a_sweep_with_a_requeue_and_a_failure_ends_as_if_each_cell_had_run_alone
     sweep = ["steps=150", "seed=0,1", "students.convnet_w2.init=null,later.safetensors"]
     printed = project.sweep("submit", *sweep, "--parallel", "2")
     assert "submitted as job" in printed
-    edited = project.folder / "seed_exp/training.py"
+    edited = project.folder / "seed_exp/training/encoders.py"
     written = edited.read_text()
     edited.write_text("raise SystemExit('this is not what was submitted')\n")
     (project.folder / "conf/views/digits.yaml").rename(tmp_path / "digits.yaml")

@@ -1,0 +1,63 @@
+"""Tables that read well in a terminal and are Markdown at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One network of a comparison."""
+
+    name: str
+    """What it is, e.g. `student convnet_w2`."""
+    method: str
+    """How it was trained, e.g. `SEED`."""
+    parameters: int
+    """Parameters of the encoder."""
+    knn: float
+    """k-NN top-1 accuracy in percent."""
+    linear: float
+    """Top-1 accuracy of linear evaluation in percent."""
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns: the first to the left, the others, which hold numbers, to the right.
+
+    Raises:
+        ValueError: a row has another number of cells than the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"the table has {len(header)} columns, but a row has {len(row)} cells: {list(row)}")
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    aligned = [
+        [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+
+
+def comparison_table(rows: Sequence[ComparisonRow], baseline: ComparisonRow | None = None, *, k: int = 10) -> str:
+    """Networks side by side as in Table 1 of SEED, arXiv:2101.04731: size, k-NN and linear top-1 accuracy.
+
+    Args:
+        rows: Networks in the order of the table.
+        baseline: Row with which the others of the same name are compared (the same network without a teacher); their linear
+            top-1 then carries the difference in points.
+        k: Neighbours of the k-NN evaluation, for the header.
+
+    Returns:
+        Markdown without a newline at the end.
+    """
+    header = ["network", "pre-training", "parameters", f"k-NN (k={k})", "linear top-1"]
+    cells = [[row.name, row.method, f"{row.parameters:,}", f"{row.knn:.1f}", f"{row.linear:.1f}"] for row in rows]
+    if baseline is not None:
+        header.append(f"vs {baseline.method}")
+        for row, line in zip(rows, cells, strict=True):
+            compared = row != baseline and row.name == baseline.name
+            line.append(f"{row.linear - baseline.linear:+.1f}" if compared else "")
+    return markdown_table(header, cells)

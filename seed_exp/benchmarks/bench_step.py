@@ -1,0 +1,166 @@
+"""One student's training step, from images in memory to new weights."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
+from seed_exp.benchmarks.references import PlainTraining
+from seed_exp.config.schema import BenchConfig, FitConfig, Precision
+from seed_exp.engine.distributed import local_device
+from seed_exp.engine.fleet import Fleet
+from seed_exp.engine.memory import activation_bytes
+from seed_exp.engine.precision import autocast, resolve
+from seed_exp.methods.seed import Seed
+from seed_exp.models.cost import forward_flops
+from seed_exp.models.students import build_student
+from seed_exp.models.teachers import untrained_teacher
+from seed_exp.views.recipe import HostBatch, TrainViews
+
+IMAGE_SIZE = 256
+"""Side of the synthetic images in pixels; the views are cut from them."""
+
+
+def bench(config: BenchConfig) -> BenchReport:
+    """Images per second of a step, and the memory it needs.
+
+    Raises:
+        ValueError: several students: that is bench=fleet.
+    """
+    if len(config.students) > 1:
+        raise ValueError(f"bench=step measures one student, got {', '.join(config.students)}; choose one, or bench=fleet")
+    (name,) = config.students
+    training, num = TimedStep(config), config.batch_size
+    operations, forward_backward = training.operations(name), training.forward_backward(name)
+    ways = [
+        Contender("plain", training.plain(name), num),
+        Contender("ours", training.ours([name]), num),
+        Contender("teacher forward", training.teacher_forward, num),
+        Contender("student forward and backward", forward_backward, num),
+        Contender("as many operations in matrix products", training.products(num * operations), num),
+    ]
+    rows = interleave(ways, seconds=config.seconds, device=training.device)
+    kept = activation_bytes(forward_backward)
+    facts = {
+        "student": name,
+        **training.facts(),
+        "operations": f"{operations / 1e9:.3g} GFLOP per image",
+        "activations": f"{kept / num / 2**20:.3g} MiB per image, kept by the student for its backward pass",
+    }
+    return BenchReport("training step", "img/s", rows[:2], "plain", rows[2:], facts | machine(training.device))
+
+
+class TimedStep:
+    """What `distill` and a plain training do in a step, and parts of it, on one batch of synthetic images.
+
+    Ours begins with crops as they come from the host half and includes the device half of the views; the plain step begins with
+    finished float views.
+    """
+
+    def __init__(self, config: BenchConfig) -> None:
+        self.config = config
+        self.device = local_device(config.device)
+        torch.manual_seed(0)
+        self.plain_teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
+        self.plain_teacher.adapt_to(config.views)
+        self.teacher = copy.deepcopy(self.plain_teacher).to(self.device)
+        self.teacher.fold_batch_norm()
+        self.students = {name: build_student(student, self.teacher.embedding_dim) for name, student in config.students.items()}
+        self.views = TrainViews(config.views, seed=0)
+        self.batch = synthetic_batch(self.views, config.batch_size, self.device)
+        self.float_views = {name: _pinned(view, self.device) for name, view in self.views.device(self.batch).items()}
+        self.images = {
+            name: view.flatten(0, 1).to(self.device, memory_format=torch.channels_last) for name, view in self.float_views.items()
+        }
+
+    def ours(self, names: Iterable[str]) -> Callable[[], None]:
+        """A step of our training of copies of these students, as one fleet."""
+        students = {name: copy.deepcopy(self.students[name]) for name in names}
+        method = Seed(students, self.teacher, self.config.objective, list(self.images), seed=0)
+        options = self.config
+        config = FitConfig(precision=options.precision, compile=options.compile, optimizer=options.optimizer)
+        forever = dict.fromkeys(students, 1 << 30)
+        fleet = Fleet(
+            method, self.views, config, self.device, batch_size=options.batch_size, steps_per_epoch=1, num_steps=forever
+        )
+        number = itertools.count()
+
+        def step() -> None:
+            batch = self.batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
+            fleet.step(batch, next(number), measure=False)
+
+        return step
+
+    def plain(self, name: str) -> Callable[[], None]:
+        """A step of the plain training of a copy of this student."""
+        config = self.config
+        training = PlainTraining(
+            self.students[name], self.plain_teacher, config.objective, config.optimizer, list(self.images), self.device
+        )
+        return lambda: training.step(self.float_views)
+
+    def teacher_forward(self) -> None:
+        """Our teacher's forward pass of all views."""
+        with autocast(self.config.precision, self.device):
+            for images in self.images.values():
+                self.teacher(images)
+
+    def forward_backward(self, name: str) -> Callable[[], None]:
+        """A student's forward and backward pass of all views."""
+        student = copy.deepcopy(self.students[name]).to(self.device).to(memory_format=torch.channels_last).train()
+
+        def run() -> None:
+            with autocast(self.config.precision, self.device):
+                total = torch.stack([student(images).sum() for images in self.images.values()]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            student.zero_grad()
+
+        return run
+
+    def operations(self, name: str) -> int:
+        """Floating-point operations per image: the teacher's forward pass, and three times a student's, as backward is two."""
+        teacher, student = self.teacher, self.students[name]
+        crops = [crop for crop in self.config.views.crops.values() if crop.num > 0]
+        return sum(crop.num * (forward_flops(teacher, crop.size) + 3 * forward_flops(student, crop.size)) for crop in crops)
+
+    def products(self, operations: int) -> Callable[[], None]:
+        """Square matrix products of about so many operations in the precision of our forward pass."""
+        size = 4096 if self.device.type == "cuda" else 1024
+        half = resolve(self.config.precision, self.device) is Precision.bfloat16
+        matrix = torch.randn(size, size, device=self.device, dtype=torch.bfloat16 if half else torch.float32)
+        out = torch.empty_like(matrix)
+
+        def run() -> None:
+            for _ in range(max(1, round(operations / (2 * size**3)))):
+                torch.mm(matrix, matrix, out=out)
+
+        return run
+
+    def facts(self) -> dict[str, str]:
+        """What the rates depend on besides the machine."""
+        shapes = ", ".join(f"{list(images.shape)}" for images in self.images.values())
+        return {
+            "teacher": self.config.teacher.name or self.config.teacher.network,
+            "batch": f"{self.config.batch_size} images, views {shapes}",
+            "queue": str(self.config.objective.queue_size),
+            "precision": resolve(self.config.precision, self.device).value,
+        }
+
+
+def synthetic_batch(views: TrainViews, num: int, device: torch.device) -> HostBatch:
+    """The host half's work on `num` images of noise."""
+    noise = torch.randint(0, 256, (num, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    batch = views.empty(num)
+    views.host(list(noise), np.full(num, -1), 0, np.arange(num), batch)
+    return batch.map(lambda tensor: _pinned(tensor, device))
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """In page-locked memory where there is a GPU to copy it to."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor

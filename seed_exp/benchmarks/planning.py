@@ -1,0 +1,280 @@
+"""What training runs will cost, estimated from a few of their steps before any of them is started."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from seed_exp.base.table import markdown_table
+from seed_exp.benchmarks.calibration import (
+    DATA_BATCHES,
+    DATA_IMAGES,
+    Config,
+    StepCost,
+    cost_options,
+    measure_step,
+    worker_rate,
+)
+from seed_exp.benchmarks.measure import machine
+from seed_exp.config.schema import DataConfig, DistillConfig, ViewsConfig
+from seed_exp.data.loader import default_num_workers
+from seed_exp.data.order import SampleOrder
+from seed_exp.data.sources import load_source
+from seed_exp.engine.checkpoint import KEEP
+from seed_exp.engine.distributed import local_device
+
+AUTO_BATCH_SIZE = 256
+"""Images per process that batch_size=auto is taken for."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job, or all of them together, costs."""
+
+    label: str
+    """What sets it apart from the others."""
+    images_per_s: float | None
+    """Of one device in training."""
+    bound_by: str | None
+    """`model` or `data`, whichever is slower."""
+    model_images_per_s: float | None
+    """Of one device if the data were always there."""
+    data_images_per_s: float | None
+    """Of one device's workers if nothing waited for the model; None where there are no images to measure."""
+    memory: int | None
+    """Bytes per GPU."""
+    hours: float
+    """Of one device; G devices take 1/G of them at best."""
+    checkpoints: int
+    """Bytes in the run folder at the end."""
+    teacher_cache: int
+    """Bytes of the teacher's embeddings on disk."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep costs."""
+
+    jobs: list[Estimate]
+    """In the order in which they were given."""
+    total: Estimate
+    """Their sum; teacher caches that several jobs share count once."""
+    gpus: int
+    """Devices that share a job."""
+    device: str
+    """Type of the device measured on, `cuda` or `cpu`."""
+    facts: dict[str, str]
+    """Machine and assumptions."""
+
+
+class TrainingImages(NamedTuple):
+    """What is known of a job's training images."""
+
+    num: int
+    worker_rate: float | None
+    """Images per second that one worker process makes ready."""
+    problem: str | None
+    """Why that is not known."""
+
+
+class Phase(NamedTuple):
+    """A part of a run in which the same students are trained."""
+
+    images: int
+    """Seen by them, counting each time."""
+    options: Config
+    """What the cost of a step depends on."""
+
+
+def make_plan(jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images: int | None, gpus: int) -> Plan:
+    """Estimates every job; steps that cost the same are measured once.
+
+    Args:
+        jobs: Label and options of each.
+        seconds: For the measurements of steps, all together; a few of each are made in any case.
+        num_images: Training images; None = as many as the job's data has.
+        gpus: Devices (processes) that share a job, on one machine.
+
+    Raises:
+        ValueError: the number of images is not known; a batch fits neither them nor the devices, or not the memory of the GPU;
+            or the jobs are for devices of different types.
+    """
+    configs = [config for _, config in jobs]
+    devices = {local_device(name) for name in sorted({config.device for config in configs})}
+    if len(devices) > 1:
+        raise ValueError("some jobs are for a GPU and some for the CPU; plan them apart")
+    (device,) = devices
+    images = known_images(configs, num_images)
+    phases = [phases_of(config, found.num, gpus) for config, found in zip(configs, images, strict=True)]
+
+    distinct = {repr(phase.options): phase.options for parts in phases for phase in parts}
+    costs = {
+        key: measure_step(options, device, seconds / len(distinct))
+        for key, options in tqdm(distinct.items(), desc="measuring", unit="step", disable=None)
+    }
+    rows = [
+        estimate(label, config, found.worker_rate, [(part.images, costs[repr(part.options)]) for part in parts], gpus)
+        for (label, config), found, parts in zip(jobs, images, phases, strict=True)
+    ]
+    caches = {_cache_of(config): row.teacher_cache for config, row in zip(configs, rows, strict=True)}
+    total = Estimate(
+        *("total", None, None, None, None, None),
+        hours=sum(row.hours for row in rows),
+        checkpoints=sum(row.checkpoints for row in rows),
+        teacher_cache=sum(caches.values()),
+    )
+    facts = machine(device) | _assumptions(configs, images, list(costs.values()), device, gpus)
+    return Plan(rows, total, gpus, device.type, facts)
+
+
+def estimate(
+    label: str, config: Config, worker_rate: float | None, phases: Sequence[tuple[int, StepCost]], gpus: int
+) -> Estimate:
+    """What a job costs.
+
+    Args:
+        label: What sets it apart.
+        config: Its options.
+        worker_rate: Images per second of one worker process, if known.
+        phases: How many images are seen at what cost; the first phase trains all students.
+        gpus: Devices that share it.
+    """
+    num_workers = default_num_workers(gpus) if config.data.num_workers is None else config.data.num_workers
+    seen = sum(num for num, _ in phases)
+    seconds = model_seconds = sum(num / cost.images_per_s for num, cost in phases)
+    data_rate = None
+    if worker_rate is not None:
+        data_rate = worker_rate * max(1, num_workers)
+        if num_workers == 0:  # the training process does both in turn
+            seconds = model_seconds + seen / data_rate
+        else:
+            seconds = sum(num / min(cost.images_per_s, data_rate) for num, cost in phases)
+    model_rate, first = seen / model_seconds, phases[0][1]
+    return Estimate(
+        label=label,
+        images_per_s=seen / seconds,
+        bound_by=None if data_rate is None else "data" if data_rate < model_rate else "model",
+        model_images_per_s=model_rate,
+        data_images_per_s=data_rate,
+        memory=first.memory,
+        hours=seconds / 3600,
+        checkpoints=KEEP * first.checkpoint + first.students,
+        teacher_cache=seen * first.cached if _cache_of(config) else 0,
+    )
+
+
+def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
+    """The run in parts: students may be trained for fewer epochs than others.
+
+    Raises:
+        ValueError: the batch does not fit the images, the devices or the accumulation.
+    """
+    batch_size = config.batch_size if isinstance(config.batch_size, int) else AUTO_BATCH_SIZE * gpus
+    order = SampleOrder(num_images, batch_size, config.seed, world_size=gpus)
+    if order.batch_size_per_rank % config.accumulation:
+        raise ValueError(
+            f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} images of each process"
+        )
+    epochs = {name: student.epochs or config.epochs for name, student in config.students.items()}
+    steps = {name: config.steps or num * order.steps_per_epoch for name, num in epochs.items()}
+    phases = []
+    for begin, end in itertools.pairwise([0, *sorted(set(steps.values()))]):
+        students = [name for name, num in steps.items() if num >= end]
+        phases.append(Phase((end - begin) * batch_size, cost_options(config, order.batch_size_per_rank, students)))
+    return phases
+
+
+def known_images(configs: Sequence[Config], num: int | None) -> list[TrainingImages]:
+    """What is known of each job's training images; the same views of the same images are measured once.
+
+    Raises:
+        ValueError: they cannot be read, and `num` is None.
+    """
+    known: dict[str, TrainingImages] = {}
+    for config in configs:
+        key = repr((config.data, config.views))
+        if key not in known:
+            known[key] = _images(config.data, config.views, num)
+    return [known[repr((config.data, config.views))] for config in configs]
+
+
+def _images(data: DataConfig, views: ViewsConfig, num: int | None) -> TrainingImages:
+    try:
+        source = load_source(replace(data, download=False), "train")
+    except (OSError, ValueError) as error:
+        if num is None:
+            raise ValueError(f"{error}; without the images, give their number: --images N") from None
+        return TrainingImages(num, None, str(error))
+    return TrainingImages(num or len(source), worker_rate(source, views), None)
+
+
+def _cache_of(config: Config) -> str | None:
+    return config.teacher_cache if isinstance(config, DistillConfig) else None
+
+
+def _assumptions(
+    configs: Sequence[Config], images: Sequence[TrainingImages], costs: Sequence[StepCost], device: torch.device, gpus: int
+) -> dict[str, str]:
+    """What the numbers rest on besides the machine."""
+    facts = {"images": _listed({found.num for found in images})}
+    if device.type == "cpu":
+        measured = _listed({cost.measured_images for cost in costs})
+        facts["rates"] = f"measured with {measured} images per step, and the same assumed at the real batch size"
+        facts["GPU memory"] = (
+            "estimated: what autograd keeps of the batch in a GPU's precision, weights, gradients, momentum, teacher, queues; "
+            "work space comes on top"
+        )
+    if any(config.batch_size == "auto" for config in configs):
+        facts["batch_size=auto"] = f"taken for {AUTO_BATCH_SIZE} images per device"
+    if gpus > 1:
+        facts["devices"] = f"{gpus} share a job and this machine's CPU cores, and scale perfectly; rates and memory are of one"
+    if any(found.worker_rate for found in images):
+        facts["data"] = f"a worker process was measured on {DATA_IMAGES * (DATA_BATCHES - 1)} images, times the workers"
+    if problems := sorted({found.problem for found in images if found.problem}):
+        facts["data not measured"] = "; ".join(problems)
+    facts["checkpoints"] = f"{KEEP} are kept, beside the students' own files"
+    facts["not in the hours"] = "start-up, compilation, evaluation, writing of checkpoints"
+    return facts
+
+
+def render(plan: Plan) -> str:
+    """The plan as Markdown: a row per job, a row for all of them, the assumptions."""
+    unit, about = ("GPU", "") if plan.device == "cuda" else ("CPU", "~")
+    columns: dict[str, Callable[[Estimate], str]] = {
+        "job": lambda row: row.label,
+        "img/s": lambda row: _number(row.images_per_s),
+        "bound by": lambda row: row.bound_by or "",
+        "model img/s": lambda row: _number(row.model_images_per_s),
+        "data img/s": lambda row: _number(row.data_images_per_s),
+        "GPU memory": lambda row: _number(row.memory, 2**30, f"{about}{{}} GiB"),
+        f"{unit}-hours": lambda row: _number(row.hours),
+    }
+    if plan.gpus > 1:
+        columns[f"hours on {plan.gpus}"] = lambda row: _number(row.hours, plan.gpus)
+    columns["checkpoints"] = lambda row: _number(row.checkpoints, 10**9, "{} GB")
+    if plan.total.teacher_cache:
+        columns["teacher cache"] = lambda row: _number(row.teacher_cache or None, 10**9, "{} GB")
+    table = markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in [*plan.jobs, plan.total]])
+    return "\n".join([table, "", *(f"- {name}: {value}" for name, value in plan.facts.items())])
+
+
+def to_json(plan: Plan) -> str:
+    """The plan as one JSON object: its fields."""
+    return json.dumps(asdict(plan), indent=2)
+
+
+def _number(value: float | None, unit: int = 1, form: str = "{}") -> str:
+    """To three digits, larger numbers to whole ones."""
+    if value is None:
+        return ""
+    return form.format(f"{value / unit:,.0f}" if value / unit >= 100 else f"{value / unit:.3g}")
+
+
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(f"{number:,}" for number in sorted(numbers))

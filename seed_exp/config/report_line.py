@@ -1,0 +1,38 @@
+"""The command line of `report`, as Hydra wants it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Sequence
+
+from seed_exp.config.command import spelled_out
+from seed_exp.config.compose import config_home
+from seed_exp.config.schema import ReportConfig
+
+TRAINING = ("distill", "pretrain")
+"""Commands that train encoders."""
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """The command line as Hydra wants it: experiments and options of their jobs become sweeps, a folder a list of one."""
+    words = spelled_out(list(arguments), "report", "experiments")
+    words = [f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word for word in words]
+    named = next((word for word in words if word.startswith("experiments=")), None)
+    if named is None:
+        return words
+    own = {field.name for field in dataclasses.fields(ReportConfig)} | {"hydra"}
+    swept = [word for word in words if re.match(r"[\w.@/+~]+=", word) and re.split(r"[.=]", word)[0] not in own and word != named]
+    names = [name.strip() for name in named.partition("=")[2].strip("[]").split(",")]
+    sweeps = [shlex.join([training_command(name), f"experiments={name}", *swept]) for name in names]
+    quoted = ",".join("'" + sweep.replace("\\", "\\\\").replace("'", "\\'") + "'" for sweep in sweeps)
+    return [word for word in words if word not in (*swept, named)] + [f"sweeps=[{quoted}]"]
+
+
+def training_command(experiment: str) -> str:
+    """The command with which the file of the experiment says that it is run."""
+    file = config_home() / "experiments" / f"{experiment}.yaml"
+    header = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(rf"python -m seed_exp\.(\w+) experiments={re.escape(experiment)}\b", header)
+    return found[1] if found and found[1] in TRAINING else "distill"

@@ -1,0 +1,102 @@
+"""Every option of every command: name, type, default, meaning, unit. The values of named options are in conf/.
+
+Checks in `__post_init__` run when `typed()` turns the composed config into these classes, before anything starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seed_exp.config.schema.enums import (
+    DataFormat,
+    FeatureType,
+    OnError,
+    Precision,
+    Reduce,
+    Resume,
+    ScheduleName,
+    SplitName,
+    TrackerMode,
+)
+from seed_exp.config.schema.evaluation import DetectConfig, FinetuneConfig, KnnConfig, LinearConfig, OfRunConfig
+from seed_exp.config.schema.parts import (
+    CropConfig,
+    DataConfig,
+    MocoConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    StudentConfig,
+    TeacherConfig,
+    TeacherSSLConfig,
+    TrackerConfig,
+    ViewsConfig,
+)
+from seed_exp.config.schema.tools import (
+    BenchConfig,
+    ConvertConfig,
+    EmbedConfig,
+    ExportConfig,
+    PreviewConfig,
+    QuickstartConfig,
+    ReportConfig,
+    VerifyConfig,
+)
+from seed_exp.config.schema.training import DistillConfig, EncoderFitConfig, FitConfig, PretrainConfig
+
+SCHEMAS: dict[str, type[Any]] = {
+    "distill": DistillConfig,
+    "pretrain": PretrainConfig,
+    "linear": LinearConfig,
+    "finetune": FinetuneConfig,
+    "detect": DetectConfig,
+    "knn": KnnConfig,
+    "preview": PreviewConfig,
+    "quickstart": QuickstartConfig,
+    "bench": BenchConfig,
+    "convert": ConvertConfig,
+    "verify": VerifyConfig,
+    "export": ExportConfig,
+    "embed": EmbedConfig,
+    "report": ReportConfig,
+}
+"""Schema of each command's primary file conf/<command>.yaml."""
+
+__all__ = [
+    "SCHEMAS",
+    "BenchConfig",
+    "ConvertConfig",
+    "CropConfig",
+    "DataConfig",
+    "DataFormat",
+    "DetectConfig",
+    "DistillConfig",
+    "EmbedConfig",
+    "EncoderFitConfig",
+    "ExportConfig",
+    "FeatureType",
+    "FinetuneConfig",
+    "FitConfig",
+    "KnnConfig",
+    "LinearConfig",
+    "MocoConfig",
+    "ObjectiveConfig",
+    "OfRunConfig",
+    "OnError",
+    "OptimizerConfig",
+    "Precision",
+    "PretrainConfig",
+    "PreviewConfig",
+    "QuickstartConfig",
+    "Reduce",
+    "ReportConfig",
+    "Resume",
+    "ScheduleName",
+    "SplitName",
+    "StudentConfig",
+    "TeacherConfig",
+    "TeacherSSLConfig",
+    "TrackerConfig",
+    "TrackerMode",
+    "VerifyConfig",
+    "ViewsConfig",
+]

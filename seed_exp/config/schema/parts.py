@@ -1,0 +1,307 @@
+"""Options that several commands have in common, by config group."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from seed_exp.config.schema.enums import OnError, Reduce, ScheduleName, TrackerMode
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def require_global_only(views: ViewsConfig, command: str) -> None:
+    others = [name for name, crop in views.crops.items() if name != "global" and crop.num > 0]
+    hint = ", ".join(f"views.crops.{name}.num=0" for name in others)
+    require(not others, f"{command} uses global views only; set {hint} or choose another recipe than {views.name}")
+
+
+@dataclass
+class StudentConfig:
+    network: str = MISSING
+    """Key of models.students.STUDENTS."""
+    name: str | None = None
+    """Model name in timm; only for network=timm."""
+    hidden_dim: int | None = None
+    """Hidden width of the projection head; null = feature width of the encoder, 2048 = the strong variant."""
+    deep_head: bool | None = None
+    """Whether it has SimReg's four layers with batch norm instead of two; null = if the objective asks for it."""
+    init: str | None = None
+    """Weights to start from (encoder; head if equally wide): run folder, student file, SEED's file, timm's state dict."""
+    epochs: int | None = None
+    """Passes over the training images, where this student is to be trained for fewer than the run has; null = all."""
+
+    def __post_init__(self) -> None:
+        require(self.hidden_dim is None or self.hidden_dim >= 1, f"hidden_dim must be null or at least 1, got {self.hidden_dim}")
+        require(self.epochs is None or self.epochs >= 1, f"students.<name>.epochs must be null or at least 1, got {self.epochs}")
+
+
+@dataclass
+class TeacherConfig:
+    network: str = MISSING
+    """Key of models.teachers.TEACHERS; `run` is a network of our own `pretrain` or `distill`, `timm` any of timm."""
+    name: str | None = None
+    """network=timm: its name there, e.g. vit_base_patch14_reg4_dinov2.lvd142m, or on the Hugging Face hub, hf-hub:ORG/MODEL."""
+    checkpoint: str | None = None
+    """Checkpoint file (for network=run: run folder or student file); null downloads the official file."""
+    student: str | None = None
+    """network=run: which network of the run, when it trained several."""
+    reduce: Reduce | None = None
+    """Narrower embeddings: a projection fitted before training, then fixed (kept in the run folder); null = as they are."""
+    embedding_dim: int | None = None
+    """reduce: width of the reduced embedding; null = 128."""
+    num_reduce_images: int = 10000
+    """reduce: training images, evenly spread, on whose evaluation views the projection is fitted, at most."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.name is None or self.network == "timm",
+            f"teacher.name={self.name} is only for teacher=timm; this teacher is {self.network}",
+        )
+        dim, num = self.embedding_dim, self.num_reduce_images
+        require(
+            dim is None or self.reduce is not None,
+            f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: without it embeddings are as wide as the teacher's",
+        )
+        require(dim is None or dim >= 1, f"teacher.embedding_dim must be null or at least 1, got {dim}")
+        require(num >= 2, f"teacher.num_reduce_images must be at least 2, got {num}")
+
+
+@dataclass
+class TeacherSSLConfig:
+    name: str = MISSING
+    """Key of models.teacher_ssl.TEACHER_SSL: how the teacher's checkpoint names its tensors."""
+
+
+@dataclass
+class CropConfig:
+    size: int = 224
+    """Side of the square view in pixels."""
+    num: int = 1
+    """Views of this size per image."""
+    scale: list[float] = field(default_factory=lambda: [0.2, 1.0])
+    """Smallest and largest share of the image's area that a crop covers."""
+
+    def __post_init__(self) -> None:
+        require(self.size >= 2, f"crop size must be at least 2 pixels, got {self.size}")
+        require(self.num >= 0, f"number of views must not be negative, got {self.num}")
+        ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
+        require(ordered, f"crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, got {self.scale}")
+
+
+@dataclass
+class ViewsConfig:
+    name: str = MISSING
+    """Name of the recipe, for reports."""
+    crops: dict[str, CropConfig] = field(default_factory=dict)
+    """Resolutions by name: `global` (required) and, with multi-crop, `local`."""
+    aspect_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Smallest and largest width/height of a crop."""
+    jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    """Largest change of brightness, contrast, saturation (factor 1 +- x) and hue (shift +- x turns, at most 0.5)."""
+    jitter_prob: float = 0.0
+    """Probability of colour jitter, per view."""
+    grayscale_prob: float = 0.0
+    """Probability of grayscale, per view."""
+    grayscale_first: bool = False
+    """Grayscale before the jitter (MoCo-V1) instead of after it."""
+    blur_prob: float = 0.0
+    """Probability of Gaussian blur, per view."""
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    """Smallest and largest standard deviation of the blur in pixels of the view."""
+    flip_prob: float = 0.0
+    """Probability of a horizontal flip, per view."""
+    eval_size: int = 224
+    """Side of the evaluation view (centre crop) in pixels."""
+    eval_resize: int = 256
+    """Shorter side to which evaluation images are resized before the centre crop, in pixels."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Mean of the pixel values (0 to 1) per channel, subtracted."""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Standard deviation of the pixel values (0 to 1) per channel, divided by."""
+
+    def __post_init__(self) -> None:
+        require(
+            "global" in self.crops and self.crops["global"].num >= 1,
+            f"views need at least one global view; views.crops has {sorted(self.crops)}",
+        )
+        for option in ("jitter_prob", "grayscale_prob", "blur_prob", "flip_prob"):
+            value = getattr(self, option)
+            require(0 <= value <= 1, f"views.{option} must be a probability, got {value}")
+        valid_jitter = len(self.jitter) == 4 and all(0 <= change <= 100 for change in self.jitter) and self.jitter[3] <= 0.5
+        require(valid_jitter, f"views.jitter must be four numbers from 0 to 100, the last (hue) <= 0.5, got {self.jitter}")
+        ordered_blur = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= 100
+        require(ordered_blur, f"views.blur_sigma must be [smallest, largest], above 0 and up to 100, got {self.blur_sigma}")
+        ordered_ratio = len(self.aspect_ratio) == 2 and 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]
+        require(ordered_ratio, f"views.aspect_ratio must be [smallest, largest], above 0, got {self.aspect_ratio}")
+        three = len(self.mean) == len(self.std) == 3
+        valid_norm = three and all(map(math.isfinite, self.mean + self.std)) and all(std > 0 for std in self.std)
+        require(valid_norm, f"views.mean and views.std need 3 finite values each, std > 0, got {self.mean} and {self.std}")
+        require(
+            0 < self.eval_size <= self.eval_resize,
+            f"need 0 < views.eval_size <= views.eval_resize, got {self.eval_size} and {self.eval_resize}",
+        )
+
+
+@dataclass
+class DataConfig:
+    source: str = MISSING
+    """Key of data.sources.SOURCES."""
+    root: str | None = None
+    """Folder or file of the images."""
+    val_root: str | None = None
+    """Folder or file of the validation images; null = what `root` holds (val.tsv, val/, the test split)."""
+    val_fraction: float = 0.0
+    """Share of `root`'s images held out for validation where no other validation images exist; the same in every run."""
+    fraction: float = 1.0
+    """Share of each class's training images that is used, at least one of each; a smaller share is part of a larger one."""
+    fraction_seed: int = 0
+    """fraction: seeds the choice."""
+    subset: str | None = None
+    """File with the names of the training images that are used, one a line, such as SimCLR's 1percent.txt; null = all."""
+    name: str | None = None
+    """source=torchvision: class in torchvision.datasets, e.g. CIFAR10."""
+    download: bool = False
+    """source=torchvision: download the files when they are absent."""
+    num_workers: int | None = None
+    """Processes per rank that decode and crop; null = this rank's share of the cores, 0 = in the training process."""
+    on_error: OnError = OnError.skip
+    """What an image that cannot be read does: skip = the next good one replaces it, bad_samples.jsonl lists it; raise = error."""
+    max_bad: float = 0.01
+    """on_error=skip: largest share of the images that may be bad."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.val_fraction < 1, f"data.val_fraction must be in [0, 1), got {self.val_fraction}")
+        require(0 < self.fraction <= 1, f"data.fraction must be above 0 and up to 1, got {self.fraction}")
+        require(0 <= self.fraction_seed < 2**63, f"data.fraction_seed must be from 0 to 2^63 - 1, got {self.fraction_seed}")
+        require(
+            self.subset is None or self.fraction == 1,
+            f"data.subset={self.subset} and data.fraction={self.fraction} both choose images; give one of them",
+        )
+        require(
+            self.num_workers is None or self.num_workers >= 0,
+            f"data.num_workers must be null or >= 0, got {self.num_workers}",
+        )
+        require(0 <= self.max_bad <= 1, f"data.max_bad must be in [0, 1], got {self.max_bad}")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    """Key of engine.optimizers.OPTIMIZERS."""
+    lr: float = MISSING
+    """Peak learning rate at a global batch of 256; multiplied by batch_size / 256."""
+    momentum: float = 0.9
+    """Momentum of the gradient."""
+    weight_decay: float = 1e-4
+    """L2 penalty, on every parameter for sgd, on matrices and kernels only for lars."""
+    trust_coefficient: float = 0.001
+    """LARS: ratio of the update's norm to the weight's norm at lr 1."""
+    clip_grad_norm: float | None = None
+    """Largest L2 norm of each student's gradient; null = no clipping."""
+    schedule: ScheduleName = ScheduleName.cosine
+    """Course of the learning rate after the warm-up."""
+    warmup_epochs: float = 5.0
+    """Epochs in which the learning rate rises linearly from 0 to its peak."""
+    milestones: list[float] = field(default_factory=list)
+    """schedule=step: epochs after which the learning rate is multiplied by gamma."""
+    gamma: float = 0.1
+    """schedule=step: the factor."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}")
+        require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        require(self.trust_coefficient > 0, f"optimizer.trust_coefficient must be positive, got {self.trust_coefficient}")
+        require(
+            self.clip_grad_norm is None or self.clip_grad_norm > 0,
+            f"optimizer.clip_grad_norm must be null or positive, got {self.clip_grad_norm}",
+        )
+        require(self.gamma > 0, f"optimizer.gamma must be positive, got {self.gamma}")
+
+
+@dataclass
+class ObjectiveConfig:
+    name: str = MISSING
+    """Key of methods.seed.OBJECTIVES."""
+    tau_student: float = 0.2
+    """Temperature of the student's similarity distribution."""
+    tau_teacher: float = 0.01
+    """Temperature of the teacher's similarity distribution; towards 0 the objective becomes InfoNCE."""
+    queue_size: int = 65536
+    """Teacher embeddings kept, per resolution."""
+    weight: float = 1.0
+    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag, the own embedding has the rest."""
+    bag_size: int = 5
+    """bingo: nearest neighbours that are positives."""
+    num_clusters: int = 3000
+    """k_means, online_clustering: centroids or prototypes, per resolution."""
+    cluster_every: int = 100
+    """k_means: steps between two runs of k-means on the queue."""
+    momentum: float = 0.999
+    """Share that each step keeps: of the momentum encoder in disco, of the prototypes in online_clustering."""
+    hidden_dim: int | None = None
+    """Hidden width of the projection head of students that name none; null = feature width of each one's encoder."""
+    deep_head: bool = False
+    """Whether students that do not say it get SimReg's deeper projection head."""
+
+    def __post_init__(self) -> None:
+        for option in ("tau_student", "tau_teacher", "queue_size"):
+            value = getattr(self, option)
+            require(value > 0, f"objective.{option} must be positive, got {value}")
+        require(self.name != "bingo" or self.weight <= 1, f"objective.weight of bingo is a share, up to 1, got {self.weight}")
+        require(0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}")
+        require(0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}")
+        for option in ("bag_size", "num_clusters", "cluster_every"):
+            value = getattr(self, option)
+            require(value >= 1, f"objective.{option} must be at least 1, got {value}")
+        require(
+            self.hidden_dim is None or self.hidden_dim >= 1,
+            f"objective.hidden_dim must be null or at least 1, got {self.hidden_dim}",
+        )
+
+
+@dataclass
+class MocoConfig:
+    temperature: float = 0.2
+    """Temperature of InfoNCE."""
+    momentum: float = 0.999
+    """Share of the momentum encoder that each step keeps."""
+    queue_size: int = 65536
+    """Keys kept as negatives."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, f"moco.temperature must be positive, got {self.temperature}")
+        require(0 <= self.momentum <= 1, f"moco.momentum must be in [0, 1], got {self.momentum}")
+        require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
+
+
+def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
+    """Gives students that say nothing of their projection head the objective's."""
+    for student in students.values():
+        student.hidden_dim = objective.hidden_dim if student.hidden_dim is None else student.hidden_dim
+        student.deep_head = objective.deep_head if student.deep_head is None else student.deep_head
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING
+    """Key of engine.tracking.TRACKERS; metrics.jsonl is written in any case."""
+    project: str = "seed_exp"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user; null = the account's default."""
+    group: str | None = None
+    """W&B group, under which runs stand together; an experiment's is its name; null = what the run folder's name begins with."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+    mode: TrackerMode = TrackerMode.auto
+    """Where W&B writes."""
+    artifacts: bool = False
+    """Whether W&B also gets the students' files, each time that a checkpoint is written."""

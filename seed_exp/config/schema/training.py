@@ -1,0 +1,142 @@
+"""Options of the commands that train encoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from seed_exp.config.schema.enums import Precision, Resume
+from seed_exp.config.schema.parts import (
+    DataConfig,
+    MocoConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    StudentConfig,
+    TeacherConfig,
+    TeacherSSLConfig,
+    TrackerConfig,
+    ViewsConfig,
+    give_heads,
+    require,
+    require_global_only,
+)
+
+
+@dataclass
+class FitConfig:
+    """What every command that trains has in common (engine.fit)."""
+
+    run_dir: str | None = None
+    """Folder of the run; null = runs/<command>/<options and their hash>. The same command resumes it."""
+    seed: int = 0
+    """Seeds initial weights, order of the images, every draw of the views, dropout."""
+    epochs: int = 200
+    """Passes over the training images."""
+    steps: int | None = None
+    """Optimiser steps, instead of `epochs`."""
+    batch_size: int | str = 256
+    """Images per optimiser step over all processes; auto = the largest power of two per process that fits into its memory."""
+    accumulation: int = 1
+    """Parts into which each process splits its share of the batch, to save memory."""
+    precision: Precision = Precision.auto
+    """Number format of the forward pass."""
+    compile: bool | None = None
+    """Whether networks and views are compiled (torch.compile): slower to start, faster to run; null = on a GPU."""
+    device: str = "auto"
+    """auto = a GPU when there is one; or cpu, cuda."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints, of which the newest two are kept; further ones are written before each evaluation."""
+    max_skipped: int = 10
+    """Steps of a network whose gradient is not finite that are skipped; with more it has diverged and is trained no further."""
+    keep_every: int | None = None
+    """Epochs between two checkpoints that are kept for good; null = none is."""
+    resume: Resume = Resume.auto
+    """What a checkpoint in the run's folder means: auto = go on from it, must = refuse without one, never = refuse with one."""
+    eval_every: float = 10
+    """Epochs between two evaluations during training, where the data has labels; 0 = only the one at the end."""
+    views: ViewsConfig = MISSING
+    """What is drawn from an image."""
+    optimizer: OptimizerConfig = MISSING
+    """How weights are updated, the same for every student."""
+    data: DataConfig = MISSING
+    """Where images come from."""
+    tracker: TrackerConfig = MISSING
+    """Where metrics go."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+        for option in ("epochs", "accumulation", "log_every", "checkpoint_every"):
+            value = getattr(self, option)
+            require(value >= 1, f"{option} must be at least 1, got {value}")
+        valid_batch = self.batch_size == "auto" if isinstance(self.batch_size, str) else self.batch_size >= 1
+        require(valid_batch, f"batch_size must be a number of images of at least 1, or auto, got {self.batch_size}")
+        require(
+            self.batch_size != "auto" or self.steps is None,
+            f"steps={self.steps} of batch_size=auto would be training of unknown length; give epochs",
+        )
+        require(self.steps is None or self.steps >= 1, f"steps must be null or at least 1, got {self.steps}")
+        require(self.eval_every >= 0, f"eval_every must not be negative, got {self.eval_every}")
+        require(self.max_skipped >= 0, f"max_skipped must not be negative, got {self.max_skipped}")
+        require(self.keep_every is None or self.keep_every >= 1, f"keep_every must be null or at least 1, got {self.keep_every}")
+
+
+@dataclass
+class EncoderFitConfig(FitConfig):
+    """What the commands that train encoders have in common."""
+
+    knn_bank_size: int = 20000
+    """Labelled training images with which the k-NN evaluation during training compares, at most."""
+    knn_query_size: int = 5000
+    """Validation images that the k-NN evaluation during training classifies, at most."""
+    students: dict[str, StudentConfig] = field(default_factory=dict)
+    """Networks to train, by name: the options of the group `student`."""
+    evaluations: list[str] = field(default_factory=list)
+    """Evaluations of the trained students in the same job, each with options of its own: [knn, "linear lrs=[30]"]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("knn_bank_size", "knn_query_size"):
+            value = getattr(self, option)
+            require(value >= 1, f"{option} must be at least 1, got {value}")
+        require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
+        for name, student in self.students.items():
+            if student.epochs is not None:
+                require(self.steps is None, f"students.{name}.epochs={student.epochs} says nothing beside steps={self.steps}")
+                require(
+                    student.epochs <= self.epochs,
+                    f"students.{name}.epochs={student.epochs} exceeds epochs={self.epochs}, the length of the run; raise that",
+                )
+
+
+@dataclass
+class DistillConfig(EncoderFitConfig):
+    teacher: TeacherConfig = MISSING
+    """The frozen network to learn from."""
+    teacher_ssl: TeacherSSLConfig = MISSING
+    """Convention of the teacher's checkpoint; each teacher brings its own."""
+    objective: ObjectiveConfig = MISSING
+    """What is minimised."""
+    teacher_cache: str | None = None
+    """Folder where the teacher's embeddings are looked for and kept, for later students of the same teacher, views and seed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        give_heads(self.students, self.objective)
+
+
+@dataclass
+class PretrainConfig(EncoderFitConfig):
+    embedding_dim: int = 128
+    """Width of the embedding."""
+    moco: MocoConfig = field(default_factory=MocoConfig)
+    """What is minimised, and the momentum encoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.embedding_dim >= 1, f"embedding_dim must be at least 1, got {self.embedding_dim}")
+        num = self.views.crops["global"].num
+        require(num == 2, f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}")
+        require_global_only(self.views, "pretrain")

@@ -1,0 +1,88 @@
+"""The jobs of a sweep, as Hydra expands it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from seed_exp.base.registry import lookup
+from seed_exp.config.compose import VERSION_BASE, compose, config_home
+from seed_exp.config.errors import explain
+
+
+def jobs(command: str, overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job of `python -m seed_exp.<command> -m <overrides>`, in the order in which Hydra starts them.
+
+    What an experiment sweeps over (hydra.sweeper.params) is expanded too; the command line wins over it.
+
+    Raises:
+        HydraException: no such experiment, an override that cannot be read, or a sweep over anything but listed values.
+    """
+    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        # hydra.compose() refuses sweeps, so this is what Hydra itself does with -m.
+        config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra
+        swept = [f"{key}={values}" for key, values in (config.sweeper.params or {}).items()]
+        parser = OverridesParser.create(hydra.config_loader)
+        (expanded,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *config.overrides.task]), None)
+    return [[*config.overrides.hydra, *job] for job in expanded]
+
+
+def composed_jobs(command: str, overrides: list[str]) -> list[tuple[list[str], Any]]:
+    """Overrides and typed config of every job of a sweep; a command that Hydra runs may call it.
+
+    Raises:
+        ValueError: no such experiment or option, or a value is out of its range.
+    """
+    try:
+        with _outside_hydra():
+            return [(job, compose(command, job)) for job in jobs(command, overrides)]
+    except HydraException as error:
+        raise ValueError(explain(error)) from None
+
+
+@contextmanager
+def _outside_hydra() -> Iterator[None]:
+    """Forgets, while it is entered, that Hydra runs this command: it composes the grid of one command at a time."""
+    holder = GlobalHydra.instance()
+    running, holder.hydra = holder.hydra, None
+    try:
+        yield
+    finally:
+        holder.hydra = running
+
+
+def launcher_profile(command: str, words: list[str], launcher: str, options: list[str]) -> dict[str, Any]:
+    """The options of the launcher that is asked for.
+
+    Raises:
+        ValueError: no such profile, or an option that it does not have.
+    """
+    profiles = {file.stem: file for file in (config_home() / "conf" / "hydra" / "launcher").glob("*.yaml")}
+    lookup(profiles, launcher, "launcher")
+    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        overrides = [*words, f"hydra/launcher={launcher}", *options]
+        config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher
+        profile: Any = OmegaConf.to_container(config, resolve=True)
+    return dict(profile)
+
+
+def override_value(value: Any) -> str:
+    """A plain value as Hydra reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(override_value, value))}]"
+    return QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) else json.dumps(value)

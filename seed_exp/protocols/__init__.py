@@ -1,0 +1,1 @@
+"""What measures trained encoders, one file per protocol."""

@@ -1,0 +1,1 @@
+"""The work of the commands that neither train nor measure accuracy."""

@@ -1,0 +1,125 @@
+"""What a report's command line stands for, and its files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from seed_exp.base.files import atomic_write
+from seed_exp.base.redaction import redact_all
+from seed_exp.base.registry import lookup
+from seed_exp.config.compose import compose, config_home, groups
+from seed_exp.config.options import data_words, decisive_options, effective_options, to_plain
+from seed_exp.config.schema import ReportConfig, StudentConfig
+from seed_exp.config.sweep import composed_jobs
+from seed_exp.evaluation.setup import eval_options
+from seed_exp.models.cost import forward_flops
+from seed_exp.models.students import STUDENTS, build_student
+from seed_exp.reporting.comparison import compare
+from seed_exp.reporting.entries import PlannedJob
+from seed_exp.reporting.page.build import page
+from seed_exp.reporting.page.content import Model, PageContent
+from seed_exp.reporting.published import Published, network_of, read_published, students_of
+from seed_exp.reporting.runs import TRAINING, Result, Run, read_runs
+from seed_exp.reporting.table_formats import comma_separated, latex, markdown
+
+
+def report(config: ReportConfig) -> Path:
+    """Writes page and tables, prints the table; returns the path of the page.
+
+    Raises:
+        ValueError: as `planned_jobs`.
+    """
+    runs, problems = read_runs([Path(path) for path in config.runs], effective_options)
+    published, unreadable = read_published(config_home() / "experiments" / "published.csv")
+    planned = [job for line in config.sweeps for job in planned_jobs(line)]
+    title = (
+        ", ".join(dict.fromkeys(re.findall(r"(?<=\bexperiments=)[\w/]+", " ".join(config.sweeps))))
+        or ("All runs", "Sweep")[bool(config.sweeps)]
+    )
+    models = known_models([*runs, *planned], published)
+    sizes = {name: model.parameters for name, model in models.items()}
+    table = compare(title, runs, published, evaluation_command, planned if config.sweeps else None, sizes)
+    content = PageContent(config.title, [table], runs, published, models, [*problems, *unreadable])
+    output = Path(config.output)
+    files = {
+        "table.md": f"{markdown(table)}\n",
+        "table.tex": f"{latex(table)}\n",
+        "table.csv": comma_separated([table]),
+        "index.html": page(content),
+    }
+    for name, text in files.items():
+        with atomic_write(output / name) as file:
+            file.write(text.encode())
+    for problem in content.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    print(f"{files['table.md']}\nThe page is {output / 'index.html'}; table.md, table.tex and table.csv are beside it.")
+    return output / "index.html"
+
+
+def planned_jobs(line: str) -> list[PlannedJob]:
+    """What `line`, such as `distill experiments=table1 seed=0,1`, starts.
+
+    Raises:
+        ValueError: it names no command of a training, or an experiment or option that there is not.
+    """
+    name, *overrides = shlex.split(line) or [""]
+    lookup(dict.fromkeys(TRAINING), name, "command of a sweep")
+    composed = composed_jobs(name, overrides)
+    return [PlannedJob(name, job, redact_all(decisive_options(to_plain(config)))) for job, config in composed]
+
+
+def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
+    """The command line that evaluates the run: as the result `like`, or else as it was meant to be evaluated."""
+    line = next((line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation)
+    words = [] if like else shlex.split(line)[1:]
+    words += data_words(run.options)
+    if evaluation == "linear" and not any(word.startswith("views=") for word in words):
+        words += linear_views(run.options.get("views.eval_size"))
+    wanted = like.protocol.get("options") if like else None
+    if isinstance(wanted, dict):
+        default = decisive_options(to_plain(compose(evaluation, ["run=.", *words])))
+        words += [
+            f"{key}={json.dumps(value)}"
+            for key, value in wanted.items()
+            if key in default and default[key] != value and key not in ("seed", "networks") and not key.startswith("data.")
+        ]
+    return shlex.join(["python", "-m", f"seed_exp.{evaluation}", f"run={run.folder}", *words])
+
+
+@functools.cache
+def linear_views(eval_size: object) -> list[str]:
+    """The option that chooses views of linear evaluation for encoders trained at this size; none where the default fits."""
+    names = [name for name in groups()["views"] if name.startswith("linear")]
+    sizes = {name: eval_options(compose("linear", ["run=.", f"views={name}"]).views)["eval_size"] for name in names}
+    fitting = [name for name in names if sizes[name] == eval_size]
+    return [] if "linear" in fitting or not fitting else [f"views={fitting[0]}"]
+
+
+def known_models(trainings: Sequence[Run | PlannedJob], published: Sequence[Published]) -> dict[str, Model]:
+    """Parameters of the students that were published, and parameters and FLOPs of those that are trained."""
+    sizes = {
+        network_of(training.options, name): training.options.get("views.eval_size")
+        for training in trainings
+        for name in students_of(training.options)
+    }
+    wanted = dict.fromkeys(row.student for row in published if row.student in STUDENTS) | sizes
+    return {name: model for name, size in sorted(wanted.items()) if (model := _model(name, size)) is not None}
+
+
+def _model(name: str, size: object) -> Model | None:
+    config = StudentConfig(name) if name in STUDENTS else StudentConfig("timm", name)
+    try:
+        with torch.device("meta"):  # shapes are enough
+            encoder = build_student(config, embedding_dim=1).encoder
+        flops = forward_flops(encoder, size) if isinstance(size, int) else None
+    except (RuntimeError, ValueError, NotImplementedError):  # a network that this version of timm has not, or of another size
+        return None
+    return Model(sum(parameter.numel() for parameter in encoder.parameters()), flops)
