@@ -20,7 +20,9 @@ from seed_exp.config.schema import BenchConfig
 
 def bench(config: BenchConfig) -> None:
     """Measures and prints."""
-    from seed_exp.tools.bench import bench as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.bench import (
+        bench as run,
+    )  # late: --help and errors of options need no torch
 
     run(config)
 

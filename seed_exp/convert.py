@@ -15,7 +15,9 @@ from seed_exp.config.schema import ConvertConfig
 
 def convert(config: ConvertConfig) -> None:
     """Writes the images in the other format."""
-    from seed_exp.tools.convert import convert as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.convert import (
+        convert as run,
+    )  # late: --help and errors of options need no torch
 
     run(config)
 

@@ -16,7 +16,9 @@ from seed_exp.config.schema import DetectConfig
 
 def detect(config: DetectConfig) -> dict[str, dict[str, float]]:
     """Trains and evaluates detectors; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.detect import detect as run  # late: --help and errors of options need no torch
+    from seed_exp.protocols.detect import (
+        detect as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

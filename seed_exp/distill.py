@@ -20,7 +20,9 @@ from seed_exp.config.schema import DistillConfig
 
 def distill(config: DistillConfig) -> Path:
     """Trains and evaluates students of a frozen teacher; returns the run folder."""
-    from seed_exp.training.distillation import distill as run  # late: --help and errors of options need no torch
+    from seed_exp.training.distillation import (
+        distill as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

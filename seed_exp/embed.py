@@ -18,7 +18,9 @@ from seed_exp.config.schema import EmbedConfig
 
 def embed(config: EmbedConfig) -> None:
     """Writes the features."""
-    from seed_exp.tools.embed import embed as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.embed import (
+        embed as run,
+    )  # late: --help and errors of options need no torch
 
     run(config)
 

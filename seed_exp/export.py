@@ -16,7 +16,9 @@ from seed_exp.config.schema import ExportConfig
 
 def export(config: ExportConfig) -> dict[str, dict[str, float]]:
     """Writes a folder for each network; returns {student: {format: relative error}}."""
-    from seed_exp.tools.export import export as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.export import (
+        export as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

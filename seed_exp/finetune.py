@@ -17,7 +17,9 @@ from seed_exp.config.schema import FinetuneConfig
 
 def finetune(config: FinetuneConfig) -> dict[str, dict[str, float]]:
     """Fine-tunes and evaluates a run's students; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.finetune import finetune as run  # late: --help and errors of options need no torch
+    from seed_exp.protocols.finetune import (
+        finetune as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

@@ -13,7 +13,9 @@ from seed_exp.config.schema import KnnConfig
 
 def knn(config: KnnConfig) -> dict[str, dict[str, float]]:
     """Evaluates a run's students by k-NN; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.knn import knn as run  # late: --help and errors of options need no torch
+    from seed_exp.protocols.knn import (
+        knn as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

@@ -15,7 +15,9 @@ from seed_exp.config.schema import LinearConfig
 
 def linear(config: LinearConfig) -> dict[str, dict[str, float]]:
     """Trains and evaluates linear classifiers; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.linear import linear as run  # late: --help and errors of options need no torch
+    from seed_exp.protocols.linear import (
+        linear as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

@@ -17,7 +17,9 @@ from seed_exp.config.schema import PretrainConfig
 
 def pretrain(config: PretrainConfig) -> Path:
     """Trains and evaluates encoders without a teacher; returns the run folder."""
-    from seed_exp.training.pretraining import pretrain as run  # late: --help and errors of options need no torch
+    from seed_exp.training.pretraining import (
+        pretrain as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

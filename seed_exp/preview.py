@@ -12,7 +12,9 @@ from seed_exp.config.schema import PreviewConfig
 
 def preview(config: PreviewConfig) -> None:
     """Draws the picture."""
-    from seed_exp.tools.preview import preview as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.preview import (
+        preview as run,
+    )  # late: --help and errors of options need no torch
 
     run(config)
 

@@ -16,7 +16,9 @@ from seed_exp.config.schema import QuickstartConfig
 
 def quickstart(config: QuickstartConfig) -> None:
     """Trains and compares a teacher and two students on digits."""
-    from seed_exp.tools.quickstart import quickstart as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.quickstart import (
+        quickstart as run,
+    )  # late: --help and errors of options need no torch
 
     run(config)
 

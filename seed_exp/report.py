@@ -20,7 +20,9 @@ from seed_exp.config.schema import ReportConfig
 
 def report(config: ReportConfig) -> Path:
     """Writes the page and the tables; returns the path of the page."""
-    from seed_exp.tools.report import report as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.report import (
+        report as run,
+    )  # late: --help and errors of options need no torch
 
     return run(config)
 

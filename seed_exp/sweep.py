@@ -16,7 +16,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Reads the command line and acts."""
-    from seed_exp.tools.sweep import main as run  # late: whoever lists the commands needs none of it
+    from seed_exp.tools.sweep import (
+        main as run,
+    )  # late: whoever lists the commands needs none of it
 
     run(__doc__)
 

@@ -12,7 +12,9 @@ from seed_exp.config.schema import VerifyConfig
 
 def verify(config: VerifyConfig) -> None:
     """Lists the bad images."""
-    from seed_exp.tools.verify import verify as run  # late: --help and errors of options need no torch
+    from seed_exp.tools.verify import (
+        verify as run,
+    )  # late: --help and errors of options need no torch
 
     run(config)
 

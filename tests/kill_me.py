@@ -34,14 +34,18 @@ def main() -> None:
     torch.set_num_threads(1)
     build, accumulation = VARIANTS[variant]
 
-    def students(steps: object, networks: dict[str, dict[str, torch.Tensor]], batch_size: int) -> None:
+    def students(
+        steps: object, networks: dict[str, dict[str, torch.Tensor]], batch_size: int
+    ) -> None:
         with atomic_write(folder / "students.pt") as file:
             torch.save(networks, file)
 
     with distributed.process_group(torch.device("cpu")):
         if seconds != "never":
             threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
-        config = tiny.fit_config(steps=60, accumulation=accumulation, checkpoint_every=1, eval_every=0.8)
+        config = tiny.fit_config(
+            steps=60, accumulation=accumulation, checkpoint_every=1, eval_every=0.8
+        )
         tiny.train(build(), folder, config, num_workers=1, on_checkpoint=students)
 
 

@@ -31,7 +31,9 @@ class Ranks:
         self._processes = []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, port), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, rank, world_size, port), daemon=True
+            )
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -61,7 +63,11 @@ class Ranks:
 
 def _serve(connection: Connection, rank: int, world_size: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
         while True:

@@ -21,7 +21,10 @@ def draw(path: Path, seed: int) -> tuple[tuple[int, int], list[tuple[str, Box]]]
     pixels = draws.integers(100, 140, (height, width, 3), dtype=np.uint8)
     found = []
     for first in (2, width // 2 + 2):
-        left, right = first + int(draws.integers(0, 4)), first + int(draws.integers(14, width // 2 - 4))
+        left, right = (
+            first + int(draws.integers(0, 4)),
+            first + int(draws.integers(14, width // 2 - 4)),
+        )
         top, bottom = int(draws.integers(2, 16)), int(draws.integers(30, height - 2))
         name = str(draws.choice(list(COLOURS)))
         pixels[top:bottom, left:right] = COLOURS[name]
@@ -34,7 +37,9 @@ def draw(path: Path, seed: int) -> tuple[tuple[int, int], list[tuple[str, Box]]]
 def write_voc(root: Path, num: int = 4) -> dict[str, tuple[tuple[int, int], list[tuple[str, Box]]]]:
     """VOCdevkit with `num` images in each part; in the test part the first object of each image is difficult."""
     written = {}
-    for number, (year, part) in enumerate((("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))):
+    for number, (year, part) in enumerate(
+        (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
+    ):
         names = [f"{part}{index}" for index in range(num)]
         for index, name in enumerate(names):
             size, found = draw(root / year / "JPEGImages" / f"{name}.jpg", 100 * number + index)
@@ -42,12 +47,18 @@ def write_voc(root: Path, num: int = 4) -> dict[str, tuple[tuple[int, int], list
             objects = [
                 f"<object><name>{kind}</name><difficult>{int(part == 'test' and first)}</difficult><bndbox>"
                 f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
-                for (kind, (left, top, right, bottom)), first in zip(found, (True, False), strict=True)
+                for (kind, (left, top, right, bottom)), first in zip(
+                    found, (True, False), strict=True
+                )
             ]
             folder = root / year / "Annotations"
             folder.mkdir(parents=True, exist_ok=True)
-            sizes = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
-            (folder / f"{name}.xml").write_text(f"<annotation>{sizes}{''.join(objects)}</annotation>")
+            sizes = (
+                f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>"
+            )
+            (folder / f"{name}.xml").write_text(
+                f"<annotation>{sizes}{''.join(objects)}</annotation>"
+            )
         lists = root / year / "ImageSets" / "Main"
         lists.mkdir(parents=True, exist_ok=True)
         (lists / f"{part}.txt").write_text("\n".join(names) + "\n")
@@ -61,11 +72,15 @@ def write_coco(root: Path, num: int = 4) -> dict[str, list[tuple[str, Box]]]:
     written = {}
     for number, part in enumerate(("train2017", "val2017")):
         content: dict[str, list[Any]] = {"images": [], "annotations": []}
-        content["categories"] = [{"id": category, "name": name} for name, category in reversed(ids.items())]
+        content["categories"] = [
+            {"id": category, "name": name} for name, category in reversed(ids.items())
+        ]
         for index in range(num + 1):
             name = f"{index:012}.jpg"
             (height, width), found = draw(root / part / name, 1000 + 100 * number + index)
-            content["images"].append({"id": 500 - index, "file_name": name, "height": height, "width": width})
+            content["images"].append(
+                {"id": 500 - index, "file_name": name, "height": height, "width": width}
+            )
             found = found if index < num else []
             written[f"{part}/{name}"] = found
             for position, (kind, (left, top, right, bottom)) in enumerate(found):
@@ -73,10 +88,21 @@ def write_coco(root: Path, num: int = 4) -> dict[str, list[tuple[str, Box]]]:
                 corners = [left, top, right, top, right, bottom, left, bottom]
                 runs = np.zeros((height, width), np.uint8)
                 runs[top:bottom, left:right] = 1
-                annotation = {"id": len(content["annotations"]) + 1, "image_id": 500 - index, "category_id": ids[kind]}
-                annotation |= {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
-                outline = {"size": [height, width], "counts": run_lengths(runs)} if crowd else [corners]
-                content["annotations"].append({**annotation, "iscrowd": crowd, "segmentation": outline})
+                annotation = {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": 500 - index,
+                    "category_id": ids[kind],
+                }
+                annotation |= {
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                }
+                outline = (
+                    {"size": [height, width], "counts": run_lengths(runs)} if crowd else [corners]
+                )
+                content["annotations"].append(
+                    {**annotation, "iscrowd": crowd, "segmentation": outline}
+                )
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
     return written

@@ -20,7 +20,9 @@ def log_softmax(logits: list[float]) -> list[float]:
     return [logit - log_sum for logit in logits]
 
 
-def seed_loss(student: Tensor, teacher: Tensor, queue: Tensor, tau_student: float, tau_teacher: float) -> float:
+def seed_loss(
+    student: Tensor, teacher: Tensor, queue: Tensor, tau_student: float, tau_teacher: float
+) -> float:
     """SEED, arXiv:2101.04731, Section 3.2, a loop over instances and entries of D+."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     total = 0.0
@@ -32,11 +34,17 @@ def seed_loss(student: Tensor, teacher: Tensor, queue: Tensor, tau_student: floa
     return total / len(student)
 
 
-def seed_loss_matrix(student: Tensor, teacher: Tensor, queue: Tensor, tau_student: float, tau_teacher: float) -> Tensor:
+def seed_loss_matrix(
+    student: Tensor, teacher: Tensor, queue: Tensor, tau_student: float, tau_teacher: float
+) -> Tensor:
     """The same formula with the N x (K+1) matrices written out, in float64 and differentiable."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
-    target_logits = torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1) / tau_teacher
-    logits = torch.cat([(student * teacher).sum(1, keepdim=True), student @ queue.T], 1) / tau_student
+    target_logits = (
+        torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1) / tau_teacher
+    )
+    logits = (
+        torch.cat([(student * teacher).sum(1, keepdim=True), student @ queue.T], 1) / tau_student
+    )
     return -(target_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
 
@@ -45,7 +53,9 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> f
     query, key, queue = query.double(), key.double(), queue.double()
     total = 0.0
     for q, k in zip(query, key, strict=True):
-        total -= log_softmax([float(q @ k) / temperature, *(float(q @ d) / temperature for d in queue)])[0]
+        total -= log_softmax(
+            [float(q @ k) / temperature, *(float(q @ d) / temperature for d in queue)]
+        )[0]
     return total / len(query)
 
 
@@ -69,7 +79,14 @@ def compress_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: 
     return total / len(student)
 
 
-def bingo_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float, bag_size: int, weight: float) -> Tensor:
+def bingo_loss(
+    student: Tensor,
+    teacher: Tensor,
+    queue: Tensor,
+    temperature: float,
+    bag_size: int,
+    weight: float,
+) -> Tensor:
     """After BINGO, arXiv:2107.01691: own embedding and the most similar ones of the queue as positives of one softmax."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     total = torch.zeros((), dtype=torch.float64)
@@ -82,7 +99,9 @@ def bingo_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: flo
     return total / len(student)
 
 
-def binary_contrastive_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def binary_contrastive_loss(
+    student: Tensor, teacher: Tensor, queue: Tensor, temperature: float
+) -> Tensor:
     """CRD, arXiv:1910.10699, with h(s, d) = P / (P + K / M), P = exp(s . d / T) / Z and Z = M."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     num_images = 1_281_167  # any number
@@ -99,7 +118,10 @@ def binary_contrastive_loss(student: Tensor, teacher: Tensor, queue: Tensor, tem
 
 def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """SimReg, arXiv:2201.05131: the squares of the differences, added up over dimensions."""
-    rows = [sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) for s, t in zip(student.double(), teacher.double(), strict=True)]
+    rows = [
+        sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
+        for s, t in zip(student.double(), teacher.double(), strict=True)
+    ]
     return torch.stack(rows).mean()
 
 
@@ -111,11 +133,15 @@ def coss_loss(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
 
     student, teacher = student.double(), teacher.double()
     rows = torch.stack([cosine(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
-    columns = torch.stack([cosine(student[:, d], teacher[:, d]) for d in range(student.shape[1])]).mean()
+    columns = torch.stack(
+        [cosine(student[:, d], teacher[:, d]) for d in range(student.shape[1])]
+    ).mean()
     return -rows - weight * columns
 
 
-def cluster_loss(student: Tensor, codes: list[list[float]], prototypes: Tensor, temperature: float) -> Tensor:
+def cluster_loss(
+    student: Tensor, codes: list[list[float]], prototypes: Tensor, temperature: float
+) -> Tensor:
     """Cross-entropy between given codes and softmax(s . c / T), as SwAV, arXiv:2006.09882, Eq. 2."""
     student, prototypes = student.double(), prototypes.double()
     total = torch.zeros((), dtype=torch.float64)

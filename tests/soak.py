@@ -38,7 +38,10 @@ def write_shard(path: Path, num_bad: int) -> None:
             buffer = io.BytesIO()
             Image.fromarray(source.image(index).permute(1, 2, 0).numpy()).save(buffer, "PNG")
             content = buffer.getvalue()[: 60 if index in bad else None]
-            for suffix, data in (("png", content), ("cls", str(int(source.labels[index])).encode())):
+            for suffix, data in (
+                ("png", content),
+                ("cls", str(int(source.labels[index])).encode()),
+            ):
                 member = tarfile.TarInfo(f"{index:05d}.{suffix}")
                 member.size = len(data)
                 shard.addfile(member, io.BytesIO(data))
@@ -46,7 +49,12 @@ def write_shard(path: Path, num_bad: int) -> None:
 
 def command(home: Path, run: str, steps: int) -> list[str]:
     """Trains two students with MoCo-V2."""
-    data = ["data=shards", f"data.root={home}/train-0000.tar", "data.val_fraction=0.1", "data.num_workers=1"]
+    data = [
+        "data=shards",
+        f"data.root={home}/train-0000.tar",
+        "data.val_fraction=0.1",
+        "data.num_workers=1",
+    ]
     small = [
         "student=[convnet_w2,convnet_w32]",
         "views=digits",
@@ -70,7 +78,9 @@ def command(home: Path, run: str, steps: int) -> list[str]:
 def children(pid: int) -> list[int]:
     """Processes that it has started."""
     with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     return []
 
 
@@ -90,7 +100,10 @@ def slope_per_hour(samples: list[tuple[float, float]]) -> float:
 
 def quiet(line: list[str]) -> None:
     """Runs the command; prints how memory and descriptors went in the second half of it, when all is in place."""
-    process, born = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), time.monotonic()
+    process, born = (
+        subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
+        time.monotonic(),
+    )
     samples: list[tuple[float, float, int]] = []
     while process.poll() is None:
         time.sleep(1)
@@ -102,7 +115,9 @@ def quiet(line: list[str]) -> None:
     memory = slope_per_hour([(at, resident) for at, resident, _ in half])
     descriptors = slope_per_hour([(at, float(open_files)) for at, _, open_files in half])
     first, last = half[0], half[-1]
-    print(f"seconds {first[0]:.0f} to {last[0]:.0f}: memory {first[1]:.0f} -> {last[1]:.0f} MiB ({memory:+.1f} MiB/h),")
+    print(
+        f"seconds {first[0]:.0f} to {last[0]:.0f}: memory {first[1]:.0f} -> {last[1]:.0f} MiB ({memory:+.1f} MiB/h),"
+    )
     print(f"  file descriptors {first[2]} -> {last[2]} ({descriptors:+.1f}/h)")
 
 
@@ -149,7 +164,11 @@ def main() -> None:
         faults = disturbed(command(home, "disturbed", steps), home / "log", random.Random(0))
         print(f"disturbed run: {time.monotonic() - began:.0f} s, {faults}")
         same = True
-        for file in ("metrics.jsonl", "students/convnet_w2.safetensors", "students/convnet_w32.safetensors"):
+        for file in (
+            "metrics.jsonl",
+            "students/convnet_w2.safetensors",
+            "students/convnet_w32.safetensors",
+        ):
             equal = (home / "quiet" / file).read_bytes() == (home / "disturbed" / file).read_bytes()
             same &= equal
             print(f"{file}: {'identical' if equal else 'DIFFERENT'}")

@@ -38,9 +38,28 @@ ROOMS = {
     "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},
     "reporting": {"reporting", "evaluation", "methods", "models", "data", "views"},
     "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},
-    "benchmarks": {"benchmarks", "reporting", "evaluation", "engine", "methods", "models", "data", "views"},
+    "benchmarks": {
+        "benchmarks",
+        "reporting",
+        "evaluation",
+        "engine",
+        "methods",
+        "models",
+        "data",
+        "views",
+    },
     "cluster": {"cluster", "config"},
-    "protocols": {"protocols", "config", "reporting", "evaluation", "engine", "methods", "models", "data", "views"},
+    "protocols": {
+        "protocols",
+        "config",
+        "reporting",
+        "evaluation",
+        "engine",
+        "methods",
+        "models",
+        "data",
+        "views",
+    },
 }
 ROOMS["training"] = ROOMS["protocols"] | {"training"}
 ROOMS["tools"] = ROOMS["training"] | {"tools", "benchmarks", "cluster", "exporting"}
@@ -59,7 +78,11 @@ NOT_COMPOSED = {"plan", "sweep", "zoo", "__main__"}
 
 def name_of(file: Path) -> str:
     """`engine.fit` for seed_exp/engine/fit.py; an __init__.py is its folder."""
-    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+    return (
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        .removesuffix("__init__")
+        .removesuffix(".")
+    )
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -68,7 +91,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+            yield from (
+                f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names
+            )
 
 
 def modules_of(tree: ast.AST) -> Iterator[str]:
@@ -89,7 +114,9 @@ def allowed(name: str) -> set[str]:
     for place, below in WITHIN.items():
         if within(name, {place}):
             return below
-    return FOR_EVERYONE | ROOMS.get(name.partition(".")[0], {"config", "training", "protocols", "tools"})
+    return FOR_EVERYONE | ROOMS.get(
+        name.partition(".")[0], {"config", "training", "protocols", "tools"}
+    )
 
 
 def forbidden_imports(name: str, tree: ast.AST) -> list[str]:
@@ -127,7 +154,9 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_door() -> None:
     assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == ROOMS.keys()
     for name in DOORS - NOT_COMPOSED:
         assert (PACKAGE.parent / "conf" / f"{name}.yaml").exists(), name
-        assert f'main = command("{name}", {name}, __doc__' in (PACKAGE / f"{name}.py").read_text(), name
+        assert (
+            f'main = command("{name}", {name}, __doc__' in (PACKAGE / f"{name}.py").read_text()
+        ), name
     for name in DOORS:
         lines = (PACKAGE / f"{name}.py").read_text().splitlines()
         assert len(lines) <= 60, name
@@ -148,7 +177,10 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_door() -> None:
         ("onnxruntime", {"exporting"}),
         ("pyarrow", {"exporting"}),
         ("huggingface_hub", {"exporting"}),
-        ("pycocotools", {"data.detection_sets", "evaluation.average_precision", "protocols.detect"}),
+        (
+            "pycocotools",
+            {"data.detection_sets", "evaluation.average_precision", "protocols.detect"},
+        ),
     ],
 )
 def test_a_library_is_known_only_where_it_belongs(library: str, places: set[str]) -> None:
@@ -156,7 +188,9 @@ def test_a_library_is_known_only_where_it_belongs(library: str, places: set[str]
     assert {name for name in users if not within(name, places)} == set()
 
 
-@pytest.mark.parametrize("file", [file for file in MODULES if within(name_of(file), {"config.schema"})], ids=name_of)
+@pytest.mark.parametrize(
+    "file", [file for file in MODULES if within(name_of(file), {"config.schema"})], ids=name_of
+)
 def test_the_schema_takes_nothing_but_missing_of_omegaconf(file: Path) -> None:
     edge = [name for name in imports(parse(file)) if name.startswith(("omegaconf", "hydra"))]
     assert edge in ([], ["omegaconf.MISSING"])
@@ -166,7 +200,9 @@ def test_the_schema_takes_nothing_but_missing_of_omegaconf(file: Path) -> None:
 def test_imports_are_absolute_and_never_computed(file: Path) -> None:
     tree = parse(file)
     assert [name for name in imports(tree) if name.startswith(".")] == []
-    assert [function for function, _ in calls(tree) if function in ("__import__", "exec", "eval")] == []
+    assert [
+        function for function, _ in calls(tree) if function in ("__import__", "exec", "eval")
+    ] == []
 
 
 # That these tests can fail.

@@ -23,7 +23,15 @@ from seed_exp.data.writers import convert
 CONF = Path(__file__).parents[1] / "conf"
 
 RUNS_CODE = {
-    *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load"),
+    *(
+        "pickle.load",
+        "pickle.loads",
+        "pickle.Unpickler",
+        "marshal.load",
+        "marshal.loads",
+        "shelve.open",
+        "joblib.load",
+    ),
     *(
         "dill.load",
         "dill.loads",
@@ -33,7 +41,16 @@ RUNS_CODE = {
         "torch.jit.load",
         "torch.hub.load",
     ),
-    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "compile", "__import__"),
+    *(
+        "yaml.load",
+        "yaml.load_all",
+        "yaml.full_load",
+        "yaml.unsafe_load",
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+    ),
     *(
         "os.system",
         "os.popen",
@@ -43,7 +60,11 @@ RUNS_CODE = {
         "hydra.utils.call",
     ),
     # These widen what torch.load(weights_only=True) takes.
-    *("torch.serialization.add_safe_globals", "torch.serialization.safe_globals", "torch.package.PackageImporter"),
+    *(
+        "torch.serialization.add_safe_globals",
+        "torch.serialization.safe_globals",
+        "torch.package.PackageImporter",
+    ),
 }
 """What runs code that stands in what it is given."""
 HARMLESS = {"torch.serialization.safe_globals([argparse.Namespace])"}
@@ -55,7 +76,9 @@ UNPACKS = {"extract", "extractall"}
 
 def dangers(tree: ast.AST) -> list[str]:
     """Calls by which a file, an address or an option could run code or write outside its folder, and imports that hide them."""
-    return [ast.unparse(call) for function, call in calls(tree) if is_dangerous(function, call)] + sorted(hidden(tree))
+    return [
+        ast.unparse(call) for function, call in calls(tree) if is_dangerous(function, call)
+    ] + sorted(hidden(tree))
 
 
 def is_dangerous(function: str, call: ast.Call) -> bool:
@@ -72,10 +95,17 @@ def is_dangerous(function: str, call: ast.Call) -> bool:
 
 def hidden(tree: ast.AST) -> set[str]:
     """Of the above what is imported by its own name, and their libraries where they are imported under another."""
-    functions = {name for name in RUNS_CODE | WRITES_ANYWHERE | {"torch.load", "numpy.load"} if "." in name}
+    functions = {
+        name for name in RUNS_CODE | WRITES_ANYWHERE | {"torch.load", "numpy.load"} if "." in name
+    }
     libraries = {name.rpartition(".")[0] for name in functions} - {"numpy"}
-    aliases = [alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    return functions & set(imports(tree)) | {alias.name for alias in aliases if alias.asname} & libraries
+    aliases = [
+        alias for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    ]
+    return (
+        functions & set(imports(tree))
+        | {alias.name for alias in aliases if alias.asname} & libraries
+    )
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
@@ -86,7 +116,9 @@ def test_nothing_that_is_read_can_run_code_or_write_outside_its_folder(file: Pat
 def test_no_option_file_names_code_to_be_called() -> None:
     files = [*CONF.rglob("*.yaml"), *(CONF.parent / "experiments").glob("*.yaml")]
     assert len(files) > 20
-    assert [file for file in files if "_target_" in file.read_text() and "launcher" not in file.parts] == []
+    assert [
+        file for file in files if "_target_" in file.read_text() and "launcher" not in file.parts
+    ] == []
 
 
 # That these tests can fail.
@@ -139,13 +171,22 @@ re.compile(pattern)
 _FILE = io.BytesIO()
 Image.new("RGB", (3, 2)).save(_FILE, "PNG")
 PICTURE = _FILE.getvalue()
-PLACES = ["../outside.png", "a/../../outside.png", "{}/outside.png", "..", "a/../../../outside.png", "link/outside.png"]
+PLACES = [
+    "../outside.png",
+    "a/../../outside.png",
+    "{}/outside.png",
+    "..",
+    "a/../../../outside.png",
+    "link/outside.png",
+]
 
 
 @pytest.mark.parametrize("to", [DataFormat.image_folder, DataFormat.shards])
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("label", [False, True])
-def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, name: str, label: bool, to: DataFormat) -> None:
+def test_an_archive_cannot_write_outside_its_folder(
+    tmp_path: Path, name: str, label: bool, to: DataFormat
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "in").mkdir()
@@ -153,7 +194,10 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path, name: str, l
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, str(outside)
         archive.addfile(link)
-        for file, content in ((name.format(outside), PICTURE), (f"{name.format(outside)[:-4]}.cls", b"0")):
+        for file, content in (
+            (name.format(outside), PICTURE),
+            (f"{name.format(outside)[:-4]}.cls", b"0"),
+        ):
             member = tarfile.TarInfo(file)
             member.size = len(content)
             if label or not file.endswith(".cls"):
@@ -201,22 +245,46 @@ TsvSource(Path("images.tsv"))
 def test_files_have_the_permissions_that_the_users_umask_gives(tmp_path: Path) -> None:
     environment = {**os.environ, "SEED_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", WRITES]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, umask=0o027, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        umask=0o027,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    modes = {
+        str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")
+    }
     names = {Path(name).name for name in modes}
-    assert {"config.json", "log.txt", "metrics.jsonl", "step_00000002.pt", "convnet_w2.safetensors", "preview.png"} <= names
+    assert {
+        "config.json",
+        "log.txt",
+        "metrics.jsonl",
+        "step_00000002.pt",
+        "convnet_w2.safetensors",
+        "preview.png",
+    } <= names
     assert {name.rpartition(".")[2] for name in names} >= {"npy", "tsv"}
     files = {name: mode for name, mode in modes.items() if (tmp_path / name).is_file()}
     assert {name: oct(mode) for name, mode in files.items() if mode != 0o640} == {}
-    assert {name: oct(mode) for name, mode in modes.items() if name not in files and mode != 0o750} == {}
+    assert {
+        name: oct(mode) for name, mode in modes.items() if name not in files and mode != 0o750
+    } == {}
 
 
-def test_writing_leaves_the_umask_alone_which_all_threads_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_leaves_the_umask_alone_which_all_threads_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = os.umask(0o027)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("os.umask", lambda _: pytest.fail("another thread's new file would get other permissions"))
+            patch.setattr(
+                "os.umask",
+                lambda _: pytest.fail("another thread's new file would get other permissions"),
+            )
             with atomic_write(tmp_path / "x") as file:
                 file.write(b"x")
     finally:

@@ -42,7 +42,9 @@ class Images:
 
     def __init__(self, num: int = 40, fail_after: int | None = None) -> None:
         generator = torch.Generator().manual_seed(7)
-        self.pixels = torch.randint(0, 256, (num, 3, 10, 10), generator=generator, dtype=torch.uint8)
+        self.pixels = torch.randint(
+            0, 256, (num, 3, 10, 10), generator=generator, dtype=torch.uint8
+        )
         self.labels = np.arange(num, dtype=np.int64) % 3
         self.left = fail_after
 
@@ -69,7 +71,10 @@ class Encoder(nn.Module):
     def __init__(self, width: int, *, bn: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width) if bn else nn.Identity(), nn.ReLU(), nn.Dropout(dropout)
+            nn.Conv2d(3, width, 3, stride=2),
+            nn.BatchNorm2d(width) if bn else nn.Identity(),
+            nn.ReLU(),
+            nn.Dropout(dropout),
         )
         self.num_features = width
 
@@ -78,7 +83,9 @@ class Encoder(nn.Module):
         return features
 
 
-def students(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0) -> dict[str, Student]:
+def students(
+    names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0
+) -> dict[str, Student]:
     """By name; weights depend on the name only."""
     out = {}
     for name in names:
@@ -89,7 +96,9 @@ def students(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float =
 
 def host_batch(num: int, labels: Tensor | None = None, epoch: int = 0) -> HostBatch:
     """Of `num` images, for methods: they get the views beside it."""
-    return HostBatch({}, {}, torch.full((num,), -1) if labels is None else labels, torch.arange(num), epoch)
+    return HostBatch(
+        {}, {}, torch.full((num,), -1) if labels is None else labels, torch.arange(num), epoch
+    )
 
 
 def teacher() -> Teacher:
@@ -101,9 +110,13 @@ def teacher() -> Teacher:
     return Teacher(encoder, nn.Linear(8, DIM), DIM)
 
 
-def seed(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0, queue_size: int = 21) -> Seed:
+def seed(
+    names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0, queue_size: int = 21
+) -> Seed:
     config = ObjectiveConfig("seed", 0.2, 0.05, queue_size)
-    return Seed(students(names, bn=bn, dropout=dropout), teacher(), config, ["global", "local"], seed=3)
+    return Seed(
+        students(names, bn=bn, dropout=dropout), teacher(), config, ["global", "local"], seed=3
+    )
 
 
 def moco(names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0) -> Moco:
@@ -117,18 +130,35 @@ def probe(lrs: tuple[float, ...] = (1.0, 3.0)) -> LinearProbe:
 
 def views_config(**changes: Any) -> ViewsConfig:
     crops = {"global": CropConfig(8, 2, [0.5, 1.0]), "local": CropConfig(6, 3, [0.2, 0.5])}
-    options: dict[str, Any] = {"name": "tiny", "crops": crops, "jitter": [0.4, 0.4, 0.2, 0.1], "jitter_prob": 0.8}
+    options: dict[str, Any] = {
+        "name": "tiny",
+        "crops": crops,
+        "jitter": [0.4, 0.4, 0.2, 0.1],
+        "jitter_prob": 0.8,
+    }
     return ViewsConfig(**{**options, "flip_prob": 0.5, "eval_size": 8, "eval_resize": 8, **changes})
 
 
 def fit_config(**changes: Any) -> FitConfig:
     """12 steps are two epochs and a bit of `Images()`; intervals of logs, checkpoints and epochs do not fit each other."""
-    options: dict[str, Any] = {"steps": 12, "batch_size": 8, "log_every": 3, "checkpoint_every": 2, "eval_every": 1, "seed": 1}
+    options: dict[str, Any] = {
+        "steps": 12,
+        "batch_size": 8,
+        "log_every": 3,
+        "checkpoint_every": 2,
+        "eval_every": 1,
+        "seed": 1,
+    }
     return FitConfig(**{**options, **changes})
 
 
 def optimizer_config(**changes: Any) -> OptimizerConfig:
-    options: dict[str, Any] = {"name": "sgd", "lr": 3.0, "warmup_epochs": 0.4, "schedule": ScheduleName.cosine}
+    options: dict[str, Any] = {
+        "name": "sgd",
+        "lr": 3.0,
+        "warmup_epochs": 0.4,
+        "schedule": ScheduleName.cosine,
+    }
     return OptimizerConfig(**{**options, **changes})
 
 
@@ -147,9 +177,13 @@ def train(
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = build_tracker(folder, TrackerConfig("files"), RunFacts("tiny", "tiny", list(method.trainable), {}))
+    tracker = build_tracker(
+        folder, TrackerConfig("files"), RunFacts("tiny", "tiny", list(method.trainable), {})
+    )
 
-    def norms(names: Collection[str]) -> dict[str, float]:  # depends on the weights, and evaluates as k-NN does
+    def norms(
+        names: Collection[str],
+    ) -> dict[str, float]:  # depends on the weights, and evaluates as k-NN does
         networks = {name: method.trainable[name].eval() for name in names}
         return {
             f"{name}/norm": sum(p.detach().double().norm().item() for p in network.parameters())
@@ -178,7 +212,9 @@ def train(
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
     """All that the newest checkpoint holds, less what depends on the clock: the place in speed.jsonl, hence the hash."""
-    state: dict[str, Any] = torch.load(max((folder / "checkpoints").glob("step_*.pt")), weights_only=True)
+    state: dict[str, Any] = torch.load(
+        max((folder / "checkpoints").glob("step_*.pt")), weights_only=True
+    )
     del state["tracker"]["speed.jsonl"], state["content_hash"]
     return state
 
@@ -187,7 +223,11 @@ def flat(state: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts and lists as {"networks/a/head.0.weight": ...}."""
     if isinstance(state, dict | list):
         items = state.items() if isinstance(state, dict) else enumerate(state)
-        return {key: value for name, inner in items for key, value in flat(inner, f"{prefix}/{name}").items()}
+        return {
+            key: value
+            for name, inner in items
+            for key, value in flat(inner, f"{prefix}/{name}").items()
+        }
     return {prefix: state}
 
 

@@ -29,7 +29,9 @@ _VALUE = r"(?(inner)(?:(?!%(?:25)*26|\\u0026)[^&#])*|(?:(?!\\u0026)[^&#])*)"
 
 _TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,})")
 _BEHIND_NAMES = (
-    re.compile(rf"(\b[A-Z0-9_]*{_SECRET_NAME}[\"']?\s*[=:]\s*[\"']?)(?:(?<=[\"'])[^\"']+|[^\s\"',;]+)"),
+    re.compile(
+        rf"(\b[A-Z0-9_]*{_SECRET_NAME}[\"']?\s*[=:]\s*[\"']?)(?:(?<=[\"'])[^\"']+|[^\s\"',;]+)"
+    ),
     re.compile(r"(\blogin\s+\S+\s+(?:account\s+\S+\s+)?password\s+)\S+"),  # netrc
     re.compile(r"(\bauthorization[\"']?\s*[=:]\s*[\"']?\w+\s+)[^\s\"',;]+", re.IGNORECASE),
 )
@@ -68,7 +70,9 @@ def unsigned(text: str) -> str:
     For what is named by an address, such as a run: the name is the same for another signature, for none, and for what `redact`
     left of one. Unlike `redact` it does not depend on the environment.
     """
-    return _QUERY.sub(lambda query: _without_signature(query[0]), re.sub(f"{_USER_INFO}@", "", text))
+    return _QUERY.sub(
+        lambda query: _without_signature(query[0]), re.sub(f"{_USER_INFO}@", "", text)
+    )
 
 
 def _hide_access(query: str) -> str:
@@ -89,7 +93,11 @@ def _has(query: str, names: str) -> bool:
 
 def _secrets_in_environment() -> list[str]:
     """Longest first, as one may contain another; of several lines each, and also as they stand in an address."""
-    values = [value for name, value in os.environ.items() if re.search(f"{_SECRET_NAME}$", name, re.IGNORECASE)]
+    values = [
+        value
+        for name, value in os.environ.items()
+        if re.search(f"{_SECRET_NAME}$", name, re.IGNORECASE)
+    ]
     lines = {line.strip() for value in values for line in value.splitlines()}
     secrets = {line for line in lines if len(line) >= _SHORTEST_SECRET}
     return sorted(secrets | {quote(secret, safe="") for secret in secrets}, key=len, reverse=True)

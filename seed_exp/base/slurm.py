@@ -27,7 +27,10 @@ MAX_IDLE_REQUEUES = 3
 """How often a job is started again without a step more than the time before."""
 _PATIENCE_S = 60
 _MAX_ARRAY = 10_000
-_FIRST_PORT, _NUM_PORTS = 10_000, 20_000  # below those that the system gives to outgoing connections
+_FIRST_PORT, _NUM_PORTS = (
+    10_000,
+    20_000,
+)  # below those that the system gives to outgoing connections
 
 
 # --- ranks -----------------------------------------------------------------------------------------------------------
@@ -60,7 +63,9 @@ def cores_of_task(usable: int) -> int | None:
     Clusters bind a task to its cores or do not: what a process may use is its own share, or that of all tasks of the machine.
     """
     env = os.environ
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "TORCHELASTIC_RUN_ID" in env:  # torchrun in a task: its ranks share it
+    if (
+        int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "TORCHELASTIC_RUN_ID" in env
+    ):  # torchrun in a task: its ranks share it
         return None
     if "SLURM_CPUS_PER_TASK" in env:
         return min(usable, int(env["SLURM_CPUS_PER_TASK"]))
@@ -117,7 +122,9 @@ def requeue(signal_name: str, folder: Path | None, step: int | None) -> None:
     try:
         reason = _reason(signal_name, _show_job(job))
         if reason is None:
-            log.warning("job %s is not requeued: %s was no warning of the scheduler's", job, signal_name)
+            log.warning(
+                "job %s is not requeued: %s was no warning of the scheduler's", job, signal_name
+            )
             return
         _refuse_to_stand_still(folder, step, reason)
         if folder is not None and step is not None:
@@ -136,7 +143,9 @@ def note_restart(folder: Path, step: int) -> None:
         ValueError: it got no further since `MAX_IDLE_REQUEUES` times before.
     """
     count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if count == 0 or any(line["job"] == job_id() and line["restart"] >= count for line in requeues(folder)):
+    if count == 0 or any(
+        line["job"] == job_id() and line["restart"] >= count for line in requeues(folder)
+    ):
         return
     _refuse_to_stand_still(folder, step, "by SLURM")
     _note(folder, "by SLURM", step, count)
@@ -153,7 +162,9 @@ def _reason(signal_name: str, job: dict[str, str]) -> str | None:
     """Why the job is to be started again; None = it is not, or not by us."""
     if job.get("Reason") == "TimeLimit":
         return "time limit"
-    if job.get("JobState") != "RUNNING":  # COMPLETING: it was cancelled, and would come back; or SLURM starts it again anyway
+    if (
+        job.get("JobState") != "RUNNING"
+    ):  # COMPLETING: it was cancelled, and would come back; or SLURM starts it again anyway
         return None
     if job.get("PreemptTime", "None") != "None":
         return "preempted"
@@ -167,7 +178,9 @@ def _refuse_to_stand_still(folder: Path | None, step: int | None, reason: str) -
         where = "before training began"
     else:
         steps = [line["step"] for line in requeues(folder)]
-        idle = next((num for num, earlier in enumerate(reversed(steps)) if earlier != step), len(steps))
+        idle = next(
+            (num for num, earlier in enumerate(reversed(steps)) if earlier != step), len(steps)
+        )
         where = f"at step {step}"
     if idle >= MAX_IDLE_REQUEUES:
         raise ValueError(
@@ -186,7 +199,9 @@ def _note(folder: Path, reason: str, step: int, restart: int) -> None:
 
 
 def _scontrol(*arguments: str) -> str:
-    done = subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True, timeout=_PATIENCE_S)
+    done = subprocess.run(
+        ["scontrol", *arguments], check=True, capture_output=True, text=True, timeout=_PATIENCE_S
+    )
     return done.stdout
 
 
@@ -204,14 +219,19 @@ def stand_in_for_sacct() -> Iterator[None]:
 
     submitit hears of a job that ended without a result from nobody but `sacct`, and without it waits for ever.
     """
-    works = shutil.which("sacct") is not None and subprocess.run(["sacct"], capture_output=True, check=False).returncode == 0
+    works = (
+        shutil.which("sacct") is not None
+        and subprocess.run(["sacct"], capture_output=True, check=False).returncode == 0
+    )
     if works or shutil.which("scontrol") is None:
         yield
         return
     before = os.environ["PATH"]
     with tempfile.TemporaryDirectory(prefix="seed-sacct-") as folder:
         script = Path(folder) / "sacct"
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m seed_exp.base.slurm "$@"\n')
+        script.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m seed_exp.base.slurm "$@"\n'
+        )
         script.chmod(0o755)
         os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
         try:
@@ -237,14 +257,24 @@ def accounts(jobs: list[str]) -> Iterator[str]:
             continue
         for fields in map(_fields, shown.splitlines()):
             task = fields.get("ArrayTaskId")
-            name = fields["JobId"] if task is None else f"{job}_{task if task.isdigit() else f'[{task}]'}"
+            name = (
+                fields["JobId"]
+                if task is None
+                else f"{job}_{task if task.isdigit() else f'[{task}]'}"
+            )
             yield f"{name}|{fields['JobState']}|{fields.get('NodeList', '')}"
 
 
 def main() -> None:
     """Answers for the jobs after each -j."""
     try:
-        print("\n".join(accounts([job for flag, job in zip(sys.argv, sys.argv[1:], strict=False) if flag == "-j"])))
+        print(
+            "\n".join(
+                accounts(
+                    [job for flag, job in zip(sys.argv, sys.argv[1:], strict=False) if flag == "-j"]
+                )
+            )
+        )
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: scontrol: {error.stderr.strip()}")
 

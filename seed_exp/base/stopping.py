@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-WARNINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+WARNINGS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 REQUEUE_STATUS = 75
 """Exit status of a run that was stopped by a scheduler's signal and goes on when it is started again (EX_TEMPFAIL)."""
 INTERRUPTED_STATUS = 130
@@ -34,7 +36,9 @@ class Stopped(SystemExit):
 @contextmanager
 def stop_at_once() -> Iterator[None]:
     """While it is entered, a warning raises `Stopped` wherever the main thread is; `fit` replaces that while it trains."""
-    if threading.current_thread() is not threading.main_thread():  # Python delivers no signals there
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python delivers no signals there
         yield
         return
     before = {number: signal.signal(number, raise_stopped) for number in WARNINGS}

@@ -30,18 +30,25 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(f"the table has {len(header)} columns, but a row has {len(row)} cells: {list(row)}")
+            raise ValueError(
+                f"the table has {len(header)} columns, but a row has {len(row)} cells: {list(row)}"
+            )
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     aligned = [
-        [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         for line in (lines[0], rule, *lines[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
 
 
-def comparison_table(rows: Sequence[ComparisonRow], baseline: ComparisonRow | None = None, *, k: int = 10) -> str:
+def comparison_table(
+    rows: Sequence[ComparisonRow], baseline: ComparisonRow | None = None, *, k: int = 10
+) -> str:
     """Networks side by side as in Table 1 of SEED, arXiv:2101.04731: size, k-NN and linear top-1 accuracy.
 
     Args:
@@ -54,7 +61,10 @@ def comparison_table(rows: Sequence[ComparisonRow], baseline: ComparisonRow | No
         Markdown without a newline at the end.
     """
     header = ["network", "pre-training", "parameters", f"k-NN (k={k})", "linear top-1"]
-    cells = [[row.name, row.method, f"{row.parameters:,}", f"{row.knn:.1f}", f"{row.linear:.1f}"] for row in rows]
+    cells = [
+        [row.name, row.method, f"{row.parameters:,}", f"{row.knn:.1f}", f"{row.linear:.1f}"]
+        for row in rows
+    ]
     if baseline is not None:
         header.append(f"vs {baseline.method}")
         for row, line in zip(rows, cells, strict=True):

@@ -19,17 +19,34 @@ def bench(config: BenchConfig) -> BenchReport:
         ValueError: there is only one student.
     """
     if len(config.students) < 2:
-        raise ValueError(f"a fleet is several students, got {next(iter(config.students))}; e.g. 'student=[resnet18,resnet34]'")
+        raise ValueError(
+            f"a fleet is several students, got {next(iter(config.students))}; e.g. 'student=[resnet18,resnet34]'"
+        )
     training, num = TimedStep(config), config.batch_size
     ways = [
-        Contender(ONE_RUN_EACH, one_after_the_other([training.ours([name]) for name in config.students]), num),
+        Contender(
+            ONE_RUN_EACH,
+            one_after_the_other([training.ours([name]) for name in config.students]),
+            num,
+        ),
         Contender("ours, one run of all", training.ours(config.students), num),
-        Contender("plain, one run each", one_after_the_other([training.plain(name) for name in config.students]), num),
+        Contender(
+            "plain, one run each",
+            one_after_the_other([training.plain(name) for name in config.students]),
+            num,
+        ),
         Contender("teacher forward", training.teacher_forward, num),
     ]
     *rows, bound = interleave(ways, seconds=config.seconds, device=training.device)
     facts = {"students": ", ".join(config.students), **training.facts()}
-    report = BenchReport("training several students", "img/s", rows, ONE_RUN_EACH, [bound], facts | machine(training.device))
+    report = BenchReport(
+        "training several students",
+        "img/s",
+        rows,
+        ONE_RUN_EACH,
+        [bound],
+        facts | machine(training.device),
+    )
     cost = f"{1 / report.ratio(rows[1]):.2f} of {len(config.students)} runs"
     return replace(report, facts={"cost of one run of all": cost, **report.facts})
 

@@ -32,17 +32,25 @@ def bench(config: BenchConfig) -> BenchReport:
     """
     device, k, num = local_device(config.device), config.k, config.query_size
     if k > config.bank_size:
-        raise ValueError(f"k={k} exceeds bank_size={config.bank_size}; choose a smaller k or a larger bank")
+        raise ValueError(
+            f"k={k} exceeds bank_size={config.bank_size}; choose a smaller k or a larger bank"
+        )
     torch.manual_seed(0)
-    bank, queries = (torch.randn(rows, config.feature_dim, device=device) for rows in (config.bank_size, num))
+    bank, queries = (
+        torch.randn(rows, config.feature_dim, device=device) for rows in (config.bank_size, num)
+    )
     searches: dict[str, Search] = {"plain": plain, "ours": nearest}
     if device.type == "cpu":
         searches |= {"scikit-learn, brute force": scikit_learn}
         if faiss := faiss_flat():
             searches |= {"faiss, flat": faiss}
-    ways = [Contender(name, partial(search, bank, queries, k), num) for name, search in searches.items()]
+    ways = [
+        Contender(name, partial(search, bank, queries, k), num) for name, search in searches.items()
+    ]
     products = Contender("matrix products", matrix_products(bank, queries), num)
-    with threadpool_limits(torch.get_num_threads()):  # scikit-learn and faiss have pools of their own
+    with threadpool_limits(
+        torch.get_num_threads()
+    ):  # scikit-learn and faiss have pools of their own
         *rows, bound = interleave([*ways, products], seconds=config.seconds, device=device)
     few = queries[:PLAIN_QUERIES]
     same = (nearest(bank, few, k)[1] == plain(bank, few, k)[1]).float().mean().item()
@@ -52,7 +60,9 @@ def bench(config: BenchConfig) -> BenchReport:
         "matrix products": f"{2 * num * bank.numel() / bound.median_s / 1e9:,.0f} GFLOP/s",
         "neighbours as in plain": f"{100 * same:.3f} %",
     }
-    return BenchReport("nearest neighbours", "queries/s", rows, "plain", [bound], facts | machine(device))
+    return BenchReport(
+        "nearest neighbours", "queries/s", rows, "plain", [bound], facts | machine(device)
+    )
 
 
 def plain(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +74,9 @@ def plain(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def scikit_learn(bank: Tensor, queries: Tensor, k: int) -> tuple[Any, Any]:
     """By Euclidean distance at unit length: the same order as by cosine, at which it is much slower."""
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(F.normalize(bank, dim=1).numpy())
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(
+        F.normalize(bank, dim=1).numpy()
+    )
     distances, indices = search.kneighbors(F.normalize(queries, dim=1).numpy())
     return distances, indices
 
@@ -93,6 +105,8 @@ def matrix_products(bank: Tensor, queries: Tensor) -> Callable[[], None]:
     def run() -> None:
         for keys in torch.split(bank, columns):
             for block in torch.split(queries, rows):
-                torch.mm(block, keys.T, out=buffer[: len(block) * len(keys)].view(len(block), len(keys)))
+                torch.mm(
+                    block, keys.T, out=buffer[: len(block) * len(keys)].view(len(block), len(keys))
+                )
 
     return run

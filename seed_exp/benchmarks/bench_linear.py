@@ -31,7 +31,9 @@ def bench(config: BenchConfig) -> BenchReport:
         ValueError: several students.
     """
     if len(config.students) > 1:
-        raise ValueError(f"bench=linear measures one student, got {', '.join(config.students)}; choose one")
+        raise ValueError(
+            f"bench=linear measures one student, got {', '.join(config.students)}; choose one"
+        )
     ((name, student),) = config.students.items()
     device = local_device(config.device)
     views = TrainViews(config.views, seed=0)
@@ -43,10 +45,21 @@ def bench(config: BenchConfig) -> BenchReport:
     def training(lrs: Sequence[float]) -> Callable[[], None]:
         """A step of classifiers with these rates."""
         probe = LinearProbe({name: encoder}, lrs, NUM_CLASSES, seed=0)
-        options = FitConfig(precision=config.precision, compile=config.compile, optimizer=config.optimizer)
+        options = FitConfig(
+            precision=config.precision, compile=config.compile, optimizer=config.optimizer
+        )
         forever = dict.fromkeys(probe.trainable, 1 << 30)
         size = config.batch_size
-        fleet = Fleet(probe, views, options, device, batch_size=size, steps_per_epoch=1, num_steps=forever, lrs=probe.lrs)
+        fleet = Fleet(
+            probe,
+            views,
+            options,
+            device,
+            batch_size=size,
+            steps_per_epoch=1,
+            num_steps=forever,
+            lrs=probe.lrs,
+        )
         number = itertools.count()
 
         def step() -> None:
@@ -56,7 +69,11 @@ def bench(config: BenchConfig) -> BenchReport:
 
     images = views.device(batch.map(lambda tensor: tensor.to(device)))["global"][0]
     ways = [
-        Contender("one evaluation per rate", one_after_the_other([training([lr]) for lr in LRS]), config.batch_size),
+        Contender(
+            "one evaluation per rate",
+            one_after_the_other([training([lr]) for lr in LRS]),
+            config.batch_size,
+        ),
         Contender("ours, all rates at once", training(LRS), config.batch_size),
         Contender("features", lambda: _features(encoder, images, config), config.batch_size),
     ]
@@ -67,7 +84,9 @@ def bench(config: BenchConfig) -> BenchReport:
         "batch": f"{config.batch_size} images of {images.shape[-1]} px",
         "precision": resolve(config.precision, device).value,
     }
-    return BenchReport("linear evaluation", "img/s", rows, rows[0].name, [bound], facts | machine(device))
+    return BenchReport(
+        "linear evaluation", "img/s", rows, rows[0].name, [bound], facts | machine(device)
+    )
 
 
 @torch.no_grad()

@@ -29,7 +29,9 @@ def bench(config: BenchConfig) -> BenchReport:
         ValueError: another objective than SEED's, whose formula the plain way is.
     """
     if config.objective.name != "seed":
-        raise ValueError(f"bench=loss compares with the plain way of objective=seed, got objective={config.objective.name}")
+        raise ValueError(
+            f"bench=loss compares with the plain way of objective=seed, got objective={config.objective.name}"
+        )
     device = local_device(config.device)
     torch.manual_seed(0)
     student, teacher, queue = (
@@ -39,10 +41,18 @@ def bench(config: BenchConfig) -> BenchReport:
     options, objective = config.objective, OBJECTIVES["seed"]
 
     def ours(student: Tensor, teacher: Tensor, queue: Tensor) -> Tensor:
-        return objective.loss(student, teacher, objective.target(teacher, queue, options), queue, options)
+        return objective.loss(
+            student, teacher, objective.target(teacher, queue, options), queue, options
+        )
 
     def plain(student: Tensor, teacher: Tensor, queue: Tensor) -> Tensor:
-        return plain_loss(student, teacher, queue, tau_student=options.tau_student, tau_teacher=options.tau_teacher)
+        return plain_loss(
+            student,
+            teacher,
+            queue,
+            tau_student=options.tau_student,
+            tau_teacher=options.tau_teacher,
+        )
 
     def mixed(student: Tensor, teacher: Tensor, queue: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
@@ -63,10 +73,14 @@ def bench(config: BenchConfig) -> BenchReport:
         "error of ours": relative_errors(value_and_gradient(ours, *few), exact),
         "error of plain": relative_errors(value_and_gradient(mixed, *few), exact),
     }
-    return BenchReport("loss, value and gradient", "rows/s", rows, "plain", [bound], facts | machine(device))
+    return BenchReport(
+        "loss, value and gradient", "rows/s", rows, "plain", [bound], facts | machine(device)
+    )
 
 
-def value_and_gradient(loss: Loss, student: Tensor, teacher: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    loss: Loss, student: Tensor, teacher: Tensor, queue: Tensor
+) -> tuple[Tensor, Tensor]:
     """The loss and its gradient with respect to the student's embeddings."""
     leaf = student.detach().requires_grad_()
     value = loss(leaf, teacher, queue)
@@ -84,5 +98,7 @@ def products(student: Tensor, teacher: Tensor, queue: Tensor) -> None:
 
 def relative_errors(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> str:
     """Of value and gradient, in words."""
-    value, gradient = (float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
+    value, gradient = (
+        float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)
+    )
     return f"{value:.1e} in the value, {gradient:.1e} in the gradient (relative, against float64)"

@@ -81,11 +81,17 @@ def bench(config: BenchConfig) -> BenchReport:
             Contender(f"{config.processes} processes", ranks.step, num * config.processes),
         ]
         rows = interleave(ways, seconds=config.seconds, device=device)
-        gradients = 4 * sum(parameter.numel() for student in training.students.values() for parameter in student.parameters())
+        gradients = 4 * sum(
+            parameter.numel()
+            for student in training.students.values()
+            for parameter in student.parameters()
+        )
         queued = 4 * training.teacher.embedding_dim * num * len(training.images)
     step = Step(rows[0].median_s, gradients, queued)
     report = BenchReport("training step in parallel", "img/s", rows, "one process", [], {})
-    measured = f"{report.ratio(rows[1]) / config.processes:.2f} of {config.processes} times one process"
+    measured = (
+        f"{report.ratio(rows[1]) / config.processes:.2f} of {config.processes} times one process"
+    )
     facts = {
         "students": ", ".join(config.students),
         **training.facts(),
@@ -94,13 +100,21 @@ def bench(config: BenchConfig) -> BenchReport:
         "each process sends per step": f"2 (p - 1) / p x {gradients / 1e6:.3g} MB of gradients, and gets (p - 1) x "
         f"{queued / 1e6:.3g} MB for the queue",
     }
-    facts |= {f"efficiency on {gpus} GPUs, on paper": _expected(step, gpus, config) for gpus in GPUS if device.type == "cuda"}
+    facts |= {
+        f"efficiency on {gpus} GPUs, on paper": _expected(step, gpus, config)
+        for gpus in GPUS
+        if device.type == "cuda"
+    }
     return replace(report, facts=facts | machine(device))
 
 
 def _expected(step: Step, gpus: int, config: BenchConfig) -> str:
     together, queue_size = gpus * config.batch_size, config.objective.queue_size
-    full = f"; {together} images per step fill the queue of {queue_size} at once" if together >= queue_size else ""
+    full = (
+        f"; {together} images per step fill the queue of {queue_size} at once"
+        if together >= queue_size
+        else ""
+    )
     return f"{efficiency(step, Interconnect(), gpus):.2f}{full}"
 
 
@@ -119,7 +133,9 @@ class _Ranks:
         context = multiprocessing.get_context("spawn")
         for rank in range(self._config.processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, self._config, rank, port, self._threads), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, self._config, rank, port, self._threads), daemon=True
+            )
             process.start()
             theirs.close()
             self._stack.callback(process.join)
@@ -140,12 +156,19 @@ class _Ranks:
     def _wait(self) -> None:
         for rank, connection in enumerate(self._connections):
             if not connection.poll(PATIENCE_S):
-                raise TimeoutError(f"process {rank} of bench=scaling did not answer for {PATIENCE_S} s")
+                raise TimeoutError(
+                    f"process {rank} of bench=scaling did not answer for {PATIENCE_S} s"
+                )
             connection.recv()
 
 
 def _serve(connection: Connection, config: BenchConfig, rank: int, port: int, threads: int) -> None:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": config.processes, "LOCAL_WORLD_SIZE": config.processes}
+    ranks = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": config.processes,
+        "LOCAL_WORLD_SIZE": config.processes,
+    }
     os.environ |= {name: str(value) for name, value in ranks.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(threads)

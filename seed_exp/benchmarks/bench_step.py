@@ -34,7 +34,9 @@ def bench(config: BenchConfig) -> BenchReport:
         ValueError: several students: that is bench=fleet.
     """
     if len(config.students) > 1:
-        raise ValueError(f"bench=step measures one student, got {', '.join(config.students)}; choose one, or bench=fleet")
+        raise ValueError(
+            f"bench=step measures one student, got {', '.join(config.students)}; choose one, or bench=fleet"
+        )
     (name,) = config.students
     training, num = TimedStep(config), config.batch_size
     operations, forward_backward = training.operations(name), training.forward_backward(name)
@@ -43,7 +45,9 @@ def bench(config: BenchConfig) -> BenchReport:
         Contender("ours", training.ours([name]), num),
         Contender("teacher forward", training.teacher_forward, num),
         Contender("student forward and backward", forward_backward, num),
-        Contender("as many operations in matrix products", training.products(num * operations), num),
+        Contender(
+            "as many operations in matrix products", training.products(num * operations), num
+        ),
     ]
     rows = interleave(ways, seconds=config.seconds, device=training.device)
     kept = activation_bytes(forward_backward)
@@ -53,7 +57,9 @@ def bench(config: BenchConfig) -> BenchReport:
         "operations": f"{operations / 1e9:.3g} GFLOP per image",
         "activations": f"{kept / num / 2**20:.3g} MiB per image, kept by the student for its backward pass",
     }
-    return BenchReport("training step", "img/s", rows[:2], "plain", rows[2:], facts | machine(training.device))
+    return BenchReport(
+        "training step", "img/s", rows[:2], "plain", rows[2:], facts | machine(training.device)
+    )
 
 
 class TimedStep:
@@ -71,12 +77,18 @@ class TimedStep:
         self.plain_teacher.adapt_to(config.views)
         self.teacher = copy.deepcopy(self.plain_teacher).to(self.device)
         self.teacher.fold_batch_norm()
-        self.students = {name: build_student(student, self.teacher.embedding_dim) for name, student in config.students.items()}
+        self.students = {
+            name: build_student(student, self.teacher.embedding_dim)
+            for name, student in config.students.items()
+        }
         self.views = TrainViews(config.views, seed=0)
         self.batch = synthetic_batch(self.views, config.batch_size, self.device)
-        self.float_views = {name: _pinned(view, self.device) for name, view in self.views.device(self.batch).items()}
+        self.float_views = {
+            name: _pinned(view, self.device) for name, view in self.views.device(self.batch).items()
+        }
         self.images = {
-            name: view.flatten(0, 1).to(self.device, memory_format=torch.channels_last) for name, view in self.float_views.items()
+            name: view.flatten(0, 1).to(self.device, memory_format=torch.channels_last)
+            for name, view in self.float_views.items()
         }
 
     def ours(self, names: Iterable[str]) -> Callable[[], None]:
@@ -84,10 +96,18 @@ class TimedStep:
         students = {name: copy.deepcopy(self.students[name]) for name in names}
         method = Seed(students, self.teacher, self.config.objective, list(self.images), seed=0)
         options = self.config
-        config = FitConfig(precision=options.precision, compile=options.compile, optimizer=options.optimizer)
+        config = FitConfig(
+            precision=options.precision, compile=options.compile, optimizer=options.optimizer
+        )
         forever = dict.fromkeys(students, 1 << 30)
         fleet = Fleet(
-            method, self.views, config, self.device, batch_size=options.batch_size, steps_per_epoch=1, num_steps=forever
+            method,
+            self.views,
+            config,
+            self.device,
+            batch_size=options.batch_size,
+            steps_per_epoch=1,
+            num_steps=forever,
         )
         number = itertools.count()
 
@@ -101,7 +121,12 @@ class TimedStep:
         """A step of the plain training of a copy of this student."""
         config = self.config
         training = PlainTraining(
-            self.students[name], self.plain_teacher, config.objective, config.optimizer, list(self.images), self.device
+            self.students[name],
+            self.plain_teacher,
+            config.objective,
+            config.optimizer,
+            list(self.images),
+            self.device,
         )
         return lambda: training.step(self.float_views)
 
@@ -113,11 +138,18 @@ class TimedStep:
 
     def forward_backward(self, name: str) -> Callable[[], None]:
         """A student's forward and backward pass of all views."""
-        student = copy.deepcopy(self.students[name]).to(self.device).to(memory_format=torch.channels_last).train()
+        student = (
+            copy.deepcopy(self.students[name])
+            .to(self.device)
+            .to(memory_format=torch.channels_last)
+            .train()
+        )
 
         def run() -> None:
             with autocast(self.config.precision, self.device):
-                total = torch.stack([student(images).sum() for images in self.images.values()]).sum()
+                total = torch.stack(
+                    [student(images).sum() for images in self.images.values()]
+                ).sum()
             total.backward()  # type: ignore[no-untyped-call]
             student.zero_grad()
 
@@ -127,13 +159,18 @@ class TimedStep:
         """Floating-point operations per image: the teacher's forward pass, and three times a student's, as backward is two."""
         teacher, student = self.teacher, self.students[name]
         crops = [crop for crop in self.config.views.crops.values() if crop.num > 0]
-        return sum(crop.num * (forward_flops(teacher, crop.size) + 3 * forward_flops(student, crop.size)) for crop in crops)
+        return sum(
+            crop.num * (forward_flops(teacher, crop.size) + 3 * forward_flops(student, crop.size))
+            for crop in crops
+        )
 
     def products(self, operations: int) -> Callable[[], None]:
         """Square matrix products of about so many operations in the precision of our forward pass."""
         size = 4096 if self.device.type == "cuda" else 1024
         half = resolve(self.config.precision, self.device) is Precision.bfloat16
-        matrix = torch.randn(size, size, device=self.device, dtype=torch.bfloat16 if half else torch.float32)
+        matrix = torch.randn(
+            size, size, device=self.device, dtype=torch.bfloat16 if half else torch.float32
+        )
         out = torch.empty_like(matrix)
 
         def run() -> None:

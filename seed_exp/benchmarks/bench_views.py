@@ -30,7 +30,9 @@ def bench(config: BenchConfig) -> BenchReport:
     device, num = local_device(config.device), config.batch_size
     source = load_source(config.data, "train")
     if num > len(source):
-        raise ValueError(f"batch_size={num} exceeds the {len(source)} images; take batch_size={len(source)} or less")
+        raise ValueError(
+            f"batch_size={num} exceeds the {len(source)} images; take batch_size={len(source)} or less"
+        )
     views, plain_views = TrainViews(config.views, seed=0), PlainViews(config.views)
     epochs, indices = itertools.count(), np.arange(num)
     buffers = views.empty(num)
@@ -42,7 +44,11 @@ def bench(config: BenchConfig) -> BenchReport:
         return buffers
 
     def plain_image(index: int) -> Image.Image:
-        return tsv.image(index) if tsv else Image.fromarray(source.image(index).permute(1, 2, 0).numpy())
+        return (
+            tsv.image(index)
+            if tsv
+            else Image.fromarray(source.image(index).permute(1, 2, 0).numpy())
+        )
 
     def on_device(batch: HostBatch) -> HostBatch:
         return batch.map(lambda tensor: tensor.to(device))
@@ -56,21 +62,36 @@ def bench(config: BenchConfig) -> BenchReport:
     ]
     if kornia := kornia_views(config.views):
         pixels = [view.flatten(0, 1) for view in ready.views.values()]
-        ways.append(Contender(f"kornia, device half ({device.type})", lambda: [kornia(view) for view in pixels], num))
-    bounds = [Contender("read and decode", lambda: [source.image(index) for index in range(num)], num)]
+        ways.append(
+            Contender(
+                f"kornia, device half ({device.type})",
+                lambda: [kornia(view) for view in pixels],
+                num,
+            )
+        )
+    bounds = [
+        Contender("read and decode", lambda: [source.image(index) for index in range(num)], num)
+    ]
     if tsv:
         files = [tsv.data(index) for index in range(num)]
         if dali := dali_views(config.views, num):
-            ways.append(Contender("DALI, CPU", lambda: dali([tsv.data(index) for index in range(num)]), num))
+            ways.append(
+                Contender("DALI, CPU", lambda: dali([tsv.data(index) for index in range(num)]), num)
+            )
         bounds += [
             Contender("decode", lambda: [decode(file, "") for file in files], num),
-            Contender("read and base64, plain", lambda: [tsv.data(index) for index in range(num)], num),
+            Contender(
+                "read and base64, plain", lambda: [tsv.data(index) for index in range(num)], num
+            ),
         ]
     with torch.no_grad():
         rows = interleave([*ways, *bounds], seconds=config.seconds, device=device)
     facts = {
-        "views": f"{config.views.name}: " + " + ".join(f"{c.num} x {c.size}" for c in config.views.crops.values() if c.num > 0),
+        "views": f"{config.views.name}: "
+        + " + ".join(f"{c.num} x {c.size}" for c in config.views.crops.values() if c.num > 0),
         "images": f"{num} of {source.fingerprint()}",
     }
     title = "from image files to views"
-    return BenchReport(title, "img/s", rows[: len(ways)], "plain", rows[len(ways) :], facts | machine(device))
+    return BenchReport(
+        title, "img/s", rows[: len(ways)], "plain", rows[len(ways) :], facts | machine(device)
+    )

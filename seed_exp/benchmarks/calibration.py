@@ -72,10 +72,15 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
         students: Which of the students are trained.
     """
     options: dict[str, Any] = {
-        "students": {name: replace(config.students[name], init=None, epochs=None) for name in students},
+        "students": {
+            name: replace(config.students[name], init=None, epochs=None) for name in students
+        },
         "views": config.views,
         "optimizer": OptimizerConfig(
-            config.optimizer.name, lr=1.0, momentum=config.optimizer.momentum, clip_grad_norm=config.optimizer.clip_grad_norm
+            config.optimizer.name,
+            lr=1.0,
+            momentum=config.optimizer.momentum,
+            clip_grad_norm=config.optimizer.clip_grad_norm,
         ),
         "batch_size": batch_size,
         "accumulation": config.accumulation,
@@ -86,12 +91,20 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
         moco = MocoConfig(queue_size=config.moco.queue_size)
         return PretrainConfig(**options, embedding_dim=config.embedding_dim, moco=moco)
     objective = replace(config.objective, tau_student=1.0, tau_teacher=1.0, weight=1.0)
-    return DistillConfig(**options, teacher=_alike(config.teacher), teacher_ssl=config.teacher_ssl, objective=objective)
+    return DistillConfig(
+        **options,
+        teacher=_alike(config.teacher),
+        teacher_ssl=config.teacher_ssl,
+        objective=objective,
+    )
 
 
 def _alike(teacher: TeacherConfig) -> TeacherConfig:
     """The first published teacher with the same network and head; a network of our own is like no other."""
-    shapes = {name: (spec.network, spec.hidden_dim, spec.head, spec.embedding_dim) for name, spec in TEACHERS.items()}
+    shapes = {
+        name: (spec.network, spec.hidden_dim, spec.head, spec.embedding_dim)
+        for name, spec in TEACHERS.items()
+    }
     if teacher.network not in shapes or TEACHERS[teacher.network].network is None:
         return teacher
     first = next(name for name, shape in shapes.items() if shape == shapes[teacher.network])
@@ -135,7 +148,9 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
         memory = torch.cuda.max_memory_allocated(device)
     state, cached = fleet.state(), 0
     if isinstance(method, Seed):  # a checksum and the embedding of each view, methods.teacher_cache
-        cached = 4 * (1 + method.teacher.embedding_dim * sum(crop.num for crop in config.views.crops.values()))
+        cached = 4 * (
+            1 + method.teacher.embedding_dim * sum(crop.num for crop in config.views.crops.values())
+        )
     return StepCost(row.rate, num, memory, _bytes(state), _bytes(state["networks"]), cached)
 
 
@@ -145,14 +160,23 @@ def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> i
     fleet, step = _stepper(method, as_on_gpu, torch.device("cpu"), few)
     activations = activation_bytes(step)
     state = fleet.state()
-    gradients = [list(network.parameters()) for network in method.trainable.values()]  # as large as what they belong to
-    return _bytes([state["networks"], state["optimizers"], gradients, method.state_dict()]) + activations * num // few
+    gradients = [
+        list(network.parameters()) for network in method.trainable.values()
+    ]  # as large as what they belong to
+    return (
+        _bytes([state["networks"], state["optimizers"], gradients, method.state_dict()])
+        + activations * num // few
+    )
 
 
 def worker_rate(source: Source, views: ViewsConfig) -> float:
     """Images per second that one worker process reads, decodes and crops."""
     order = SampleOrder(len(source), min(DATA_IMAGES, len(source)), seed=0)
-    with closing(load_batches(source, TrainViews(views, 0), map(order.batch, range(DATA_BATCHES)), num_workers=1)) as batches:
+    with closing(
+        load_batches(
+            source, TrainViews(views, 0), map(order.batch, range(DATA_BATCHES)), num_workers=1
+        )
+    ) as batches:
         next(batches)
         begin = time.perf_counter()
         num = sum(len(batch.labels) for batch in batches)
@@ -162,22 +186,32 @@ def worker_rate(source: Source, views: ViewsConfig) -> float:
 def _build(config: Config) -> Seed | Moco:
     """What the command trains, with random weights: nothing is downloaded."""
     if isinstance(config, PretrainConfig):
-        students = {name: build_student(student, config.embedding_dim) for name, student in config.students.items()}
+        students = {
+            name: build_student(student, config.embedding_dim)
+            for name, student in config.students.items()
+        }
         return Moco(students, config.moco, seed=0)
     teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
     teacher.adapt_to(config.views)
     teacher.fold_batch_norm()
-    students = {name: build_student(student, teacher.embedding_dim) for name, student in config.students.items()}
+    students = {
+        name: build_student(student, teacher.embedding_dim)
+        for name, student in config.students.items()
+    }
     resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]
     return Seed(students, teacher, config.objective, resolutions, seed=0)
 
 
-def _stepper(method: Seed | Moco, config: Config, device: torch.device, num: int) -> tuple[Fleet, Callable[[], Any]]:
+def _stepper(
+    method: Seed | Moco, config: Config, device: torch.device, num: int
+) -> tuple[Fleet, Callable[[], Any]]:
     """The fleet that trains the method, and what makes a step of it, always with the same `num` images."""
     views = TrainViews(config.views, seed=0)
     batch = _noise(views, num).map(lambda tensor: tensor.to(device))
     lengths = dict.fromkeys(method.trainable, _ENDLESS)
-    fleet = Fleet(method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths)
+    fleet = Fleet(
+        method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths
+    )
     number = itertools.count()
     return fleet, lambda: fleet.step(batch, next(number), measure=False)
 

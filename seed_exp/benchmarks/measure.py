@@ -82,10 +82,14 @@ class BenchReport:
         items = (row.rate * row.median_s) / (reference.rate * reference.median_s)
         if len(row.times) != len(reference.times):
             return row.rate / reference.rate
-        return items * statistics.median(theirs / own for theirs, own in zip(reference.times, row.times, strict=True))
+        return items * statistics.median(
+            theirs / own for theirs, own in zip(reference.times, row.times, strict=True)
+        )
 
 
-def interleave(contenders: Sequence[Contender], *, seconds: float, device: torch.device) -> list[BenchRow]:
+def interleave(
+    contenders: Sequence[Contender], *, seconds: float, device: torch.device
+) -> list[BenchRow]:
     """Measures all contenders in turn, A B A B ..., so that whatever slows the machine down slows all of them down.
 
     Each runs once to warm up, then one repetition per round until `seconds` are over, at least three; a last, untimed one
@@ -98,7 +102,10 @@ def interleave(contenders: Sequence[Contender], *, seconds: float, device: torch
     while len(times[0]) < MIN_ROUNDS or time.perf_counter() - begin < seconds:
         for contender, own in zip(contenders, times, strict=True):
             own.append(_timed(contender.run, device))
-    return [_row(contender, own, peak_memory(contender.run, device)) for contender, own in zip(contenders, times, strict=True)]
+    return [
+        _row(contender, own, peak_memory(contender.run, device))
+        for contender, own in zip(contenders, times, strict=True)
+    ]
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
@@ -117,7 +124,9 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     _return_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew at the present size
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # the high-water mark begins anew at the present size
         before = _resident("VmRSS")
         run()
         return max(0, _resident("VmHWM") - before)
@@ -138,10 +147,27 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def render(report: BenchReport) -> str:
     """The report as Markdown: title, table of the rows and, below them, of the bounds, facts."""
-    header = [report.title, report.unit, f"x {report.reference}", "median", "quartiles", "peak memory", "runs"]
+    header = [
+        report.title,
+        report.unit,
+        f"x {report.reference}",
+        "median",
+        "quartiles",
+        "peak memory",
+        "runs",
+    ]
     cells = [_cells(row, report) for row in report.rows]
-    cells += [[f"bound: {name}", *others] for name, *others in (_cells(row, report) for row in report.bounds)]
-    return "\n".join([markdown_table(header, cells), "", *(f"- {name}: {value}" for name, value in report.facts.items())])
+    cells += [
+        [f"bound: {name}", *others]
+        for name, *others in (_cells(row, report) for row in report.bounds)
+    ]
+    return "\n".join(
+        [
+            markdown_table(header, cells),
+            "",
+            *(f"- {name}: {value}" for name, value in report.facts.items()),
+        ]
+    )
 
 
 def to_json(report: BenchReport) -> str:
@@ -169,7 +195,16 @@ def _wait_for(device: torch.device) -> None:
 
 def _row(contender: Contender, times: list[float], memory: int | None) -> BenchRow:
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return BenchRow(contender.name, len(times), median, low, high, contender.items / median, memory, tuple(times))
+    return BenchRow(
+        contender.name,
+        len(times),
+        median,
+        low,
+        high,
+        contender.items / median,
+        memory,
+        tuple(times),
+    )
 
 
 def _cells(row: BenchRow, report: BenchReport) -> list[str]:
@@ -197,7 +232,11 @@ def _return_freed_memory() -> None:
 
 def _resident(field: str) -> int:
     """Bytes in a line of /proc/self/status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(f"{field}:")
+    )
     return 1024 * int(line.split()[1])
 
 
@@ -206,4 +245,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

@@ -92,7 +92,9 @@ class Phase(NamedTuple):
     """What the cost of a step depends on."""
 
 
-def make_plan(jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images: int | None, gpus: int) -> Plan:
+def make_plan(
+    jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images: int | None, gpus: int
+) -> Plan:
     """Estimates every job; steps that cost the same are measured once.
 
     Args:
@@ -111,7 +113,9 @@ def make_plan(jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images:
         raise ValueError("some jobs are for a GPU and some for the CPU; plan them apart")
     (device,) = devices
     images = known_images(configs, num_images)
-    phases = [phases_of(config, found.num, gpus) for config, found in zip(configs, images, strict=True)]
+    phases = [
+        phases_of(config, found.num, gpus) for config, found in zip(configs, images, strict=True)
+    ]
 
     distinct = {repr(phase.options): phase.options for parts in phases for phase in parts}
     costs = {
@@ -119,10 +123,18 @@ def make_plan(jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images:
         for key, options in tqdm(distinct.items(), desc="measuring", unit="step", disable=None)
     }
     rows = [
-        estimate(label, config, found.worker_rate, [(part.images, costs[repr(part.options)]) for part in parts], gpus)
+        estimate(
+            label,
+            config,
+            found.worker_rate,
+            [(part.images, costs[repr(part.options)]) for part in parts],
+            gpus,
+        )
         for (label, config), found, parts in zip(jobs, images, phases, strict=True)
     ]
-    caches = {_cache_of(config): row.teacher_cache for config, row in zip(configs, rows, strict=True)}
+    caches = {
+        _cache_of(config): row.teacher_cache for config, row in zip(configs, rows, strict=True)
+    }
     total = Estimate(
         *("total", None, None, None, None, None),
         hours=sum(row.hours for row in rows),
@@ -134,7 +146,11 @@ def make_plan(jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images:
 
 
 def estimate(
-    label: str, config: Config, worker_rate: float | None, phases: Sequence[tuple[int, StepCost]], gpus: int
+    label: str,
+    config: Config,
+    worker_rate: float | None,
+    phases: Sequence[tuple[int, StepCost]],
+    gpus: int,
 ) -> Estimate:
     """What a job costs.
 
@@ -145,7 +161,9 @@ def estimate(
         phases: How many images are seen at what cost; the first phase trains all students.
         gpus: Devices that share it.
     """
-    num_workers = default_num_workers(gpus) if config.data.num_workers is None else config.data.num_workers
+    num_workers = (
+        default_num_workers(gpus) if config.data.num_workers is None else config.data.num_workers
+    )
     seen = sum(num for num, _ in phases)
     seconds = model_seconds = sum(num / cost.images_per_s for num, cost in phases)
     data_rate = None
@@ -186,7 +204,12 @@ def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
     phases = []
     for begin, end in itertools.pairwise([0, *sorted(set(steps.values()))]):
         students = [name for name, num in steps.items() if num >= end]
-        phases.append(Phase((end - begin) * batch_size, cost_options(config, order.batch_size_per_rank, students)))
+        phases.append(
+            Phase(
+                (end - begin) * batch_size,
+                cost_options(config, order.batch_size_per_rank, students),
+            )
+        )
     return phases
 
 
@@ -209,7 +232,9 @@ def _images(data: DataConfig, views: ViewsConfig, num: int | None) -> TrainingIm
         source = load_source(replace(data, download=False), "train")
     except (OSError, ValueError) as error:
         if num is None:
-            raise ValueError(f"{error}; without the images, give their number: --images N") from None
+            raise ValueError(
+                f"{error}; without the images, give their number: --images N"
+            ) from None
         return TrainingImages(num, None, str(error))
     return TrainingImages(num or len(source), worker_rate(source, views), None)
 
@@ -219,13 +244,19 @@ def _cache_of(config: Config) -> str | None:
 
 
 def _assumptions(
-    configs: Sequence[Config], images: Sequence[TrainingImages], costs: Sequence[StepCost], device: torch.device, gpus: int
+    configs: Sequence[Config],
+    images: Sequence[TrainingImages],
+    costs: Sequence[StepCost],
+    device: torch.device,
+    gpus: int,
 ) -> dict[str, str]:
     """What the numbers rest on besides the machine."""
     facts = {"images": _listed({found.num for found in images})}
     if device.type == "cpu":
         measured = _listed({cost.measured_images for cost in costs})
-        facts["rates"] = f"measured with {measured} images per step, and the same assumed at the real batch size"
+        facts["rates"] = (
+            f"measured with {measured} images per step, and the same assumed at the real batch size"
+        )
         facts["GPU memory"] = (
             "estimated: what autograd keeps of the batch in a GPU's precision, weights, gradients, momentum, teacher, queues; "
             "work space comes on top"
@@ -233,9 +264,13 @@ def _assumptions(
     if any(config.batch_size == "auto" for config in configs):
         facts["batch_size=auto"] = f"taken for {AUTO_BATCH_SIZE} images per device"
     if gpus > 1:
-        facts["devices"] = f"{gpus} share a job and this machine's CPU cores, and scale perfectly; rates and memory are of one"
+        facts["devices"] = (
+            f"{gpus} share a job and this machine's CPU cores, and scale perfectly; rates and memory are of one"
+        )
     if any(found.worker_rate for found in images):
-        facts["data"] = f"a worker process was measured on {DATA_IMAGES * (DATA_BATCHES - 1)} images, times the workers"
+        facts["data"] = (
+            f"a worker process was measured on {DATA_IMAGES * (DATA_BATCHES - 1)} images, times the workers"
+        )
     if problems := sorted({found.problem for found in images if found.problem}):
         facts["data not measured"] = "; ".join(problems)
     facts["checkpoints"] = f"{KEEP} are kept, beside the students' own files"
@@ -260,7 +295,10 @@ def render(plan: Plan) -> str:
     columns["checkpoints"] = lambda row: _number(row.checkpoints, 10**9, "{} GB")
     if plan.total.teacher_cache:
         columns["teacher cache"] = lambda row: _number(row.teacher_cache or None, 10**9, "{} GB")
-    table = markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in [*plan.jobs, plan.total]])
+    table = markdown_table(
+        list(columns),
+        [[cell(row) for cell in columns.values()] for row in [*plan.jobs, plan.total]],
+    )
     return "\n".join([table, "", *(f"- {name}: {value}" for name, value in plan.facts.items())])
 
 

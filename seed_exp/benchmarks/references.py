@@ -74,19 +74,34 @@ class PlainViews:
 
     def __init__(self, config: ViewsConfig) -> None:
         crops = {name: crop for name, crop in config.crops.items() if crop.num > 0}
-        self.transforms = {name: [plain_transform(crop, config)] * crop.num for name, crop in crops.items()}
+        self.transforms = {
+            name: [plain_transform(crop, config)] * crop.num for name, crop in crops.items()
+        }
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Per resolution, views of the images: float32 [V, N, 3, S, S]."""
-        made = {name: [[view(image) for image in images] for view in views] for name, views in self.transforms.items()}
-        return {name: torch.stack([torch.stack(row) for row in rows]) for name, rows in made.items()}
+        made = {
+            name: [[view(image) for image in images] for view in views]
+            for name, views in self.transforms.items()
+        }
+        return {
+            name: torch.stack([torch.stack(row) for row in rows]) for name, rows in made.items()
+        }
 
 
-def plain_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, tau_student: float, tau_teacher: float) -> Tensor:
+def plain_loss(
+    student: Tensor, teacher: Tensor, queue: Tensor, *, tau_student: float, tau_teacher: float
+) -> Tensor:
     """The objective from its N x (K+1) logits, own embedding first; arguments as in `methods.losses.seed_loss`."""
     queue = queue.clone()  # enqueuing changes it before the backward pass
-    logits = torch.cat([(student * teacher).sum(1, keepdim=True), student @ queue.T], dim=1) / tau_student
-    target_logits = torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], dim=1) / tau_teacher
+    logits = (
+        torch.cat([(student * teacher).sum(1, keepdim=True), student @ queue.T], dim=1)
+        / tau_student
+    )
+    target_logits = (
+        torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], dim=1)
+        / tau_teacher
+    )
     return -(target_logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
 
@@ -115,10 +130,16 @@ class PlainTraining:
         self.teacher = copy.deepcopy(teacher).to(device)
         self.objective = objective
         dim = teacher.embedding_dim
-        self.queues = {name: F.normalize(torch.randn(objective.queue_size, dim, device=device), dim=1) for name in resolutions}
+        self.queues = {
+            name: F.normalize(torch.randn(objective.queue_size, dim, device=device), dim=1)
+            for name in resolutions
+        }
         self.position = 0
         self.optimizer = torch.optim.SGD(
-            self.student.parameters(), optimizer.lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
+            self.student.parameters(),
+            optimizer.lr,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
         self.device = device
@@ -128,11 +149,16 @@ class PlainTraining:
         loss, keys = torch.zeros((), device=self.device), {}
         for name, view in views.items():
             images = view.to(self.device, non_blocking=True).flatten(0, 1)
-            with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            with torch.autocast(
+                self.device.type, torch.float16, enabled=self.device.type == "cuda"
+            ):
                 with torch.no_grad():
                     teacher = self.teacher.embed(images)
                 student = F.normalize(self.student.head(self.student.encoder(images)), dim=1)
-                temperatures = {"tau_student": self.objective.tau_student, "tau_teacher": self.objective.tau_teacher}
+                temperatures = {
+                    "tau_student": self.objective.tau_student,
+                    "tau_teacher": self.objective.tau_teacher,
+                }
                 loss = loss + plain_loss(student, teacher, self.queues[name], **temperatures)
             keys[name] = teacher[: view.shape[1]].float()
         self.optimizer.zero_grad()
@@ -140,7 +166,9 @@ class PlainTraining:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         for name, key in keys.items():
-            rows = torch.arange(self.position, self.position + len(key), device=self.device) % len(self.queues[name])
+            rows = torch.arange(self.position, self.position + len(key), device=self.device) % len(
+                self.queues[name]
+            )
             self.queues[name][rows] = key
         self.position = (self.position + len(next(iter(keys.values())))) % self.objective.queue_size
 
@@ -156,7 +184,9 @@ def kornia_views(config: ViewsConfig) -> Callable[[Tensor], Tensor] | None:
     augment = augmentation.AugmentationSequential(
         augmentation.ColorJitter(*config.jitter, p=config.jitter_prob),
         augmentation.RandomGrayscale(p=config.grayscale_prob),
-        augmentation.RandomGaussianBlur((size, size), (config.blur_sigma[0], config.blur_sigma[1]), p=config.blur_prob),
+        augmentation.RandomGaussianBlur(
+            (size, size), (config.blur_sigma[0], config.blur_sigma[1]), p=config.blur_prob
+        ),
         augmentation.RandomHorizontalFlip(p=config.flip_prob),
         augmentation.Normalize(mean, std),
         data_keys=["input"],
@@ -164,7 +194,9 @@ def kornia_views(config: ViewsConfig) -> Callable[[Tensor], Tensor] | None:
     return lambda images: augment(images.float() / 255)
 
 
-def dali_views(config: ViewsConfig, num: int) -> Callable[[Sequence[bytes]], dict[str, Tensor]] | None:
+def dali_views(
+    config: ViewsConfig, num: int
+) -> Callable[[Sequence[bytes]], dict[str, Tensor]] | None:
     """All of it by DALI's CPU operators in one thread, from `num` image files; None where DALI is not installed.
 
     The views are float32 [V, N, 3, S, S] per resolution; of the recipe only the order of the jitter's steps is not random.
@@ -183,12 +215,20 @@ def dali_views(config: ViewsConfig, num: int) -> Callable[[Sequence[bytes]], dic
 
     def jitter(view: Any) -> Any:
         *changes, hue = config.jitter
-        brightness, contrast, saturation = (between(max(0.0, 1 - change), 1 + change) for change in changes)
+        brightness, contrast, saturation = (
+            between(max(0.0, 1 - change), 1 + change) for change in changes
+        )
         turned = between(-360 * hue, 360 * hue)
-        return fn.color_twist(view, brightness=brightness, contrast=contrast, saturation=saturation, hue=turned)
+        return fn.color_twist(
+            view, brightness=brightness, contrast=contrast, saturation=saturation, hue=turned
+        )
 
     def view_of(image: Any, crop: CropConfig) -> Any:
-        options = {"random_area": crop.scale, "random_aspect_ratio": config.aspect_ratio, "antialias": True}
+        options = {
+            "random_area": crop.scale,
+            "random_aspect_ratio": config.aspect_ratio,
+            "antialias": True,
+        }
         view = fn.random_resized_crop(image, size=crop.size, **options)
         if chance(config.jitter_prob):
             view = jitter(view)
@@ -196,15 +236,22 @@ def dali_views(config: ViewsConfig, num: int) -> Callable[[Sequence[bytes]], dic
             view = fn.saturation(view, saturation=0.0)
         if chance(config.blur_prob):
             view = fn.gaussian_blur(view, sigma=between(*config.blur_sigma))
-        scaled = {"mean": [255 * mean for mean in config.mean], "std": [255 * std for std in config.std]}
+        scaled = {
+            "mean": [255 * mean for mean in config.mean],
+            "std": [255 * std for std in config.std],
+        }
         mirror = fn.random.coin_flip(probability=config.flip_prob)
-        return fn.crop_mirror_normalize(view, mirror=mirror, dtype=types.FLOAT, output_layout="CHW", **scaled)
+        return fn.crop_mirror_normalize(
+            view, mirror=mirror, dtype=types.FLOAT, output_layout="CHW", **scaled
+        )
 
     alone = {"num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
 
     @pipeline_def(batch_size=num, enable_conditionals=True, **alone)  # type: ignore[untyped-decorator,unused-ignore]
     def pipeline() -> Any:
-        image = fn.decoders.image(fn.external_source(name="files", dtype=types.UINT8), output_type=types.RGB)
+        image = fn.decoders.image(
+            fn.external_source(name="files", dtype=types.UINT8), output_type=types.RGB
+        )
         return tuple(view_of(image, crop) for crop in crops.values() for _ in range(crop.num))
 
     pipe = pipeline()

@@ -44,11 +44,15 @@ def expand(command: str, words: Sequence[str]) -> list[tuple[str, Cell]]:
     for overrides in grid:
         config = compose(command, overrides)
         if config.run_dir is not None and len(grid) > 1:
-            raise ValueError(f"run_dir={config.run_dir} would be the folder of {len(grid)} cells; leave it out")
+            raise ValueError(
+                f"run_dir={config.run_dir} would be the folder of {len(grid)} cells; leave it out"
+            )
         content = json.dumps([command, decisive_options(to_plain(config))], sort_keys=True)
         identity = hashlib.sha256(content.encode()).hexdigest()[:8]
         if identity in cells:
             same = " ".join(cells[identity].overrides)
-            raise ValueError(f"the cells {same!r} and {' '.join(overrides)!r} compute the same; leave one out")
+            raise ValueError(
+                f"the cells {same!r} and {' '.join(overrides)!r} compute the same; leave one out"
+            )
         cells[identity] = Cell(identity, command, overrides)
     return list(zip(labels(grid), cells.values(), strict=True))

@@ -48,7 +48,9 @@ def start(script: Path, job: str, *, num_cells: int, parallel: int, gpus: int) -
     deadline = time.monotonic() + START_S
     while not _lock_of(script.parent / "logs", job).exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise ValueError(f"the process that should run the cells did not start: {last_line(log)}")
+            raise ValueError(
+                f"the process that should run the cells did not start: {last_line(log)}"
+            )
         time.sleep(0.02)
 
 
@@ -97,7 +99,9 @@ def run_cells(script: Path, job: str, num_cells: int, parallel: int, gpus: int) 
             process.wait()
 
 
-def _start_cell(script: Path, job: str, number: int, gpus: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start_cell(
+    script: Path, job: str, number: int, gpus: dict[str, str]
+) -> subprocess.Popen[bytes]:
     with (script.parent / "logs" / f"{job}_{number}.log").open("ab") as log:
         return subprocess.Popen(
             ["bash", os.fspath(script), str(number)],
@@ -115,7 +119,11 @@ def _gpus_of(slot: int, gpus: int) -> dict[str, str]:
         return {}
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     mine = range(slot * gpus, (slot + 1) * gpus)
-    names = [str(number) for number in mine] if seen is None else seen.split(",")[mine.start : mine.stop]
+    names = (
+        [str(number) for number in mine]
+        if seen is None
+        else seen.split(",")[mine.start : mine.stop]
+    )
     return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
 
 

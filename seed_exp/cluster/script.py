@@ -66,7 +66,10 @@ def slurm_script(
     """
     array, output = f"0-{len(cells) - 1}%{parallel}", f"{places.logs}/%A_%a.log"
     own = {"array": array, "output": output, "open-mode": "append", "requeue": ""}
-    named = {name: f"={shlex.quote(value)}" if value else "" for name, value in (own | dict(options)).items()}
+    named = {
+        name: f"={shlex.quote(value)}" if value else ""
+        for name, value in (own | dict(options)).items()
+    }
     header = [f"#SBATCH --{name}{value}" for name, value in named.items()]
     # One rank that fails ends the others, which would wait for it.
     run = shlex.join(["srun", "--kill-on-bad-exit=1", *srun, str(places.python)])
@@ -75,11 +78,22 @@ def slurm_script(
 
 def local_script(cells: Sequence[tuple[str, Cell]], places: Places, *, tasks: int) -> str:
     """The same without SLURM: `SWEEP_JOB=NAME bash SCRIPT NUMBER` runs a cell, in `tasks` processes."""
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tasks}"] if tasks > 1 else []
+    several = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tasks}"]
+        if tasks > 1
+        else []
+    )
     return _script([], cells, places, setup=[], run=shlex.join([str(places.python), *several]))
 
 
-def _script(header: Sequence[str], cells: Sequence[tuple[str, Cell]], places: Places, *, setup: Sequence[str], run: str) -> str:
+def _script(
+    header: Sequence[str],
+    cells: Sequence[tuple[str, Cell]],
+    places: Places,
+    *,
+    setup: Sequence[str],
+    run: str,
+) -> str:
     branches = [
         f"  {number}) cell=({shlex.join([cell.command, *cell.overrides])}) ;; # {' '.join(label.split())}"
         for number, (label, cell) in enumerate(cells)

@@ -27,13 +27,30 @@ def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:
         loss = f"{known['loss']:.4g}" if "loss" in known else ""
         running = status.state is State.RUNNING
         rate = f"{known['images_per_s']:.0f}" if running and "images_per_s" in known else ""
-        left = str(datetime.timedelta(seconds=round(known["seconds_left"]))) if running and "seconds_left" in known else ""
+        left = (
+            str(datetime.timedelta(seconds=round(known["seconds_left"])))
+            if running and "seconds_left" in known
+            else ""
+        )
         requeues = str(status.restarts) if status.restarts else ""
-        rows.append([f"{number} {label}", status.word or status.state.value, step, loss, rate, left, status.node, requeues])
+        rows.append(
+            [
+                f"{number} {label}",
+                status.word or status.state.value,
+                step,
+                loss,
+                rate,
+                left,
+                status.node,
+                requeues,
+            ]
+        )
         if status.said and status.state is not State.FINISHED:
             last_words.append(f"{number}: {status.said}")
     below = ["", *last_words] if last_words else []
-    return "\n".join([f"{sweep.name}: {summary(statuses)}", "", markdown_table(header, rows), *below])
+    return "\n".join(
+        [f"{sweep.name}: {summary(statuses)}", "", markdown_table(header, rows), *below]
+    )
 
 
 def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
@@ -41,24 +58,51 @@ def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
     cells = []
     for number, ((label, cell), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
         last = cell.attempts[-1] if cell.attempts else None
-        job = {"job": None, "log": None} if last is None else {"job": last.job, "log": f"{last.folder}/{last.job}.log"}
+        job = (
+            {"job": None, "log": None}
+            if last is None
+            else {"job": last.job, "log": f"{last.folder}/{last.job}.log"}
+        )
         run = None if status.run is None else os.fspath(status.run)
-        cells.append({"cell": number, "label": label, **job, **status._asdict(), "state": status.state.value, "run": run})
+        cells.append(
+            {
+                "cell": number,
+                "label": label,
+                **job,
+                **status._asdict(),
+                "state": status.state.value,
+                "run": run,
+            }
+        )
     return {"sweep": sweep.name, "command": sweep.command, "words": sweep.words, "cells": cells}
 
 
 def outcome(number: int, label: str, cell: Cell, status: Status) -> dict[str, Any]:
     """All that a cell has come to: its options, the last value of each metric, every file in its results/."""
-    entry = {"cell": number, "label": label, "command": cell.command, "overrides": cell.overrides, "state": status.state.value}
+    entry = {
+        "cell": number,
+        "label": label,
+        "command": cell.command,
+        "overrides": cell.overrides,
+        "state": status.state.value,
+    }
     config = None if status.run is None else status.run / "config.json"
     if status.run is None or config is None or not config.exists():
         return {**entry, "run": None, "options": {}, "metrics": {}, "results": []}
     metrics: dict[str, Any] = {}
     for line in last_lines(status.run / "metrics.jsonl"):
         metrics |= line
-    results = [json.loads(file.read_text()) for file in sorted((status.run / "results").glob("*.json"))]
+    results = [
+        json.loads(file.read_text()) for file in sorted((status.run / "results").glob("*.json"))
+    ]
     options = json.loads(config.read_text())["options"]
-    return {**entry, "run": os.fspath(status.run), "options": options, "metrics": metrics, "results": results}
+    return {
+        **entry,
+        "run": os.fspath(status.run),
+        "options": options,
+        "metrics": metrics,
+        "results": results,
+    }
 
 
 def outcome_table(outcomes: Sequence[dict[str, Any]]) -> str:
@@ -68,7 +112,9 @@ def outcome_table(outcomes: Sequence[dict[str, Any]]) -> str:
         for student in one["options"].get("students") or [""]:
             shown = [one["metrics"].get(f"{student}/{key}") for key in ("loss", "knn10")]
             numbers = [f"{value:.4g}" if isinstance(value, int | float) else "" for value in shown]
-            rows.append([f"{one['cell']} {one['label']}", one["state"], student, *numbers, one["run"] or ""])
+            rows.append(
+                [f"{one['cell']} {one['label']}", one["state"], student, *numbers, one["run"] or ""]
+            )
     return markdown_table(["cell", "state", "student", "loss", "knn10", "run folder"], rows)
 
 
@@ -78,7 +124,11 @@ def write_csv(path: Path, outcomes: Sequence[dict[str, Any]]) -> None:
     for one in outcomes:
         beginning = [one["cell"], one["label"], one["state"], one["run"] or ""]
         numbers = [["metrics", *pair] for pair in _numbers(one["metrics"])]
-        numbers += [[result["evaluation"], *pair] for result in one["results"] for pair in _numbers(result["results"])]
+        numbers += [
+            [result["evaluation"], *pair]
+            for result in one["results"]
+            for pair in _numbers(result["results"])
+        ]
         lines += [[*beginning, *number] for number in numbers or [["", "", ""]]]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)

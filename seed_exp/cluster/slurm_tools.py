@@ -37,12 +37,30 @@ SBATCH_OPTIONS = {
 UNITS = {"mem_gb": "{}G", "signal_delay_s": "USR2@{}"}
 """Values that sbatch writes otherwise. The signal goes to the tasks, not to the batch script, so long before the time limit."""
 NOT_SBATCH = frozenset(
-    {"_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout", "array_parallelism", "additional_parameters"}
+    {
+        "_target_",
+        "submitit_folder",
+        "name",
+        "stderr_to_stdout",
+        "max_num_timeout",
+        "array_parallelism",
+        "additional_parameters",
+    }
     | {"setup", "srun_args"}
 )
 """Options of the launcher that are used elsewhere or concern submitit alone."""
 
-WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"})
+WAITING = frozenset(
+    {
+        "PENDING",
+        "REQUEUED",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "SPECIAL_EXIT",
+        "RESV_DEL_HOLD",
+        "CONFIGURING",
+    }
+)
 """SLURM's words for a job that has no machine to run on yet."""
 
 TIMEOUT_S = 60
@@ -54,16 +72,27 @@ def sbatch_options(launcher: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ValueError: an option that no launcher has; the message names the closest.
     """
-    asked = {key: value for key, value in launcher.items() if key not in NOT_SBATCH and _is_given(value)}
+    asked = {
+        key: value for key, value in launcher.items() if key not in NOT_SBATCH and _is_given(value)
+    }
     if unknown := sorted(asked.keys() - SBATCH_OPTIONS.keys()):
         known = SBATCH_OPTIONS.keys() | NOT_SBATCH
         raise ValueError(
             f"hydra.launcher.{unknown[0]} is no option of a SLURM job; {closest(unknown[0], known)}; "
             f"+hydra.launcher.additional_parameters.NAME=VALUE passes any option of sbatch"
         )
-    options = {SBATCH_OPTIONS[key]: UNITS.get(key, "{}").format(value) for key, value in asked.items()}
-    further = {str(key): str(value) for key, value in (launcher.get("additional_parameters") or {}).items() if _is_given(value)}
-    return {name: "" if value == "True" else value for name, value in sorted((options | further).items())}
+    options = {
+        SBATCH_OPTIONS[key]: UNITS.get(key, "{}").format(value) for key, value in asked.items()
+    }
+    further = {
+        str(key): str(value)
+        for key, value in (launcher.get("additional_parameters") or {}).items()
+        if _is_given(value)
+    }
+    return {
+        name: "" if value == "True" else value
+        for name, value in sorted((options | further).items())
+    }
 
 
 def sbatch(script: Path) -> str:
@@ -92,7 +121,14 @@ def active() -> dict[str, ScheduledJob]:
         ValueError: SLURM does not answer.
     """
     fields = ("JobArrayID", "State", "NodeList", "RestartCnt", "Reason")
-    lines = call("squeue", "--me", "--noheader", "--array", "--Format", ",".join(f"{field}:|" for field in fields)).splitlines()
+    lines = call(
+        "squeue",
+        "--me",
+        "--noheader",
+        "--array",
+        "--Format",
+        ",".join(f"{field}:|" for field in fields),
+    ).splitlines()
     found = {}
     for line in lines:
         job, word, node, restarts, reason = line.split("|")[: len(fields)]
@@ -108,11 +144,21 @@ def call(tool: str, *arguments: str) -> str:
         ValueError: it is not there, fails, or takes longer than a minute; one line.
     """
     try:
-        done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [tool, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
     except FileNotFoundError:
-        raise ValueError(f"no {tool} on this machine: go to a login node of the cluster, or use --launcher local") from None
+        raise ValueError(
+            f"no {tool} on this machine: go to a login node of the cluster, or use --launcher local"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise ValueError(f"{tool} has not answered for {TIMEOUT_S} s; try again when the cluster's controller is back") from None
+        raise ValueError(
+            f"{tool} has not answered for {TIMEOUT_S} s; try again when the cluster's controller is back"
+        ) from None
     if done.returncode:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise ValueError(f"{tool} failed: {'; '.join(said) or f'exit status {done.returncode}'}")

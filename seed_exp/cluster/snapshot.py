@@ -59,13 +59,20 @@ def git_state(source: Path) -> dict[str, str | None]:
         {commit, diff}, each None where there is none; files that git does not know count as changes.
     """
     commit = _git(source, "rev-parse", "HEAD")
-    if commit is None or not _git(source, "ls-files", "--", PARTS[0]):  # an environment may lie in somebody else's repository
+    if commit is None or not _git(
+        source, "ls-files", "--", PARTS[0]
+    ):  # an environment may lie in somebody else's repository
         return {"commit": None, "diff": None}
-    untracked = (_git(source, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or b"").split(b"\0")
+    untracked = (
+        _git(source, "ls-files", "-z", "--others", "--exclude-standard", "--", *PARTS) or b""
+    ).split(b"\0")
     changes = _git(source, "diff", "HEAD", "--binary", "--", *PARTS) or b""
     files = [(name, source / os.fsdecode(name)) for name in untracked]
     changes += b"".join(name + b"\n" + path.read_bytes() for name, path in files if path.is_file())
-    return {"commit": commit.decode().strip(), "diff": hashlib.sha256(changes).hexdigest() if changes else None}
+    return {
+        "commit": commit.decode().strip(),
+        "diff": hashlib.sha256(changes).hexdigest() if changes else None,
+    }
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -73,7 +80,11 @@ def _files(source: Path) -> Iterator[Path]:
         for folder, names, files in os.walk(source / part):
             names[:] = [name for name in names if name != "__pycache__"]
             # Editors mark an open file with a link to nowhere.
-            whole = [Path(folder, file) for file in files if not file.endswith(".pyc") and Path(folder, file).is_file()]
+            whole = [
+                Path(folder, file)
+                for file in files
+                if not file.endswith(".pyc") and Path(folder, file).is_file()
+            ]
             yield from (file.relative_to(source) for file in whole)
 
 

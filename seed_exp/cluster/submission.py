@@ -37,9 +37,13 @@ class Request:
         if self.launcher not in (None, before.launcher):
             return self
         own = {option.partition("=")[0].lstrip("+") for option in self.options}
-        others = [option for option in before.options if option.partition("=")[0].lstrip("+") not in own]
+        others = [
+            option for option in before.options if option.partition("=")[0].lstrip("+") not in own
+        ]
         gpus = before.gpus if self.gpus is None else self.gpus
-        return Request(before.launcher, [*others, *self.options], self.parallel or before.parallel, gpus)
+        return Request(
+            before.launcher, [*others, *self.options], self.parallel or before.parallel, gpus
+        )
 
 
 @dataclass(frozen=True)
@@ -119,26 +123,45 @@ class Submission:
         else:
             job, parallel = f"{local.PREFIX}{secrets.token_hex(3)}", self.request.parallel or 1
             gpus = self.request.gpus or 0
-            local.start(self.script.resolve(), job, num_cells=len(self.numbers), parallel=parallel, gpus=gpus)
+            local.start(
+                self.script.resolve(),
+                job,
+                num_cells=len(self.numbers),
+                parallel=parallel,
+                gpus=gpus,
+            )
         self._record(job, git)
         return job
 
     def _count_gpus(self) -> None:
         import torch  # takes seconds, and nothing else here needs it
 
-        gpus, parallel, seen = self.request.gpus or 0, self.request.parallel or 1, torch.cuda.device_count()
+        gpus, parallel, seen = (
+            self.request.gpus or 0,
+            self.request.parallel or 1,
+            torch.cuda.device_count(),
+        )
         if gpus * parallel > seen:
             raise ValueError(
                 f"{gpus * parallel} GPUs are needed for what --gpus and --parallel ask for, {seen} are here; ask for fewer"
             )
         if gpus == 0 and parallel > 1 and seen > 0:
-            print(f"note: the {parallel} cells that run at once share one GPU; --gpus 1 gives each its own")
+            print(
+                f"note: the {parallel} cells that run at once share one GPU; --gpus 1 gives each its own"
+            )
 
     def _record(self, job: str, git: dict[str, str | None]) -> None:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         cells = [self.sweep.cells[number][1] for number in self.numbers]
         for task, cell in enumerate(cells):
-            cell.attempts.append(Attempt(f"{job}_{task}", f"{self.sweep.name}/logs", now, self.snapshot.name))
-        facts: dict[str, Any] = {"job": job, "script": self.script.name, "time": now, "snapshot": self.snapshot.name}
+            cell.attempts.append(
+                Attempt(f"{job}_{task}", f"{self.sweep.name}/logs", now, self.snapshot.name)
+            )
+        facts: dict[str, Any] = {
+            "job": job,
+            "script": self.script.name,
+            "time": now,
+            "snapshot": self.snapshot.name,
+        }
         facts |= {"git": git, "cells": [cell.id for cell in cells], "request": asdict(self.request)}
         self.sweep.submissions.append(facts)

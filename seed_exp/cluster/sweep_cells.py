@@ -120,7 +120,9 @@ def save_cell(home: Path, cell: Cell) -> None:
 def labels(grid: Sequence[Sequence[str]]) -> list[str]:
     """What sets each job of a grid apart from the others: the overrides that not all of them have."""
     common = set(grid[0]).intersection(*grid)
-    return [" ".join(option for option in job if option not in common) or " ".join(job) for job in grid]
+    return [
+        " ".join(option for option in job if option not in common) or " ".join(job) for job in grid
+    ]
 
 
 def status_of(home: Path, cell: Cell, jobs: Mapping[str, ScheduledJob]) -> Status:
@@ -155,7 +157,11 @@ def progress_of(run: Path) -> dict[str, float]:
     if not metrics or not (run / "config.json").exists():
         return {}
     options, now = json.loads((run / "config.json").read_text())["options"], metrics[-1]
-    losses = [value for key, value in now.items() if key.endswith("/loss") and isinstance(value, int | float)]
+    losses = [
+        value
+        for key, value in now.items()
+        if key.endswith("/loss") and isinstance(value, int | float)
+    ]
     num_steps = options["steps"] or round(options["epochs"] * now["step"] / now["epoch"])
     known = {"step": now["step"], "num_steps": num_steps}
     if losses:
@@ -177,7 +183,12 @@ def last_line(log: Path) -> str:
 def error_line(log: Path) -> str:
     """Of a log the line that says why the run ended: its own last error, an exception's, SLURM's, or simply the last one."""
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
-    for pattern in (r"error( \(rank \d+\))?: ", r"[\w.]*(Error|Exception)\b", r"slurmstepd.*error: ", r"srun: error: "):
+    for pattern in (
+        r"error( \(rank \d+\))?: ",
+        r"[\w.]*(Error|Exception)\b",
+        r"slurmstepd.*error: ",
+        r"srun: error: ",
+    ):
         if found := [line for line in lines if re.match(pattern, line)]:
             return found[-1]
     return lines[-1] if lines else ""

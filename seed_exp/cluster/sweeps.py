@@ -24,7 +24,15 @@ from typing import Any
 from seed_exp.base.files import write_json
 from seed_exp.base.registry import closest
 from seed_exp.cluster import local, slurm_tools
-from seed_exp.cluster.sweep_cells import ACTIVE, Cell, State, Status, load_cell, save_cell, status_of
+from seed_exp.cluster.sweep_cells import (
+    ACTIVE,
+    Cell,
+    State,
+    Status,
+    load_cell,
+    save_cell,
+    status_of,
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,16 @@ class Sweep:
     @property
     def typed(self) -> str:
         """What stands behind `sweep status` to mean it."""
-        return shlex.join(self.words + ([] if self.command == "distill" else ["--command", self.command]))
+        return shlex.join(
+            self.words + ([] if self.command == "distill" else ["--command", self.command])
+        )
 
 
 def sweep_name(command: str, words: Sequence[str]) -> str:
     """The folder of the sweep that these words stand for, in whatever order."""
-    experiment = next((word.partition("=")[2] for word in words if word.startswith("experiments=")), command)
+    experiment = next(
+        (word.partition("=")[2] for word in words if word.startswith("experiments=")), command
+    )
     digest = hashlib.sha256(json.dumps([command, *sorted(words)]).encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', experiment)}-{digest[:6]}"
 
@@ -79,7 +91,12 @@ def save_sweep(home: Path, sweep: Sweep) -> None:
     for _, cell in sweep.cells:
         save_cell(home, cell)
     cells = [{"label": label, "id": cell.id} for label, cell in sweep.cells]
-    content = {"command": sweep.command, "words": sweep.words, "cells": cells, "submissions": sweep.submissions}
+    content = {
+        "command": sweep.command,
+        "words": sweep.words,
+        "cells": cells,
+        "submissions": sweep.submissions,
+    }
     write_json(home / sweep.name / "sweep.json", content)
 
 
@@ -95,7 +112,12 @@ def merge(home: Path, command: str, words: list[str], grid: Sequence[tuple[str, 
     cells = []
     for label, cell in grid:
         known = load_cell(home, cell.id)
-        cells.append((label, cell if known is None else Cell(cell.id, command, cell.overrides, known.attempts)))
+        cells.append(
+            (
+                label,
+                cell if known is None else Cell(cell.id, command, cell.overrides, known.attempts),
+            )
+        )
     if before is None:
         return Sweep(command, words, cells, [])
     ids = {cell.id for _, cell in cells}
@@ -111,7 +133,11 @@ def statuses_of(home: Path, cells: Sequence[Cell]) -> list[Status]:
     Raises:
         ValueError: SLURM does not answer.
     """
-    unfinished = [cell for cell in cells if cell.attempts and status_of(home, cell, {}).state is not State.FINISHED]
+    unfinished = [
+        cell
+        for cell in cells
+        if cell.attempts and status_of(home, cell, {}).state is not State.FINISHED
+    ]
     last = [cell.attempts[-1] for cell in unfinished]
     here = [attempt for attempt in last if attempt.job.startswith(local.PREFIX)]
     jobs = local.active(home, here)
@@ -123,7 +149,9 @@ def statuses_of(home: Path, cells: Sequence[Cell]) -> list[Status]:
 def summary(statuses: Sequence[Status]) -> str:
     """How many cells are in which state, in words."""
     counts = Counter(status.state for status in statuses)
-    return f"{len(statuses)} cells" + "".join(f", {counts[state]} {state.value}" for state in State if counts[state])
+    return f"{len(statuses)} cells" + "".join(
+        f", {counts[state]} {state.value}" for state in State if counts[state]
+    )
 
 
 def selected(names: Sequence[str], sweep: Sweep) -> list[int]:

@@ -31,7 +31,9 @@ from seed_exp.config.errors import in_one_line, is_for_user, last_words
 from seed_exp.config.schema import SCHEMAS
 
 
-def command(name: str, run: Callable[[Any], Any], description: str | None, *, word: str | None = None) -> Callable[[], None]:
+def command(
+    name: str, run: Callable[[Any], Any], description: str | None, *, word: str | None = None
+) -> Callable[[], None]:
     """Makes `run`, which takes a typed config, the command `name`, whose help begins with `description`.
 
     `word` names an option whose value may stand alone at the beginning: with word="bench", `views` is `bench=views`. The
@@ -42,15 +44,23 @@ def command(name: str, run: Callable[[Any], Any], description: str | None, *, wo
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-    @hydra.main(version_base=VERSION_BASE, config_path=str(config_home() / "conf"), config_name=name)
+    @hydra.main(
+        version_base=VERSION_BASE, config_path=str(config_home() / "conf"), config_name=name
+    )
     @functools.wraps(run)
     def job(config: DictConfig) -> None:
         try:
             with stop_at_once(), _requeued():
                 run(typed(config))
         except Exception as error:
-            for_user = isinstance(error, ValueError | OSError) and is_for_user(error) and not wants_traceback
-            if HydraConfig.get().mode is RunMode.MULTIRUN:  # it goes on: the launcher has to know which job failed and why
+            for_user = (
+                isinstance(error, ValueError | OSError)
+                and is_for_user(error)
+                and not wants_traceback
+            )
+            if (
+                HydraConfig.get().mode is RunMode.MULTIRUN
+            ):  # it goes on: the launcher has to know which job failed and why
                 raise _of_job(error, for_user=for_user) from error
             if not for_user:
                 raise
@@ -64,10 +74,15 @@ def command(name: str, run: Callable[[Any], Any], description: str | None, *, wo
         _refuse_dashes(sys.argv[1:], name)
         _refuse_sweep_of_ranks(sys.argv[1:], name)
         sys.argv[1:] = _without_slurm(sys.argv[1:])
-        waits_for_slurm = any(argument.startswith("hydra/launcher=") and "slurm" in argument for argument in sys.argv[1:])
+        waits_for_slurm = any(
+            argument.startswith("hydra/launcher=") and "slurm" in argument
+            for argument in sys.argv[1:]
+        )
         with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
             refuse_nameless(sys.argv[1:])
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing its own summary
+            os.environ["HYDRA_FULL_ERROR"] = (
+                "1"  # Hydra then lets errors through instead of printing its own summary
+            )
             job()
 
     return main
@@ -75,11 +90,17 @@ def command(name: str, run: Callable[[Any], Any], description: str | None, *, wo
 
 def spelled_out(arguments: list[str], name: str, word: str | None) -> list[str]:
     """The arguments as Hydra wants them: KEY=VALUE for a flag of ours and for a first argument that is only a word."""
-    flags = {f"--{field.name}" for field in dataclasses.fields(SCHEMAS[name]) if field.type == "bool"}
-    arguments = [f"{argument[2:]}=true" if argument in flags else argument for argument in arguments]
+    flags = {
+        f"--{field.name}" for field in dataclasses.fields(SCHEMAS[name]) if field.type == "bool"
+    }
+    arguments = [
+        f"{argument[2:]}=true" if argument in flags else argument for argument in arguments
+    ]
     # What follows a flag of Hydra's may be that flag's value.
     options = itertools.takewhile(lambda argument: not argument.startswith("-"), arguments)
-    position = next((number for number, argument in enumerate(options) if "=" not in argument), None)
+    position = next(
+        (number for number, argument in enumerate(options) if "=" not in argument), None
+    )
     if word is not None and position is not None:
         arguments[position] = f"{word}={arguments[position]}"
     return arguments
@@ -90,7 +111,9 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
     for argument in arguments:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
-            sys.exit(f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}")
+            sys.exit(
+                f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}"
+            )
 
 
 def _refuse_sweep_of_ranks(arguments: list[str], name: str) -> None:
@@ -118,11 +141,20 @@ def _requeued() -> Iterator[None]:
 
 def _without_slurm(arguments: list[str]) -> list[str]:
     """The arguments of a sweep for this machine, where it has no SLURM: its jobs then run one after the other."""
-    launcher = next((argument for argument in arguments if argument.startswith("hydra/launcher=slurm")), None)
+    launcher = next(
+        (argument for argument in arguments if argument.startswith("hydra/launcher=slurm")), None
+    )
     if launcher is None or shutil.which("sbatch") is not None:
         return arguments
-    print(f"no SLURM here (no sbatch on PATH): hydra/launcher=local instead of {launcher}", file=sys.stderr)
-    others = [argument for argument in arguments if not argument.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    print(
+        f"no SLURM here (no sbatch on PATH): hydra/launcher=local instead of {launcher}",
+        file=sys.stderr,
+    )
+    others = [
+        argument
+        for argument in arguments
+        if not argument.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
+    ]
     return [*others, "hydra/launcher=local"]
 
 
@@ -130,7 +162,9 @@ def _of_job(error: Exception, *, for_user: bool) -> Exception:
     """The error of one job of a sweep, with all that is to be known of it in its text: a launcher carries no traceback."""
     config = HydraConfig.get()
     text = str(error) if for_user else traceback.format_exc()
-    return (ValueError if for_user else RuntimeError)(f"{text} [job {config.job.num}: {' '.join(config.overrides.task)}]")
+    return (ValueError if for_user else RuntimeError)(
+        f"{text} [job {config.job.num}: {' '.join(config.overrides.task)}]"
+    )
 
 
 def help_text(name: str, description: str) -> str:
@@ -144,8 +178,14 @@ def help_text(name: str, description: str) -> str:
             marked = [f"{option}*" if option == chosen[group] else option for option in options]
             lines.append(f"  {group:<12} {' '.join(marked)}")
     lines += ["", "Options (KEY=VALUE; here with their defaults):"]
-    lines += [f"  {key}={value}\n        {meaning}" for key, value, meaning in _options(SCHEMAS[name], config, "")]
-    lines += ["", "Sweeps: -m and comma-separated values, e.g. -m seed=0,1,2. Hydra's own flags: --hydra-help"]
+    lines += [
+        f"  {key}={value}\n        {meaning}"
+        for key, value, meaning in _options(SCHEMAS[name], config, "")
+    ]
+    lines += [
+        "",
+        "Sweeps: -m and comma-separated values, e.g. -m seed=0,1,2. Hydra's own flags: --hydra-help",
+    ]
     return "\n".join(lines)
 
 
@@ -161,7 +201,9 @@ def _options(owner: type[Any], config: Any, prefix: str) -> Iterator[tuple[str, 
             yield from _options(typing.cast("type[Any]", of), config[field.name], f"{key}.")
         else:
             # Of `X | None`, too.
-            choices: list[Enum] = next((list(one) for one in (of, *typing.get_args(of)) if isinstance(one, EnumMeta)), [])
+            choices: list[Enum] = next(
+                (list(one) for one in (of, *typing.get_args(of)) if isinstance(one, EnumMeta)), []
+            )
             named = f" One of {', '.join(choice.value for choice in choices)}." if choices else ""
             yield key, _shown(config, field.name), meanings.get(field.name, "") + named
 
@@ -182,7 +224,11 @@ def _meanings(owner: type[Any]) -> dict[str, str]:
         definition = ast.parse(inspect.getsource(base)).body[0]
         assert isinstance(definition, ast.ClassDef)
         for field, below in zip(definition.body, definition.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
                 assert isinstance(field.target, ast.Name)
                 found[field.target.id] = str(below.value.value)
     return found

@@ -32,8 +32,15 @@ def config_home() -> Path:
 def groups() -> dict[str, list[str]]:
     """The config groups of conf/ and experiments/ with their options."""
     home = config_home()
-    folders = [folder for folder in sorted((home / "conf").iterdir()) if folder.is_dir() and folder.name != "hydra"]
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in [*folders, home / "experiments"]}
+    folders = [
+        folder
+        for folder in sorted((home / "conf").iterdir())
+        if folder.is_dir() and folder.name != "hydra"
+    ]
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in [*folders, home / "experiments"]
+    }
 
 
 class ExperimentsSearchPath(SearchPathPlugin):
@@ -67,12 +74,18 @@ def typed(config: DictConfig) -> Any:
 def _unknown_options(config: Any, prefix: str) -> list[str]:
     """What `+key=value` added beyond the schema: Hydra accepts it, and nothing would ever read it."""
     if isinstance(config, dict):
-        return [name for key, value in config.items() for name in _unknown_options(value, f"{prefix}{key}.")]
+        return [
+            name
+            for key, value in config.items()
+            for name in _unknown_options(value, f"{prefix}{key}.")
+        ]
     if not dataclasses.is_dataclass(config):
         return []
     known = {field.name for field in dataclasses.fields(config)}
     unknown = [f"{prefix}{key}" for key in vars(config) if key not in known]
-    nested = [name for key in known for name in _unknown_options(getattr(config, key), f"{prefix}{key}.")]
+    nested = [
+        name for key in known for name in _unknown_options(getattr(config, key), f"{prefix}{key}.")
+    ]
     return unknown + sorted(nested)
 
 
@@ -104,4 +117,6 @@ def refuse_nameless(overrides: list[str]) -> None:
             nameless = [repr(name) for name in names if not isinstance(name, str | Sweep | Glob)]
             if nameless or not names:
                 chosen = nameless[0] if nameless else "nothing"
-                raise ValueError(f"{override} chooses {chosen}, which is no name in config group {group!r}")
+                raise ValueError(
+                    f"{override} chooses {chosen}, which is no name in config group {group!r}"
+                )

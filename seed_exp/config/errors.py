@@ -48,7 +48,11 @@ def last_words(error: str) -> str:
     """The line with which a command ends; of several processes it says which one it is about."""
     if error.startswith("(rank "):  # another one, engine.failure
         return redact(f"error {error}")
-    rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
+    rank = (
+        f" (rank {os.environ['RANK']})"
+        if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+        else ""
+    )
     return redact(f"error{rank}: {error}")
 
 
@@ -56,14 +60,21 @@ def explain(error: Exception) -> str:
     """One line: what is wrong with the command line, the closest thing that exists, what exists."""
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; options are written KEY=VALUE, in quotes where the value has spaces or brackets"
-    if unlisted := re.match(r"(?:In '([^']+)': )?Could not override '([\w/]+)'. No match in the defaults list", str(error)):
+    if unlisted := re.match(
+        r"(?:In '([^']+)': )?Could not override '([\w/]+)'. No match in the defaults list",
+        str(error),
+    ):
         chosen_by = f", which {unlisted[1]} chooses" if unlisted[1] else ""
         return f"this command has no config group {unlisted[2]!r}{chosen_by}; --help lists its groups and options"
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, option = cause.missing_cfg_file.rpartition("/")
             return f"no option {option!r} in config group {group!r}; {closest(option, groups().get(group, []))}"
-        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.object_type and cause.key:
+        if (
+            isinstance(cause, ConfigKeyError | ConfigAttributeError)
+            and cause.object_type
+            and cause.key
+        ):
             return _unknown_key(str(cause.full_key), str(cause.key), _names(cause))
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return f"{cause.full_key}: {_first_line(cause)}"
@@ -88,7 +99,9 @@ def _unknown_key(full_key: str, key: str, names: list[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):  # "In 'experiments/mine': ... while composing config:" and then what it is
+    if len(lines) > 1 and lines[0].endswith(
+        ":"
+    ):  # "In 'experiments/mine': ... while composing config:" and then what it is
         return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__
 

@@ -27,7 +27,10 @@ MAY_CHANGE = frozenset(
         "teacher_cache",
         "evaluations",
     }
-    | {f"tracker.{option}" for option in ("name", "project", "entity", "group", "tags", "mode", "artifacts")}
+    | {
+        f"tracker.{option}"
+        for option in ("name", "project", "entity", "group", "tags", "mode", "artifacts")
+    }
 )
 """Options that do not change what a run computes: they are not part of its name and may differ when it is resumed."""
 
@@ -35,7 +38,10 @@ MAY_CHANGE = frozenset(
 def to_plain(config: Any) -> Any:
     """A config as what JSON knows: dicts, lists, strings, numbers."""
     if dataclasses.is_dataclass(config):
-        return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {
+            field.name: to_plain(getattr(config, field.name))
+            for field in dataclasses.fields(config)
+        }
     if isinstance(config, dict):
         return {key: to_plain(value) for key, value in config.items()}
     if isinstance(config, list):
@@ -47,7 +53,11 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options as {"data.root": ...}."""
     flat: dict[str, Any] = {}
     for key, value in options.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -60,7 +70,10 @@ def data_words(options: Mapping[str, Any]) -> list[str]:
     """Of a run's decisive options, flat, those that choose its images, as on a command line."""
     usual = {f"data.{field.name}": field.default for field in dataclasses.fields(DataConfig)}
     chosen = {key: value for key, value in options.items() if key in usual and value != usual[key]}
-    return [f"data={chosen.pop('data.source', None)}", *(f"{key}={value}" for key, value in chosen.items())]
+    return [
+        f"data={chosen.pop('data.source', None)}",
+        *(f"{key}={value}" for key, value in chosen.items()),
+    ]
 
 
 def effective_options(command: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +87,11 @@ def effective_options(command: str, options: dict[str, Any]) -> dict[str, Any]:
 def _defaults(owner: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
     types = typing.get_type_hints(owner)
     for field in dataclasses.fields(owner):
-        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = (
+            field.default
+            if field.default_factory is dataclasses.MISSING
+            else field.default_factory()
+        )
         if dataclasses.is_dataclass(types[field.name]):
             yield from _defaults(types[field.name], f"{prefix}{field.name}.")
         elif value not in (MISSING, dataclasses.MISSING) and not isinstance(value, dict):

@@ -18,15 +18,26 @@ TRAINING = ("distill", "pretrain")
 def spelled(arguments: Sequence[str]) -> list[str]:
     """The command line as Hydra wants it: experiments and options of their jobs become sweeps, a folder a list of one."""
     words = spelled_out(list(arguments), "report", "experiments")
-    words = [f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word for word in words]
+    words = [
+        f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word
+        for word in words
+    ]
     named = next((word for word in words if word.startswith("experiments=")), None)
     if named is None:
         return words
     own = {field.name for field in dataclasses.fields(ReportConfig)} | {"hydra"}
-    swept = [word for word in words if re.match(r"[\w.@/+~]+=", word) and re.split(r"[.=]", word)[0] not in own and word != named]
+    swept = [
+        word
+        for word in words
+        if re.match(r"[\w.@/+~]+=", word)
+        and re.split(r"[.=]", word)[0] not in own
+        and word != named
+    ]
     names = [name.strip() for name in named.partition("=")[2].strip("[]").split(",")]
     sweeps = [shlex.join([training_command(name), f"experiments={name}", *swept]) for name in names]
-    quoted = ",".join("'" + sweep.replace("\\", "\\\\").replace("'", "\\'") + "'" for sweep in sweeps)
+    quoted = ",".join(
+        "'" + sweep.replace("\\", "\\\\").replace("'", "\\'") + "'" for sweep in sweeps
+    )
     return [word for word in words if word not in (*swept, named)] + [f"sweeps=[{quoted}]"]
 
 

@@ -36,7 +36,9 @@ def jobs(command: str, overrides: list[str]) -> list[list[str]]:
         config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra
         swept = [f"{key}={values}" for key, values in (config.sweeper.params or {}).items()]
         parser = OverridesParser.create(hydra.config_loader)
-        (expanded,) = BasicSweeper.split_arguments(parser.parse_overrides([*swept, *config.overrides.task]), None)
+        (expanded,) = BasicSweeper.split_arguments(
+            parser.parse_overrides([*swept, *config.overrides.task]), None
+        )
     return [[*config.overrides.hydra, *job] for job in expanded]
 
 
@@ -64,19 +66,25 @@ def _outside_hydra() -> Iterator[None]:
         holder.hydra = running
 
 
-def launcher_profile(command: str, words: list[str], launcher: str, options: list[str]) -> dict[str, Any]:
+def launcher_profile(
+    command: str, words: list[str], launcher: str, options: list[str]
+) -> dict[str, Any]:
     """The options of the launcher that is asked for.
 
     Raises:
         ValueError: no such profile, or an option that it does not have.
     """
-    profiles = {file.stem: file for file in (config_home() / "conf" / "hydra" / "launcher").glob("*.yaml")}
+    profiles = {
+        file.stem: file for file in (config_home() / "conf" / "hydra" / "launcher").glob("*.yaml")
+    }
     lookup(profiles, launcher, "launcher")
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         overrides = [*words, f"hydra/launcher={launcher}", *options]
-        config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher
+        config = hydra.compose_config(
+            command, overrides, RunMode.MULTIRUN, from_shell=False
+        ).hydra.launcher
         profile: Any = OmegaConf.to_container(config, resolve=True)
     return dict(profile)
 
@@ -85,4 +93,8 @@ def override_value(value: Any) -> str:
     """A plain value as Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(override_value, value))}]"
-    return QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) else json.dumps(value)
+    return (
+        QuotedString(value, Quote.single).with_quotes()
+        if isinstance(value, str)
+        else json.dumps(value)
+    )

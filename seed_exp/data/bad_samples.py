@@ -49,13 +49,20 @@ class BadSamples:
             self._read_on()
         if index not in self._known:
             self._known.add(index)
-            entry = {"source": self._fingerprint, "index": index, "key": self._source.key(index), "error": error}
+            entry = {
+                "source": self._fingerprint,
+                "index": index,
+                "key": self._source.key(index),
+                "error": error,
+            }
             try:
                 append_json(self.file, redact_all(entry))
             except OSError as failure:  # a full disk must not end a training
                 log.warning("cannot write to %s: %s", self.file, failure.strerror)
             if len(self._known) <= _NUM_SHOWN:
-                log.warning("the next good image takes the place of one that cannot be read: %s", error)
+                log.warning(
+                    "the next good image takes the place of one that cannot be read: %s", error
+                )
             elif len(self._known) == _NUM_SHOWN + 1:
                 log.warning("further images that cannot be read are only listed in %s", self.file)
         if len(self._known) > self._max_bad * len(self._source):

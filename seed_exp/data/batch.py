@@ -33,6 +33,13 @@ class HostHalf(Protocol[B]):
         """Room for `num` images."""
         ...
 
-    def host(self, images: Sequence[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64], out: B) -> None:
+    def host(
+        self,
+        images: Sequence[Tensor],
+        labels: NDArray[np.int64],
+        epoch: int,
+        indices: NDArray[np.int64],
+        out: B,
+    ) -> None:
         """Fills `out` from images, uint8 [3, H, W] of any sizes, and labels [N], -1 = none."""
         ...

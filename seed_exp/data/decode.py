@@ -44,12 +44,21 @@ def decode(data: bytes, key: str) -> Tensor:
             if height * width <= (Image.MAX_IMAGE_PIXELS or height * width):
                 # Pillow's reading of the header costs 0.08 ms.
                 has_exif = _EXIF in data[: data.find(_START_OF_SCAN)]
-                return _upright(torch.from_numpy(decode_jpeg(data)).permute(2, 0, 1), _orientation(data) if has_exif else 1)
+                return _upright(
+                    torch.from_numpy(decode_jpeg(data)).permute(2, 0, 1),
+                    _orientation(data) if has_exif else 1,
+                )
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             return _upright(to_tensor(image), image.getexif().get(ExifTags.Base.Orientation, 1))
     # Pillow's readers let whatever their parsing meets escape: SyntaxError, struct.error, IndexError, zlib.error ...
     except Exception as error:
-        reason = "the file is empty" if not data else str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (
+            "the file is empty"
+            if not data
+            else str(error).splitlines()[0]
+            if str(error)
+            else type(error).__name__
+        )
         raise ValueError(f"cannot decode image {key!r} ({len(data)} bytes): {reason}") from error
 
 
@@ -60,10 +69,14 @@ def to_tensor(image: Image.Image) -> Tensor:
         ValueError: floating-point pixels, whose range is not known.
     """
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; convert the image to 8 or 16 bits")
+        raise ValueError(
+            "floating-point pixels have no known range; convert the image to 8 or 16 bits"
+        )
     if image.mode.startswith("I"):  # convert() would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # by way of RGBA, because Pillow warns about transparent palette colours otherwise
+    if (
+        image.mode == "P"
+    ):  # by way of RGBA, because Pillow warns about transparent palette colours otherwise
         image = image.convert("RGBA")
     if image.mode != "RGB":
         image = image.convert("RGB")

@@ -39,8 +39,13 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-_VOC_PARTS = {"train": (("VOC2007", "trainval"), ("VOC2012", "trainval")), "val": (("VOC2007", "test"),)}
-_BEYOND_ALL_AREAS = 1e11  # pixels; COCO's evaluation ignores objects outside the range of areas that it looks at
+_VOC_PARTS = {
+    "train": (("VOC2007", "trainval"), ("VOC2012", "trainval")),
+    "val": (("VOC2007", "test"),),
+}
+_BEYOND_ALL_AREAS = (
+    1e11  # pixels; COCO's evaluation ignores objects outside the range of areas that it looks at
+)
 
 
 class Objects(NamedTuple):
@@ -90,7 +95,9 @@ class DetectionSet:
         image = decode(self.encoded(index), str(self.files[index]))
         found, expected = [*image.shape[1:]], self.sizes[index].tolist()
         if found != expected:
-            raise ValueError(f"image {self.files[index]} is {found} pixels high and wide, its annotation says {expected}")
+            raise ValueError(
+                f"image {self.files[index]} is {found} pixels high and wide, its annotation says {expected}"
+            )
         return image
 
     def encoded(self, index: int) -> bytes:
@@ -111,8 +118,13 @@ class DetectionSet:
     def with_objects(self) -> DetectionSet:
         """The images in which there are objects to be learnt; they cannot be evaluated on."""
         kept = [index for index, objects in enumerate(self.objects) if len(objects.boxes) > 0]
-        files, objects = [self.files[index] for index in kept], [self.objects[index] for index in kept]
-        return DetectionSet(self.name, files, self.sizes[kept], objects, self.category_ids, {}, self._digest)
+        files, objects = (
+            [self.files[index] for index in kept],
+            [self.objects[index] for index in kept],
+        )
+        return DetectionSet(
+            self.name, files, self.sizes[kept], objects, self.category_ids, {}, self._digest
+        )
 
     def masks(self, index: int) -> Tensor:
         """Pixels of each object in image `index`, uint8 [n, H, W] of 0 and 1."""
@@ -147,19 +159,27 @@ def load_voc(root: Path, split: Literal["train", "val"]) -> DetectionSet:
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     digest = hashlib.sha256()
     for year, part in _VOC_PARTS[split]:
-        for name in _text(root / year / "ImageSets" / "Main" / f"{part}.txt", f"{year}/ImageSets/Main", root).split():
+        for name in _text(
+            root / year / "ImageSets" / "Main" / f"{part}.txt", f"{year}/ImageSets/Main", root
+        ).split():
             annotation = root / year / "Annotations" / f"{name}.xml"
             text = _text(annotation, f"{year}/Annotations", root)
             digest.update(text.encode())
             size, found, difficult = _voc_objects(annotation, text)
             truth["images"].append({"id": len(files), "height": size[0], "width": size[1]})
-            for box, number, is_difficult in zip(found.boxes.tolist(), found.classes.tolist(), difficult, strict=True):
-                truth["annotations"].append(_annotation(len(truth["annotations"]), len(files), number, box, is_difficult))
+            for box, number, is_difficult in zip(
+                found.boxes.tolist(), found.classes.tolist(), difficult, strict=True
+            ):
+                truth["annotations"].append(
+                    _annotation(len(truth["annotations"]), len(files), number, box, is_difficult)
+                )
             files.append(root / year / "JPEGImages" / f"{name}.jpg")
             sizes.append(size)
             objects.append(found)
     category_ids = range(1, len(VOC_CLASSES) + 1)
-    return DetectionSet(f"voc:{split}", files, np.array(sizes), objects, category_ids, truth, digest.hexdigest())
+    return DetectionSet(
+        f"voc:{split}", files, np.array(sizes), objects, category_ids, truth, digest.hexdigest()
+    )
 
 
 def load_coco(root: Path, split: Literal["train", "val"]) -> DetectionSet:
@@ -191,7 +211,9 @@ def load_coco(root: Path, split: Literal["train", "val"]) -> DetectionSet:
         sizes = np.array([[image["height"], image["width"]] for image in images])
         objects = [_coco_objects(annotations, numbers) for annotations in by_image]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no annotations of COCO ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{path} holds no annotations of COCO ({type(error).__name__}: {error})"
+        ) from None
     return DetectionSet(f"coco:{part}", files, sizes, objects, category_ids, truth, file_hash(path))
 
 
@@ -202,8 +224,13 @@ def _voc_objects(path: Path, text: str) -> tuple[tuple[int, int], Objects, list[
         root = ElementTree.fromstring(text)
         size = int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
         for found in root.iter("object"):
-            left, top, right, bottom = (float(found.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax"))
-            boxes.append([left - 1, top - 1, right, bottom])  # pixels are counted from 1, the last ones belong to the object
+            left, top, right, bottom = (
+                float(found.findtext(f"bndbox/{side}", ""))
+                for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            boxes.append(
+                [left - 1, top - 1, right, bottom]
+            )  # pixels are counted from 1, the last ones belong to the object
             classes.append(VOC_CLASSES.index(found.findtext("name", "")) + 1)
             difficult.append(found.findtext("difficult", "0").strip() == "1")
     except (ElementTree.ParseError, ValueError) as error:
@@ -219,11 +246,18 @@ def _coco_objects(annotations: Sequence[dict[str, Any]], numbers: dict[int, int]
     return Objects(boxes, classes, [annotation["segmentation"] for annotation in annotations])
 
 
-def _annotation(number: int, image: int, category: int, box: Sequence[float], ignored: bool) -> dict[str, Any]:
+def _annotation(
+    number: int, image: int, category: int, box: Sequence[float], ignored: bool
+) -> dict[str, Any]:
     left, top, right, bottom = box
     size = [right - left, bottom - top]
     area = _BEYOND_ALL_AREAS if ignored else size[0] * size[1]
-    content = {"id": number + 1, "image_id": image, "category_id": category, "bbox": [left, top, *size]}
+    content = {
+        "id": number + 1,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [left, top, *size],
+    }
     return {**content, "area": area, "iscrowd": 0}
 
 
@@ -232,4 +266,6 @@ def _text(path: Path, kind: str, root: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise ValueError(f"cannot read {path} ({reason}); data.root={root} should be the folder that holds {kind}") from None
+        raise ValueError(
+            f"cannot read {path} ({reason}); data.root={root} should be the folder that holds {kind}"
+        ) from None

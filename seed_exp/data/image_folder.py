@@ -58,7 +58,9 @@ class ImageFolderSource:
         self.classes = list(classes or folders)
         unknown = sorted(set(folders) - set(self.classes))
         if unknown:
-            raise ValueError(f"{root} has classes that the training images do not have: {', '.join(unknown[:5])}")
+            raise ValueError(
+                f"{root} has classes that the training images do not have: {', '.join(unknown[:5])}"
+            )
         # One buffer with offsets: a million str objects would be copied into every worker by reference counting.
         paths: list[bytes] = []
         labels: list[int] = []
@@ -112,7 +114,10 @@ def class_names(root: Path) -> list[str]:
 
 def _visible(folder: bytes) -> list[os.DirEntry[bytes]]:
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in entries if not entry.name.startswith(b".")),
+            key=lambda entry: entry.name,
+        )
 
 
 def _is_image(entry: os.DirEntry[bytes]) -> bool:

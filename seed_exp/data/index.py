@@ -19,7 +19,9 @@ MALFORMED = np.iinfo(np.int64).min
 _LARGEST_LABEL = 2**31 - 1
 
 
-def load_index(path: Path, build: Callable[[Path], NDArray[Any]], fits: Callable[[np.dtype[Any]], bool]) -> NDArray[Any]:
+def load_index(
+    path: Path, build: Callable[[Path], NDArray[Any]], fits: Callable[[np.dtype[Any]], bool]
+) -> NDArray[Any]:
     """The records that `build` makes of a file, and one more that closes them.
 
     They are kept in `X.index.npy` beside the file `X` (or, where that folder cannot be written, in the folder that the
@@ -62,10 +64,15 @@ def load_index(path: Path, build: Callable[[Path], NDArray[Any]], fits: Callable
 def index_places(path: Path) -> list[Path]:
     """Where the index of a file may be, the best place first."""
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    return [path.with_name(f"{path.name}.index.npy"), cache_folder() / "index" / f"{path.name}-{name}.index.npy"]
+    return [
+        path.with_name(f"{path.name}.index.npy"),
+        cache_folder() / "index" / f"{path.name}-{name}.index.npy",
+    ]
 
 
-def _open_index(place: Path, stat: os.stat_result, fits: Callable[[np.dtype[Any]], bool]) -> NDArray[Any] | None:
+def _open_index(
+    place: Path, stat: os.stat_result, fits: Callable[[np.dtype[Any]], bool]
+) -> NDArray[Any] | None:
     """The index in `place` if it is whole and belongs to the file with this `stat`."""
     try:
         index: NDArray[Any] = np.load(place, mmap_mode="r")
@@ -73,7 +80,10 @@ def _open_index(place: Path, stat: os.stat_result, fits: Callable[[np.dtype[Any]
         return None
     if not fits(index.dtype) or index.ndim != 1 or len(index) < 2:
         return None
-    if any((index[field] > stat.st_size).any() for field in {"offset", "size"} & set(index.dtype.names or ())):
+    if any(
+        (index[field] > stat.st_size).any()
+        for field in {"offset", "size"} & set(index.dtype.names or ())
+    ):
         return None  # damaged: a row would be read from beyond the end, or take more memory than the file is long
     closing = int(index["offset"][-1]), int(index["label"][-1])
     return np.asarray(index) if closing == (stat.st_size, stat.st_mtime_ns) else None
@@ -90,11 +100,15 @@ def parse_label(text: bytes) -> int:
     except ValueError:
         label = -2
     if not -1 <= label <= _LARGEST_LABEL:
-        raise ValueError(f"the label must be an integer, the number of a class from 0 on or -1 for none, got {text[:40]!r}")
+        raise ValueError(
+            f"the label must be an integer, the number of a class from 0 on or -1 for none, got {text[:40]!r}"
+        )
     return label
 
 
-def known_labels(stored: NDArray[np.int64], explain: Callable[[int], ValueError], keep_bad: bool) -> NDArray[np.int64] | None:
+def known_labels(
+    stored: NDArray[np.int64], explain: Callable[[int], ValueError], keep_bad: bool
+) -> NDArray[np.int64] | None:
     """Labels from an index [n]; None if no image has one.
 
     Args:

@@ -38,7 +38,10 @@ def take_inventory(source: Source, *, num_workers: int) -> Inventory:
     """Reads and decodes every image, in `num_workers` processes, with a progress bar; holds 24 bytes for each."""
     sizes, hashes = np.zeros((len(source), 2), np.int64), np.zeros(len(source), np.int64)
     bad: dict[int, str] = {}
-    order = ((0, np.arange(start, min(start + _BATCH_SIZE, len(source)))) for start in range(0, len(source), _BATCH_SIZE))
+    order = (
+        (0, np.arange(start, min(start + _BATCH_SIZE, len(source))))
+        for start in range(0, len(source), _BATCH_SIZE)
+    )
     batches = load_batches(_Tolerant(source), _Measure(source), order, num_workers=num_workers)
     with closing(batches), tqdm(total=len(source), desc="verifying", unit="img") as progress:
         for batch in batches:
@@ -65,7 +68,9 @@ class _Batch(NamedTuple):
     epoch: int
 
     def map(self, function: Callable[[Tensor], Tensor]) -> _Batch:
-        return _Batch(function(self.sizes), function(self.hashes), function(self.indices), self.epoch)
+        return _Batch(
+            function(self.sizes), function(self.hashes), function(self.indices), self.epoch
+        )
 
 
 class _Tolerant:
@@ -73,7 +78,12 @@ class _Tolerant:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.labels, self.key, self.encoded, self.fingerprint = source.labels, source.key, source.encoded, source.fingerprint
+        self.labels, self.key, self.encoded, self.fingerprint = (
+            source.labels,
+            source.key,
+            source.encoded,
+            source.fingerprint,
+        )
 
     def __len__(self) -> int:
         return len(self._source)
@@ -92,7 +102,9 @@ class _Measure:
         self._source = source
 
     def empty(self, num: int) -> _Batch:
-        sizes, hashes, indices = (torch.empty(num, *rest, dtype=torch.int64) for rest in ([2], [], []))
+        sizes, hashes, indices = (
+            torch.empty(num, *rest, dtype=torch.int64) for rest in ([2], [], [])
+        )
         return _Batch(sizes, hashes, indices, epoch=0)
 
     def host(

@@ -76,7 +76,9 @@ def load_batches(
         yield from on_gpu(timed, device) if device.type == "cuda" else timed
 
 
-def _timed(batches: Iterator[B], waiting: Callable[[], AbstractContextManager[None]]) -> Iterator[B]:
+def _timed(
+    batches: Iterator[B], waiting: Callable[[], AbstractContextManager[None]]
+) -> Iterator[B]:
     while True:
         with waiting():
             batch = next(batches, None)
@@ -125,7 +127,9 @@ def _host_batches(
         return
     batch_size = len(first[1])
     num_workers = min(num_workers, batch_size)
-    num_slices = -(-batch_size // min(_MAX_SLICE, batch_size // max(num_workers, 1)))  # at least one for each worker
+    num_slices = -(
+        -batch_size // min(_MAX_SLICE, batch_size // max(num_workers, 1))
+    )  # at least one for each worker
     num_buffers = 3 if num_workers else 1
     ring = views.empty(num_buffers * batch_size)
     reading = torch.full((max(num_workers, 1),), -1)
@@ -147,7 +151,9 @@ def _host_batches(
         with closing(watch):
             for number, (part, bad, error) in enumerate(watch.over(loader)):
                 for index, message in bad:
-                    if on_bad is not None and index not in known_bad:  # another worker may have met it before
+                    if (
+                        on_bad is not None and index not in known_bad
+                    ):  # another worker may have met it before
                         known_bad.add(index)
                         on_bad(index, message)
                 if error is not None:
@@ -159,14 +165,19 @@ def _host_batches(
                     with watch.paused():
                         yield ring.map(itemgetter(rows))._replace(epoch=part.epoch)
     finally:
-        for worker in watch.workers:  # DataLoader has asked them to end; one that is stuck in a read ignores it
+        for worker in (
+            watch.workers
+        ):  # DataLoader has asked them to end; one that is stuck in a read ignores it
             if worker.is_alive():
                 worker.kill()
         unlock_pages(locked)
 
 
 def _slices(
-    order: Iterable[tuple[int, NDArray[np.int64]]], batch_size: int, num_slices: int, num_buffers: int
+    order: Iterable[tuple[int, NDArray[np.int64]]],
+    batch_size: int,
+    num_slices: int,
+    num_buffers: int,
 ) -> Iterator[_Slice]:
     """Equal parts of each batch, the same number whatever its size, and their places in the ring."""
     for number, (epoch, indices) in enumerate(order):
@@ -180,7 +191,9 @@ def _slices(
 class _Slices(Dataset[_Done]):
     """In a worker: fills the rows of a slice."""
 
-    def __init__(self, source: Source, views: HostHalf[Any], ring: Batch, reading: Tensor, *, skip_bad: bool) -> None:
+    def __init__(
+        self, source: Source, views: HostHalf[Any], ring: Batch, reading: Tensor, *, skip_bad: bool
+    ) -> None:
         self.source, self.views, self.ring = source, views, ring
         self.reading, self.skip_bad = reading, skip_bad
         self.known_bad: set[int] = set()
@@ -194,7 +207,11 @@ class _Slices(Dataset[_Done]):
                 image, indices[row] = self._read(index, bad)
                 images.append(image)
             labels = self.source.labels
-            known = np.full(len(indices), -1, np.int64) if labels is None else np.asarray(labels[indices], np.int64)
+            known = (
+                np.full(len(indices), -1, np.int64)
+                if labels is None
+                else np.asarray(labels[indices], np.int64)
+            )
             self.views.host(images, known, part.epoch, indices, self.ring.map(itemgetter(rows)))
         except ValueError as error:
             return _Done(part, bad, error)
@@ -218,7 +235,11 @@ class _Slices(Dataset[_Done]):
                 self.known_bad.add(candidate)
             finally:
                 self.reading[worker] = -1
-        which = "none of them" if num_tries == len(self.source) else f"none of {num_tries} in succession from number {index} on"
+        which = (
+            "none of them"
+            if num_tries == len(self.source)
+            else f"none of {num_tries} in succession from number {index} on"
+        )
         last = f", the last: {bad[-1][1]}" if bad else ""
         raise ValueError(f"of {len(self.source)} images {which} can be read{last}")
 

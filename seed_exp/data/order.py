@@ -21,11 +21,17 @@ class SampleOrder:
         ValueError: `batch_size` exceeds `num_samples` or does not divide by `world_size`.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         if batch_size % world_size:
-            raise ValueError(f"batch_size={batch_size} does not divide by the {world_size} processes; take a multiple")
+            raise ValueError(
+                f"batch_size={batch_size} does not divide by the {world_size} processes; take a multiple"
+            )
         if batch_size > num_samples:
-            raise ValueError(f"batch_size={batch_size} exceeds the {num_samples} images; take batch_size={num_samples} or less")
+            raise ValueError(
+                f"batch_size={batch_size} exceeds the {num_samples} images; take batch_size={num_samples} or less"
+            )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.batch_size_per_rank = rank, batch_size // world_size
         self.steps_per_epoch = num_samples // batch_size

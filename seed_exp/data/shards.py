@@ -25,7 +25,13 @@ _BLOCK_SIZE = 512  # of tar
 _MAX_OPEN = 64  # files per process
 _MAX_SHARDS = 1_000_000
 _PROGRESS_SIZE = 1 << 30  # bytes from which on indexing shows a progress bar
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 
 _WHY_UNCOMPRESSED = "images are read at random places, which only an uncompressed tar allows; unpack it with gunzip or the like"
 
@@ -77,9 +83,13 @@ class ShardsSource:
         try:
             data = os.pread(self._descriptor(path), int(record["size"]), int(record["offset"]))
         except OSError as error:
-            raise ValueError(f"cannot read image {_key(record)!r} in {path}: {error.strerror}") from error
+            raise ValueError(
+                f"cannot read image {_key(record)!r} in {path}: {error.strerror}"
+            ) from error
         if len(data) < record["size"]:
-            raise ValueError(f"{path} changed since it was indexed: image {_key(record)!r} is not there; start again")
+            raise ValueError(
+                f"{path} changed since it was indexed: image {_key(record)!r} is not there; start again"
+            )
         return data
 
     def key(self, index: int) -> str:
@@ -104,7 +114,9 @@ class ShardsSource:
 
     def _malformed(self, index: int) -> ValueError:
         path, record = self._find(index)
-        return ValueError(f"{path}: the label of image {_key(record)!r} is not the number of a class; see its member .cls")
+        return ValueError(
+            f"{path}: the label of image {_key(record)!r} is not the number of a class; see its member .cls"
+        )
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._files:
@@ -161,7 +173,9 @@ def _braces(pattern: str) -> list[str]:
             first, last = between.groups()
             if int(last) - int(first) >= _MAX_SHARDS:
                 raise ValueError(f"{text} in {pattern} are too many shards")
-            parts.append([str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)])
+            parts.append(
+                [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+            )
         else:
             parts.append(text[1:-1].split(",") if text.startswith("{") else [text])
     return ["".join(choice) for choice in itertools.product(*parts)]
@@ -186,11 +200,15 @@ def _build_index(path: Path) -> NDArray[Any]:
                 continue
             if f".{extension.lower()}" in EXTENSIONS:
                 if sample in images:
-                    raise ValueError(f"{path} has two images of the same key: {images[sample].name} and {member.name}")
+                    raise ValueError(
+                        f"{path} has two images of the same key: {images[sample].name} and {member.name}"
+                    )
                 images[sample] = member
             elif extension.lower() == "cls":
                 try:
-                    labels[sample] = parse_label(os.pread(file.fileno(), min(member.size, 64), member.offset))
+                    labels[sample] = parse_label(
+                        os.pread(file.fileno(), min(member.size, 64), member.offset)
+                    )
                 except ValueError:
                     labels[sample] = MALFORMED
     if not images:
@@ -238,7 +256,9 @@ def _record(key_size: int) -> np.dtype[Any]:
 
 
 def _fits(dtype: np.dtype[Any]) -> bool:
-    return dtype.names == ("offset", "size", "label", "key") and dtype == _record(dtype["key"].itemsize)
+    return dtype.names == ("offset", "size", "label", "key") and dtype == _record(
+        dtype["key"].itemsize
+    )
 
 
 def _key(record: Any) -> str:

@@ -62,7 +62,9 @@ class Subset:
 
     def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
         self.source, self.indices = source, indices
-        self.labels = None if source.labels is None else np.asarray(source.labels[indices], np.int64)
+        self.labels = (
+            None if source.labels is None else np.asarray(source.labels[indices], np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -104,7 +106,9 @@ def load_source(config: DataConfig, split: Split) -> Source:
         return Subset(source, images_named_in(Path(config.subset), source.key, len(source)))
     if split == "train" and config.fraction < 1:
         labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-        return Subset(source, share_of_each_class(labels, config.fraction, config.fraction_seed, at_least=1))
+        return Subset(
+            source, share_of_each_class(labels, config.fraction, config.fraction_seed, at_least=1)
+        )
     return source
 
 
@@ -135,14 +139,21 @@ def _tsv(config: DataConfig, split: Split) -> Source:
     def load(path: Path) -> Source:
         return TsvSource(path, keep_bad=config.on_error is OnError.skip)
 
-    return _choose(config, split, lambda: load(_tsv_of(root, "train")), (lambda: load(val)) if val.is_file() else None)
+    return _choose(
+        config,
+        split,
+        lambda: load(_tsv_of(root, "train")),
+        (lambda: load(val)) if val.is_file() else None,
+    )
 
 
 def _tsv_of(path: Path, split: Split) -> Path:
     if path.is_dir():
         path = path / f"{split}.tsv"
     if not path.is_file():
-        raise ValueError(f"no TSV file at {path}; give the file itself or a folder that holds {split}.tsv")
+        raise ValueError(
+            f"no TSV file at {path}; give the file itself or a folder that holds {split}.tsv"
+        )
     return path
 
 
@@ -157,13 +168,20 @@ def _shards(config: DataConfig, split: Split) -> Source:
     def load(paths: list[Path]) -> Source:
         return ShardsSource(paths, keep_bad=config.on_error is OnError.skip)
 
-    return _choose(config, split, lambda: load(_some_shards(root, "train")), (lambda: load(val)) if val else None)
+    return _choose(
+        config,
+        split,
+        lambda: load(_some_shards(root, "train")),
+        (lambda: load(val)) if val else None,
+    )
 
 
 def _some_shards(root: str, split: Split) -> list[Path]:
     found = find_shards(root, split)
     if not found:
-        raise ValueError(f"no shards in {root}; expected {split}/*.tar or {split}-*.tar, or a pattern such as 'PATH/*.tar'")
+        raise ValueError(
+            f"no shards in {root}; expected {split}/*.tar or {split}-*.tar, or a pattern such as 'PATH/*.tar'"
+        )
     return found
 
 
@@ -176,7 +194,9 @@ def _image_folder(config: DataConfig, split: Split) -> Source:
         val = given / "val" if (given / "val").is_dir() else given
 
     def load_val() -> Source:
-        return ImageFolderSource(val, class_names(train))  # the training folder decides which label a class has
+        return ImageFolderSource(
+            val, class_names(train)
+        )  # the training folder decides which label a class has
 
     has_val = config.val_root or (train != root and val.is_dir())
     return _choose(config, split, lambda: ImageFolderSource(train), load_val if has_val else None)
@@ -197,14 +217,22 @@ def _torchvision(config: DataConfig, split: Split) -> Source:
 def _imagenet(config: DataConfig, split: Split) -> Source:
     trial = "set either to a folder with train.tsv and val.tsv, or with train/ and val/; data=digits for a trial"
     if not config.root:
-        raise ValueError(f"no images given: neither SEED_DATA (environment) nor data.root=PATH is set; {trial}")
+        raise ValueError(
+            f"no images given: neither SEED_DATA (environment) nor data.root=PATH is set; {trial}"
+        )
     root = Path(config.root)
     if root.is_file() or (root / "train.tsv").is_file():
         return _tsv(config, split)
     if (root / "train").is_dir():
         return _image_folder(config, split)
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing" if root.is_dir() else "no such folder"
-    raise ValueError(f"no ImageNet layout at SEED_DATA or data.root={root} (found: {found}); {trial}")
+    found = (
+        ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+        if root.is_dir()
+        else "no such folder"
+    )
+    raise ValueError(
+        f"no ImageNet layout at SEED_DATA or data.root={root} (found: {found}); {trial}"
+    )
 
 
 SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
@@ -219,7 +247,9 @@ SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
 }
 
 
-def _choose(config: DataConfig, split: Split, train: Callable[[], Source], val: Callable[[], Source] | None) -> Source:
+def _choose(
+    config: DataConfig, split: Split, train: Callable[[], Source], val: Callable[[], Source] | None
+) -> Source:
     if val is not None:
         return train() if split == "train" else val()
     if config.val_fraction > 0:

@@ -61,23 +61,37 @@ class Watch:
         while not self._closed.wait(_STALL_SECONDS / 20):
             if since != self._waiting_since:
                 since, num_warnings = self._waiting_since, 0
-            if since is not None and time.monotonic() - since >= _STALL_SECONDS * (num_warnings + 1):
+            if since is not None and time.monotonic() - since >= _STALL_SECONDS * (
+                num_warnings + 1
+            ):
                 num_warnings += 1
-                log.warning("waiting for data for %.0f s; %s", time.monotonic() - since, self._what())
+                log.warning(
+                    "waiting for data for %.0f s; %s", time.monotonic() - since, self._what()
+                )
 
     def _what(self) -> str:
         """Which image each worker is reading."""
-        images = {worker: index for worker, index in enumerate(self._reading.tolist()) if index != -1}
+        images = {
+            worker: index for worker, index in enumerate(self._reading.tolist()) if index != -1
+        }
         if self._num_workers == 0:
             return f"reading {self._name(images[0])}" if images else "no image is being read"
-        found = ", ".join(f"worker {worker} is reading {self._name(index)}" for worker, index in images.items())
+        found = ", ".join(
+            f"worker {worker} is reading {self._name(index)}" for worker, index in images.items()
+        )
         return found or "no worker is reading an image"
 
     def _name(self, index: int) -> str:
         # The key may lie in the very file that cannot be read at the moment.
         if index not in self._names:
             self._names[index] = found = []
-            finder = threading.Thread(target=lambda: found.append(self._source.key(index)), daemon=True)
+            finder = threading.Thread(
+                target=lambda: found.append(self._source.key(index)), daemon=True
+            )
             finder.start()
             finder.join(1)
-        return f"{self._names[index][0]} (number {index})" if self._names[index] else f"image number {index}"
+        return (
+            f"{self._names[index][0]} (number {index})"
+            if self._names[index]
+            else f"image number {index}"
+        )

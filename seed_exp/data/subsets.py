@@ -13,7 +13,9 @@ from seed_exp.data.image_folder import EXTENSIONS
 _NUM_SHOWN = 3  # names in an error
 
 
-def share_of_each_class(labels: NDArray[np.int64], fraction: float, seed: int, *, at_least: int = 0) -> NDArray[np.int64]:
+def share_of_each_class(
+    labels: NDArray[np.int64], fraction: float, seed: int, *, at_least: int = 0
+) -> NDArray[np.int64]:
     """`fraction` of each class, chosen at random: a pure function of the arguments, and part of what a larger share chooses.
 
     Args:
@@ -27,7 +29,9 @@ def share_of_each_class(labels: NDArray[np.int64], fraction: float, seed: int, *
     """
     # Sorted random words and not Generator.permutation, whose result may change with NumPy's version.
     shuffled = np.argsort(np.random.Philox(key=seed).random_raw(len(labels)), kind="stable")
-    shuffled = shuffled[np.argsort(labels[shuffled], kind="stable")]  # by class, in random order within each
+    shuffled = shuffled[
+        np.argsort(labels[shuffled], kind="stable")
+    ]  # by class, in random order within each
     _, starts, counts = np.unique(labels[shuffled], return_index=True, return_counts=True)
     sizes = np.maximum(np.rint(counts * fraction).astype(np.int64), np.minimum(at_least, counts))
     ranks = np.arange(len(labels)) - np.repeat(starts, counts)
@@ -52,7 +56,9 @@ def images_named_in(file: Path, key: Callable[[int], str], num_images: int) -> N
         ValueError: no such file, it is empty, or a name stands for no image or for several.
     """
     if not file.is_file():
-        raise ValueError(f"no list of images at data.subset={file}; expected a text file with the name of an image in each line")
+        raise ValueError(
+            f"no list of images at data.subset={file}; expected a text file with the name of an image in each line"
+        )
     names = {_bare(line.strip()) for line in file.read_text().splitlines() if line.strip()}
     if not names:
         raise ValueError(f"data.subset={file} names no images")
@@ -89,4 +95,6 @@ def evenly_spaced(num_images: int, at_most: int | None = None) -> NDArray[np.int
     """
     num = num_images if at_most is None else min(at_most, num_images)
     edges = np.arange(num + 1, dtype=np.int64) * num_images // num
-    return edges[:-1] + np.floor(np.random.default_rng(0).random(num) * np.diff(edges)).astype(np.int64)
+    return edges[:-1] + np.floor(np.random.default_rng(0).random(num) * np.diff(edges)).astype(
+        np.int64
+    )

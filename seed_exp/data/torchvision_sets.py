@@ -34,7 +34,9 @@ class TorchvisionSource:
 
     labels: NDArray[np.int64] | None
 
-    def __init__(self, name: str, root: Path, split: Literal["train", "val"] | None, download: bool) -> None:
+    def __init__(
+        self, name: str, root: Path, split: Literal["train", "val"] | None, download: bool
+    ) -> None:
         self.name, self.split = name, split
         self._set = _open(name, root, split, download)
         self.labels = _labels(self._set)
@@ -47,7 +49,9 @@ class TorchvisionSource:
         try:
             return to_tensor(self._set[index][0])
         except Exception as error:  # of Pillow's readers, or of the set's own
-            raise ValueError(f"cannot read image {self.key(index)}: {error or type(error).__name__}") from error
+            raise ValueError(
+                f"cannot read image {self.key(index)}: {error or type(error).__name__}"
+            ) from error
 
     def encoded(self, index: int) -> bytes:
         """Image `index` as a PNG file: what torchvision read it from is not known."""
@@ -74,17 +78,27 @@ def has_splits(name: str | None) -> bool:
 
 def _parameters(name: str | None) -> dict[str, inspect.Parameter]:
     if name is None:
-        raise ValueError("data=torchvision needs the name of a class in torchvision.datasets, such as data.name=CIFAR10")
+        raise ValueError(
+            "data=torchvision needs the name of a class in torchvision.datasets, such as data.name=CIFAR10"
+        )
     return dict(inspect.signature(lookup(_sets(), name, "torchvision dataset")).parameters)
 
 
 def _sets() -> dict[str, Any]:
-    return {name: getattr(datasets, name) for name in datasets.__all__ if inspect.isclass(getattr(datasets, name))}
+    return {
+        name: getattr(datasets, name)
+        for name in datasets.__all__
+        if inspect.isclass(getattr(datasets, name))
+    }
 
 
 def _open(name: str, root: Path, split: str | None, download: bool) -> Any:
     parameters = _parameters(name)
-    arguments = {key: value for key, value in {"root": root, "download": download}.items() if key in parameters}
+    arguments = {
+        key: value
+        for key, value in {"root": root, "download": download}.items()
+        if key in parameters
+    }
     if split is None:
         choices: list[dict[str, Any]] = [{}]
     elif "train" in parameters:
@@ -98,8 +112,14 @@ def _open(name: str, root: Path, split: str | None, download: bool) -> Any:
         except ValueError as error:  # torchvision's answer to a split that the set does not have
             refused.append(str(error))
         except (RuntimeError, OSError, ImportError, TypeError) as error:
-            hint = "" if download or "download" not in parameters else "; data.download=true downloads it"
-            raise ValueError(f"cannot open torchvision's {name} in {root}: {error}{hint}") from error
+            hint = (
+                ""
+                if download or "download" not in parameters
+                else "; data.download=true downloads it"
+            )
+            raise ValueError(
+                f"cannot open torchvision's {name} in {root}: {error}{hint}"
+            ) from error
     raise ValueError(f"torchvision's {name} has no {split} split for us: {refused[0]}")
 
 
@@ -108,7 +128,11 @@ def _labels(dataset: Any) -> NDArray[np.int64] | None:
     targets = known[0] if known else [dataset[index][1] for index in range(len(dataset))]
     try:
         labels = np.asarray(targets)
-    except (ValueError, TypeError, RuntimeError):  # boxes, captions ...: sequences of several lengths
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ):  # boxes, captions ...: sequences of several lengths
         return None
     one_integer_each = labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer)
     return labels.astype(np.int64) if one_integer_each else None

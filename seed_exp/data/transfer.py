@@ -26,7 +26,9 @@ def on_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, None, Non
     try:
         for batch in batches:
             with torch.cuda.stream(stream):
-                moved = batch.map(lambda tensor: tensor.to(device, non_blocking=True))._replace(indices=batch.indices)
+                moved = batch.map(lambda tensor: tensor.to(device, non_blocking=True))._replace(
+                    indices=batch.indices
+                )
             copied = stream.record_event()
             torch.cuda.current_stream(device).wait_event(copied)
             yield moved
@@ -37,7 +39,9 @@ def on_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, None, Non
                 in_use.popleft()[1].synchronize()
             copied.synchronize()  # before the workers get the host's buffer back
     finally:
-        with suppress(RuntimeError):  # a fault comes out of every later call, too; here it would replace the error that ends this
+        with suppress(
+            RuntimeError
+        ):  # a fault comes out of every later call, too; here it would replace the error that ends this
             torch.cuda.synchronize(device)
 
 
@@ -49,7 +53,9 @@ def lock_pages(batch: Batch) -> list[Tensor]:
     locked: list[Tensor] = []
 
     def lock(tensor: Tensor) -> Tensor:
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))  # type: ignore[no-untyped-call]
+        torch.cuda.check_error(
+            torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
+        )  # type: ignore[no-untyped-call]
         locked.append(tensor)
         return tensor
 
@@ -78,4 +84,7 @@ def _forget_error() -> None:
 
 @functools.cache  # every evaluation would say it again
 def _warn(reason: str) -> None:
-    log.warning("cannot lock the pages of shared memory (%s): going on with slower copies to the GPU", reason)
+    log.warning(
+        "cannot lock the pages of shared memory (%s): going on with slower copies to the GPU",
+        reason,
+    )

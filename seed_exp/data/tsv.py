@@ -24,7 +24,10 @@ from seed_exp.data.index import MALFORMED, index_places, known_labels, load_inde
 
 _RECORD = np.dtype([("offset", "<u8"), ("label", "<i8")])
 _CHUNK_SIZE = 1 << 24  # bytes read at once while the lines are looked for
-_HEAD_SIZES = (512, 1 << 16)  # bytes of a line in which its key and label are looked for, first and second try
+_HEAD_SIZES = (
+    512,
+    1 << 16,
+)  # bytes of a line in which its key and label are looked for, first and second try
 _PROGRESS_SIZE = 1 << 30  # bytes from which on a file's indexing shows a progress bar
 
 
@@ -72,12 +75,16 @@ class TsvSource:
     def key(self, index: int) -> str:
         """First column of row `index`, empty if there is none."""
         with suppress(ValueError):
-            return _read_head(self._descriptor(), int(self._index["offset"][index]), self.path, index + 1)[0]
+            return _read_head(
+                self._descriptor(), int(self._index["offset"][index]), self.path, index + 1
+            )[0]
         return ""
 
     def fingerprint(self) -> str:
         """Name, number of rows, and a hash of all offsets and labels: the same for a copy of the file elsewhere."""
-        digest = hashlib.sha256(self._index["offset"].tobytes() + self._index["label"][:-1].tobytes()).hexdigest()
+        digest = hashlib.sha256(
+            self._index["offset"].tobytes() + self._index["label"][:-1].tobytes()
+        ).hexdigest()
         return f"tsv:{self.path.name}:{len(self)}:{digest[:16]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,7 +100,9 @@ class TsvSource:
         except ValueError as error:
             stat = os.fstat(self._descriptor())
             if (stat.st_size, stat.st_mtime_ns) != tuple(self._index[-1].tolist()):
-                raise ValueError(f"{error}; the file changed since it was indexed, start again") from error
+                raise ValueError(
+                    f"{error}; the file changed since it was indexed, start again"
+                ) from error
             raise
 
     def _parse(self, line: bytes, size: int, known_label: int, number: int) -> tuple[str, bytes]:
@@ -102,18 +111,26 @@ class TsvSource:
             raise _row_error(self.path, number, f"only {len(line)} of {size} bytes are left")
         line = line.rstrip(b"\r\n")
         if b"\n" in line:
-            wrong = f"{self.path.with_suffix('.lineidx').name} and {index_places(self.path)[0].name}"
+            wrong = (
+                f"{self.path.with_suffix('.lineidx').name} and {index_places(self.path)[0].name}"
+            )
             raise _row_error(self.path, number, f"the line index leaves lines out; delete {wrong}")
         columns = line.split(b"\t")
         key, label = _parse_head(columns, self.path, number)
         if label != known_label:
-            raise _row_error(self.path, number, f"the label is {label}, but {known_label} in the index")
+            raise _row_error(
+                self.path, number, f"the label is {label}, but {known_label} in the index"
+            )
         if len(columns) > 3:
-            raise _row_error(self.path, number, f"expected 3 columns (key, label, base64), got {len(columns)}")
+            raise _row_error(
+                self.path, number, f"expected 3 columns (key, label, base64), got {len(columns)}"
+            )
         try:
             return key, b64decode(columns[2], validate=True)
         except binascii.Error as error:
-            raise _row_error(self.path, number, f"the image {key!r} is not valid base64: {error}") from error
+            raise _row_error(
+                self.path, number, f"the image {key!r} is not valid base64: {error}"
+            ) from error
 
     def _malformed(self, index: int) -> ValueError:
         try:
@@ -135,10 +152,18 @@ def _build_index(path: Path) -> NDArray[Any]:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
         if size == 0:
-            raise ValueError(f"{path} is empty; expected lines of key, label and base64, separated by tabs")
+            raise ValueError(
+                f"{path} is empty; expected lines of key, label and base64, separated by tabs"
+            )
         offsets, labels = array("Q"), array("q")
         starts = _read_lineidx(path, descriptor, size) or _line_starts(descriptor, 0, size)
-        with tqdm(total=size, desc=f"indexing {path.name}", unit="B", unit_scale=True, disable=size < _PROGRESS_SIZE) as progress:
+        with tqdm(
+            total=size,
+            desc=f"indexing {path.name}",
+            unit="B",
+            unit_scale=True,
+            disable=size < _PROGRESS_SIZE,
+        ) as progress:
             for number, start in enumerate(starts, 1):
                 offsets.append(start)
                 try:
@@ -161,7 +186,12 @@ def _read_lineidx(path: Path, descriptor: int, size: int) -> list[int] | None:
         starts = [int(line) for line in path.with_suffix(".lineidx").read_bytes().split()]
     except (OSError, ValueError):
         return None
-    if not starts or starts[0] != 0 or starts[-1] >= size or any(a >= b for a, b in pairwise(starts)):
+    if (
+        not starts
+        or starts[0] != 0
+        or starts[-1] >= size
+        or any(a >= b for a, b in pairwise(starts))
+    ):
         return None
     if any(os.pread(descriptor, 1, start - 1) != b"\n" for start in starts[1:]):
         return None

@@ -23,7 +23,13 @@ from seed_exp.data.shards import ShardsSource, member_name
 from seed_exp.data.sources import Source, Split
 from seed_exp.data.tsv import TsvSource
 
-_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"GIF8": ".gif"}
+_MAGIC = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"GIF8": ".gif",
+}
 _MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
 """Beginnings of files, for images whose key has no extension."""
 
@@ -41,7 +47,13 @@ _Read = Callable[[range], Iterator[_Image]]
 
 
 def convert(
-    source: Source, split: Split, to: DataFormat, output: Path, *, shard_size: int, on_bad: Callable[[int, str], None] | None
+    source: Source,
+    split: Split,
+    to: DataFormat,
+    output: Path,
+    *,
+    shard_size: int,
+    on_bad: Callable[[int, str], None] | None,
 ) -> int:
     """Writes the images of `source` below `output`: as <split>.tsv, or as files or shards in <split>/.
 
@@ -66,7 +78,9 @@ def convert(
     final = output / (f"{split}.tsv" if to is DataFormat.tsv else split)
     unfinished = final.with_name(f".{final.name}.partial")
     note = output / f".{split}.convert.json"
-    task = {"source": source.fingerprint(), "to": to.value} | ({"shard_size": shard_size} if to is DataFormat.shards else {})
+    task = {"source": source.fingerprint(), "to": to.value} | (
+        {"shard_size": shard_size} if to is DataFormat.shards else {}
+    )
     noted = json.loads(note.read_text()) if note.exists() else {}
     num_images = noted.pop("images", None)
     if (noted or final.exists()) and noted != task:
@@ -86,7 +100,9 @@ def convert(
         sync_folder(output)
     found = len(_OPEN[to](final))
     if found != num_images:
-        raise ValueError(f"{final} has {found} images, but {num_images} were written; delete it and start again")
+        raise ValueError(
+            f"{final} has {found} images, but {num_images} were written; delete it and start again"
+        )
     return found
 
 
@@ -97,7 +113,9 @@ _OPEN: dict[DataFormat, Callable[[Path], Source]] = {
 }
 
 
-def _read(source: Source, progress: tqdm, on_bad: Callable[[int, str], None] | None, indices: range) -> Iterator[_Image]:
+def _read(
+    source: Source, progress: tqdm, on_bad: Callable[[int, str], None] | None, indices: range
+) -> Iterator[_Image]:
     for index in indices:
         progress.update()
         try:
@@ -107,7 +125,9 @@ def _read(source: Source, progress: tqdm, on_bad: Callable[[int, str], None] | N
                 raise
             on_bad(index, str(error))
             continue
-        yield _Image(source.key(index), -1 if source.labels is None else int(source.labels[index]), data)
+        yield _Image(
+            source.key(index), -1 if source.labels is None else int(source.labels[index]), data
+        )
 
 
 def _write_tsv(source: Source, read: _Read, path: Path) -> int:
@@ -115,7 +135,9 @@ def _write_tsv(source: Source, read: _Read, path: Path) -> int:
     with _synced(path) as file:
         for key, label, data in read(range(len(source))):
             if set("\t\r\n") & set(key) or not key.isprintable():
-                raise ValueError(f"image key {key!r} cannot stand in a line of a TSV file; rename the image")
+                raise ValueError(
+                    f"image key {key!r} cannot stand in a line of a TSV file; rename the image"
+                )
             file.write(b"%s\t%d\t%s\n" % (key.encode(), label, b64encode(data)))
             count += 1
     return count
@@ -128,7 +150,9 @@ def _write_folder(source: Source, read: _Read, folder: Path) -> int:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for image in read(range(len(source))):
         path = folder / _once(_safe(place(_named(image), image.label)), names)
-        if not path.exists() or path.read_bytes() != image.data:  # it may be there, in whole or in part, from before a kill
+        if (
+            not path.exists() or path.read_bytes() != image.data
+        ):  # it may be there, in whole or in part, from before a kill
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(image.data)
     os.sync()
@@ -144,7 +168,9 @@ def _placement(source: Source) -> tuple[Callable[[str, int], str], list[str]]:
     if source.labels is None:
         return lambda name, _: _flat(_safe(name)), []
     if source.labels.min() < 0:
-        raise ValueError("a folder of classes cannot hold images without a label among others; convert to tsv or shards")
+        raise ValueError(
+            "a folder of classes cannot hold images without a label among others; convert to tsv or shards"
+        )
     pairs = set()
     for index, label in enumerate(source.labels.tolist()):
         folder, slash, _ = source.key(index).partition("/")
@@ -153,11 +179,17 @@ def _placement(source: Source) -> tuple[Callable[[str, int], str], list[str]]:
     if b"" not in folders and len(set(folders)) == len(pairs) and (np.diff(labels) > 0).all():
         return lambda name, _: name, []
     if max(labels) > _LARGEST_FOLDER:
-        raise ValueError(f"labels up to {max(labels)} are too many folders; convert to tsv or shards")
-    return lambda name, label: f"{label:05d}/{_flat(_safe(name))}", [f"{label:05d}" for label in range(max(labels) + 1)]
+        raise ValueError(
+            f"labels up to {max(labels)} are too many folders; convert to tsv or shards"
+        )
+    return lambda name, label: f"{label:05d}/{_flat(_safe(name))}", [
+        f"{label:05d}" for label in range(max(labels) + 1)
+    ]
 
 
-def _write_shards(source: Source, read: _Read, folder: Path, *, prefix: str, shard_size: int) -> int:
+def _write_shards(
+    source: Source, read: _Read, folder: Path, *, prefix: str, shard_size: int
+) -> int:
     folder.mkdir(exist_ok=True)
     count = 0
     for number, first in enumerate(range(0, len(source), shard_size)):
@@ -199,9 +231,13 @@ def _named(image: _Image) -> str:
     """The key with an extension, by the content where it has none."""
     if image.key.lower().endswith(EXTENSIONS):
         return image.key
-    extension = next((extension for magic, extension in _MAGIC.items() if image.data.startswith(magic)), None)
+    extension = next(
+        (extension for magic, extension in _MAGIC.items() if image.data.startswith(magic)), None
+    )
     if extension is None:
-        raise ValueError(f"image {image.key!r} has neither a known extension ({' '.join(EXTENSIONS)}) nor a known content")
+        raise ValueError(
+            f"image {image.key!r} has neither a known extension ({' '.join(EXTENSIONS)}) nor a known content"
+        )
     return image.key + extension
 
 
@@ -212,7 +248,9 @@ def _safe(name: str) -> str:
         ValueError: it would lead out of the folder, or be hidden in it.
     """
     if "\0" in name or any(part in ("", "..") or part.startswith(".") for part in name.split("/")):
-        raise ValueError(f"image key {name!r} cannot be a path below the output folder; rename the image, or convert to tsv")
+        raise ValueError(
+            f"image key {name!r} cannot be a path below the output folder; rename the image, or convert to tsv"
+        )
     return name
 
 

@@ -27,7 +27,17 @@ LAST_TRIES = 6
 """How often the checkpoint at the end of training is tried when the disk does not take it."""
 PAUSE_S = 10.0
 """Seconds between these tries."""
-UNREACHED = frozenset({errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+UNREACHED = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
 """Errors of the system that say nothing about what a file holds."""
 
 
@@ -43,7 +53,13 @@ class CheckpointWriter:
         before_write: Called in the thread with each state before it is written, for other files of the same moment.
     """
 
-    def __init__(self, folder: Path, *, keep: Callable[[int], bool], before_write: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: Callable[[int], bool],
+        before_write: Callable[[dict[str, Any]], None],
+    ) -> None:
         self._folder, self._keep, self._before_write = folder, keep, before_write
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[dict[str, Any], Future[None]] | None = None
@@ -87,7 +103,11 @@ class CheckpointWriter:
         try:
             future.result()
         except OSError as error:
-            log.warning("could not write the checkpoint of step %d (%s); training goes on", state["step"], error)
+            log.warning(
+                "could not write the checkpoint of step %d (%s); training goes on",
+                state["step"],
+                error,
+            )
             return state
         return None
 
@@ -111,12 +131,22 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             return _read(path)
-        except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
-            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in UNREACHED):
+        except (
+            Exception
+        ) as error:  # broken bytes make the readers raise errors of nearly every kind
+            if isinstance(error, MemoryError) or (
+                isinstance(error, OSError) and error.errno in UNREACHED
+            ):
                 raise
-            log.warning("checkpoint %s is damaged (%s); trying the one before", path, str(error).partition("\n")[0])
+            log.warning(
+                "checkpoint %s is damaged (%s); trying the one before",
+                path,
+                str(error).partition("\n")[0],
+            )
     if paths:
-        raise ValueError(f"none of the checkpoints in {folder / 'checkpoints'} can be read; remove them to start anew")
+        raise ValueError(
+            f"none of the checkpoints in {folder / 'checkpoints'} can be read; remove them to start anew"
+        )
     return None
 
 
@@ -138,7 +168,9 @@ def content_hash(state: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums: it would hand out zeroed blocks as weights
+    with zipfile.ZipFile(
+        path
+    ) as archive:  # torch.load compares no checksums: it would hand out zeroed blocks as weights
         if (wrong := archive.testzip()) is not None:
             raise ValueError(f"checksum of {wrong} differs")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -152,7 +184,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _checkpoints(folder: Path) -> dict[Path, int]:
     """Steps by path, newest first."""
     files = (folder / "checkpoints").glob("step_*.pt")
-    steps = {path: int(match[1]) for path in files if (match := re.fullmatch(r"step_(\d{8,})\.pt", path.name))}
+    steps = {
+        path: int(match[1])
+        for path in files
+        if (match := re.fullmatch(r"step_(\d{8,})\.pt", path.name))
+    }
     return {path: steps[path] for path in sorted(steps, key=steps.__getitem__, reverse=True)}
 
 

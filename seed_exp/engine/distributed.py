@@ -40,7 +40,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
     backend = "nccl" if device.type == "cuda" else "gloo"
     with SharedFailure(store, rank, world_size, _leave):
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+        )
         yield
 
 
@@ -60,7 +62,9 @@ def local_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no GPU; use device=cpu, or check the driver and torch's CUDA build")
+        raise ValueError(
+            "device=cuda, but torch sees no GPU; use device=cpu, or check the driver and torch's CUDA build"
+        )
     os.environ |= torchrun_variables()
     # A scheduler may show each process its own GPU only, or all of the machine's.
     index = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.device_count() > 1 else 0
@@ -134,7 +138,10 @@ class Vote:
         if self._group is None:
             return number
         before, votes = self._asked, torch.tensor(number)
-        self._asked = votes, dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._asked = (
+            votes,
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group, async_op=True),
+        )
         if before is None:
             return 0
         before[1].wait()
@@ -166,11 +173,19 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return module
     device_ids = [device.index] if device.type == "cuda" else None
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # since torch 2.15
-    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **own_buffers)
+    renamed = (
+        "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    )  # since torch 2.15
+    own_buffers: dict[str, Any] = {
+        "forward_sync_buffers" if renamed else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(
+        module, device_ids=device_ids, gradient_as_bucket_view=True, **own_buffers
+    )
 
 
 def no_sync(module: nn.Module, skip: bool) -> Any:
     """A context in which gradients are only added up locally, where `skip`: for all but the last part of a batch."""
-    return module.no_sync() if skip and isinstance(module, DistributedDataParallel) else nullcontext()
+    return (
+        module.no_sync() if skip and isinstance(module, DistributedDataParallel) else nullcontext()
+    )

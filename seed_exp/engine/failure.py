@@ -39,11 +39,22 @@ class SharedFailure:
 
     def __init__(self, store: Any, rank: int, world_size: int, leave: Callable[[], None]) -> None:
         # A clone: a thread that waits for a key keeps all others from its store.
-        self._store, self._rank, self._world_size, self._leave = store.clone(), rank, world_size, leave
+        self._store, self._rank, self._world_size, self._leave = (
+            store.clone(),
+            rank,
+            world_size,
+            leave,
+        )
         self._ours = self._heard = ""
         self._looks = 0
-        self._leaving, self._looked, self._left = threading.Event(), threading.Event(), threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True, name="seed_exp failure watch")
+        self._leaving, self._looked, self._left = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
+        self._watcher = threading.Thread(
+            target=self._watch, daemon=True, name="seed_exp failure watch"
+        )
 
     def __enter__(self) -> SharedFailure:
         self._watcher.start()
@@ -52,8 +63,19 @@ class SharedFailure:
         threading.Thread(target=self._look, daemon=True, name="seed_exp failure look").start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ours = f"(rank {self._rank}): {_text(error)}" if isinstance(error, Exception) else _STOPPED if error else ""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ours = (
+            f"(rank {self._rank}): {_text(error)}"
+            if isinstance(error, Exception)
+            else _STOPPED
+            if error
+            else ""
+        )
         first = self._publish(self._ours) if self._ours else ""
         self._mark("heard")
         self._leave()
@@ -93,7 +115,11 @@ class SharedFailure:
                 self._sign()
                 before, signs = signs, self._store.add(f"alive {after}", 0)
                 # Counted in looks, not by the clock: where the whole job was suspended, nobody was silent.
-                silent = silent + 1 if signs == before > 0 and not self._store.check([f"heard {after}"]) else 0
+                silent = (
+                    silent + 1
+                    if signs == before > 0 and not self._store.check([f"heard {after}"])
+                    else 0
+                )
                 if silent * _LOOK_S >= SILENCE_S:
                     self._publish(_silence(after))
                 rank0_leaves = self._store.check(["heard 0"])

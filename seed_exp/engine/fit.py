@@ -99,9 +99,13 @@ def fit(
         log.info("batch_size=%d fits into the memory", batch_size)
 
     # 2. How long: everything below is a function of the step.
-    order = SampleOrder(len(source), batch_size, config.seed, distributed.rank(), distributed.world_size())
+    order = SampleOrder(
+        len(source), batch_size, config.seed, distributed.rank(), distributed.world_size()
+    )
     run_epochs = {name: (epochs or {}).get(name, config.epochs) for name in method.trainable}
-    lengths = {name: config.steps or num * order.steps_per_epoch for name, num in run_epochs.items()}
+    lengths = {
+        name: config.steps or num * order.steps_per_epoch for name, num in run_epochs.items()
+    }
     num_steps = max(lengths.values())
     eval_steps = round(config.eval_every * order.steps_per_epoch)
     if order.batch_size_per_rank % config.accumulation:
@@ -127,7 +131,9 @@ def fit(
         fleet.load(state)
         health.load(state["health"], device)
         log.info("resuming after step %d of %d", first_step, num_steps)
-    if distributed.rank() == 0 and first_step < num_steps:  # otherwise the job was at an evaluation, which has its own folder
+    if (
+        distributed.rank() == 0 and first_step < num_steps
+    ):  # otherwise the job was at an evaluation, which has its own folder
         note_restart(folder, first_step)
     tracker.rewind(state["tracker"] if state else {})
 
@@ -142,18 +148,37 @@ def fit(
             distributed.broadcast_buffers(network)
         if results := evaluate([name for name in method.trainable if name not in fleet.diverged]):
             tracker.log(steps_done, results)
-            log.info("step %d: %s", steps_done, ", ".join(f"{key} {value:.2f}" for key, value in results.items()))
+            log.info(
+                "step %d: %s",
+                steps_done,
+                ", ".join(f"{key} {value:.2f}" for key, value in results.items()),
+            )
         for network in method.trainable.values():
             network.train()
 
     def save(steps_done: int, *, evaluated: bool) -> None:
         health.settle(steps_done)
-        position = {"step": steps_done, "batch_size": batch_size, "evaluated": evaluated, "health": health.state()}
-        trained = {name: min(num, steps_done) for name, num in lengths.items() if name not in fleet.diverged}
+        position = {
+            "step": steps_done,
+            "batch_size": batch_size,
+            "evaluated": evaluated,
+            "health": health.state(),
+        }
+        trained = {
+            name: min(num, steps_done)
+            for name, num in lengths.items()
+            if name not in fleet.diverged
+        }
         try:
-            writer.submit({**position, "trained": trained, "tracker": tracker.position(), **fleet.state()})
+            writer.submit(
+                {**position, "trained": trained, "tracker": tracker.position(), **fleet.state()}
+            )
         except OSError as error:
-            log.warning("no checkpoint of step %d, the disk does not take the metrics (%s); training goes on", steps_done, error)
+            log.warning(
+                "no checkpoint of step %d, the disk does not take the metrics (%s); training goes on",
+                steps_done,
+                error,
+            )
 
     remaining = range(first_step, num_steps)
     progress = Progress(first_step, num_steps, batch_size)
@@ -198,14 +223,25 @@ def fit(
                     warmed_up = steps_done > config.optimizer.warmup_epochs * order.steps_per_epoch
                     shown = health.close(outcome.measured, steps_done, warmed_up=warmed_up)
                     lr = peak_lr(config.optimizer.lr, batch_size) * fleet.lr_factor(longest, step)
-                    tracker.log(steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **shown})
+                    tracker.log(
+                        steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **shown}
+                    )
                     speed = progress.measure(steps_done)
                     tracker.log_speed(steps_done, speed)
-                    progress.report(steps_done, {key: value for key, value in shown.items() if key.endswith("/loss")}, speed)
+                    progress.report(
+                        steps_done,
+                        {key: value for key, value in shown.items() if key.endswith("/loss")},
+                        speed,
+                    )
                 stop_now = stop_request.agreed()
                 with progress.paused():
                     # Before the evaluation: what that cannot do must not cost what has been trained.
-                    if evaluate_now or stop_now or is_kept(steps_done) or steps_done % config.checkpoint_every == 0:
+                    if (
+                        evaluate_now
+                        or stop_now
+                        or is_kept(steps_done)
+                        or steps_done % config.checkpoint_every == 0
+                    ):
                         save(steps_done, evaluated=not evaluate_now)
                     if stop_now:
                         raise Stopped(stop_now)
@@ -216,7 +252,11 @@ def fit(
                         save(steps_done, evaluated=True)
             finished = True
         except Stopped as stopped:
-            log.warning("stopped after step %d of %d; the same command goes on from there", steps_done, num_steps)
+            log.warning(
+                "stopped after step %d of %d; the same command goes on from there",
+                steps_done,
+                num_steps,
+            )
             stopped.folder, stopped.step = folder, steps_done
             raise
         finally:
@@ -230,9 +270,13 @@ def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
     """The state of the newest checkpoint; None where there is none."""
     newest = newest_checkpoint(folder)
     if resume is Resume.never and newest is not None:
-        raise ValueError(f"resume=never, but {folder} holds {newest.name}; leave resume out to go on, or choose another run_dir")
+        raise ValueError(
+            f"resume=never, but {folder} holds {newest.name}; leave resume out to go on, or choose another run_dir"
+        )
     if resume is Resume.must and newest is None:
-        raise ValueError(f"resume=must, but {folder} holds no checkpoint; check run_dir and options, or leave resume out")
+        raise ValueError(
+            f"resume=must, but {folder} holds no checkpoint; check run_dir and options, or leave resume out"
+        )
     if newest is None and (folder / "done.json").exists():
         raise ValueError(
             f"{folder} was finished, but its checkpoints are gone: training would begin anew and replace the students; "
@@ -251,4 +295,8 @@ def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
         )
     late = [milestone for milestone in config.milestones if milestone >= num_epochs]
     if config.schedule is ScheduleName.step and late:
-        log.warning("optimizer.milestones %s lie beyond the end of the run after %.3g epochs", late, num_epochs)
+        log.warning(
+            "optimizer.milestones %s lie beyond the end of the run after %.3g epochs",
+            late,
+            num_epochs,
+        )

@@ -70,23 +70,39 @@ class Fleet:
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
         if device.type == "cuda" if config.compile is None else config.compile:
             # All students share the code of one forward(), and each needs a graph of its own for each resolution.
-            torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 8 * len(method.trainable))
+            torch.compiler.config.recompile_limit = max(
+                torch.compiler.config.recompile_limit, 8 * len(method.trainable)
+            )
             self._device_half = torch.compile(views.device, dynamic=False)
             method.compile_shared()
             for network in method.trainable.values():
-                network.compile(dynamic=False)  # before DDP, whose reducer would break the graph; the keys stay the same
-        self._networks = {name: distributed.replicate(network, device) for name, network in method.trainable.items()}
-        self._optimizers = {name: build_optimizer(config.optimizer, network) for name, network in method.trainable.items()}
+                network.compile(
+                    dynamic=False
+                )  # before DDP, whose reducer would break the graph; the keys stay the same
+        self._networks = {
+            name: distributed.replicate(network, device)
+            for name, network in method.trainable.items()
+        }
+        self._optimizers = {
+            name: build_optimizer(config.optimizer, network)
+            for name, network in method.trainable.items()
+        }
         base_lrs = dict.fromkeys(method.trainable, config.optimizer.lr) | dict(lrs or {})
         self._peak_lrs = {name: peak_lr(lr, batch_size) for name, lr in base_lrs.items()}
 
     def training(self, step: int) -> list[str]:
         """The networks that take part in `step` (from 0)."""
-        return [name for name, num in self.num_steps.items() if step < num and name not in self.diverged]
+        return [
+            name for name, num in self.num_steps.items() if step < num and name not in self.diverged
+        ]
 
     def lr_factor(self, name: str, step: int) -> float:
         """Share of its peak learning rate that the network is trained with in `step`."""
-        return lr_factor(self.config.optimizer, step / self.steps_per_epoch, self.num_steps[name] / self.steps_per_epoch)
+        return lr_factor(
+            self.config.optimizer,
+            step / self.steps_per_epoch,
+            self.num_steps[name] / self.steps_per_epoch,
+        )
 
     def lr(self, name: str, step: int) -> float:
         """Learning rate that the network is trained with in `step`."""
@@ -108,16 +124,24 @@ class Fleet:
         names = self.training(step)
         accumulation, clip = self.config.accumulation, self.config.optimizer.clip_grad_norm
         means: dict[str, Tensor] = {}
-        statistics = {name: [buffer.clone() for buffer in self.method.trainable[name].buffers()] for name in names}
+        statistics = {
+            name: [buffer.clone() for buffer in self.method.trainable[name].buffers()]
+            for name in names
+        }
         for part, part_batch in enumerate(_parts(batch, accumulation)):
             with torch.no_grad():
-                views = {name: _channels_last(view) for name, view in self._device_half(part_batch).items()}
+                views = {
+                    name: _channels_last(view)
+                    for name, view in self._device_half(part_batch).items()
+                }
             with autocast(self.config.precision, self.device):
                 prepared = self.method.prepare(views, part_batch)
             for name in names:
                 network = self._networks[name]
                 # Dropout depends on these alone, not on what other networks or earlier steps drew.
-                torch.manual_seed(derive_seed(self.config.seed, name, step, part, distributed.rank()))
+                torch.manual_seed(
+                    derive_seed(self.config.seed, name, step, part, distributed.rank())
+                )
                 with distributed.no_sync(network, skip=part + 1 < accumulation):
                     with autocast(self.config.precision, self.device):
                         scalars = self.method.loss(name, network, prepared)
@@ -130,7 +154,9 @@ class Fleet:
         skipped: dict[str, Tensor] = {}
         for name in names:
             network, optimizer = self.method.trainable[name], self._optimizers[name]
-            norm = get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+            norm = get_total_norm(
+                [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            )
             if clip is not None:
                 clip_grads_with_norm_(network.parameters(), clip, norm)
             skipped[name] = ~norm.isfinite()
@@ -151,8 +177,12 @@ class Fleet:
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            "networks": {name: network.state_dict() for name, network in self.method.trainable.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "networks": {
+                name: network.state_dict() for name, network in self.method.trainable.items()
+            },
+            "optimizers": {
+                name: optimizer.state_dict() for name, optimizer in self._optimizers.items()
+            },
             "carried": self.method.carried.state_dict(),
             "diverged": dict(self.diverged),
         }
@@ -166,7 +196,9 @@ class Fleet:
         self.diverged = dict(state["diverged"])
 
 
-def find_batch_size(method: Method, views: Views, config: FitConfig, device: torch.device, num_images: int) -> int:
+def find_batch_size(
+    method: Method, views: Views, config: FitConfig, device: torch.device, num_images: int
+) -> int:
     """The largest batch, over all processes, of which each process's part fits into its memory: it tries steps of a copy.
 
     Raises:
@@ -174,7 +206,15 @@ def find_batch_size(method: Method, views: Views, config: FitConfig, device: tor
     """
     eager = replace(config, compile=False)
     num_steps = dict.fromkeys(method.trainable, 1)
-    fleet = Fleet(method.rehearsal(), views, eager, device, batch_size=1, steps_per_epoch=1, num_steps=num_steps)
+    fleet = Fleet(
+        method.rehearsal(),
+        views,
+        eager,
+        device,
+        batch_size=1,
+        steps_per_epoch=1,
+        num_steps=num_steps,
+    )
 
     def step(size: int) -> None:
         empty = views.empty(size)

@@ -42,16 +42,22 @@ class Health:
         self._skipped_before = dict.fromkeys(fleet.method.trainable, 0)
         self._collapsed: set[str] = set()
 
-    def add(self, step: int, indices: Tensor, means: Mapping[str, Tensor], skipped: Mapping[str, Tensor]) -> None:
+    def add(
+        self, step: int, indices: Tensor, means: Mapping[str, Tensor], skipped: Mapping[str, Tensor]
+    ) -> None:
         """Takes in a step: the images in it, its scalars by <name>/<key>, and which networks were not updated in it."""
         for key, value in means.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
             self._counts[key] = self._counts.get(key, 0) + 1
         for name, flag in skipped.items():
-            self._skipped[name] = self._skipped[name] + flag if name in self._skipped else flag.float()
+            self._skipped[name] = (
+                self._skipped[name] + flag if name in self._skipped else flag.float()
+            )
         self._steps.append((step, indices.clone(), dict(skipped)))
 
-    def close(self, measured: Mapping[str, Tensor], steps_done: int, *, warmed_up: bool) -> dict[str, float]:
+    def close(
+        self, measured: Mapping[str, Tensor], steps_done: int, *, warmed_up: bool
+    ) -> dict[str, float]:
         """Means over steps and ranks, and over ranks of `measured`; the next interval begins.
 
         Steps in which a network was not updated are left out of its means, and counted in <name>/skipped_steps.
@@ -60,12 +66,18 @@ class Health:
             ValueError: no network is left that could be trained on, or what they share is not finite.
         """
         keys = [*self._sums, *measured, *self._skipped]
-        on_device = [*self._sums.values(), *(value.float() for value in measured.values()), *self._skipped.values()]
+        on_device = [
+            *self._sums.values(),
+            *(value.float() for value in measured.values()),
+            *self._skipped.values(),
+        ]
         values = dict(zip(keys, distributed.mean(torch.stack(on_device)).tolist(), strict=True))
         skipped = {name: round(values.pop(name)) for name in self._skipped}
         shown = {}
         for key, value in values.items():
-            missed = next((num for name, num in skipped.items() if num and key.startswith(f"{name}/")), 0)
+            missed = next(
+                (num for name, num in skipped.items() if num and key.startswith(f"{name}/")), 0
+            )
             if key not in self._sums:
                 if math.isfinite(value) or not missed:
                     shown[key] = value
@@ -94,12 +106,19 @@ class Health:
         skipped = {name: round(values[name]) for name in self._skipped}
         self._skipped = {name: together[name] for name in self._skipped}
         self._judge(skipped, {key: values[key] for key in self._sums}, steps_done, settled=True)
-        for key in [key for key in self._sums for name in self._fleet.diverged if key.startswith(f"{name}/")]:
+        for key in [
+            key for key in self._sums for name in self._fleet.diverged if key.startswith(f"{name}/")
+        ]:
             del self._sums[key], self._counts[key]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"sums": self._sums, "counts": self._counts, "skipped": self._skipped, "skipped_before": self._skipped_before}
+        return {
+            "sums": self._sums,
+            "counts": self._counts,
+            "skipped": self._skipped,
+            "skipped_before": self._skipped_before,
+        }
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from a checkpoint."""
@@ -107,7 +126,14 @@ class Health:
         self._skipped = {name: total.to(device) for name, total in state["skipped"].items()}
         self._counts, self._skipped_before = dict(state["counts"]), dict(state["skipped_before"])
 
-    def _judge(self, skipped: Mapping[str, int], values: dict[str, float], steps_done: int, *, settled: bool = False) -> None:
+    def _judge(
+        self,
+        skipped: Mapping[str, int],
+        values: dict[str, float],
+        steps_done: int,
+        *,
+        settled: bool = False,
+    ) -> None:
         """Takes networks that diverged out of training and out of `values`; says which steps were skipped."""
         fleet = self._fleet
         found: dict[str, list[str]] = {}
@@ -116,12 +142,21 @@ class Health:
             if not settled:
                 self._skipped_before[name] = in_all
                 if num:
-                    log.warning("%s: %d steps skipped, whose gradients were not finite, %s", name, num, self._samples(name))
+                    log.warning(
+                        "%s: %d steps skipped, whose gradients were not finite, %s",
+                        name,
+                        num,
+                        self._samples(name),
+                    )
             if in_all > self._max_skipped:
-                found.setdefault(name, []).append(f"{in_all} steps of {name} had gradients that are not finite")
+                found.setdefault(name, []).append(
+                    f"{in_all} steps of {name} had gradients that are not finite"
+                )
         for key, value in values.items():
             if not math.isfinite(value):
-                owner = next((name for name in fleet.method.trainable if key.startswith(f"{name}/")), "")
+                owner = next(
+                    (name for name in fleet.method.trainable if key.startswith(f"{name}/")), ""
+                )
                 found.setdefault(owner, []).append(f"{key} is {value}")
         if not found:
             return
@@ -137,13 +172,19 @@ class Health:
         left = fleet.method.trainable.keys() - fleet.diverged.keys()
         if not left or not names:
             raise ValueError(text)
-        log.error("%s. Training of %s ends here, %d others go on", text, ", ".join(names), len(left))
+        log.error(
+            "%s. Training of %s ends here, %d others go on", text, ", ".join(names), len(left)
+        )
         for key in [key for key in values for name in names if key.startswith(f"{name}/")]:
             del values[key]
 
     def _samples(self, name: str) -> str:
         """Which images were in the first step that was skipped."""
-        flagged = [(step, indices) for step, indices, flags in self._steps if name in flags and bool(flags[name])]
+        flagged = [
+            (step, indices)
+            for step, indices, flags in self._steps
+            if name in flags and bool(flags[name])
+        ]
         if not flagged:
             return "in earlier steps"
         step, indices = flagged[0]
@@ -152,7 +193,10 @@ class Health:
 
     def _warn_of_collapse(self, shown: Mapping[str, float]) -> None:
         for name in self._fleet.method.trainable:
-            std, rank = shown.get(f"{name}/embedding_std", math.inf), shown.get(f"{name}/embedding_rank", math.inf)
+            std, rank = (
+                shown.get(f"{name}/embedding_std", math.inf),
+                shown.get(f"{name}/embedding_rank", math.inf),
+            )
             if std >= COLLAPSED_STD and rank >= COLLAPSED_RANK:
                 self._collapsed.discard(name)
             elif name not in self._collapsed:

@@ -33,22 +33,32 @@ def available_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if not MEMINFO.exists():
-        raise ValueError(f"there is no {MEMINFO} to read the free memory from; give batch_size as a number")
+        raise ValueError(
+            f"there is no {MEMINFO} to read the free memory from; give batch_size as a number"
+        )
     entries = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     return min([int(entries["MemAvailable"].removesuffix("kB")) * 1024, *_left_in_cgroups()])
 
 
 def _left_in_cgroups() -> list[int]:
     """Bytes left in every control group above this process that has a limit."""
-    own = [line.removeprefix("0::/") for line in CGROUP.read_text().splitlines() if line.startswith("0::/")]
+    own = [
+        line.removeprefix("0::/")
+        for line in CGROUP.read_text().splitlines()
+        if line.startswith("0::/")
+    ]
     left = []
     for name in own:
         for folder in [CGROUPS / name, *(CGROUPS / name).parents]:
             limit = folder / "memory.max"
             if limit.exists() and limit.read_text().strip() != "max":
                 # Cached files count as used, but make room when it is needed.
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                used = int((folder / "memory.current").read_text()) - int(statistics["inactive_file"])
+                statistics = dict(
+                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                )
+                used = int((folder / "memory.current").read_text()) - int(
+                    statistics["inactive_file"]
+                )
                 left.append(max(0, int(limit.read_text()) - used))
     return left
 
@@ -97,7 +107,12 @@ class _Saved:
 
 
 def largest_batch_size(
-    step: Callable[[int], None], *, limit: int, multiple_of: int, device: torch.device, share: float = 0.9
+    step: Callable[[int], None],
+    *,
+    limit: int,
+    multiple_of: int,
+    device: torch.device,
+    share: float = 0.9,
 ) -> int:
     """The largest of multiple_of x 1, 2, 4, ... images for which a step fits into the memory that is left.
 
@@ -115,11 +130,19 @@ def largest_batch_size(
         ValueError: `limit` is below `multiple_of`, not even the smallest step fits, or one of several processes has no memory
             for a step that the others are in.
     """
-    sizes = [multiple_of << doublings for doublings in range(limit.bit_length()) if multiple_of << doublings <= limit]
+    sizes = [
+        multiple_of << doublings
+        for doublings in range(limit.bit_length())
+        if multiple_of << doublings <= limit
+    ]
     if not sizes:
-        raise ValueError(f"batch_size=auto needs at least {multiple_of} images per process, there are {limit}")
+        raise ValueError(
+            f"batch_size=auto needs at least {multiple_of} images per process, there are {limit}"
+        )
     sizes = [size for size in sizes if size >= SMALLEST_BATCH] or sizes[-1:]
-    budget = share * min(distributed.everyones(available_memory(device)))  # steps are collective: all try the same sizes
+    budget = share * min(
+        distributed.everyones(available_memory(device))
+    )  # steps are collective: all try the same sizes
     largest, needed, growth = 0, 0.0, 0.0
     for number, size in enumerate(sizes):
         before, needed = needed, needed + growth * (size - largest)

@@ -22,9 +22,19 @@ class Lars(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, trust_coefficient: float
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        trust_coefficient: float,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -42,8 +52,13 @@ class Lars(Optimizer):
             buffers = [self._momentum_buffer(parameter) for parameter in parameters]
             updates = list(torch._foreach_mul(buffers, group["momentum"]))
             torch._foreach_add_(updates, gradients, alpha=group["lr"])
-            if (skip := getattr(self, "found_inf", None)) is not None:  # 1 or 0, on the GPU: see step_unless
-                torch._foreach_copy_(buffers, [torch.where(skip > 0, b, u) for b, u in zip(buffers, updates, strict=True)])
+            if (
+                skip := getattr(self, "found_inf", None)
+            ) is not None:  # 1 or 0, on the GPU: see step_unless
+                torch._foreach_copy_(
+                    buffers,
+                    [torch.where(skip > 0, b, u) for b, u in zip(buffers, updates, strict=True)],
+                )
                 updates = [torch.where(skip > 0, 0.0, update) for update in updates]
             else:
                 torch._foreach_copy_(buffers, updates)
@@ -60,7 +75,9 @@ class Lars(Optimizer):
 def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """Of each matrix, local rate x (g + weight_decay x w)."""
     weight_norms = torch.stack(torch._foreach_norm(matrices))
-    denominators = torch.stack(torch._foreach_norm(gradients)) + group["weight_decay"] * weight_norms
+    denominators = (
+        torch.stack(torch._foreach_norm(gradients)) + group["weight_decay"] * weight_norms
+    )
     usable = (weight_norms > 0) & (denominators > 0)
     local_rates = torch.where(usable, group["trust_coefficient"] * weight_norms / denominators, 1.0)
     decayed = torch._foreach_add(gradients, matrices, alpha=group["weight_decay"])
@@ -69,8 +86,12 @@ def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, An
 
 def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
     fused = _is_fused(parameters)
-    optimizer = SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
-    if fused and config.momentum > 0:  # a first step that is skipped would leave memory that nobody wrote to as momentum
+    optimizer = SGD(
+        parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )
+    if (
+        fused and config.momentum > 0
+    ):  # a first step that is skipped would leave memory that nobody wrote to as momentum
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -85,7 +106,10 @@ def _lars(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
     return Lars(parameters, 0.0, config.momentum, config.weight_decay, config.trust_coefficient)
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, list[nn.Parameter]], Optimizer]] = {"sgd": _sgd, "lars": _lars}
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, list[nn.Parameter]], Optimizer]] = {
+    "sgd": _sgd,
+    "lars": _lars,
+}
 
 
 def build_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:

@@ -28,7 +28,9 @@ class Progress:
     def __init__(self, first_step: int, num_steps: int, batch_size: int) -> None:
         self._num_steps, self._batch_size = num_steps, batch_size
         self._on_terminal = sys.stderr.isatty() and distributed.rank() == 0
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not self._on_terminal)
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", disable=not self._on_terminal
+        )
         self._waited = 0.0
         self._began, self._step_then = time.perf_counter(), first_step
 

@@ -26,7 +26,9 @@ from seed_exp.engine import distributed
 log = logging.getLogger("seed_exp")
 
 
-def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path) -> Path:
+def open_run(
+    command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path
+) -> Path:
     """The folder of the run, made if absent, with config.json in it; for processes that open it together, `rank0_first`.
 
     Args:
@@ -39,12 +41,19 @@ def open_run(command: str, label: str, config: FitConfig, inputs: dict[str, str]
     Raises:
         ValueError: the folder holds a run with other options, the message lists the differences; or a run without any.
     """
-    content = {"command": command, "version": __version__, "options": to_plain(config), "inputs": inputs}
+    content = {
+        "command": command,
+        "version": __version__,
+        "options": to_plain(config),
+        "inputs": inputs,
+    }
     decisive = _decisive(content)
     if config.run_dir is not None:
         folder = Path(config.run_dir)
     else:
-        digest = hashlib.sha256(json.dumps([command, decisive], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(
+            json.dumps([command, decisive], sort_keys=True).encode()
+        ).hexdigest()
         folder = root / f"{label}-{digest[:8]}"
     file = folder / "config.json"
     if file.exists():
@@ -81,7 +90,11 @@ def run_lock(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it, or choose another run_dir"
             ) from None
         except OSError as error:  # a network file system without locks
-            log.warning("%s cannot be locked (%s): make sure that only one process trains in it", folder, error)
+            log.warning(
+                "%s cannot be locked (%s): make sure that only one process trains in it",
+                folder,
+                error,
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
@@ -91,14 +104,19 @@ def run_lock(folder: Path) -> Iterator[None]:
 def _decisive(content: dict[str, Any]) -> dict[str, Any]:
     """Of the content of a config.json all that changes what is computed; an address that was signed anew is the same."""
     options = {
-        key: unsigned(value) if isinstance(value, str) else value for key, value in decisive_options(content["options"]).items()
+        key: unsigned(value) if isinstance(value, str) else value
+        for key, value in decisive_options(content["options"]).items()
     }
     return options | {f"content of {name}": value for name, value in content["inputs"].items()}
 
 
-def _refuse_other_options(folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]) -> None:
+def _refuse_other_options(
+    folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]
+) -> None:
     if found["command"] != command:
-        raise ValueError(f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir")
+        raise ValueError(
+            f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir"
+        )
     differences = list(_differences(_decisive(found), redact_all(decisive)))
     if differences:
         raise ValueError(

@@ -49,7 +49,12 @@ class Tracker:
     def __enter__(self: T) -> T:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, SystemExit):
             self.close(error.code if isinstance(error.code, int) else 1)
         elif kind is not KeyboardInterrupt:  # a second Ctrl-C: then everything ends at once
@@ -85,7 +90,10 @@ class FileTracker(Tracker):
     """
 
     def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:  # noqa: ARG002
-        self._files = {name: (folder / name).open("ab", buffering=0) for name in ("metrics.jsonl", "speed.jsonl")}
+        self._files = {
+            name: (folder / name).open("ab", buffering=0)
+            for name in ("metrics.jsonl", "speed.jsonl")
+        }
         self._unwritten = dict.fromkeys(self._files, b"")
         self._media = folder / "media"
         self._step = 0
@@ -120,7 +128,9 @@ class FileTracker(Tracker):
 
     def rewind(self, position: Mapping[str, int]) -> None:
         for name, file in self._files.items():
-            file.truncate(min(position.get(name, 0), file.seek(0, os.SEEK_END)))  # beyond its end it would grow by zeros
+            file.truncate(
+                min(position.get(name, 0), file.seek(0, os.SEEK_END))
+            )  # beyond its end it would grow by zeros
             file.seek(0, os.SEEK_END)
 
     def close(self, status: int = 0) -> None:  # noqa: ARG002
@@ -141,9 +151,13 @@ class FileTracker(Tracker):
         self._unwritten[name] += (json.dumps({"step": step, **metrics}) + "\n").encode()
         try:
             self._flush(name)
-        except OSError as error:  # a full disk must not end a training; the lines are kept for when it has room
+        except (
+            OSError
+        ) as error:  # a full disk must not end a training; the lines are kept for when it has room
             if not kept:
-                log.warning("cannot write to %s (%s); training goes on", self._files[name].name, error)
+                log.warning(
+                    "cannot write to %s (%s); training goes on", self._files[name].name, error
+                )
 
     def _flush(self, name: str) -> None:
         while self._unwritten[name]:
@@ -164,7 +178,13 @@ class WandbTracker(FileTracker):
     def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:
         super().__init__(folder, config, facts)
         self._process: subprocess.Popen[bytes] | None = None
-        self._command = [sys.executable, "-m", "seed_exp.engine.wandb_process", os.fspath(folder), config.mode.value]
+        self._command = [
+            sys.executable,
+            "-m",
+            "seed_exp.engine.wandb_process",
+            os.fspath(folder),
+            config.mode.value,
+        ]
         file = folder / "wandb.json"
         known = json.loads(file.read_text())["ids"] if file.exists() else {}
         about = {
@@ -174,9 +194,14 @@ class WandbTracker(FileTracker):
             "job_type": facts.command,
             "tags": config.tags,
             "ids": {name: known.get(name) or secrets.token_hex(4) for name in facts.students},
-            "names": {name: folder.name if len(facts.students) == 1 else f"{name} in {folder.name}" for name in facts.students},
+            "names": {
+                name: folder.name if len(facts.students) == 1 else f"{name} in {folder.name}"
+                for name in facts.students
+            },
             "config": facts.options,
-            "weights": {name: os.fspath(path) for name, path in facts.weights.items()} if config.artifacts else {},
+            "weights": {name: os.fspath(path) for name, path in facts.weights.items()}
+            if config.artifacts
+            else {},
         }
         write_json(file, redact_all(about))
 
@@ -194,7 +219,9 @@ class WandbTracker(FileTracker):
         except OSError as error:
             log.warning("W&B does not start (%s); metrics.jsonl has everything", error)
             return
-        self._reports = threading.Thread(target=self._pass_on_reports, args=(self._process,), daemon=True)
+        self._reports = threading.Thread(
+            target=self._pass_on_reports, args=(self._process,), daemon=True
+        )
         self._reports.start()
 
     def close(self, status: int = 0) -> None:
@@ -216,7 +243,10 @@ class WandbTracker(FileTracker):
             return
         self._reports.join(1)
         if ended != 0:
-            log.warning("W&B ended with status %d; metrics.jsonl has everything, the same command sends what is missing", ended)
+            log.warning(
+                "W&B ended with status %d; metrics.jsonl has everything, the same command sends what is missing",
+                ended,
+            )
 
     def _pass_on_reports(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None

@@ -98,7 +98,14 @@ class WandbRun:
     """
 
     def __init__(
-        self, student: str, about: Mapping[str, Any], folder: Path, *, offline: bool, training: Trainer, stats: bool
+        self,
+        student: str,
+        about: Mapping[str, Any],
+        folder: Path,
+        *,
+        offline: bool,
+        training: Trainer,
+        stats: bool,
     ) -> None:
         self._student, self._about, self._folder, self._offline = student, about, folder, offline
         self._training, self._stats = training, stats
@@ -116,8 +123,18 @@ class WandbRun:
             if step <= self._delivered:
                 return
         others = tuple(f"{name}/" for name in self._about["ids"] if name != self._student)
-        mine = {key.removeprefix(f"{self._student}/"): value for key, value in row.items() if not key.startswith(others)}
-        self._run.log({key: self._media(value) if isinstance(value, dict) else value for key, value in mine.items()}, step=step)
+        mine = {
+            key.removeprefix(f"{self._student}/"): value
+            for key, value in row.items()
+            if not key.startswith(others)
+        }
+        self._run.log(
+            {
+                key: self._media(value) if isinstance(value, dict) else value
+                for key, value in mine.items()
+            },
+            step=step,
+        )
         self._delivered = step
 
     def send_weights(self) -> None:
@@ -205,7 +222,9 @@ def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
     ended = False
     while not ended:
         ended = training.ended.wait(POLL_S)
-        for line in metrics.read():  # before the other files: they then hold all that belongs to steps before the newest
+        for line in (
+            metrics.read()
+        ):  # before the other files: they then hold all that belongs to steps before the newest
             newest = line["step"]
             rows.setdefault(newest, {}).update(line)
         for line in speed.read():
@@ -276,9 +295,15 @@ def _teardown() -> None:
 def main() -> None:
     """Follows the run folder until its training has ended; what fails online is done offline."""
     for number in (signal.SIGINT, *WARNINGS):
-        signal.signal(number, signal.SIG_IGN)  # they are meant for the training, which then says that it ends
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise the exit may wait for that server
-    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # seconds that a kill may cost
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # they are meant for the training, which then says that it ends
+    os.environ.setdefault(
+        "WANDB_ERROR_REPORTING", "false"
+    )  # otherwise the exit may wait for that server
+    os.environ.setdefault(
+        "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1"
+    )  # seconds that a kill may cost
     folder, mode, *status = sys.argv[1:]
     offline = mode == "offline"
     training = Trainer(int(status[0]) if status else None)
@@ -290,7 +315,14 @@ def main() -> None:
     try:
         with alone(Path(folder)):
             runs = [
-                WandbRun(student, about, Path(folder), offline=offline, training=training, stats=number == 0)
+                WandbRun(
+                    student,
+                    about,
+                    Path(folder),
+                    offline=offline,
+                    training=training,
+                    stats=number == 0,
+                )
                 for number, student in enumerate(about["ids"])
             ]
             follow(Path(folder), runs, training)
@@ -299,7 +331,10 @@ def main() -> None:
     except Exception as error:  # whatever goes wrong there
         reason = str(error).partition("\n")[0] or type(error).__name__
         if offline:
-            training.tell(logging.WARNING, f"stopped ({reason}); metrics.jsonl goes on, and the same command sends the rest")
+            training.tell(
+                logging.WARNING,
+                f"stopped ({reason}); metrics.jsonl goes on, and the same command sends the rest",
+            )
             sys.exit()
         logged_out = isinstance(error, wandb.errors.UsageError)
         training.go_offline(logging.INFO if logged_out else logging.WARNING, reason)

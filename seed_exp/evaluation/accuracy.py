@@ -44,4 +44,7 @@ def top_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
         {"top1": ..., "top5": ...}; "top5" counts a hit among the five largest logits, or among all if C < 5.
     """
     hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return {"top1": 100 * hit[:, 0].float().mean().item(), "top5": 100 * hit.any(1).float().mean().item()}
+    return {
+        "top1": 100 * hit[:, 0].float().mean().item(),
+        "top5": 100 * hit.any(1).float().mean().item(),
+    }

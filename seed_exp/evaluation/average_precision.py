@@ -33,7 +33,11 @@ Found = list[dict[str, Any]]
 
 @torch.no_grad()
 def find_objects(
-    detectors: Mapping[str, nn.Module], source: DetectionSet, device: torch.device, num_workers: int, precision: Precision
+    detectors: Mapping[str, nn.Module],
+    source: DetectionSet,
+    device: torch.device,
+    num_workers: int,
+    precision: Precision,
 ) -> dict[str, Found]:
     """What every detector finds in the images of `source`, each image read once for all of them.
 
@@ -46,10 +50,15 @@ def find_objects(
     order = [(0, mine[start : start + _BATCH_SIZE]) for start in range(0, len(mine), _BATCH_SIZE)]
     views = WholeImages(int(source.sizes.max()))
     found: dict[str, Found] = {name: [] for name in detectors}
-    with closing(load_batches(source, views, order, num_workers=num_workers, device=device)) as batches:
+    with closing(
+        load_batches(source, views, order, num_workers=num_workers, device=device)
+    ) as batches:
         for batch in batches:
             squares, indices = views.device(batch)["global"][0], batch.indices.tolist()
-            images = [square[:, :height, :width] for square, (height, width) in zip(squares, source.sizes[indices], strict=True)]
+            images = [
+                square[:, :height, :width]
+                for square, (height, width) in zip(squares, source.sizes[indices], strict=True)
+            ]
             for name, detector in detectors.items():
                 with autocast(precision, device):
                     outputs = detector(images)
@@ -58,7 +67,9 @@ def find_objects(
     return {name: _of_all_ranks(objects, device) for name, objects in found.items()}
 
 
-def average_precision(truth: dict[str, Any], found: Found, kind: str, recall_steps: int) -> dict[str, float]:
+def average_precision(
+    truth: dict[str, Any], found: Found, kind: str, recall_steps: int
+) -> dict[str, float]:
     """Mean over classes of the average precision, in percent, of at most 100 objects per image.
 
     Args:
@@ -78,15 +89,24 @@ def average_precision(truth: dict[str, Any], found: Found, kind: str, recall_ste
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):  # it says what it is doing
         known = COCO()
-        known.dataset = {**truth, "annotations": [*truth["annotations"], *_copies_of_ignored(truth, found)]}
+        known.dataset = {
+            **truth,
+            "annotations": [*truth["annotations"], *_copies_of_ignored(truth, found)],
+        }
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes([dict(one) for one in found]), kind)
         parameters = evaluation.params
         parameters.recThrs = np.linspace(0, 1, recall_steps)
-        parameters.areaRng, parameters.areaRngLbl, parameters.maxDets = [[0, _LARGEST_AREA]], ["all"], [100]
+        parameters.areaRng, parameters.areaRngLbl, parameters.maxDets = (
+            [[0, _LARGEST_AREA]],
+            ["all"],
+            [100],
+        )
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, 0]  # overlaps x levels of recall x classes, -1 where there is no object
+    precision = evaluation.eval["precision"][
+        :, :, :, 0, 0
+    ]  # overlaps x levels of recall x classes, -1 where there is no object
     present = precision[:, :, precision[0, 0] > -1]
     at = [round(0.5 + 0.05 * step, 2) for step in range(len(present))]
     return {
@@ -101,14 +121,22 @@ def _copies_of_ignored(truth: Mapping[str, Any], found: Found) -> list[dict[str,
     num_found = Counter((one["image_id"], one["category_id"]) for one in found)
     ignored = [one for one in truth["annotations"] if one["area"] > _LARGEST_AREA]
     copies = [one for one in ignored for _ in range(num_found[one["image_id"], one["category_id"]])]
-    return [{**one, "id": number} for number, one in enumerate(copies, start=len(truth["annotations"]) + 1)]
+    return [
+        {**one, "id": number}
+        for number, one in enumerate(copies, start=len(truth["annotations"]) + 1)
+    ]
 
 
 def _in_coco_format(output: Mapping[str, Tensor], image: int, category_ids: Sequence[int]) -> Found:
     boxes, labels, scores = (output[key].float().cpu() for key in ("boxes", "labels", "scores"))
     boxes[:, 2:] -= boxes[:, :2]
     objects: Found = [
-        {"image_id": image, "category_id": category_ids[int(label) - 1], "bbox": box, "score": score}
+        {
+            "image_id": image,
+            "category_id": category_ids[int(label) - 1],
+            "bbox": box,
+            "score": score,
+        }
         for box, label, score in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True)
     ]
     if "masks" in output:
@@ -124,5 +152,11 @@ def _in_coco_format(output: Mapping[str, Tensor], image: int, category_ids: Sequ
 def _of_all_ranks(mine: Found, device: torch.device) -> Found:
     data = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8).to(device)
     sizes = distributed.all_gather(torch.tensor([len(data)], device=device)).tolist()
-    everyones = distributed.all_gather(F.pad(data, (0, max(sizes) - len(data)))).cpu().view(len(sizes), -1)
-    return [one for part, size in zip(everyones, sizes, strict=True) for one in json.loads(part[:size].numpy().tobytes())]
+    everyones = (
+        distributed.all_gather(F.pad(data, (0, max(sizes) - len(data)))).cpu().view(len(sizes), -1)
+    )
+    return [
+        one
+        for part, size in zip(everyones, sizes, strict=True)
+        for one in json.loads(part[:size].numpy().tobytes())
+    ]

@@ -55,17 +55,28 @@ class Extractor:
         on_bad = None if self.bad_samples is None else self.bad_samples(source)
         order = [(0, mine) for mine in self._rounds(indices)]
         with closing(
-            load_batches(source, self.views, order, num_workers=self.num_workers, device=self.device, on_bad=on_bad)
+            load_batches(
+                source,
+                self.views,
+                order,
+                num_workers=self.num_workers,
+                device=self.device,
+                on_bad=on_bad,
+            )
         ) as batches:
             hidden = None if kept else True  # None: shown on a terminal only
-            for batch in tqdm(batches, "features", len(order), leave=False, unit="batch", disable=hidden):
+            for batch in tqdm(
+                batches, "features", len(order), leave=False, unit="batch", disable=hidden
+            ):
                 images = self.views.device(batch)["global"][0]
                 for name, encoder in encoders.items():
                     with autocast(self.precision, self.device):
                         mine = encoder(images).float()
                     everyones = distributed.all_gather(mine)
                     if kept:
-                        if name not in features:  # once, whole: parts and their concatenation would take twice the memory
+                        if (
+                            name not in features
+                        ):  # once, whole: parts and their concatenation would take twice the memory
                             features[name] = torch.empty(kept, everyones.shape[1])
                         features[name][done : done + len(everyones)] = everyones[: kept - done]
                 everyones = distributed.all_gather(batch.labels)

@@ -25,7 +25,9 @@ def run_home(run: Path) -> Path:
     return run.parent.parent if run.parent.name == "students" else run.parent
 
 
-def write_results(home: Path, evaluation: str, protocol: dict[str, Any], results: dict[str, Any]) -> Path:
+def write_results(
+    home: Path, evaluation: str, protocol: dict[str, Any], results: dict[str, Any]
+) -> Path:
     """Writes results/<evaluation>-<hash of the protocol>.json into the run folder `home`: the same evaluation overwrites itself.
 
     Args:
@@ -43,7 +45,12 @@ def write_results(home: Path, evaluation: str, protocol: dict[str, Any], results
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
     }
-    content = {"evaluation": evaluation, "protocol": protocol, "results": results, "versions": versions}
+    content = {
+        "evaluation": evaluation,
+        "protocol": protocol,
+        "results": results,
+        "versions": versions,
+    }
     write_json(path, redact_all(content))
     return path
 

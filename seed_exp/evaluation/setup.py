@@ -45,22 +45,41 @@ def load_frozen(run: Path, names: list[str] | None, device: torch.device) -> Fro
         ValueError: the processes found different ones; or as `load_students`.
     """
     loaded = load_students(run, names)
-    students = {name: student.requires_grad_(False).eval().to(device) for name, (student, _) in loaded.items()}
+    students = {
+        name: student.requires_grad_(False).eval().to(device)
+        for name, (student, _) in loaded.items()
+    }
     headers = {name: header for name, (_, header) in loaded.items()}
     record = {
-        name: {**header["student"], "step": header["step"], "command": header["command"], "sha256": header["sha256"]}
+        name: {
+            **header["student"],
+            "step": header["step"],
+            "command": header["command"],
+            "sha256": header["sha256"],
+        }
         for name, header in headers.items()
     }
     hashes = "".join(header["sha256"] for header in headers.values())
     if len(set(distributed.everyones(zlib.crc32(hashes.encode())))) > 1:
-        raise ValueError(f"a training replaced students of {run} while the processes read them; type the same command again")
-    options = next(iter(headers.values()))["eval_views"]  # the students of a run were trained on the same views
-    return FrozenRun(students, ViewsConfig(name="eval", crops={"global": CropConfig()}, **options), record)
+        raise ValueError(
+            f"a training replaced students of {run} while the processes read them; type the same command again"
+        )
+    options = next(iter(headers.values()))[
+        "eval_views"
+    ]  # the students of a run were trained on the same views
+    return FrozenRun(
+        students, ViewsConfig(name="eval", crops={"global": CropConfig()}, **options), record
+    )
 
 
 def eval_options(views: ViewsConfig) -> dict[str, Any]:
     """The part of a recipe that evaluation needs to know."""
-    return {"eval_size": views.eval_size, "eval_resize": views.eval_resize, "mean": views.mean, "std": views.std}
+    return {
+        "eval_size": views.eval_size,
+        "eval_resize": views.eval_resize,
+        "mean": views.mean,
+        "std": views.std,
+    }
 
 
 def load_labelled(config: DataConfig) -> LabelledSources:
@@ -72,9 +91,14 @@ def load_labelled(config: DataConfig) -> LabelledSources:
     with distributed.rank0_first():
         train, val = load_source(config, "train"), load_source(config, "val")
     if train.labels is None or val.labels is None:
-        raise ValueError(f"evaluation needs labels, and some images of data source {config.source!r} have none")
+        raise ValueError(
+            f"evaluation needs labels, and some images of data source {config.source!r} have none"
+        )
     num_classes = int(train.labels.max()) + 1
-    if int(val.labels.max()) >= num_classes or min(int(val.labels.min()), int(train.labels.min())) < 0:
+    if (
+        int(val.labels.max()) >= num_classes
+        or min(int(val.labels.min()), int(train.labels.min())) < 0
+    ):
         raise ValueError(
             f"validation labels go from {val.labels.min()} to {val.labels.max()}, training labels from {train.labels.min()} to "
             f"{num_classes - 1}; they must be the same classes, numbered from 0"
@@ -86,7 +110,9 @@ def bad_samples_of(config: DataConfig, folder: Path) -> Callable[[Source], BadSa
     """Makes for a source what lists its unreadable images in `folder`; None where such an image is an error at once."""
     if config.on_error is not OnError.skip:
         return None
-    lists: dict[str, BadSamples] = {}  # what training and evaluation read of the same source counts once
+    lists: dict[
+        str, BadSamples
+    ] = {}  # what training and evaluation read of the same source counts once
 
     def of(source: Source) -> BadSamples:
         return lists.setdefault(source.fingerprint(), BadSamples(folder, source, config.max_bad))
@@ -96,4 +122,8 @@ def bad_samples_of(config: DataConfig, folder: Path) -> Callable[[Source], BadSa
 
 def num_workers_of(config: DataConfig) -> int:
     """Worker processes per rank: as asked for, or this rank's share of the machine."""
-    return default_num_workers(distributed.local_world_size()) if config.num_workers is None else config.num_workers
+    return (
+        default_num_workers(distributed.local_world_size())
+        if config.num_workers is None
+        else config.num_workers
+    )

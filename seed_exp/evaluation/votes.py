@@ -14,7 +14,9 @@ GROUP = 8
 
 
 @torch.no_grad()
-def nearest(bank: Tensor, queries: Tensor, k: int, *, memory: int = 256 * MIB) -> tuple[Tensor, Tensor]:
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, *, memory: int = 256 * MIB
+) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest cosine similarity to each query, nearest first.
 
     Streams over bank and queries, so the Q x M similarities never exist: a bank of 1.28 M x 512 float32 values (2.4 GiB) and
@@ -34,14 +36,20 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory: int = 256 * MIB) -
         ValueError: k is out of range, the feature widths differ, or a feature is not finite.
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
-        raise ValueError(f"bank and queries must be [M, D] and [Q, D], got {[*bank.shape]} and {[*queries.shape]}")
+        raise ValueError(
+            f"bank and queries must be [M, D] and [Q, D], got {[*bank.shape]} and {[*queries.shape]}"
+        )
     if not 1 <= k <= len(bank):
-        raise ValueError(f"k-NN needs 1 <= k <= size of the bank, got k={k} and {len(bank)} images; choose a smaller k")
+        raise ValueError(
+            f"k-NN needs 1 <= k <= size of the bank, got k={k} and {len(bank)} images; choose a smaller k"
+        )
     query_rows, bank_rows = _tile_rows(bank.shape[1], k, memory)
     similarities = torch.full((len(queries), k), -torch.inf, device=queries.device)
     indices = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
     blocks = [slice(first, first + query_rows) for first in range(0, len(queries), query_rows)]
-    buffer = torch.empty(query_rows * bank_rows, device=queries.device)  # for every tile: fresh memory would cost time
+    buffer = torch.empty(
+        query_rows * bank_rows, device=queries.device
+    )  # for every tile: fresh memory would cost time
     for start in range(0, len(bank), bank_rows):
         keys = _unit(bank[start : start + bank_rows].to(queries.device))
         for rows in blocks:
@@ -49,7 +57,9 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, memory: int = 256 * MIB) -
             _improve(similarities[rows], indices[rows], tile, start, at_most=len(buffer) // 4)
     for rows in blocks:
         columns, order = indices[rows].sort(dim=1)
-        values, order = similarities[rows].gather(1, order).sort(dim=1, descending=True, stable=True)
+        values, order = (
+            similarities[rows].gather(1, order).sort(dim=1, descending=True, stable=True)
+        )
         similarities[rows], indices[rows] = values.clamp_(-1, 1), columns.gather(1, order)
     return similarities, indices
 
@@ -67,7 +77,9 @@ def majority_vote(labels: Tensor, num_classes: int) -> Tensor:
     return _vote(torch.ones_like(labels, dtype=torch.float32), labels, num_classes)
 
 
-def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
+def weighted_vote(
+    similarities: Tensor, labels: Tensor, num_classes: int, temperature: float
+) -> Tensor:
     """The label with the largest sum of exp(similarity / temperature) over each query's neighbours.
 
     Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, Section 3.4; also DINO's.
@@ -86,7 +98,13 @@ def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int, temper
 
 
 def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, ks: Sequence[int], temperature: float
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    ks: Sequence[int],
+    temperature: float,
 ) -> dict[str, float]:
     """Share of queries that their neighbours' vote classifies correctly.
 
@@ -115,9 +133,13 @@ def knn_accuracy(
         raise ValueError("k-NN has no images to classify; check the validation images of the data")
     for name, labels, features in (("bank", bank_labels, bank), ("query", query_labels, queries)):
         if labels.shape != features.shape[:1]:
-            raise ValueError(f"k-NN needs one label per {name} image, got {len(labels)} labels for {len(features)} images")
+            raise ValueError(
+                f"k-NN needs one label per {name} image, got {len(labels)} labels for {len(features)} images"
+            )
         if (labels < 0).any():
-            raise ValueError(f"k-NN needs labels, but {int((labels < 0).sum())} of {len(labels)} {name} images have none")
+            raise ValueError(
+                f"k-NN needs labels, but {int((labels < 0).sum())} of {len(labels)} {name} images have none"
+            )
     similarities, indices = nearest(bank, queries, max(ks))
     neighbour_labels = bank_labels.to(indices.device)[indices]
     truth = query_labels.to(indices.device)
@@ -126,7 +148,9 @@ def knn_accuracy(
     for k in ks:
         votes = {
             "majority": majority_vote(neighbour_labels[:, :k], num_classes),
-            "weighted": weighted_vote(similarities[:, :k], neighbour_labels[:, :k], num_classes, temperature),
+            "weighted": weighted_vote(
+                similarities[:, :k], neighbour_labels[:, :k], num_classes, temperature
+            ),
         }
         for vote, predictions in votes.items():
             results[f"knn{k}_{vote}"] = 100 * int((predictions == truth).sum()) / len(truth)
@@ -140,7 +164,9 @@ def _tile_rows(dim: int, k: int, memory: int) -> tuple[int, int]:
     feature value (as given, in float32, normalised) and 64 per neighbour of a query.
     """
     query_rows = max(1, min(1024, memory // (4 * (12 * dim + 64 * k))))
-    bank_rows = (memory - query_rows * (12 * dim + 64 * k)) // (8 * query_rows + 56 * (1 + query_rows // 4) + 12 * dim)
+    bank_rows = (memory - query_rows * (12 * dim + 64 * k)) // (
+        8 * query_rows + 56 * (1 + query_rows // 4) + 12 * dim
+    )
     return query_rows, max(1, bank_rows // GROUP) * GROUP
 
 
@@ -169,8 +195,14 @@ def _improve(similarities: Tensor, indices: Tensor, tile: Tensor, start: int, at
     groups = tile.view(len(tile), GROUP, -1)
     maxima = groups.amax(1)
     threshold = similarities.amin(1, keepdim=True)  # what equals it comes later than it: not nearer
-    if start <= tile.shape[1]:  # the first two tiles: there is no good threshold yet, but k maxima are k similarities
-        least = torch.cat([similarities, maxima], dim=1).topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    if (
+        start <= tile.shape[1]
+    ):  # the first two tiles: there is no good threshold yet, but k maxima are k similarities
+        least = (
+            torch.cat([similarities, maxima], dim=1)
+            .topk(k, dim=1, sorted=False)
+            .values.amin(1, keepdim=True)
+        )
         threshold = least.nextafter(least.new_tensor(-torch.inf))
     rows, group = (maxima > threshold).nonzero(as_tuple=True)
     if len(tile) > 1 and GROUP * len(rows) > at_most:
@@ -183,7 +215,9 @@ def _improve(similarities: Tensor, indices: Tensor, tile: Tensor, start: int, at
         similarities[changed], indices[changed] = values.gather(1, best), columns.gather(1, best)
 
 
-def _above(groups: Tensor, rows: Tensor, group: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _above(
+    groups: Tensor, rows: Tensor, group: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column and value of each similarity in these groups that exceeds its row's threshold."""
     members = groups[rows, :, group]
     hit, member = (members > threshold[rows]).nonzero(as_tuple=True)
@@ -195,7 +229,11 @@ def _padded(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The rows that have candidates [R], and their best so far with the candidates behind it [R, k + most], -inf where none."""
     changed, row, counts = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
-    slots = torch.arange(len(rows), device=rows.device).sub_((counts.cumsum(0) - counts)[row]).add_(similarities.shape[1])
+    slots = (
+        torch.arange(len(rows), device=rows.device)
+        .sub_((counts.cumsum(0) - counts)[row])
+        .add_(similarities.shape[1])
+    )
     most = int(counts.max())
     all_values = F.pad(similarities[changed], (0, most), value=-torch.inf)
     all_columns = F.pad(indices[changed], (0, most))
@@ -211,17 +249,26 @@ def _top(values: Tensor, indices: Tensor, k: int) -> Tensor:
     tied = ((values >= last).sum(1) > k).nonzero()[:, 0]
     if len(tied):  # topk took any of the values that equal the k-th
         values, last = values[tied], last[tied]
-        keys = indices[tied].neg_().masked_fill_(values > last, 1).masked_fill_(values < last, -(2**62))
+        keys = (
+            indices[tied]
+            .neg_()
+            .masked_fill_(values > last, 1)
+            .masked_fill_(values < last, -(2**62))
+        )
         positions[tied] = keys.topk(k, dim=1, sorted=False).indices
     return positions
 
 
 def _vote(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     predictions = torch.empty(len(labels), dtype=torch.int64, device=labels.device)
-    rows = max(1, 64 * MIB // (4 * num_classes))  # scores of all queries at once would be gigabytes for ImageNet-21k
+    rows = max(
+        1, 64 * MIB // (4 * num_classes)
+    )  # scores of all queries at once would be gigabytes for ImageNet-21k
     for first in range(0, len(labels), rows):
         label = labels[first : first + rows]
-        scores = weights.new_zeros(len(label), num_classes).scatter_add_(1, label, weights[first : first + rows])
+        scores = weights.new_zeros(len(label), num_classes).scatter_add_(
+            1, label, weights[first : first + rows]
+        )
         # Looked up per neighbour, nearest first; argmax returns the first of equal scores.
         winner = scores.gather(1, label).argmax(dim=1, keepdim=True)
         predictions[first : first + rows] = label.gather(1, winner)[:, 0]

@@ -17,7 +17,9 @@ from seed_exp.exporting.formats import Format, Subject
 from seed_exp.exporting.loaders import CHANGES, architecture_of
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
 
-HUB_LICENCES = frozenset({"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "bsd-3-clause"})
+HUB_LICENCES = frozenset(
+    {"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "bsd-3-clause"}
+)
 """Names that the Hugging Face hub has for licences; any other is `other` with a name of its own."""
 
 _UNKNOWN = "unknown"
@@ -65,7 +67,11 @@ class WeightsOrigin:
 
 
 def model_card(
-    subject: Subject, origin: WeightsOrigin, formats: Mapping[str, Format], errors: Mapping[str, float], tried_on: str
+    subject: Subject,
+    origin: WeightsOrigin,
+    formats: Mapping[str, Format],
+    errors: Mapping[str, float],
+    tried_on: str,
 ) -> str:
     """README.md in the form of the Hugging Face hub, without secrets. What is not known is said to be unknown.
 
@@ -97,7 +103,10 @@ def model_card(
         "## Files",
         f"Each was read back without the code that wrote it and tried on {len(subject.images)} images of {_code(tried_on)}. The "
         "error is the largest difference from what the trained network gives, relative to how much images differ in that.",
-        markdown_table(["format", "file", "error"], [[name, each.file, f"{errors[name]:.1e}"] for name, each in formats.items()]),
+        markdown_table(
+            ["format", "file", "error"],
+            [[name, each.file, f"{errors[name]:.1e}"] for name, each in formats.items()],
+        ),
         "## Licence",
         why,
         "## Citation",
@@ -118,9 +127,15 @@ def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
     """The hub's name for the licence of a network with this header, and a sentence that says where it is from."""
     options: Mapping[str, Any] = header.get("options", {})
     if header["student"].get("init") is not None:
-        return _UNKNOWN, "Unknown: the network started from other weights. Find out what their licence is before you publish it."
+        return (
+            _UNKNOWN,
+            "Unknown: the network started from other weights. Find out what their licence is before you publish it.",
+        )
     if header["command"] != "distill":
-        return _UNKNOWN, "Unknown: no teacher is known from which the weights could have one. Whoever publishes them decides."
+        return (
+            _UNKNOWN,
+            "Unknown: no teacher is known from which the weights could have one. Whoever publishes them decides.",
+        )
     network = str(options.get("teacher.network"))
     known = TEACHERS.get(network, TeacherSpec()).licence
     if network == "timm":
@@ -128,27 +143,42 @@ def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
         known = config.license if config is not None else None
     if known is None or options.get("teacher.checkpoint") is not None:
         stated = f", {known} is that of its official file" if known else ""
-        return _UNKNOWN, f"Unknown: the teacher's weights came without one{stated}. Find out before you publish this network."
+        return (
+            _UNKNOWN,
+            f"Unknown: the teacher's weights came without one{stated}. Find out before you publish this network.",
+        )
     identifier = known.lower() if known.lower() in HUB_LICENCES else "other"
     return identifier, f"{known}, inherited from the teacher {_code(network)}."
 
 
-def _front_matter(subject: Subject, formats: Mapping[str, Format], licence: str, command: str) -> str:
+def _front_matter(
+    subject: Subject, formats: Mapping[str, Format], licence: str, command: str
+) -> str:
     facts: dict[str, Any] = {"license": licence}
-    if "timm" in formats and subject.config.network not in CHANGES:  # the hub's page would tell how timm loads it
+    if (
+        "timm" in formats and subject.config.network not in CHANGES
+    ):  # the hub's page would tell how timm loads it
         facts["library_name"] = "timm"
     facts["pipeline_tag"] = "image-feature-extraction"
-    facts["tags"] = ["image-feature-extraction", "self-supervised-learning", *(["timm"] if "timm" in formats else [])]
+    facts["tags"] = [
+        "image-feature-extraction",
+        "self-supervised-learning",
+        *(["timm"] if "timm" in formats else []),
+    ]
     if command == "distill":
         facts["tags"] += ["knowledge-distillation", "seed"]
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in facts.items()), "---"])
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value)}" for key, value in facts.items()), "---"]
+    )
 
 
 def _summary(subject: Subject, command: str, options: Mapping[str, Any]) -> str:
     encoder = subject.student.encoder
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     architecture = architecture_of(encoder)
-    network = _code(subject.config.network) if architecture is None else f"timm's {_code(architecture)}"
+    network = (
+        _code(subject.config.network) if architecture is None else f"timm's {_code(architecture)}"
+    )
     if subject.config.network in CHANGES:
         network += f" with {CHANGES[subject.config.network][0]}"
     teacher = _code(options.get("teacher.network", _UNKNOWN))
@@ -174,27 +204,44 @@ def _loading(subject: Subject, formats: Mapping[str, Format]) -> str:
     ]
     if subject.config.network in CHANGES and "timm" in formats:
         plain = _code(architecture_of(subject.student.encoder))
-        parts.append(f"**timm's own {plain} takes these weights without an error and gives other features: load.py is needed.**")
+        parts.append(
+            f"**timm's own {plain} takes these weights without an error and gives other features: load.py is needed.**"
+        )
     parts += [f"{name}:\n\n```python\n{each.lines(subject)}\n```" for name, each in formats.items()]
     if "timm" in formats and subject.config.network not in CHANGES:
-        parts.append('timm loads the folder by itself too: `timm.create_model("local-dir:PATH", pretrained=True)`.')
+        parts.append(
+            'timm loads the folder by itself too: `timm.create_model("local-dir:PATH", pretrained=True)`.'
+        )
     return "\n\n".join(parts)
 
 
-def _training(subject: Subject, origin: WeightsOrigin, options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _training(
+    subject: Subject, origin: WeightsOrigin, options: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
     header = origin.header
     epochs = options.get(f"students.{subject.name}.epochs")
     rows = [("Steps trained", header.get("step")), ("Images", header.get("inputs", {}).get("data"))]
-    found = {**options, "batch_size": header.get("batch_size", options.get("batch_size"))}  # not `auto`, but what that found
+    found = {
+        **options,
+        "batch_size": header.get("batch_size", options.get("batch_size")),
+    }  # not `auto`, but what that found
     rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
     if epochs is not None:
         rows.append(("Epochs of this network", epochs))
     if header["student"].get("init"):
         rows.append(("Started from", Path(header["student"]["init"]).name))
-    return [*rows, ("Hidden width of the projection head", header["student"].get("hidden_dim") or "as the feature")]
+    return [
+        *rows,
+        (
+            "Hidden width of the projection head",
+            header["student"].get("hidden_dim") or "as the feature",
+        ),
+    ]
 
 
-def _teacher(header: Mapping[str, Any], options: Mapping[str, Any], spec: TeacherSpec) -> list[tuple[str, Any]]:
+def _teacher(
+    header: Mapping[str, Any], options: Mapping[str, Any], spec: TeacherSpec
+) -> list[tuple[str, Any]]:
     official = options.get("teacher.checkpoint") is None
     return [
         ("Name", options.get("teacher.name") or options.get("teacher.network")),
@@ -204,7 +251,9 @@ def _teacher(header: Mapping[str, Any], options: Mapping[str, Any], spec: Teache
         ("Published linear top-1 on ImageNet-1k, %", spec.top1),
         (
             "Weights",
-            (spec.url or "of the library") if official else "a file that the user gave; the published numbers may not be its",
+            (spec.url or "of the library")
+            if official
+            else "a file that the user gave; the published numbers may not be its",
         ),
         ("Fingerprint of its weights", header.get("inputs", {}).get("teacher")),
     ]
@@ -221,17 +270,23 @@ def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
         if record.get("sha256") != origin.sha256 or not numbers:
             continue
         protocol = {key: value for key, value in content["protocol"].items() if key != "students"}
-        stamp = json.dumps({"protocol": protocol, "versions": content.get("versions", {})}, indent=2)
+        stamp = json.dumps(
+            {"protocol": protocol, "versions": content.get("versions", {})}, indent=2
+        )
         parts += [
             f"### {content['evaluation']}",
-            markdown_table(["measure", "%"], [[key, f"{value:.2f}"] for key, value in numbers.items()]),
+            markdown_table(
+                ["measure", "%"], [[key, f"{value:.2f}"] for key, value in numbers.items()]
+            ),
             f"<details><summary>Protocol</summary>\n\n```json\n{stamp}\n```\n\n</details>",
         ]
     return parts or ["None is known for these weights."]
 
 
 def _list(rows: Sequence[tuple[str, Any]]) -> str:
-    return "\n".join(f"- {name}: {_UNKNOWN if value is None else _code(value)}" for name, value in rows)
+    return "\n".join(
+        f"- {name}: {_UNKNOWN if value is None else _code(value)}" for name, value in rows
+    )
 
 
 def _code(value: object) -> str:

@@ -32,7 +32,9 @@ class Part(NamedTuple):
     """Images up to the end of this part, of those that were to be read."""
 
 
-def in_parts(extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tensor]], source: Source) -> Iterator[Part]:
+def in_parts(
+    extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tensor]], source: Source
+) -> Iterator[Part]:
     """What `networks` make of all images of `source`, about 20 seconds at a time, so that memory does not depend on their number.
 
     All ranks of a process group iterate together. What cannot be read is left out, or an error, as `extract` says.
@@ -49,7 +51,11 @@ def in_parts(extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tenso
             yield Part(indices[good], {name: rows[good] for name, rows in features.items()}, start)
         else:
             yield Part(indices[:0], {}, start)
-        longest = _MAX_PART_BYTES // (4 * sum(rows.shape[1] for rows in features.values())) if features else len(source)
+        longest = (
+            _MAX_PART_BYTES // (4 * sum(rows.shape[1] for rows in features.values()))
+            if features
+            else len(source)
+        )
         rate = len(indices) / (time.perf_counter() - began)
         size = min(distributed.everyones(max(1, min(longest, int(_PART_SECONDS * rate)))))
 

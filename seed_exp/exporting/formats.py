@@ -74,9 +74,15 @@ def formats_of(subject: Subject, names: Sequence[str] | None) -> dict[str, Forma
         ValueError: an unknown format, one that the network does not have, or none that could hold the head that is wanted.
     """
     having = {name: each for name, each in FORMATS.items() if each.has(subject)}
-    chosen = having if names is None else {name: lookup(FORMATS, name, "export format") for name in names}
+    chosen = (
+        having
+        if names is None
+        else {name: lookup(FORMATS, name, "export format") for name in names}
+    )
     for name in chosen.keys() - having.keys():
-        raise ValueError(f"{name} has no network that equals {subject.name}; its formats are {', '.join(having)}")
+        raise ValueError(
+            f"{name} has no network that equals {subject.name}; its formats are {', '.join(having)}"
+        )
     if subject.head and not any(each.is_program for each in chosen.values()):
         raise ValueError(
             "head=true needs a format that holds more than the encoder's weights; add onnx or torch_export to formats"
@@ -91,7 +97,10 @@ def export_formats(subject: Subject, formats: dict[str, Format], folder: Path) -
         ValueError: a file does not give what the student gives, or cannot be read; a library is missing.
     """
     with torch.no_grad():
-        expected = {"features": subject.student.features(subject.images), "embeddings": subject.student(subject.images)}
+        expected = {
+            "features": subject.student.features(subject.images),
+            "embeddings": subject.student(subject.images),
+        }
     errors = {}
     for name, each in formats.items():
         each.write(subject, folder)
@@ -152,12 +161,18 @@ class _Program(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder(images)
-        return (features,) if self.head is None else (features, F.normalize(self.head(features), dim=1))
+        return (
+            (features,)
+            if self.head is None
+            else (features, F.normalize(self.head(features), dim=1))
+        )
 
 
 def _write_weights(subject: Subject, folder: Path) -> None:
     encoder = subject.student.encoder
-    tensors = {key: tensor.clone().contiguous() for key, tensor in encoder.state_dict().items()}  # some networks tie weights
+    tensors = {
+        key: tensor.clone().contiguous() for key, tensor in encoder.state_dict().items()
+    }  # some networks tie weights
     metadata = {"format": "pt", "network": subject.config.network}
     (folder / WEIGHTS).write_bytes(save(tensors, metadata))  # save_file's files are private
     loader = loader_file(subject.config, encoder)
@@ -169,7 +184,9 @@ def _write_weights(subject: Subject, folder: Path) -> None:
 
 def _program(subject: Subject) -> torch.export.ExportedProgram:
     batch = {0: torch.export.Dim("batch")}
-    return torch.export.export(_Program(subject.student, subject.head), (subject.images[:2],), dynamic_shapes=(batch,))
+    return torch.export.export(
+        _Program(subject.student, subject.head), (subject.images[:2],), dynamic_shapes=(batch,)
+    )
 
 
 def _write_program(subject: Subject, folder: Path) -> None:
@@ -208,13 +225,20 @@ FORMATS: dict[str, Format] = {
         WEIGHTS,
         has=lambda subject: architecture_of(subject.student.encoder) is not None,
         write=_write_weights,
-        lines=lambda subject: timm_lines(subject.config, subject.student.encoder) + "\nfeatures = model(images)",
+        lines=lambda subject: (
+            timm_lines(subject.config, subject.student.encoder) + "\nfeatures = model(images)"
+        ),
     ),
     "torchvision": Format(
         WEIGHTS,
-        has=lambda subject: subject.config.network not in CHANGES and architecture_of(subject.student.encoder) in IN_TORCHVISION,
+        has=lambda subject: (
+            subject.config.network not in CHANGES
+            and architecture_of(subject.student.encoder) in IN_TORCHVISION
+        ),
         write=_write_weights,
-        lines=lambda subject: torchvision_lines(subject.student.encoder) + "\nfeatures = model(images)",
+        lines=lambda subject: (
+            torchvision_lines(subject.student.encoder) + "\nfeatures = model(images)"
+        ),
     ),
     "onnx": Format(
         ONNX,

@@ -37,9 +37,14 @@ def push(folder: Path, repository: str, names: Collection[str]) -> str:
         address = str(api.create_repo(repository, private=True, exist_ok=True))
         # What an earlier export left there and this one does not have would be of other weights.
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Export of seed_exp", delete_patterns=sorted(names)
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="Export of seed_exp",
+            delete_patterns=sorted(names),
         )
-    except Exception as error:  # of several libraries for HTTP, and their messages name addresses and headers
+    except (
+        Exception
+    ) as error:  # of several libraries for HTTP, and their messages name addresses and headers
         reason = redact(str(error).strip().partition("\n")[0])
         raise ValueError(
             f"{folder} is written, but cannot be pushed to {repository}: {type(error).__name__}: {reason}; "

@@ -14,7 +14,17 @@ from seed_exp.config.schema import StudentConfig
 WEIGHTS = "model.safetensors"
 LOADER = "load.py"
 
-IN_TORCHVISION = frozenset({"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"})
+IN_TORCHVISION = frozenset(
+    {
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    }
+)
 """Networks that timm and torchvision have under the same name, with the same names of tensors less the classifier `fc`."""
 
 CHANGES: dict[str, tuple[str, str]] = {
@@ -65,7 +75,10 @@ def architecture_of(encoder: nn.Module) -> str | None:
 
 def timm_options(encoder: nn.Module) -> dict[str, Any]:
     """What timm.create_model needs beside the name: a ViT only so takes the several sizes of image that the student takes."""
-    return {"num_classes": 0, **({"dynamic_img_size": True} if getattr(encoder, "dynamic_img_size", False) else {})}
+    return {
+        "num_classes": 0,
+        **({"dynamic_img_size": True} if getattr(encoder, "dynamic_img_size", False) else {}),
+    }
 
 
 def loader_file(config: StudentConfig, encoder: nn.Module) -> str | None:
@@ -85,9 +98,7 @@ def timm_lines(config: StudentConfig, encoder: nn.Module, folder: Path | None = 
         return f'import runpy\nmodel = runpy.run_path({_quoted(folder / LOADER)})["load"]()'
     options = "".join(f", {name}={value}" for name, value in timm_options(encoder).items())
     weights = _quoted(WEIGHTS if folder is None else folder / WEIGHTS)
-    return (
-        f"import timm\nmodel = timm.create_model({_quoted(architecture_of(encoder))}{options}, checkpoint_path={weights}).eval()"
-    )
+    return f"import timm\nmodel = timm.create_model({_quoted(architecture_of(encoder))}{options}, checkpoint_path={weights}).eval()"
 
 
 def torchvision_lines(encoder: nn.Module) -> str:

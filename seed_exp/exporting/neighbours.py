@@ -37,7 +37,9 @@ class SearchedImages:
         """Image `row` of n, for the page."""
         index = int(self.indices[row])
         label = -1 if self.source.labels is None else int(self.source.labels[index])
-        return Shown(partial(self.source.image, index), text_of(self.source.key(index)), label, similarity)
+        return Shown(
+            partial(self.source.image, index), text_of(self.source.key(index)), label, similarity
+        )
 
 
 def other_neighbours(features: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -70,14 +72,18 @@ def near_duplicates(features: Tensor, threshold: float) -> list[list[int]]:
     Returns:
         Rows of `features`, ascending in each group of two or more; no row is in two groups.
     """
-    similarities, found = other_neighbours(features, torch.arange(len(features), device=features.device), _MOST_LINKS)
+    similarities, found = other_neighbours(
+        features, torch.arange(len(features), device=features.device), _MOST_LINKS
+    )
     rows, columns = (similarities >= threshold - 1e-6).nonzero(
         as_tuple=True
     )  # the cosine of equal features is 1 but for rounding
     links: dict[int, set[int]] = {}
     for one, other in zip(rows.tolist(), found[rows, columns].tolist(), strict=True):
         links.setdefault(one, set()).add(other)
-        links.setdefault(other, set()).add(one)  # of many copies of an image, all have its first ones among their nearest
+        links.setdefault(other, set()).add(
+            one
+        )  # of many copies of an image, all have its first ones among their nearest
     groups: list[list[int]] = []
     taken: set[int] = set()
     for first in sorted(links):
@@ -105,13 +111,20 @@ def neighbours_of_images(images: SearchedImages, rows: Tensor, k: int) -> Chapte
 
 def neighbours_of_files(images: SearchedImages, files: Source, features: Tensor, k: int) -> Chapter:
     """The images of `files` [q] with features [q, D], and the k of `images` that are nearest to each."""
-    similarities, found = nearest(images.features, features.to(images.features.device), min(k, len(images.indices)))
-    firsts = [Shown(partial(files.image, number), text_of(files.key(number))) for number in range(len(files))]
+    similarities, found = nearest(
+        images.features, features.to(images.features.device), min(k, len(images.indices))
+    )
+    firsts = [
+        Shown(partial(files.image, number), text_of(files.key(number)))
+        for number in range(len(files))
+    ]
     text = f"Beside each image the {found.shape[1]} nearest of {len(images.indices):,}."
     return _neighbours(images, firsts, similarities, found, text)
 
 
-def duplicates(images: SearchedImages, groups: Sequence[Sequence[int]], threshold: float) -> Chapter:
+def duplicates(
+    images: SearchedImages, groups: Sequence[Sequence[int]], threshold: float
+) -> Chapter:
     """The largest groups of near-duplicates."""
     total = sum(map(len, groups))
     text = f"{len(groups):,} groups of {total:,} images; the cosine of each to the first of its group is at least {threshold:g}"
@@ -121,15 +134,22 @@ def duplicates(images: SearchedImages, groups: Sequence[Sequence[int]], threshol
         unit = torch.nn.functional.normalize(images.features[[first, *others]].float(), dim=1)
         cosines, order = (unit[1:] @ unit[0]).sort(descending=True)
         beside = [
-            images.shown(others[position], cosine) for position, cosine in zip(order.tolist(), cosines.tolist(), strict=True)
+            images.shown(others[position], cosine)
+            for position, cosine in zip(order.tolist(), cosines.tolist(), strict=True)
         ]
         rows.append((images.shown(first), beside))
     return Chapter("Near-duplicates", text, rows)
 
 
-def _neighbours(images: SearchedImages, firsts: Sequence[Shown], similarities: Tensor, found: Tensor, text: str) -> Chapter:
+def _neighbours(
+    images: SearchedImages, firsts: Sequence[Shown], similarities: Tensor, found: Tensor, text: str
+) -> Chapter:
     beside = [
         [images.shown(row, similarity) for row, similarity in zip(rows, cosines, strict=True)]
         for rows, cosines in zip(found.tolist(), similarities.tolist(), strict=True)
     ]
-    return Chapter("Nearest neighbours", f"{text} The number is the cosine.", list(zip(firsts, beside, strict=True)))
+    return Chapter(
+        "Nearest neighbours",
+        f"{text} The number is the cosine.",
+        list(zip(firsts, beside, strict=True)),
+    )

@@ -90,9 +90,15 @@ def gallery(path: Path, title: str, text: str, chapters: Sequence[Chapter]) -> N
         file.write(f'<!doctype html>\n<html lang="en">{head}\n'.encode())
         file.write(f"<body>{tag('h1', _text(title))}{tag('p', _text(text))}\n".encode())
         for chapter in chapters:
-            file.write(f"{tag('h2', _text(chapter.title))}{tag('p', _text(chapter.text))}\n".encode())
+            file.write(
+                f"{tag('h2', _text(chapter.title))}{tag('p', _text(chapter.text))}\n".encode()
+            )
             for first, others in chapter.rows:
-                more = tag("p", f"and {len(others) - _MAX_SHOWN} more") if len(others) > _MAX_SHOWN else Html()
+                more = (
+                    tag("p", f"and {len(others) - _MAX_SHOWN} more")
+                    if len(others) > _MAX_SHOWN
+                    else Html()
+                )
                 beside = tag("div", *(_figure(other) for other in others[:_MAX_SHOWN]), more)
                 file.write(f"{tag('section', _figure(first, class_='query'), beside)}\n".encode())
         file.write(b"</body></html>\n")
@@ -100,10 +106,19 @@ def gallery(path: Path, title: str, text: str, chapters: Sequence[Chapter]) -> N
 
 def _figure(shown: Shown, class_: str | None = None) -> Html:
     name, (address, width, height) = _text(shown.name), _thumbnail(shown.image())
-    similarity = Html() if shown.similarity is None else join(tag("b", f"{shown.similarity:.3f}"), " ")
+    similarity = (
+        Html() if shown.similarity is None else join(tag("b", f"{shown.similarity:.3f}"), " ")
+    )
     label = "" if shown.label < 0 else f"class {shown.label}"
-    image = tag("img", src=address, width=width, height=height, alt=name, loading="lazy", decoding="async")
-    return tag("figure", image, tag("figcaption", similarity, label, tag("span", name, title=name)), class_=class_)
+    image = tag(
+        "img", src=address, width=width, height=height, alt=name, loading="lazy", decoding="async"
+    )
+    return tag(
+        "figure",
+        image,
+        tag("figcaption", similarity, label, tag("span", name, title=name)),
+        class_=class_,
+    )
 
 
 def _thumbnail(pixels: Tensor) -> tuple[str, int, int]:
@@ -112,7 +127,11 @@ def _thumbnail(pixels: Tensor) -> tuple[str, int, int]:
     picture.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", picture.width, picture.height
+    return (
+        f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}",
+        picture.width,
+        picture.height,
+    )
 
 
 def _text(text: str) -> str:

@@ -16,4 +16,6 @@ def optional(option: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"{option} needs {error.name}, which is not installed; pip install 'seed_exp[export]'") from None
+        raise ValueError(
+            f"{option} needs {error.name}, which is not installed; pip install 'seed_exp[export]'"
+        ) from None

@@ -57,7 +57,11 @@ def results_of(lines: str, images: Tensor, folder: Path) -> dict[str, Tensor]:
         save_file({"images": images.contiguous()}, Path(exchange) / "images.safetensors")
         program = f"{_BEFORE}embeddings = torch.empty(0)\n{lines}{_AFTER}"
         done = subprocess.run(
-            [sys.executable, "-B", "-c", program, exchange], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, "-B", "-c", program, exchange],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -47,17 +47,29 @@ def check_table(path: Path, names: Iterable[str]) -> None:
     """Raises at once what `write_table` would raise about `path` and the networks `names` when the first part has been made."""
     lookup(TABLES, path.suffix, "format of features")
     if taken := {"key", "label", "keys", "labels", "metadata", "file", "allow_pickle"} & set(names):
-        raise ValueError(f"the file itself needs the name {taken.pop()}, as a network is called; rename the student's file")
+        raise ValueError(
+            f"the file itself needs the name {taken.pop()}, as a network is called; rename the student's file"
+        )
     if path.suffix == ".parquet":
         with optional(f"output={path}"):
             import pyarrow.parquet  # noqa: F401
 
 
-def rows_of(source: Source, indices: NDArray[np.int64], features: Mapping[str, Tensor], *, half: bool) -> Rows:
+def rows_of(
+    source: Source, indices: NDArray[np.int64], features: Mapping[str, Tensor], *, half: bool
+) -> Rows:
     """The rows of the images `indices` [n] of `source`, whose features [n, D] are given; `half` makes them float16."""
-    labels = np.full(len(indices), -1) if source.labels is None else np.asarray(source.labels[indices], np.int64)
+    labels = (
+        np.full(len(indices), -1)
+        if source.labels is None
+        else np.asarray(source.labels[indices], np.int64)
+    )
     keys = [text_of(source.key(index)) for index in indices.tolist()]
-    return Rows(keys, labels, {name: (rows.half() if half else rows).numpy() for name, rows in features.items()})
+    return Rows(
+        keys,
+        labels,
+        {name: (rows.half() if half else rows).numpy() for name, rows in features.items()},
+    )
 
 
 def text_of(key: str) -> str:
@@ -76,14 +88,18 @@ def _write_parquet(file: BinaryIO, rows: Iterable[Rows], metadata: dict[str, Any
                 "key": pa.array(keys, pa.string()),
                 "label": pa.array(labels, mask=labels < 0),
                 **{
-                    name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+                    name: pa.FixedSizeListArray.from_arrays(
+                        pa.array(values.reshape(-1)), values.shape[1]
+                    )
                     for name, values in features.items()
                 },
             }
             table = pa.table(columns, metadata={"seed_exp": json.dumps(metadata)})
             if writer is None:
                 # Random bits do not become smaller, and a dictionary of them would be larger.
-                writer = parquet.ParquetWriter(file, table.schema, compression={"key": "zstd"}, use_dictionary=["label"])
+                writer = parquet.ParquetWriter(
+                    file, table.schema, compression={"key": "zstd"}, use_dictionary=["label"]
+                )
             if keys:
                 writer.write_table(table, row_group_size=len(keys))
     finally:

@@ -61,7 +61,9 @@ def nearest_centroid(embeddings: Tensor, centroids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def balancing_weights(points: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
+def balancing_weights(
+    points: Tensor, prototypes: Tensor, epsilon: float, iterations: int
+) -> Tensor:
     """What to add to the logits x_i . c / epsilon of assignments, so that points on average use all prototypes equally.
 
     The algorithm of Sinkhorn and Knopp as in SwAV, arXiv:2006.09882, Section 3.1: the columns of exp(x_i . c / epsilon) are
@@ -91,11 +93,15 @@ def balancing_weights(points: Tensor, prototypes: Tensor, epsilon: float, iterat
 
 
 @torch.no_grad()
-def mean_prototype(embeddings: Tensor, prototypes: Tensor, weights: Tensor, epsilon: float) -> Tensor:
+def mean_prototype(
+    embeddings: Tensor, prototypes: Tensor, weights: Tensor, epsilon: float
+) -> Tensor:
     """sum_c q_ic c with q_i = softmax_c(x_i . c / epsilon + weights_c), of embeddings x [N, D]: [N, D], float32."""
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = torch.split(embeddings.float(), chunk_length(prototypes))
-        return torch.cat([_codes(chunk, prototypes, weights, epsilon) @ prototypes for chunk in rows])
+        return torch.cat(
+            [_codes(chunk, prototypes, weights, epsilon) @ prototypes for chunk in rows]
+        )
 
 
 def _codes(points: Tensor, prototypes: Tensor, weights: Tensor, epsilon: float) -> Tensor:
@@ -128,7 +134,10 @@ class Clusters(nn.Module):
             )
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("prototypes", F.normalize(torch.randn(config.num_clusters, dim, generator=generator), dim=1))
+        self.register_buffer(
+            "prototypes",
+            F.normalize(torch.randn(config.num_clusters, dim, generator=generator), dim=1),
+        )
 
     def target(self, teacher: Tensor) -> Tensor:
         """Mean of the prototypes under the distribution that is to be predicted [N, D], of teacher embeddings [N, D]."""

@@ -28,7 +28,13 @@ class Detection(Method):
     """
 
     def __init__(
-        self, detectors: Mapping[str, nn.Module], source: DetectionSet, *, masks: bool, flip_prob: float, seed: int
+        self,
+        detectors: Mapping[str, nn.Module],
+        source: DetectionSet,
+        *,
+        masks: bool,
+        flip_prob: float,
+        seed: int,
     ) -> None:
         super().__init__()
         self.trainable = dict(detectors)
@@ -39,7 +45,9 @@ class Detection(Method):
         indices = batch.indices.numpy()
         mirrored = uniforms(self._seed, batch.epoch, indices, 0, 1)[:, 0] < self._flip_prob
         images, targets = [], []
-        for square, index, flip in zip(views["global"][0], indices.tolist(), mirrored.tolist(), strict=True):
+        for square, index, flip in zip(
+            views["global"][0], indices.tolist(), mirrored.tolist(), strict=True
+        ):
             height, width = self._source.sizes[index].tolist()
             image, objects = square[:, :height, :width], self._source.objects[index]
             boxes = torch.from_numpy(objects.boxes).to(image.device)
@@ -48,7 +56,9 @@ class Detection(Method):
                 target["masks"] = self._source.masks(index).to(image.device)
             if flip:
                 image = image.flip(-1)
-                target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+                target["boxes"] = torch.stack(
+                    [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
+                )
                 if self._masks:
                     target["masks"] = target["masks"].flip(-1)
             images.append(image)
@@ -60,7 +70,10 @@ class Detection(Method):
         images, targets = prepared
         losses: dict[str, Tensor] = network(images, targets)
         total = torch.stack([value.float() for value in losses.values()]).sum()
-        return {"loss": total, **{key.removeprefix("loss_"): value for key, value in losses.items()}}
+        return {
+            "loss": total,
+            **{key.removeprefix("loss_"): value for key, value in losses.items()},
+        }
 
     def rehearsal(self) -> Detection:
         """A copy, of the detectors only: the images stay where they are."""

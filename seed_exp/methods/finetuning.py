@@ -29,7 +29,12 @@ class Finetune(Method):
     """
 
     def __init__(
-        self, students: Mapping[str, Student], lrs: Sequence[float], classifier_lr_factor: float, num_classes: int, seed: int
+        self,
+        students: Mapping[str, Student],
+        lrs: Sequence[float],
+        classifier_lr_factor: float,
+        num_classes: int,
+        seed: int,
     ) -> None:
         super().__init__()
         self.lrs = {f"{name}/lr{lr:g}": lr for name in students for lr in lrs}
@@ -43,7 +48,9 @@ class Finetune(Method):
         """The first global view of each image [N, 3, S, S], and the labels [N]."""
         return views["global"][0], batch.labels
 
-    def loss(self, name: str, network: nn.Module, prepared: tuple[Tensor, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
+    def loss(
+        self, name: str, network: nn.Module, prepared: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:  # noqa: ARG002
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
         images, labels = prepared
         logits = network(images)
@@ -63,11 +70,17 @@ class _Classified(nn.Module):
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(True)
         self.classifier = nn.Linear(student.num_features, num_classes)
         self.scale = math.sqrt(lr_factor)
-        nn.init.normal_(self.classifier.weight, std=0.01 / self.scale, generator=torch.Generator().manual_seed(seed))
+        nn.init.normal_(
+            self.classifier.weight,
+            std=0.01 / self.scale,
+            generator=torch.Generator().manual_seed(seed),
+        )
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.encoder(images)
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 logits near 10 are steps of 0.06: classes would tie
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # bfloat16 logits near 10 are steps of 0.06: classes would tie
             logits: Tensor = self.scale * self.classifier(features.to(self.classifier.weight.dtype))
         return logits

@@ -24,26 +24,41 @@ class LinearProbe(Method):
         seed: Seed of the initial weights, the same for every learning rate.
     """
 
-    def __init__(self, encoders: dict[str, nn.Module], lrs: Sequence[float], num_classes: int, seed: int) -> None:
+    def __init__(
+        self, encoders: dict[str, nn.Module], lrs: Sequence[float], num_classes: int, seed: int
+    ) -> None:
         super().__init__()
         self.encoders = encoders
-        self.shared = nn.ModuleList(encoders.values()).requires_grad_(False).eval()  # a ModuleDict takes no names with dots
+        self.shared = (
+            nn.ModuleList(encoders.values()).requires_grad_(False).eval()
+        )  # a ModuleDict takes no names with dots
         self.lrs = {f"{name}/lr{lr:g}": lr for name in encoders for lr in lrs}
-        self.trainable = {classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed) for classifier in self.lrs}
+        self.trainable = {
+            classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed)
+            for classifier in self.lrs
+        }
 
     def train(self, mode: bool = True) -> LinearProbe:  # noqa: ARG002
         """Stays in evaluation mode: the encoders' BN statistics must not move."""
         return super().train(False)
 
     @torch.no_grad()
-    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> tuple[dict[str, Tensor], Tensor]:
+    def prepare(
+        self, views: dict[str, Tensor], batch: HostBatch
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Each encoder's features [N, num_features] of the first global view, and the labels [N]."""
-        return {name: encoder(views["global"][0]) for name, encoder in self.encoders.items()}, batch.labels
+        return {
+            name: encoder(views["global"][0]) for name, encoder in self.encoders.items()
+        }, batch.labels
 
-    def loss(self, name: str, network: nn.Module, prepared: tuple[dict[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    def loss(
+        self, name: str, network: nn.Module, prepared: tuple[dict[str, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
         features, labels = prepared
-        with torch.autocast(labels.device.type, enabled=False):  # learning rates of 30 leave no room for bfloat16
+        with torch.autocast(
+            labels.device.type, enabled=False
+        ):  # learning rates of 30 leave no room for bfloat16
             logits = network(features[encoder_of(name)].float())
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}

@@ -17,11 +17,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seed_exp.methods.streaming import BinaryContrast, CrossEntropy, RunningSoftmax, chunk_length, expectation, nearest
+from seed_exp.methods.streaming import (
+    BinaryContrast,
+    CrossEntropy,
+    RunningSoftmax,
+    chunk_length,
+    expectation,
+    nearest,
+)
 
 
 def seed_loss(
-    student: Tensor, teacher: Tensor, queue: Tensor, *, tau_student: float, tau_teacher: float, target: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    queue: Tensor,
+    *,
+    tau_student: float,
+    tau_teacher: float,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy from the teacher's to the student's similarity distribution over D+ = [own teacher; queue].
 
@@ -132,7 +145,9 @@ def compress_target(teacher: Tensor, queue: Tensor, *, temperature: float) -> Te
         return expectation(teacher.float(), None, queue.float(), temperature)[1]
 
 
-def bingo_loss(student: Tensor, teacher: Tensor, target: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
+def bingo_loss(
+    student: Tensor, teacher: Tensor, target: Tensor, queue: Tensor, *, temperature: float
+) -> Tensor:
     """Cross-entropy of finding the own teacher embedding and the bag's among [own teacher; queue].
 
     After BINGO, arXiv:2107.01691: (1 - w) x -log softmax_own(s_i . D+ / T) + w x mean over bag b of -log softmax_b(s_i . D+ / T).
@@ -184,7 +199,9 @@ def bingo_target(teacher: Tensor, queue: Tensor, *, bag_size: int, weight: float
         return torch.lerp(teacher, queue[nearest(teacher, queue, bag_size)].mean(1), weight)
 
 
-def binary_contrastive_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
+def binary_contrastive_loss(
+    student: Tensor, teacher: Tensor, queue: Tensor, *, temperature: float
+) -> Tensor:
     """Cross-entropy of telling the own teacher embedding from each of the K in the queue, pair by pair.
 
     Noise-contrastive estimation as in CRD, arXiv:1910.10699: mean_i [-log h(s_i, t_i) - sum_j log(1 - h(s_i, d_j))] with
@@ -206,7 +223,9 @@ def binary_contrastive_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, 
     _check_temperature("temperature", temperature)
     _check_shapes(student=student, teacher=teacher, queue=queue)
     with torch.autocast(student.device.type, enabled=False):
-        loss: Tensor = BinaryContrast.apply(student.float(), teacher.float(), queue.float(), temperature)
+        loss: Tensor = BinaryContrast.apply(
+            student.float(), teacher.float(), queue.float(), temperature
+        )
     return loss
 
 
@@ -288,15 +307,22 @@ def _check_shapes(**embeddings: Tensor) -> None:
     """The first of them are rows [N, D]; the others must be as large, and the one named queue as wide."""
     rows = next(iter(embeddings.values()))
     expected = {role: rows.shape[1:] if role == "queue" else rows.shape for role in embeddings}
-    found = {role: tensor.shape[1:] if role == "queue" else tensor.shape for role, tensor in embeddings.items()}
+    found = {
+        role: tensor.shape[1:] if role == "queue" else tensor.shape
+        for role, tensor in embeddings.items()
+    }
     if rows.ndim != 2 or found != expected:
         shapes = ", ".join(f"{role} {list(tensor.shape)}" for role, tensor in embeddings.items())
         raise ValueError(f"embeddings must be [N, D] and the queue [K, D], got {shapes}")
 
 
-def _cross_entropy(student: Tensor, own: Tensor | None, target: Tensor, queue: Tensor, tau: float) -> Tensor:
+def _cross_entropy(
+    student: Tensor, own: Tensor | None, target: Tensor, queue: Tensor, tau: float
+) -> Tensor:
     _check_temperature("tau_student", tau)
-    _check_shapes(student=student, **({} if own is None else {"teacher": own}), target=target, queue=queue)
+    _check_shapes(
+        student=student, **({} if own is None else {"teacher": own}), target=target, queue=queue
+    )
     with torch.autocast(student.device.type, enabled=False):
         own = None if own is None else own.float()
         loss: Tensor = CrossEntropy.apply(student.float(), own, target.float(), queue.float(), tau)

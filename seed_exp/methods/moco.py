@@ -25,7 +25,11 @@ class Moco(Method):
         super().__init__()
         self.trainable = dict(students)
         self.contrast = MomentumContrast(
-            students, temperature=config.temperature, momentum=config.momentum, queue_size=config.queue_size, seed=seed
+            students,
+            temperature=config.temperature,
+            momentum=config.momentum,
+            queue_size=config.queue_size,
+            seed=seed,
         )
         self.carried = self.contrast
         self._seen: dict[str, Tensor] = {}
@@ -48,7 +52,10 @@ class Moco(Method):
 
     def diagnostics(self, views: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """The effective rank of each network's queries."""
-        return {f"{name}/embedding_rank": effective_rank(queries) for name, queries in self._seen.items()}
+        return {
+            f"{name}/embedding_rank": effective_rank(queries)
+            for name, queries in self._seen.items()
+        }
 
     def after_step(self) -> None:
         """Moves the momentum encoders and enqueues the keys of the global batch."""

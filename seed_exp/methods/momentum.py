@@ -27,19 +27,37 @@ class MomentumContrast(nn.Module):
     """
 
     def __init__(
-        self, students: Mapping[str, Student], *, temperature: float, momentum: float, queue_size: int, seed: int
+        self,
+        students: Mapping[str, Student],
+        *,
+        temperature: float,
+        momentum: float,
+        queue_size: int,
+        seed: int,
     ) -> None:
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
-        self.encoders = nn.ModuleDict({name: copy.deepcopy(student).requires_grad_(False) for name, student in students.items()})
-        self.queues = nn.ModuleDict({name: Queue(queue_size, student.embedding_dim, seed) for name, student in students.items()})
+        self.encoders = nn.ModuleDict(
+            {
+                name: copy.deepcopy(student).requires_grad_(False)
+                for name, student in students.items()
+            }
+        )
+        self.queues = nn.ModuleDict(
+            {
+                name: Queue(queue_size, student.embedding_dim, seed)
+                for name, student in students.items()
+            }
+        )
         self._new: dict[str, list[Tensor]] = {name: [] for name in students}
 
     def loss(self, name: str, queries: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """InfoNCE of a network's queries [N, D] and the keys of other views [N, 3, S, S] of their images; these keys [N, D]."""
         keys = self.keys(name, views)
         self._new[name].append(keys)
-        return info_nce(queries, keys, self._queue(name).embeddings, temperature=self.temperature), keys
+        return info_nce(
+            queries, keys, self._queue(name).embeddings, temperature=self.temperature
+        ), keys
 
     @torch.no_grad()
     def after_step(self, networks: Mapping[str, nn.Module]) -> None:
@@ -47,7 +65,9 @@ class MomentumContrast(nn.Module):
         for name, keys in self._new.items():
             if keys:  # otherwise the network did not take part in the step
                 encoder, network = self.encoders[name], networks[name]
-                torch._foreach_lerp_(list(encoder.parameters()), list(network.parameters()), 1 - self.momentum)
+                torch._foreach_lerp_(
+                    list(encoder.parameters()), list(network.parameters()), 1 - self.momentum
+                )
                 self._queue(name).enqueue(all_gather(torch.cat(keys)))
                 keys.clear()
 
@@ -58,14 +78,18 @@ class MomentumContrast(nn.Module):
         Shuffling BN, arXiv:1911.05722, Section 3.3. In one process there is nobody to exchange images with.
         """
         encoder = self.encoders[name]
-        leaks = world_size() > 1 and any(isinstance(module, _BatchNorm) for module in encoder.modules())
+        leaks = world_size() > 1 and any(
+            isinstance(module, _BatchNorm) for module in encoder.modules()
+        )
         if not leaks:
             keys: Tensor = encoder(views)
             return keys
         # The batch's order is random already, so dealing the images out in turn mixes them as well as a random permutation.
         dealt = all_gather(views)[rank() :: world_size()]
         embeddings = all_gather(encoder(dealt)).view(world_size(), len(views), -1)
-        return embeddings.transpose(0, 1).flatten(0, 1)[rank() * len(views) : (rank() + 1) * len(views)]
+        return embeddings.transpose(0, 1).flatten(0, 1)[
+            rank() * len(views) : (rank() + 1) * len(views)
+        ]
 
     def compile_encoders(self) -> None:
         """Compiles the momentum encoders."""

@@ -25,7 +25,9 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("embeddings", F.normalize(torch.randn(size, dim, generator=generator), dim=1))
+        self.register_buffer(
+            "embeddings", F.normalize(torch.randn(size, dim, generator=generator), dim=1)
+        )
         self.position = 0
 
     @torch.no_grad()

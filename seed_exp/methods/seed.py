@@ -43,7 +43,9 @@ class Objective(NamedTuple):
 
     loss: Callable[[Tensor, Tensor, Tensor, Tensor, ObjectiveConfig], Tensor]
     """Of (student, teacher, target, memory, config): the scalar that is minimised."""
-    target: Callable[[Tensor, Tensor, ObjectiveConfig], Tensor] = lambda teacher, _memory, _config: teacher
+    target: Callable[[Tensor, Tensor, ObjectiveConfig], Tensor] = lambda teacher, _memory, _config: (
+        teacher
+    )
     """Of (teacher, memory, config): what of the loss does not depend on the student [N, D]."""
     clusters: type[Clusters] | None = None
     """What finds the prototypes, and the targets among them."""
@@ -59,11 +61,15 @@ class Objective(NamedTuple):
 
 
 SEED = Objective(
-    lambda s, t, m, d, config: seed_loss(s, t, d, tau_student=config.tau_student, tau_teacher=config.tau_teacher, target=m),
+    lambda s, t, m, d, config: seed_loss(
+        s, t, d, tau_student=config.tau_student, tau_teacher=config.tau_teacher, target=m
+    ),
     lambda t, d, config: seed_target(t, d, tau_teacher=config.tau_teacher),
 )
 DISTANCE = Objective(lambda s, t, _m, _d, _config: squared_distance(s, t))
-CLUSTERING = Objective(lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student))
+CLUSTERING = Objective(
+    lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student)
+)
 
 # s and t: embeddings of student and teacher; d: the memory; m: the target. docs/objectives.md compares them.
 OBJECTIVES: dict[str, Objective] = {
@@ -72,14 +78,20 @@ OBJECTIVES: dict[str, Objective] = {
     "l2": DISTANCE,
     "k_means": CLUSTERING._replace(clusters=KMeansClusters),
     "online_clustering": CLUSTERING._replace(clusters=OnlineClusters),
-    "binary_contrastive": Objective(lambda s, t, _m, d, config: binary_contrastive_loss(s, t, d, temperature=config.tau_student)),
-    "infonce": Objective(lambda s, t, _m, d, config: info_nce(s, t, d, temperature=config.tau_student)),
+    "binary_contrastive": Objective(
+        lambda s, t, _m, d, config: binary_contrastive_loss(s, t, d, temperature=config.tau_student)
+    ),
+    "infonce": Objective(
+        lambda s, t, _m, d, config: info_nce(s, t, d, temperature=config.tau_student)
+    ),
     "compress": Objective(
         lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student),
         lambda t, d, config: compress_target(t, d, temperature=config.tau_student),
     ),
     "simreg": DISTANCE,
-    "disco": Objective(lambda s, t, _m, _d, config: config.weight * squared_distance(s, t), contrast=True),
+    "disco": Objective(
+        lambda s, t, _m, _d, config: config.weight * squared_distance(s, t), contrast=True
+    ),
     "bingo": Objective(
         lambda s, t, m, d, config: bingo_loss(s, t, m, d, temperature=config.tau_student),
         lambda t, d, config: bingo_target(t, d, bag_size=config.bag_size, weight=config.weight),
@@ -131,9 +143,15 @@ class Seed(Method):
         self.trainable = dict(students)
         self.teacher = teacher
         self.cache = cache
-        self.queues = {name: Queue(config.queue_size, teacher.embedding_dim, seed) for name in resolutions}
+        self.queues = {
+            name: Queue(config.queue_size, teacher.embedding_dim, seed) for name in resolutions
+        }
         clusters = self.objective.clusters
-        self.clusters = {} if clusters is None else {name: clusters(teacher.embedding_dim, config, seed) for name in self.queues}
+        self.clusters = (
+            {}
+            if clusters is None
+            else {name: clusters(teacher.embedding_dim, config, seed) for name in self.queues}
+        )
         self.contrast = _contrast(students, config, seed) if self.objective.contrast else None
         self.carried = nn.ModuleDict(self.queues)
         if self.clusters:
@@ -161,11 +179,16 @@ class Seed(Method):
             embeddings = network(view)
             out[f"loss_{resolution}"] = self._compare(resolution, embeddings, targets)
             if resolution == "global":
-                out["teacher_cosine"] = (embeddings.detach() * targets.teacher[resolution]).sum(1).mean()
+                out["teacher_cosine"] = (
+                    (embeddings.detach() * targets.teacher[resolution]).sum(1).mean()
+                )
                 out["embedding_std"] = embedding_std(embeddings)
                 self._seen[name] = embeddings.detach()
                 if self.contrast is not None:
-                    queries, images = embeddings[: targets.num_images], view[targets.num_images : 2 * targets.num_images]
+                    queries, images = (
+                        embeddings[: targets.num_images],
+                        view[targets.num_images : 2 * targets.num_images],
+                    )
                     out["loss_contrast"], _ = self.contrast.loss(name, queries, images)
         parts = [value for key, value in out.items() if key.startswith("loss_")]
         return {"loss": torch.stack(parts).sum(), **out}
@@ -186,9 +209,18 @@ class Seed(Method):
     def diagnostics(self, targets: Targets) -> dict[str, Tensor]:
         """Of global views: the target's entropy in nats and effective neighbours, means; each student's effective rank."""
         queue = self.queues["global"].embeddings
-        entropy = target_entropy(targets.teacher["global"], queue, tau_teacher=self.config.tau_teacher)
-        ranks = {f"{name}/embedding_rank": effective_rank(embeddings) for name, embeddings in self._seen.items()}
-        return {"teacher_entropy": entropy.mean(), "effective_neighbours": entropy.exp().mean(), **ranks}
+        entropy = target_entropy(
+            targets.teacher["global"], queue, tau_teacher=self.config.tau_teacher
+        )
+        ranks = {
+            f"{name}/embedding_rank": effective_rank(embeddings)
+            for name, embeddings in self._seen.items()
+        }
+        return {
+            "teacher_entropy": entropy.mean(),
+            "effective_neighbours": entropy.exp().mean(),
+            **ranks,
+        }
 
     def after_step(self) -> None:
         """The teacher's embeddings of the whole global batch replace the oldest in the queues; what follows these moves on."""
@@ -208,8 +240,16 @@ class Seed(Method):
 
     def _compare(self, resolution: str, student: Tensor, targets: Targets) -> Tensor:
         """The objective between embeddings and targets of the same views; with `symmetric`, of every pair of global views."""
-        memory = self.clusters[resolution].prototypes if self.clusters else self.queues[resolution].embeddings
-        num_views = len(student) // targets.num_images if self.objective.symmetric and resolution == "global" else 1
+        memory = (
+            self.clusters[resolution].prototypes
+            if self.clusters
+            else self.queues[resolution].embeddings
+        )
+        num_views = (
+            len(student) // targets.num_images
+            if self.objective.symmetric and resolution == "global"
+            else 1
+        )
         losses = []
         for shift in range(num_views):  # view v of the student with view v - shift of the teacher
             teacher = torch.roll(targets.teacher[resolution], shift * targets.num_images, 0)
@@ -217,13 +257,23 @@ class Seed(Method):
             losses.append(self.objective.loss(student, teacher, target, memory, self.config))
         return torch.stack(losses).mean()
 
-    def _embeddings(self, views: dict[str, Tensor], flat: dict[str, Tensor], batch: HostBatch) -> dict[str, Tensor]:
+    def _embeddings(
+        self, views: dict[str, Tensor], flat: dict[str, Tensor], batch: HostBatch
+    ) -> dict[str, Tensor]:
         """The teacher's, per resolution [V x N, D]: from the cache if it has all of them."""
-        if self.cache is not None and (cached := self.cache.read(batch.epoch, batch.indices)) is not None:
-            return {name: cached[name].flatten(0, 1).to(view.device, non_blocking=True) for name, view in flat.items()}
+        if (
+            self.cache is not None
+            and (cached := self.cache.read(batch.epoch, batch.indices)) is not None
+        ):
+            return {
+                name: cached[name].flatten(0, 1).to(view.device, non_blocking=True)
+                for name, view in flat.items()
+            }
         embeddings = {name: self.teacher(view) for name, view in flat.items()}
         if self.cache is not None:
-            by_view = {name: embeddings[name].unflatten(0, view.shape[:2]) for name, view in views.items()}
+            by_view = {
+                name: embeddings[name].unflatten(0, view.shape[:2]) for name, view in views.items()
+            }
             self.cache.write(batch.epoch, batch.indices, by_view)
         return embeddings
 

@@ -24,7 +24,9 @@ _SMALLEST_EXPONENT = -80.0
 
 def chunk_length(rows: Tensor) -> int:
     """How many vectors may be compared with all of `rows` [N, D] at a time."""
-    return max(1, CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "gpu"] // max(1, len(rows)))
+    return max(
+        1, CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "gpu"] // max(1, len(rows))
+    )
 
 
 class RunningSoftmax:
@@ -49,10 +51,15 @@ class RunningSoftmax:
         return self.maximum + self.total.log()
 
 
-def expectation(rows: Tensor, own: Tensor | None, queue: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+def expectation(
+    rows: Tensor, own: Tensor | None, queue: Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
     """Of softmax(rows . [own; queue] / tau), or over the queue alone: log-normaliser [N] and mean of [own; queue] [N, D]."""
     if own is None:  # of a logit of -inf nothing is left when the first one of the queue comes
-        softmax, total = RunningSoftmax(rows.new_full((len(rows),), -math.inf)), torch.zeros_like(rows)
+        softmax, total = (
+            RunningSoftmax(rows.new_full((len(rows),), -math.inf)),
+            torch.zeros_like(rows),
+        )
     else:
         softmax, total = RunningSoftmax((rows * own).sum(1) / tau), own.clone()
     scaled = rows / tau
@@ -64,11 +71,17 @@ def expectation(rows: Tensor, own: Tensor | None, queue: Tensor, tau: float) -> 
 
 def nearest(rows: Tensor, queue: Tensor, num: int) -> Tensor:
     """Places in the queue of the `num` entries most similar to each row [N, num]; all of a smaller queue."""
-    similarities, places = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
+    similarities, places = (
+        rows.new_empty(len(rows), 0),
+        torch.empty(len(rows), 0, dtype=torch.long, device=rows.device),
+    )
     start = 0
     for chunk in torch.split(queue, chunk_length(rows)):
         values, columns = (rows @ chunk.T).topk(min(num, len(chunk)), dim=1)
-        similarities, places = torch.cat([similarities, values], 1), torch.cat([places, columns + start], 1)
+        similarities, places = (
+            torch.cat([similarities, values], 1),
+            torch.cat([places, columns + start], 1),
+        )
         similarities, columns = similarities.topk(min(num, similarities.shape[1]), dim=1)
         places = places.gather(1, columns)
         start += len(chunk)
@@ -82,7 +95,9 @@ class CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, own: Tensor | None, target: Tensor, queue: Tensor, tau: float) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, own: Tensor | None, target: Tensor, queue: Tensor, tau: float
+    ) -> Tensor:
         log_normaliser, mean = expectation(student, own, queue, tau)
         ctx.save_for_backward((mean - target) / (tau * len(student)))
         return (log_normaliser - (student * target).sum(1) / tau).mean()

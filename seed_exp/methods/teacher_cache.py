@@ -46,14 +46,31 @@ class TeacherCache:
     """
 
     def __init__(
-        self, folder: Path, key: dict[str, Any], *, num_images: int, num_views: Mapping[str, int], embedding_dim: int
+        self,
+        folder: Path,
+        key: dict[str, Any],
+        *,
+        num_images: int,
+        num_views: Mapping[str, int],
+        embedding_dim: int,
     ) -> None:
         self.folder = folder
-        self.num_images, self.num_views, self.embedding_dim = num_images, dict(num_views), embedding_dim
-        self._row = np.dtype(
-            [("checksum", "<u4"), *((name, "<f4", (num, embedding_dim)) for name, num in sorted(num_views.items()))]
+        self.num_images, self.num_views, self.embedding_dim = (
+            num_images,
+            dict(num_views),
+            embedding_dim,
         )
-        layout = {"num_images": num_images, "num_views": self.num_views, "embedding_dim": embedding_dim}
+        self._row = np.dtype(
+            [
+                ("checksum", "<u4"),
+                *((name, "<f4", (num, embedding_dim)) for name, num in sorted(num_views.items())),
+            ]
+        )
+        layout = {
+            "num_images": num_images,
+            "num_views": self.num_views,
+            "embedding_dim": embedding_dim,
+        }
         self._key = json.dumps(_claim(folder, json.loads(json.dumps(key | layout))), sort_keys=True)
         self._writable = True
         self._output: tuple[int, BinaryIO] | None = None
@@ -71,7 +88,9 @@ class TeacherCache:
         try:
             with self._path(epoch).open("rb", buffering=0) as file:
                 # pread and not a memory map: that would read 128 kB around each row, and end the process when the disk fails.
-                if hasattr(os, "posix_fadvise"):  # absent on macOS; lets the disk fetch all rows at once instead of in turn
+                if hasattr(
+                    os, "posix_fadvise"
+                ):  # absent on macOS; lets the disk fetch all rows at once instead of in turn
                     for offset in offsets:
                         os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
                 for offset in offsets:
@@ -104,7 +123,11 @@ class TeacherCache:
                 os.pwrite(file.fileno(), row, index * row.nbytes)
         except OSError as error:
             self._writable = False
-            log.warning("cannot write to the teacher cache %s (%s): going on without adding to it", self.folder, error)
+            log.warning(
+                "cannot write to the teacher cache %s (%s): going on without adding to it",
+                self.folder,
+                error,
+            )
 
     def describe(self, num_epochs: int) -> str:
         """Its size for that many epochs and how it comes about, how much of it is there, how much room the disk has.
@@ -114,7 +137,9 @@ class TeacherCache:
         """
         needed = num_epochs * self.bytes_per_epoch
         # What the disk has given to the sparse files, in whole blocks.
-        held = sum(min(_allocated(self._path(epoch)), self.bytes_per_epoch) for epoch in range(num_epochs))
+        held = sum(
+            min(_allocated(self._path(epoch)), self.bytes_per_epoch) for epoch in range(num_epochs)
+        )
         free = shutil.disk_usage(self.folder).free
         size = (
             f"({sum(self.num_views.values())} views x {self.embedding_dim} floats + checksum) x 4 bytes "
@@ -148,7 +173,9 @@ def _claim(folder: Path, key: dict[str, Any]) -> Any:
     """Writes `key` into a new folder, or refuses one that is not a cache with this key; returns the key as it is in the file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "key.json"
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(f".{file.name}.")}  # it may be being written
+    names = {
+        path.name for path in folder.iterdir() if not path.name.startswith(f".{file.name}.")
+    }  # it may be being written
     if file.name not in names:
         if names:
             raise ValueError(
@@ -170,7 +197,9 @@ def _differences(found: Any, given: Any, name: str = "") -> Iterator[str]:
     absent = "absent"
     if isinstance(found, dict) and isinstance(given, dict):
         for key in sorted(found.keys() | given.keys()):
-            yield from _differences(found.get(key, absent), given.get(key, absent), f"{name}.{key}" if name else key)
+            yield from _differences(
+                found.get(key, absent), given.get(key, absent), f"{name}.{key}" if name else key
+            )
     elif found != given:
         yield f"{name} was {found}, now {given}"
 

@@ -23,7 +23,13 @@ _MASK_WIDTH = 256
 
 
 def build_detector(
-    name: str, encoder: nn.Module, num_classes: int, *, masks: bool, freeze_bn: bool, **transform: Any
+    name: str,
+    encoder: nn.Module,
+    num_classes: int,
+    *,
+    masks: bool,
+    freeze_bn: bool,
+    **transform: Any,
 ) -> nn.Module:
     """Faster R-CNN, or with `masks` Mask R-CNN, whose encoder starts from the weights of `encoder`, which it takes over.
 
@@ -71,16 +77,25 @@ class _Trunk(nn.Module):
         self._freeze_unused()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = self.encoder.forward_intermediates(images, indices=self.levels, intermediates_only=True)  # type: ignore[operator]
+        maps = self.encoder.forward_intermediates(
+            images, indices=self.levels, intermediates_only=True
+        )  # type: ignore[operator]
         return {str(number): features for number, features in enumerate(maps)}
 
     @torch.enable_grad()
     def _freeze_unused(self) -> None:
         """Parameters behind the last map, for whose gradients several processes would wait in vain."""
-        parameters = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+        parameters = [
+            parameter for parameter in self.encoder.parameters() if parameter.requires_grad
+        ]
         self.encoder.eval()
         size = 2 * max(_PYRAMID_STRIDES)
-        total = sum(features.sum() for features in self(torch.zeros(1, 3, size, size, device=parameters[0].device)).values())
+        total = sum(
+            features.sum()
+            for features in self(
+                torch.zeros(1, 3, size, size, device=parameters[0].device)
+            ).values()
+        )
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
@@ -94,7 +109,9 @@ class _Pyramid(nn.Module):
     def __init__(self, encoder: nn.Module, norm: Callable[[int], nn.Module] | None) -> None:
         super().__init__()
         self.trunk = _Trunk(encoder, _PYRAMID_STRIDES)
-        self.pyramid = FeaturePyramidNetwork(self.trunk.widths, _PYRAMID_WIDTH, extra_blocks=LastLevelMaxPool(), norm_layer=norm)
+        self.pyramid = FeaturePyramidNetwork(
+            self.trunk.widths, _PYRAMID_WIDTH, extra_blocks=LastLevelMaxPool(), norm_layer=norm
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = self.pyramid(self.trunk(images))
@@ -102,18 +119,30 @@ class _Pyramid(nn.Module):
 
 
 def _fpn(
-    encoder: nn.Module, num_outputs: int, masks: bool, norm: Callable[[int], nn.Module] | None, transform: dict[str, Any]
+    encoder: nn.Module,
+    num_outputs: int,
+    masks: bool,
+    norm: Callable[[int], nn.Module] | None,
+    transform: dict[str, Any],
 ) -> nn.Module:
-    detector: nn.Module = (MaskRCNN if masks else FasterRCNN)(_Pyramid(encoder, norm), num_outputs, **transform)
+    detector: nn.Module = (MaskRCNN if masks else FasterRCNN)(
+        _Pyramid(encoder, norm), num_outputs, **transform
+    )
     return detector
 
 
 def _c4(
-    encoder: nn.Module, num_outputs: int, masks: bool, norm: Callable[[int], nn.Module] | None, transform: dict[str, Any]
+    encoder: nn.Module,
+    num_outputs: int,
+    masks: bool,
+    norm: Callable[[int], nn.Module] | None,
+    transform: dict[str, Any],
 ) -> nn.Module:
     """The last stage of a ResNet is the head, with a normalisation behind it as in MoCo (arXiv:1911.05722, Section 4.2)."""
     if not hasattr(encoder, "layer4"):
-        raise ValueError(f"detector=c4 takes a ResNet's last stage as its head, {type(encoder).__name__} has none; take fpn")
+        raise ValueError(
+            f"detector=c4 takes a ResNet's last stage as its head, {type(encoder).__name__} has none; take fpn"
+        )
     width: int = encoder.feature_info[-1]["num_chs"]  # type: ignore[index,assignment]
     head = nn.Sequential(encoder.layer4, nn.Identity() if norm is None else norm(width))  # type: ignore[arg-type]
     encoder.layer4 = nn.Identity()
@@ -132,7 +161,9 @@ def _c4(
         faster: nn.Module = FasterRCNN(trunk, **parts, **transform)
         return faster
     predictor = MaskRCNNPredictor(width, _MASK_WIDTH, num_outputs)
-    detector: nn.Module = MaskRCNN(trunk, **parts, mask_roi_pool=pool, mask_head=head, mask_predictor=predictor, **transform)
+    detector: nn.Module = MaskRCNN(
+        trunk, **parts, mask_roi_pool=pool, mask_head=head, mask_predictor=predictor, **transform
+    )
     return detector
 
 

@@ -37,7 +37,9 @@ def cached(name: str) -> Path:
         ValueError: `name` is no plain file name, so the place could be elsewhere.
     """
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ValueError(f"{name!r} is no name of a file in the cache {cache_folder()}; expected one without folders")
+        raise ValueError(
+            f"{name!r} is no name of a file in the cache {cache_folder()}; expected one without folders"
+        )
     return cache_folder() / name
 
 
@@ -50,7 +52,9 @@ def user_mirrors(name: str) -> list[str]:
     return [_on_mirror(mirror, name) for mirror in os.environ.get("SEED_MIRROR", "").split()]
 
 
-def download(url: str | None, path: Path, expected_hash: str | None = None, *, first_wait_s: float = 1.0) -> Path:
+def download(
+    url: str | None, path: Path, expected_hash: str | None = None, *, first_wait_s: float = 1.0
+) -> Path:
     """Makes sure that the file of `url` is at `path`, and returns `path`. A file that is already there is taken as it is.
 
     The user's mirrors are asked first, then `url`, until one sends the file that is expected. What an interrupted call has
@@ -66,7 +70,9 @@ def download(url: str | None, path: Path, expected_hash: str | None = None, *, f
     Raises:
         ValueError: no server has the file, can be reached or sends the right one, or the disk is full; says what to do.
     """
-    if path.exists():  # asked before a lock is needed: the cache may be one that only others may write into
+    if (
+        path.exists()
+    ):  # asked before a lock is needed: the cache may be one that only others may write into
         return path
     if url is not None and urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(_advice(path, [f"{_shown(url)} (only http and https are fetched)"]))
@@ -157,7 +163,9 @@ class _Origin:
     """Bytes of the whole file."""
 
 
-def _fetch_from_any(sources: list[str], partial: Path, path: Path, expected_hash: str | None, wait_s: float) -> str:
+def _fetch_from_any(
+    sources: list[str], partial: Path, path: Path, expected_hash: str | None, wait_s: float
+) -> str:
     """The SHA-256 of what the first of `sources` that has the expected file has sent."""
     reasons = []
     for url in sources:
@@ -165,7 +173,9 @@ def _fetch_from_any(sources: list[str], partial: Path, path: Path, expected_hash
             _fetch_all(url, partial, path.name, wait_s, any_origin=expected_hash is not None)
             return check_hash(partial, expected_hash)
         except _NoRoomError as error:
-            raise ValueError(f"cannot write {path} ({error}); make room there or set SEED_CACHE to another folder") from None
+            raise ValueError(
+                f"cannot write {path} ({error}); make room there or set SEED_CACHE to another folder"
+            ) from None
         except _UnavailableError as error:
             reason = str(error)
         except ValueError as error:
@@ -191,7 +201,11 @@ def _fetch_all(url: str, partial: Path, name: str, wait_s: float, *, any_origin:
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise _NoRoomError(error.strerror) from None
-            if isinstance(error, OSError) and not isinstance(error, URLError) and error.filename is not None:
+            if (
+                isinstance(error, OSError)
+                and not isinstance(error, URLError)
+                and error.filename is not None
+            ):
                 raise  # about a file of ours
             # The reason of a URLError is an exception of its own.
             reason = str(getattr(error, "reason", error)) or type(error).__name__
@@ -216,7 +230,9 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
     origin = _read_origin(partial)
     validator = origin.validator if origin.url == _shown(url) else None
     have = partial.stat().st_size if partial.exists() and (any_origin or validator) else 0
-    headers = {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {}) if have else {}
+    headers = (
+        {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {}) if have else {}
+    )
     try:
         response = build_opener(_Redirects).open(Request(url, headers=headers), timeout=TIMEOUT_S)
     except HTTPError as error:
@@ -229,7 +245,11 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
         raise ConnectionError("the partial file was no beginning of it") from None
     with response:
         resumed = have > 0 and response.status == 206
-        first, total = _content_range(response.headers) if resumed else (0, _number(response.headers.get("Content-Length", "")))
+        first, total = (
+            _content_range(response.headers)
+            if resumed
+            else (0, _number(response.headers.get("Content-Length", "")))
+        )
         if resumed and first != have:
             raise ConnectionError(f"the server did not send the part from byte {have}")
         there = _Origin(_shown(url), _validator(response.headers), total)
@@ -243,13 +263,17 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
         _require_room(partial.parent, have, total)
         bar = tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True)
         with partial.open("ab") as file, bar:
-            while chunk := response.read1(CHUNK_BYTES):  # what there is: nothing is lost when the rest does not come
+            while chunk := response.read1(
+                CHUNK_BYTES
+            ):  # what there is: nothing is lost when the rest does not come
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     if total is not None and partial.stat().st_size < total:
-        raise ConnectionError(f"the connection closed after {partial.stat().st_size} of {total} bytes")
+        raise ConnectionError(
+            f"the connection closed after {partial.stat().st_size} of {total} bytes"
+        )
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -259,7 +283,9 @@ class _Redirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         if urlsplit(newurl).scheme not in ({"https"} if req.type == "https" else {"http", "https"}):
-            raise HTTPError(req.full_url, code, f"redirect to {_shown(newurl)} refused", headers, fp)
+            raise HTTPError(
+                req.full_url, code, f"redirect to {_shown(newurl)} refused", headers, fp
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -267,7 +293,11 @@ def _same_file(before: _Origin, now: _Origin) -> bool:
     """As far as both tell."""
     if None not in (before.total, now.total) and before.total != now.total:
         return False
-    return before.url != now.url or None in (before.validator, now.validator) or before.validator == now.validator
+    return (
+        before.url != now.url
+        or None in (before.validator, now.validator)
+        or before.validator == now.validator
+    )
 
 
 def _validator(headers: HTTPMessage) -> str | None:
@@ -290,7 +320,9 @@ def _number(text: str) -> int | None:
 def _require_room(folder: Path, have: int, total: int | None) -> None:
     free = shutil.disk_usage(folder).free
     if total is not None and total - have > free:
-        raise _NoRoomError(f"{megabytes(total - have)} are still to be fetched, {megabytes(free)} are free")
+        raise _NoRoomError(
+            f"{megabytes(total - have)} are still to be fetched, {megabytes(free)} are free"
+        )
 
 
 def megabytes(num: int) -> str:
@@ -314,14 +346,21 @@ def _read_origin(partial: Path) -> _Origin:
     try:
         content: Any = json.loads(_origin_of(partial).read_text())
         return _Origin(content["url"], content["validator"], content["total"])
-    except (OSError, ValueError, LookupError, TypeError):  # a cache is for everyone; without it, the partial file is of no use
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ):  # a cache is for everyone; without it, the partial file is of no use
         return _Origin()
 
 
 def _on_mirror(mirror: str, name: str) -> str:
     parts = urlsplit(mirror)
     if parts.scheme not in ("http", "https", "file"):
-        raise ValueError(f"SEED_MIRROR has {_shown(mirror)}; expected addresses with http://, https:// or file:///")
+        raise ValueError(
+            f"SEED_MIRROR has {_shown(mirror)}; expected addresses with http://, https:// or file:///"
+        )
     return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
 
 

@@ -41,7 +41,9 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
         )
     if ":" not in name and not timm.is_model(name):
         hint = suggestion(name, timm.list_models())
-        raise UnknownNetworkError(f"timm has no network {name!r}; {hint}timm.list_models() names all of them")
+        raise UnknownNetworkError(
+            f"timm has no network {name!r}; {hint}timm.list_models() names all of them"
+        )
     options = {"pretrained": False, "num_classes": 0, **options}
     try:
         try:
@@ -49,7 +51,9 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
         except TypeError:  # only networks with position embeddings know the option, and only they need it for several view sizes
             encoder = timm.create_model(name, **options)
     except Exception as error:  # of timm, of the hub's client or of the network
-        raise ValueError(f"timm cannot load {name} ({first_line(error)}); check name and connection") from error
+        raise ValueError(
+            f"timm cannot load {name} ({first_line(error)}); check name and connection"
+        ) from error
     # Where layers stand between pooling and classifier (MobileNetV3), timm's num_features is the width in front of them.
     encoder.num_features = encoder.head_hidden_size
     return encoder
@@ -63,10 +67,17 @@ def input_spec(encoder: nn.Module) -> InputSpec:
     if config.get("fixed_input_size") and not getattr(encoder, "dynamic_img_size", False):
         return InputSpec(mean, std, size=config["input_size"][-1], interpolation=interpolation)
     patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", 1)
-    return InputSpec(mean, std, multiple_of=patch if isinstance(patch, int) else patch[0], interpolation=interpolation)
+    return InputSpec(
+        mean,
+        std,
+        multiple_of=patch if isinstance(patch, int) else patch[0],
+        interpolation=interpolation,
+    )
 
 
-def load_encoder(encoder: nn.Module, checkpoint: Mapping[str, Any], name: str, source: Path) -> None:
+def load_encoder(
+    encoder: nn.Module, checkpoint: Mapping[str, Any], name: str, source: Path
+) -> None:
     """Fills `encoder` from a checkpoint in its own names or, for a network of timm, in any others that timm can convert.
 
     The tensors may lie under `state_dict` or `model`. Those of the classifier that timm would put onto the encoder are left
@@ -109,7 +120,11 @@ def _without_classifier(encoder: nn.Module, tensors: Mapping[str, Any]) -> dict[
     expected = encoder.state_dict()
     names = getattr(encoder, "default_cfg", {}).get("classifier") or ()
     beginnings = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    own = {str(key): value for key, value in tensors.items() if key in expected or not str(key).startswith(beginnings)}
+    own = {
+        str(key): value
+        for key, value in tensors.items()
+        if key in expected or not str(key).startswith(beginnings)
+    }
     return with_counters(expected, own)
 
 
@@ -118,7 +133,9 @@ def efficientnet_b1() -> nn.Module:
     encoder = timm_encoder("tf_efficientnet_b1", **EFFICIENTNET_TRAINING)
     block = encoder.get_submodule("blocks.5.0")
     weight: nn.Parameter = block.get_parameter("conv_dw.weight")
-    block.conv_dw = nn.Conv2d(len(weight), len(weight), 5, stride=2, padding=2, groups=len(weight), bias=False)
+    block.conv_dw = nn.Conv2d(
+        len(weight), len(weight), 5, stride=2, padding=2, groups=len(weight), bias=False
+    )
     block.conv_dw.weight = weight
     return encoder
 
@@ -138,7 +155,12 @@ class _ActivatedSqueezeExcite(nn.Module):
 
     def __init__(self, se: SqueezeExcite, activation: nn.Module) -> None:
         super().__init__()
-        self.conv_reduce, self.act1, self.conv_expand, self.gate = se.conv_reduce, se.act1, se.conv_expand, se.gate
+        self.conv_reduce, self.act1, self.conv_expand, self.gate = (
+            se.conv_reduce,
+            se.act1,
+            se.conv_expand,
+            se.gate,
+        )
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,12 +24,19 @@ def fold_batch_norm(network: nn.Module) -> None:
     folded: dict[nn.Module, nn.Module] = {}
     for node in nodes:
         source = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(source, fx.Node) or len(source.users) > 1 or uses[_layer(source)] > 1 or uses[_layer(node)] > 1:
+        if (
+            not isinstance(source, fx.Node)
+            or len(source.users) > 1
+            or uses[_layer(source)] > 1
+            or uses[_layer(node)] > 1
+        ):
             continue
         conv, norm = modules.get(_layer(source)), modules.get(_layer(node))
         if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
             # In float64: the factor of the weights is rounded once, with the product.
-            folded[conv] = fuse_conv_bn_eval(deepcopy(conv).double(), deepcopy(norm).double()).to(conv.weight.dtype)
+            folded[conv] = fuse_conv_bn_eval(deepcopy(conv).double(), deepcopy(norm).double()).to(
+                conv.weight.dtype
+            )
             folded[norm] = nn.Identity().eval()
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in folded:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 
-def projection_head(in_dim: int, hidden_dim: int | None, out_dim: int, *, deep: bool = False) -> nn.Sequential:
+def projection_head(
+    in_dim: int, hidden_dim: int | None, out_dim: int, *, deep: bool = False
+) -> nn.Sequential:
     """Linear(in_dim, hidden_dim), ReLU, Linear(hidden_dim, out_dim); `hidden_dim` null is `in_dim`, as SEED released it.
 
     The deep head of SimReg, arXiv:2201.05131, is two such pairs with batch norm, the first of which ends in `in_dim`; there
@@ -17,12 +19,19 @@ def projection_head(in_dim: int, hidden_dim: int | None, out_dim: int, *, deep: 
     if deep:
         hidden_dim = 2 * in_dim if hidden_dim is None else hidden_dim
         pairs = [
-            [nn.Linear(in_dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, width)]
+            [
+                nn.Linear(in_dim, hidden_dim),
+                nn.BatchNorm1d(hidden_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(hidden_dim, width),
+            ]
             for width in (in_dim, out_dim)
         ]
         return nn.Sequential(*pairs[0], *pairs[1])
     hidden_dim = in_dim if hidden_dim is None else hidden_dim
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim))
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim)
+    )
 
 
 def head_from_layers(layers: str, in_dim: int, hidden_dim: int, out_dim: int) -> nn.Module:
@@ -52,8 +61,14 @@ def head_from_keys(tensors: Mapping[str, Tensor]) -> nn.Module:
     """
     if "weight" in tensors:
         return _layer(tensors, "")
-    numbers = [int(match[1]) for key in tensors if (match := re.fullmatch(r"(\d{1,2})\.(?:weight|running_mean)", key))]
-    return nn.Sequential(*(_layer(tensors, f"{number}.") for number in range(max(numbers, default=-1) + 1)))
+    numbers = [
+        int(match[1])
+        for key in tensors
+        if (match := re.fullmatch(r"(\d{1,2})\.(?:weight|running_mean)", key))
+    ]
+    return nn.Sequential(
+        *(_layer(tensors, f"{number}.") for number in range(max(numbers, default=-1) + 1))
+    )
 
 
 def head_layers(head: nn.Module) -> str:

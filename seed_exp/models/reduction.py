@@ -28,7 +28,9 @@ class Reduction(nn.Module):
             )
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("components", torch.eye(in_dim, out_dim))
-        self.register_buffer("kept_variance", torch.ones(()))  # share of the sample's variance that lies in the components
+        self.register_buffer(
+            "kept_variance", torch.ones(())
+        )  # share of the sample's variance that lies in the components
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings [N, out_dim], float32 also under autocast: the mean may be large beside what differs between images."""
@@ -52,7 +54,9 @@ def fit_reduction(embeddings: Tensor, dim: int, *, whiten: bool) -> Reduction:
     num, in_dim = embeddings.shape
     reduction = Reduction(in_dim, dim)
     if not embeddings.isfinite().all():
-        raise ValueError("some of the teacher's embeddings are not finite: its weights are broken, or its inputs are")
+        raise ValueError(
+            "some of the teacher's embeddings are not finite: its weights are broken, or its inputs are"
+        )
     sample = embeddings.double()
     mean = sample.mean(0)
     variances, components = torch.linalg.eigh((sample - mean).T @ (sample - mean) / num)

@@ -12,7 +12,12 @@ from torch import Tensor
 PREFIX = "module.student."
 """What stands before a student's names, under `state_dict`; teacher and queue lie beside it."""
 
-_EFFICIENTNET_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_EFFICIENTNET_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+}
 _SQUEEZE_EXCITE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
 _EFFICIENTNET_FIRST = _SQUEEZE_EXCITE | {
     "_depthwise_conv": "conv_dw",
@@ -74,7 +79,11 @@ def _mobilenet(layer: str) -> str:
 
 def _places(repeats: list[int]) -> list[tuple[int, int]]:
     """(stage, number in it) of each block."""
-    return list(chain.from_iterable([(stage, number) for number in range(num)] for stage, num in enumerate(repeats)))
+    return list(
+        chain.from_iterable(
+            [(stage, number) for number in range(num)] for stage, num in enumerate(repeats)
+        )
+    )
 
 
 def _in_block(places: list[tuple[int, int]], index: int, name: str | None) -> str | None:
@@ -116,7 +125,9 @@ def released_tensors(checkpoint: Mapping[str, Any], network: str) -> dict[str, A
             out[f"head.{layer.removeprefix('fc.')}.{parameter}"] = value
             continue
         name = RELEASED[network](layer)
-        if isinstance(value, Tensor) and value.ndim == 2:  # linear layers there are 1x1 convolutions in timm
+        if (
+            isinstance(value, Tensor) and value.ndim == 2
+        ):  # linear layers there are 1x1 convolutions in timm
             value = value[:, :, None, None]
         out[f"encoder.{name}.{parameter}"] = value
     return out

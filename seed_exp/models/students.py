@@ -18,7 +18,13 @@ from seed_exp.base.files import atomic_write, file_hash
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.models.convnet import ConvNet
-from seed_exp.models.encoders import EFFICIENTNET_TRAINING, efficientnet_b1, load_encoder, mobilenetv3_large, timm_encoder
+from seed_exp.models.encoders import (
+    EFFICIENTNET_TRAINING,
+    efficientnet_b1,
+    load_encoder,
+    mobilenetv3_large,
+    timm_encoder,
+)
 from seed_exp.models.heads import projection_head
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
@@ -52,7 +58,14 @@ class Student(nn.Module):
         deep_head: Whether the head is SimReg's.
     """
 
-    def __init__(self, encoder: nn.Module, hidden_dim: int | None, embedding_dim: int, *, deep_head: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        hidden_dim: int | None,
+        embedding_dim: int,
+        *,
+        deep_head: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.num_features: int = encoder.num_features  # type: ignore[assignment]
@@ -79,7 +92,9 @@ def build_student(config: StudentConfig, embedding_dim: int) -> Student:
         FileNotFoundError: `init` does not exist.
     """
     if config.name is not None and config.network != "timm":
-        raise ValueError(f"students.<name>.name={config.name} is only for network=timm; this network is {config.network}")
+        raise ValueError(
+            f"students.<name>.name={config.name} is only for network=timm; this network is {config.network}"
+        )
     encoder = lookup(STUDENTS, config.network, "student network")(config)
     student = Student(encoder, config.hidden_dim, embedding_dim, deep_head=bool(config.deep_head))
     if config.init is not None:
@@ -88,7 +103,11 @@ def build_student(config: StudentConfig, embedding_dim: int) -> Student:
 
 
 def save_student(
-    path: Path, student: Student, config: StudentConfig, metadata: dict[str, Any], tensors: Mapping[str, Tensor] | None = None
+    path: Path,
+    student: Student,
+    config: StudentConfig,
+    metadata: dict[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes all of a student into one safetensors file, atomically: what it holds now, or `tensors`, a `state_dict()` of it.
 
@@ -97,12 +116,16 @@ def save_student(
     header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
     present = student.state_dict() if tensors is None else tensors
     # Copies: some networks tie weights, and safetensors keeps none that share memory.
-    tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in present.items()}
+    tensors = {
+        key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in present.items()
+    }
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={"seed_exp": json.dumps(header)}))
 
 
-def load_students(run: Path, names: list[str] | None = None) -> dict[str, tuple[Student, dict[str, Any]]]:
+def load_students(
+    run: Path, names: list[str] | None = None
+) -> dict[str, tuple[Student, dict[str, Any]]]:
     """The students of a run, each with the header of its file: `save_student`'s metadata, `student`, `embedding_dim`, `sha256`.
 
     Args:
@@ -114,7 +137,11 @@ def load_students(run: Path, names: list[str] | None = None) -> dict[str, tuple[
         FileNotFoundError: there is no such folder or file.
     """
     files = student_files(run)
-    selected = files if names is None else {name: lookup(files, name, f"student of {run}") for name in names}
+    selected = (
+        files
+        if names is None
+        else {name: lookup(files, name, f"student of {run}") for name in names}
+    )
     return {name: _load_whole(path) for name, path in selected.items()}
 
 
@@ -126,7 +153,9 @@ def student_files(run: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"no run folder or student file {run}")
     files = {path.stem: path for path in sorted((run / "students").glob("*.safetensors"))}
     if not files:
-        raise ValueError(f"{run} holds no students; expected {run}/students/<name>.safetensors of distill or pretrain")
+        raise ValueError(
+            f"{run} holds no students; expected {run}/students/<name>.safetensors of distill or pretrain"
+        )
     return files
 
 
@@ -144,7 +173,9 @@ def read_header(path: Path) -> dict[str, Any] | None:
         StudentConfig(**header["student"])
         _ = header["embedding_dim"] + 0
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{path} has a header that describes no student ({type(error).__name__})") from None
+        raise ValueError(
+            f"{path} has a header that describes no student ({type(error).__name__})"
+        ) from None
     return header
 
 
@@ -163,10 +194,14 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     if header is None and is_released(tensors):
         header, tensors = _released_student(path, tensors)
     if header is None:
-        raise ValueError(f"{path} is no student file; expected <run>/students/<name>.safetensors of distill or pretrain")
+        raise ValueError(
+            f"{path} is no student file; expected <run>/students/<name>.safetensors of distill or pretrain"
+        )
     config = replace(StudentConfig(**header["student"]), init=None)
     try:
-        with torch.device("meta"):  # whatever sizes the header names, they take memory only if the file has such tensors
+        with torch.device(
+            "meta"
+        ):  # whatever sizes the header names, they take memory only if the file has such tensors
             expected = build_student(config, header["embedding_dim"]).state_dict()
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -178,18 +213,29 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     return student, header
 
 
-def _released_student(path: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _released_student(
+    path: Path, checkpoint: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and tensors, as in our own files, of a student that SEED released; the keys tell which network it is."""
     for network in RELEASED:
         tensors = released_tensors(checkpoint, network)
         first, last = tensors.get("head.0.weight"), tensors.get("head.2.weight")
-        if not (isinstance(first, Tensor) and isinstance(last, Tensor) and first.ndim == last.ndim == 2):
-            raise ValueError(f"{path} holds a student of SEED without its head module.student.fc; expected fc.0 and fc.2")
+        if not (
+            isinstance(first, Tensor) and isinstance(last, Tensor) and first.ndim == last.ndim == 2
+        ):
+            raise ValueError(
+                f"{path} holds a student of SEED without its head module.student.fc; expected fc.0 and fc.2"
+            )
         config = StudentConfig(network, hidden_dim=len(first))
         with torch.device("meta"):
             expected = build_student(config, len(last)).state_dict()
         if not misfit(expected, tensors):
-            views = {"eval_size": 224, "eval_resize": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+            views = {
+                "eval_size": 224,
+                "eval_resize": 256,
+                "mean": IMAGENET_MEAN,
+                "std": IMAGENET_STD,
+            }
             header = {"student": asdict(config), "embedding_dim": len(last), "eval_views": views}
             return {**header, "command": "released by SEED", "step": None}, tensors
     raise ValueError(f"{path} fits none of the students that SEED released: {', '.join(RELEASED)}")
@@ -202,15 +248,25 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
     tensors, header = read_checkpoint(path), read_header(path)
     if is_released(tensors):
         if config.network not in RELEASED:
-            raise ValueError(f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, not {config.network}")
+            raise ValueError(
+                f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, not {config.network}"
+            )
         tensors = released_tensors(tensors, config.network)
     else:
-        refuse_twin(path, config.network, exported_network(path) if header is None else header["student"]["network"])
+        refuse_twin(
+            path,
+            config.network,
+            exported_network(path) if header is None else header["student"]["network"],
+        )
         if header is None:
             load_encoder(student.encoder, tensors, config.name or config.network, path)
             return
     parts = {
-        part: {key.removeprefix(part): tensor for key, tensor in tensors.items() if key.startswith(part)}
+        part: {
+            key.removeprefix(part): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(part)
+        }
         for part in ("encoder.", "head.")
     }
     load_encoder(student.encoder, parts["encoder."], config.name or config.network, path)
@@ -260,7 +316,9 @@ def _student_like(config: StudentConfig, run: Path) -> Path:
     fitting = [
         name
         for name, header in headers.items()
-        if header and (header["student"]["network"], header["student"]["name"]) == (config.network, config.name)
+        if header
+        and (header["student"]["network"], header["student"]["name"])
+        == (config.network, config.name)
     ]
     if len(fitting) != 1:
         raise ValueError(

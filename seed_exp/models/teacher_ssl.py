@@ -51,7 +51,9 @@ _VISSL = ("classy_state_dict", "base_model", "model", "trunk")
 TEACHER_SSL: dict[str, Convention] = {
     "moco_v1": Convention(("state_dict",), "encoder_q.", "fc", ("Linear",), _MOCO_IGNORED),
     "moco_v2": Convention(("state_dict",), "encoder_q.", "fc", (MLP,), _MOCO_IGNORED),
-    "moco_v3": Convention(("state_dict",), "base_encoder.", "fc", (MLP_BN_BN,), ("momentum_encoder.", "predictor.")),
+    "moco_v3": Convention(
+        ("state_dict",), "base_encoder.", "fc", (MLP_BN_BN,), ("momentum_encoder.", "predictor.")
+    ),
     "simclr": Convention(("model",), "", "fc", (MLP_BN,)),
     "swav": Convention((), "", "projection_head", (MLP_BN, MLP), ("prototypes.",)),
     # Without a projection head, or with one whose outputs are not compared by angle:
@@ -62,7 +64,9 @@ TEACHER_SSL: dict[str, Convention] = {
 }
 
 
-def load_weights(checkpoint: Mapping[str, Any], teacher_ssl: str, encoder: nn.Module, source: Path) -> nn.Module:
+def load_weights(
+    checkpoint: Mapping[str, Any], teacher_ssl: str, encoder: nn.Module, source: Path
+) -> nn.Module:
     """Fills `encoder` from a checkpoint in the convention `teacher_ssl`, and returns the projection head that the file holds.
 
     Args:
@@ -82,20 +86,39 @@ def load_weights(checkpoint: Mapping[str, Any], teacher_ssl: str, encoder: nn.Mo
         tensors, head = _match(checkpoint, convention, encoder)
     except ValueError as error:
         fitting = [name for name, other in TEACHER_SSL.items() if _fits(checkpoint, other, encoder)]
-        advice = f"teacher_ssl={fitting[0]} fits" if fitting else f"no other fits either ({', '.join(TEACHER_SSL)})"
-        raise ValueError(f"{source} does not fit teacher_ssl={teacher_ssl}: {error}; {advice}") from None
+        advice = (
+            f"teacher_ssl={fitting[0]} fits"
+            if fitting
+            else f"no other fits either ({', '.join(TEACHER_SSL)})"
+        )
+        raise ValueError(
+            f"{source} does not fit teacher_ssl={teacher_ssl}: {error}; {advice}"
+        ) from None
     for module, prefix in ((encoder, convention.prefix), (head, convention.head_prefix)):
-        module.load_state_dict({key: _float32(tensors[prefix + key]) for key in module.state_dict()}, assign=True)
+        module.load_state_dict(
+            {key: _float32(tensors[prefix + key]) for key in module.state_dict()}, assign=True
+        )
     return head
 
 
-def _match(checkpoint: Mapping[str, Any], convention: Convention, encoder: nn.Module) -> tuple[dict[str, Tensor], nn.Module]:
+def _match(
+    checkpoint: Mapping[str, Any], convention: Convention, encoder: nn.Module
+) -> tuple[dict[str, Tensor], nn.Module]:
     """The teacher's tensors by the file's keys, and a head (meta device) that fits them; ValueError says what does not."""
-    named = {_unwrapped(str(key)): value for key, value in _contained(checkpoint, convention.container).items()}
+    named = {
+        _unwrapped(str(key)): value
+        for key, value in _contained(checkpoint, convention.container).items()
+    }
     given = {key: value for key, value in named.items() if not key.startswith(convention.ignored)}
-    head_keys = [key for key, value in given.items() if key.startswith(convention.head_prefix) and isinstance(value, Tensor)]
+    head_keys = [
+        key
+        for key, value in given.items()
+        if key.startswith(convention.head_prefix) and isinstance(value, Tensor)
+    ]
     with torch.device("meta"):
-        head = head_from_keys({key.removeprefix(convention.head_prefix): given[key] for key in head_keys})
+        head = head_from_keys(
+            {key.removeprefix(convention.head_prefix): given[key] for key in head_keys}
+        )
     expected = {convention.prefix + key: tensor for key, tensor in encoder.state_dict().items()}
     expected |= {convention.head_prefix + key: tensor for key, tensor in head.state_dict().items()}
     given = with_counters(expected, given)
@@ -118,7 +141,9 @@ def _contained(checkpoint: Mapping[str, Any], container: tuple[str, ...]) -> Map
             raise ValueError(f"no entry {'.'.join(container)}")
         inside = inside[entry]
     if not isinstance(inside, Mapping):
-        raise ValueError(f"{'.'.join(container)} is a {type(inside).__name__}, expected a dictionary of tensors")
+        raise ValueError(
+            f"{'.'.join(container)} is a {type(inside).__name__}, expected a dictionary of tensors"
+        )
     return inside
 
 

@@ -29,7 +29,9 @@ _MOCO_V3 = "https://dl.fbaipublicfiles.com/moco-v3"
 _SWAV = "https://dl.fbaipublicfiles.com/deepcluster"
 _DINO = "https://dl.fbaipublicfiles.com/dino"
 _VICREG = "https://dl.fbaipublicfiles.com/vicreg"
-_BARLOW_TWINS = "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051"
+_BARLOW_TWINS = (
+    "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051"
+)
 _VISIONLAB = "hubconf.py of github.com/harvard-visionlab"
 _CC_BY_NC = "CC-BY-NC-4.0"
 EMBEDDING_DIM = 128
@@ -84,42 +86,137 @@ class TeacherSpec:
 
 TEACHERS: dict[str, TeacherSpec] = {
     "moco_v1_r50": TeacherSpec(
-        "resnet50", "moco_v1", 200, f"{_MOCO}/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar", "md5:b251726a", 60.6, "MIT"
+        "resnet50",
+        "moco_v1",
+        200,
+        f"{_MOCO}/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar",
+        "md5:b251726a",
+        60.6,
+        "MIT",
     ),
     "moco_v2_r50": TeacherSpec(
-        "resnet50", "moco_v2", 200, f"{_MOCO}/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar", "md5:59fd9945", 67.7, "MIT"
+        "resnet50",
+        "moco_v2",
+        200,
+        f"{_MOCO}/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar",
+        "md5:59fd9945",
+        67.7,
+        "MIT",
     ),
     "moco_v2_r50_800ep": TeacherSpec(
-        "resnet50", "moco_v2", 800, f"{_MOCO}/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar", "md5:a04e12f8", 71.1, "MIT"
+        "resnet50",
+        "moco_v2",
+        800,
+        f"{_MOCO}/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+        "md5:a04e12f8",
+        71.1,
+        "MIT",
     ),
-    "moco_v2_r101": TeacherSpec("resnet101", "moco_v2", 200, file_name="res101-moco-v2-checkpoint_0199.pth.tar"),
+    "moco_v2_r101": TeacherSpec(
+        "resnet101", "moco_v2", 200, file_name="res101-moco-v2-checkpoint_0199.pth.tar"
+    ),
     "moco_v2_r152": TeacherSpec(
-        "resnet152", "moco_v2", 200, top1=74.1, file_name="200-resnet152-moco-v2-checkpoint_0199.pth.tar"
+        "resnet152",
+        "moco_v2",
+        200,
+        top1=74.1,
+        file_name="200-resnet152-moco-v2-checkpoint_0199.pth.tar",
     ),
-    "moco_v2_r152_800ep": TeacherSpec("resnet152", "moco_v2", 800, file_name="800-resnet152-moco-v2-checkpoint_0799.pth.tar"),
+    "moco_v2_r152_800ep": TeacherSpec(
+        "resnet152", "moco_v2", 800, file_name="800-resnet152-moco-v2-checkpoint_0799.pth.tar"
+    ),
     "simclr_r50": TeacherSpec("resnet50", "simclr", 200, file_name="simclr_200.pth"),
-    "swav_r50_400ep": TeacherSpec("resnet50", "swav", 400, f"{_SWAV}/swav_400ep_pretrain.pth.tar", top1=74.6, licence=_CC_BY_NC),
-    "swav_r50": TeacherSpec("resnet50", "swav", 800, f"{_SWAV}/swav_800ep_pretrain.pth.tar", top1=75.3, licence=_CC_BY_NC),
+    "swav_r50_400ep": TeacherSpec(
+        "resnet50",
+        "swav",
+        400,
+        f"{_SWAV}/swav_400ep_pretrain.pth.tar",
+        top1=74.6,
+        licence=_CC_BY_NC,
+    ),
+    "swav_r50": TeacherSpec(
+        "resnet50",
+        "swav",
+        800,
+        f"{_SWAV}/swav_800ep_pretrain.pth.tar",
+        top1=75.3,
+        licence=_CC_BY_NC,
+    ),
     "swav_r50w2": TeacherSpec(
-        "resnet50w2", "swav", 400, f"{_SWAV}/swav_RN50w2_400ep_pretrain.pth.tar", None, 77.3, _CC_BY_NC, 8192
+        "resnet50w2",
+        "swav",
+        400,
+        f"{_SWAV}/swav_RN50w2_400ep_pretrain.pth.tar",
+        None,
+        77.3,
+        _CC_BY_NC,
+        8192,
     ),
     "swav_r50w4": TeacherSpec(
-        "resnet50w4", "swav", 400, f"{_SWAV}/swav_RN50w4_400ep_pretrain.pth.tar", None, 77.9, _CC_BY_NC, 8192
+        "resnet50w4",
+        "swav",
+        400,
+        f"{_SWAV}/swav_RN50w4_400ep_pretrain.pth.tar",
+        None,
+        77.9,
+        _CC_BY_NC,
+        8192,
     ),
     "swav_r50w5": TeacherSpec(
-        "resnet50w5", "swav", 400, f"{_SWAV}/swav_RN50w5_400ep_pretrain.pth.tar", None, 78.5, _CC_BY_NC, 10240, MLP
+        "resnet50w5",
+        "swav",
+        400,
+        f"{_SWAV}/swav_RN50w5_400ep_pretrain.pth.tar",
+        None,
+        78.5,
+        _CC_BY_NC,
+        10240,
+        MLP,
     ),
     "moco_v3_r50_100ep": TeacherSpec(
-        "resnet50", "moco_v3", 100, f"{_MOCO_V3}/r-50-100ep/r-50-100ep.pth.tar", None, 68.9, _CC_BY_NC, 4096, None, 256
+        "resnet50",
+        "moco_v3",
+        100,
+        f"{_MOCO_V3}/r-50-100ep/r-50-100ep.pth.tar",
+        None,
+        68.9,
+        _CC_BY_NC,
+        4096,
+        None,
+        256,
     ),
     "moco_v3_r50_300ep": TeacherSpec(
-        "resnet50", "moco_v3", 300, f"{_MOCO_V3}/r-50-300ep/r-50-300ep.pth.tar", None, 72.8, _CC_BY_NC, 4096, None, 256
+        "resnet50",
+        "moco_v3",
+        300,
+        f"{_MOCO_V3}/r-50-300ep/r-50-300ep.pth.tar",
+        None,
+        72.8,
+        _CC_BY_NC,
+        4096,
+        None,
+        256,
     ),
     "moco_v3_r50": TeacherSpec(
-        "resnet50", "moco_v3", 1000, f"{_MOCO_V3}/r-50-1000ep/r-50-1000ep.pth.tar", None, 74.6, _CC_BY_NC, 4096, None, 256
+        "resnet50",
+        "moco_v3",
+        1000,
+        f"{_MOCO_V3}/r-50-1000ep/r-50-1000ep.pth.tar",
+        None,
+        74.6,
+        _CC_BY_NC,
+        4096,
+        None,
+        256,
     ),
     "dino_r50": TeacherSpec(
-        "resnet50", "torchvision", None, f"{_DINO}/dino_resnet50_pretrain/dino_resnet50_pretrain.pth", None, 75.3, "Apache-2.0"
+        "resnet50",
+        "torchvision",
+        None,
+        f"{_DINO}/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+        None,
+        75.3,
+        "Apache-2.0",
     ),
     "vicreg_r50": TeacherSpec(
         "resnet50",
@@ -171,7 +268,9 @@ class Teacher(nn.Module):
         expects: What images the encoder was trained on.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, embedding_dim: int, expects: InputSpec = IMAGENET) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, embedding_dim: int, expects: InputSpec = IMAGENET
+    ) -> None:
         super().__init__()
         self.inputs = Inputs(expects)
         self.encoder = encoder
@@ -210,7 +309,9 @@ class Teacher(nn.Module):
                 with torch.inference_mode():
                     self.encoder(self.inputs(torch.zeros(1, 3, size, size)))
             except (AssertionError, RuntimeError, ValueError) as error:
-                raise ValueError(f"the teacher does not take views of {size} x {size} pixels: {first_line(error)}") from None
+                raise ValueError(
+                    f"the teacher does not take views of {size} x {size} pixels: {first_line(error)}"
+                ) from None
 
     def reduce_by(self, reduction: Reduction) -> None:
         """From now on, the embeddings go through `reduction`."""
@@ -239,7 +340,11 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     spec = lookup(TEACHERS, config.network, "teacher")
     if spec.network is None:
         return _UNPUBLISHED[config.network](config, True)
-    path = _official_file(config.network, spec, teacher_ssl) if config.checkpoint is None else Path(config.checkpoint)
+    path = (
+        _official_file(config.network, spec, teacher_ssl)
+        if config.checkpoint is None
+        else Path(config.checkpoint)
+    )
     with torch.device("meta"):
         encoder = NETWORKS[spec.network]()
     head = load_weights(read_checkpoint(path), teacher_ssl, encoder, path)
@@ -262,9 +367,15 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         teacher = _UNPUBLISHED[config.network](config, False)
     else:
         encoder = NETWORKS[spec.network]()
-        layers = lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0] if spec.head is None else spec.head
+        layers = (
+            lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0]
+            if spec.head is None
+            else spec.head
+        )
         dim = spec.embedding_dim if layers else encoder.num_features
-        teacher = Teacher(encoder, head_from_layers(layers, encoder.num_features, spec.hidden_dim, dim), dim)
+        teacher = Teacher(
+            encoder, head_from_layers(layers, encoder.num_features, spec.hidden_dim, dim), dim
+        )
     if config.reduce is not None:
         teacher.reduce_by(Reduction(teacher.embedding_dim, config.embedding_dim or EMBEDDING_DIM))
     return teacher
@@ -272,11 +383,15 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
 
 def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: ARG001
     if config.checkpoint is None:
-        raise ValueError("teacher=run needs teacher.checkpoint=PATH, a run folder of pretrain or distill or a student file")
+        raise ValueError(
+            "teacher=run needs teacher.checkpoint=PATH, a run folder of pretrain or distill or a student file"
+        )
     path = Path(config.checkpoint)
     names = list(student_files(path))
     if config.student is None and len(names) > 1:
-        raise ValueError(f"{path} holds several networks; choose one with teacher.student={'|'.join(names)}")
+        raise ValueError(
+            f"{path} holds several networks; choose one with teacher.student={'|'.join(names)}"
+        )
     name = config.student or names[0]
     student, header = load_students(path, [name])[name]
     expects = InputSpec(header["eval_views"]["mean"], header["eval_views"]["std"])
@@ -293,7 +408,9 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
     except UnknownNetworkError:
         raise
     except ValueError as error:
-        raise ValueError(f"{error}, or give its name in timm and a file with its weights: teacher.checkpoint=PATH") from error
+        raise ValueError(
+            f"{error}, or give its name in timm and a file with its weights: teacher.checkpoint=PATH"
+        ) from error
     fingerprint = tensors_hash(encoder.state_dict()) if downloaded else ""
     if trained and config.checkpoint is not None:
         path = Path(config.checkpoint)
@@ -307,7 +424,10 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
     return teacher
 
 
-_UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {"timm": _timm_teacher, "run": _teacher_of_run}
+_UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {
+    "timm": _timm_teacher,
+    "run": _teacher_of_run,
+}
 """What makes the teachers of which no file is published for this purpose; of (config, whether it needs trained weights)."""
 
 
@@ -321,5 +441,7 @@ def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
             f"or put it at {path}"
         )
     if teacher_ssl != spec.teacher_ssl:
-        raise ValueError(f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, got {teacher_ssl}")
+        raise ValueError(
+            f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, got {teacher_ssl}"
+        )
     return download(spec.url, path, spec.hash)

@@ -22,7 +22,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: a folder, a broken file, a file that holds no dictionary, or one that needs code to be unpickled.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected a checkpoint file (.pth, .pth.tar, .safetensors)")
+        raise ValueError(
+            f"{path} is a folder; expected a checkpoint file (.pth, .pth.tar, .safetensors)"
+        )
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint file {path}")
     try:
@@ -34,7 +36,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
         raise ValueError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint, i.e. a dictionary of tensors")
+        raise ValueError(
+            f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint, i.e. a dictionary of tensors"
+        )
     return checkpoint
 
 
@@ -53,7 +57,9 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
             problems.append(f"{key} is {given[key].dtype}, expected {expected[key].dtype}")
             break
         if given[key].shape != expected[key].shape:
-            problems.append(f"{key} is {list(given[key].shape)}, expected {list(expected[key].shape)}")
+            problems.append(
+                f"{key} is {list(given[key].shape)}, expected {list(expected[key].shape)}"
+            )
             break
     return "; ".join(problems)
 
@@ -85,7 +91,9 @@ def first_keys(keys: Collection[Any], num: int = 3) -> str:
 
 def first_line(error: Exception) -> str:
     """Of its message; the name of its type where it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def _is_zip(path: Path) -> bool:

@@ -34,7 +34,9 @@ class WideResNet(nn.Module):
 
     def _stage(self, dim: int, num_blocks: int, stride: int) -> nn.Sequential:
         out_dim = dim * Bottleneck.expansion
-        downsample = nn.Sequential(nn.Conv2d(self.in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim))
+        downsample = nn.Sequential(
+            nn.Conv2d(self.in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim)
+        )
         first = Bottleneck(self.in_dim, dim, stride, downsample)
         self.in_dim = out_dim
         return nn.Sequential(first, *(Bottleneck(out_dim, dim) for _ in range(num_blocks - 1)))

@@ -23,7 +23,14 @@ from seed_exp.models.download import (
     user_mirrors,
 )
 from seed_exp.models.students import STUDENTS, load_students
-from seed_exp.models.teachers import EMBEDDING_DIM, NETWORKS, TEACHERS, TeacherSpec, build_teacher, untrained_teacher
+from seed_exp.models.teachers import (
+    EMBEDDING_DIM,
+    NETWORKS,
+    TEACHERS,
+    TeacherSpec,
+    build_teacher,
+    untrained_teacher,
+)
 
 SEED = "SEED (arXiv:2101.04731)"
 NON_COMMERCIAL = {"CC-BY-NC-4.0"}
@@ -114,7 +121,9 @@ _PUBLICATIONS = {
     "swav": _Publication("SwAV", "arXiv:2006.09882", "github.com/facebookresearch/swav"),
     "dino": _Publication("DINO", "arXiv:2104.14294", "github.com/facebookresearch/dino"),
     "vicreg": _Publication("VICReg", "arXiv:2105.04906", "github.com/facebookresearch/vicreg"),
-    "barlow_twins": _Publication("Barlow Twins", "arXiv:2103.03230", "github.com/facebookresearch/barlowtwins"),
+    "barlow_twins": _Publication(
+        "Barlow Twins", "arXiv:2103.03230", "github.com/facebookresearch/barlowtwins"
+    ),
 }
 """By the beginning of a teacher's name, before its network."""
 
@@ -122,21 +131,31 @@ _PUBLICATIONS = {
 _RELEASED = {
     "seed_resnet18_moco_v2_r50": _Released("resnet18", "ResNet-50 MoCo-V2", 200, 57.6),
     "seed_resnet18_swav_r50w2": _Released("resnet18", "ResNet-50W2 SwAV", 400),
-    "seed_mobilenetv3_large_moco_v2_r50": _Released("mobilenetv3_large", "ResNet-50 MoCo-V2", 200, 55.2),
+    "seed_mobilenetv3_large_moco_v2_r50": _Released(
+        "mobilenetv3_large", "ResNet-50 MoCo-V2", 200, 55.2
+    ),
     "seed_efficientnet_b0_swav_r50w4": _Released("efficientnet_b0", "ResNet-50W4 SwAV", 400),
     "seed_efficientnet_b0_swav_r50w2": _Released("efficientnet_b0", "ResNet-50W2 SwAV", 800, 67.6),
     "seed_efficientnet_b1_swav_r50": _Released("efficientnet_b1", "ResNet-50 SwAV", 200),
     "seed_efficientnet_b1_swav_r152": _Released("efficientnet_b1", "ResNet-152 SwAV", 200),
-    "seed_resnet50_swav_r50w4": _Released("resnet50", "ResNet-50W4 SwAV", 400, 74.3, f"{SEED}, without its epochs"),
+    "seed_resnet50_swav_r50w4": _Released(
+        "resnet50", "ResNet-50W4 SwAV", 400, 74.3, f"{SEED}, without its epochs"
+    ),
 }
 
 _EXPIRES = "SEED's authors give it out behind links that expire: take a fresh one from their README"
-_NON_COMMERCIAL_NOTE = "Its licence forbids commercial use, which may bind what is distilled from it too"
+_NON_COMMERCIAL_NOTE = (
+    "Its licence forbids commercial use, which may bind what is distilled from it too"
+)
 
 
 def zoo() -> dict[str, ZooEntry]:
     """All entries by name: the teachers of TEACHERS that somebody has published, then the students that SEED released."""
-    teachers = {name: _teacher(name, spec) for name, spec in TEACHERS.items() if _published(name) in _PUBLICATIONS}
+    teachers = {
+        name: _teacher(name, spec)
+        for name, spec in TEACHERS.items()
+        if _published(name) in _PUBLICATIONS
+    }
     return teachers | {name: _student(name, released) for name, released in _RELEASED.items()}
 
 
@@ -177,7 +196,9 @@ def fetch(entry: ZooEntry) -> Path:
         ValueError: it has no address, cannot be downloaded, or is another file.
     """
     if entry.url is None and not entry.path.exists() and not user_mirrors(entry.file_name):
-        raise ValueError(f"{entry.name} has no lasting address to download from; put its file at {entry.path}. {entry.note}")
+        raise ValueError(
+            f"{entry.name} has no lasting address to download from; put its file at {entry.path}. {entry.note}"
+        )
     path = download(entry.url, entry.path, entry.hash)
     if cache_state(entry) == "unverified":
         _hash(entry, path)
@@ -197,16 +218,22 @@ def verify(entry: ZooEntry, path: Path | None = None) -> Found:
     """
     file = entry.path if path is None else path
     if not file.is_file():
-        raise FileNotFoundError(f"no file {file}" if path else f"{entry.name} is not in the cache: no file {file}")
+        raise FileNotFoundError(
+            f"no file {file}" if path else f"{entry.name} is not in the cache: no file {file}"
+        )
     sha256 = _hash(entry, file)
     network, dim = _load(entry, file)
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         embeddings = network.eval()(images)
     if embeddings.shape != (2, dim):
-        raise ValueError(f"{file} gives embeddings {list(embeddings.shape)} of two images, expected {[2, dim]}")
+        raise ValueError(
+            f"{file} gives embeddings {list(embeddings.shape)} of two images, expected {[2, dim]}"
+        )
     if not embeddings.isfinite().all():
-        raise ValueError(f"{file} gives embeddings that are not finite: broken weights; copy or download it again")
+        raise ValueError(
+            f"{file} gives embeddings that are not finite: broken weights; copy or download it again"
+        )
     return Found(file, sha256, entry.hash, dim)
 
 
@@ -227,7 +254,10 @@ def _hash(entry: ZooEntry, file: Path) -> str:
 def _load(entry: ZooEntry, file: Path) -> tuple[nn.Module, int]:
     """The network in the file, and the width that its embeddings should have."""
     if entry.kind == "teacher":
-        config, teacher_ssl = TeacherConfig(entry.name, checkpoint=str(file)), str(TEACHERS[entry.name].teacher_ssl)
+        config, teacher_ssl = (
+            TeacherConfig(entry.name, checkpoint=str(file)),
+            str(TEACHERS[entry.name].teacher_ssl),
+        )
         with torch.device("meta"):
             expected = untrained_teacher(config, teacher_ssl).embedding_dim
         return build_teacher(config, teacher_ssl), expected
@@ -269,7 +299,11 @@ def _teacher(name: str, spec: TeacherSpec) -> ZooEntry:
 
 def _student(name: str, released: _Released) -> ZooEntry:
     file_name = f"{name}.pth.tar"
-    bound = f"; SwAV's weights, which taught it, are {TEACHERS['swav_r50'].licence}" if "SwAV" in released.teacher else ""
+    bound = (
+        f"; SwAV's weights, which taught it, are {TEACHERS['swav_r50'].licence}"
+        if "SwAV" in released.teacher
+        else ""
+    )
     return ZooEntry(
         name,
         "student",

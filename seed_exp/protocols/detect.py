@@ -40,12 +40,16 @@ def detect(config: DetectConfig) -> Measures:
             train, val = load_objects(config.data)
         train = train.with_objects()
         if config.masks and train.objects[0].outlines is None:
-            raise ValueError(f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco")
+            raise ValueError(
+                f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco"
+            )
         detectors = build_detectors(config, frozen, len(train.category_ids), device)
         evaluation = Evaluation("detect", config, frozen, train, val, device)
         folder = evaluation.open()
         log.info("%d training images, %d classes", len(train), len(train.category_ids))
-        method = Detection(detectors, train, masks=config.masks, flip_prob=config.views.flip_prob, seed=config.seed)
+        method = Detection(
+            detectors, train, masks=config.masks, flip_prob=config.views.flip_prob, seed=config.seed
+        )
         num_workers = num_workers_of(config.data)
         bad_samples = bad_samples_of(config.data, folder)
 
@@ -92,7 +96,9 @@ def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:
     return train, val
 
 
-def build_detectors(config: DetectConfig, frozen: FrozenRun, num_classes: int, device: torch.device) -> dict[str, nn.Module]:
+def build_detectors(
+    config: DetectConfig, frozen: FrozenRun, num_classes: int, device: torch.device
+) -> dict[str, nn.Module]:
     """A detector on each student's encoder; its own initial weights depend on the seed and the student's name."""
     detectors: dict[str, nn.Module] = {}
     for name, student in frozen.students.items():
@@ -109,7 +115,9 @@ def build_detectors(config: DetectConfig, frozen: FrozenRun, num_classes: int, d
             image_mean=frozen.views.mean,
             image_std=frozen.views.std,
         )
-        if distributed.world_size() > 1 and device.type == "cuda":  # as in MoCo: two images per GPU make no statistics
+        if (
+            distributed.world_size() > 1 and device.type == "cuda"
+        ):  # as in MoCo: two images per GPU make no statistics
             detector = convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
         detectors[name] = detector
     return detectors
@@ -119,4 +127,6 @@ def _check_library() -> None:
     try:
         import pycocotools  # noqa: F401
     except ModuleNotFoundError:
-        raise ValueError("detect needs pycocotools, which is not installed; pip install 'seed_exp[detect]'") from None
+        raise ValueError(
+            "detect needs pycocotools, which is not installed; pip install 'seed_exp[detect]'"
+        ) from None

@@ -12,7 +12,13 @@ from seed_exp.engine import distributed
 from seed_exp.evaluation.accuracy import top_accuracy
 from seed_exp.evaluation.features import Extractor
 from seed_exp.evaluation.results import with_best
-from seed_exp.evaluation.setup import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.evaluation.setup import (
+    bad_samples_of,
+    eval_options,
+    load_frozen,
+    load_labelled,
+    num_workers_of,
+)
 from seed_exp.methods.finetuning import Finetune
 from seed_exp.protocols.supervised import Evaluation, Measures
 from seed_exp.views.recipe import EvalViews, TrainViews
@@ -29,16 +35,35 @@ def finetune(config: FinetuneConfig) -> Measures:
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        frozen, sources = load_frozen(Path(config.run), config.networks, device), load_labelled(config.data)
+        frozen, sources = (
+            load_frozen(Path(config.run), config.networks, device),
+            load_labelled(config.data),
+        )
         evaluation = Evaluation("finetune", config, frozen, sources.train, sources.val, device)
         folder = evaluation.open()
         log.info("%d training images, %d classes", len(sources.train), sources.num_classes)
         if eval_options(config.views) != eval_options(frozen.views):
-            log.warning("the run was trained for %s, views=%s are others", eval_options(frozen.views), config.views.name)
-        method = Finetune(frozen.students, config.lrs, config.classifier_lr_factor, sources.num_classes, config.seed)
+            log.warning(
+                "the run was trained for %s, views=%s are others",
+                eval_options(frozen.views),
+                config.views.name,
+            )
+        method = Finetune(
+            frozen.students,
+            config.lrs,
+            config.classifier_lr_factor,
+            sources.num_classes,
+            config.seed,
+        )
         bad_samples = bad_samples_of(config.data, folder)
         num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
+        extract = Extractor(
+            EvalViews(config.views),
+            device,
+            num_workers,
+            precision=config.precision,
+            bad_samples=bad_samples,
+        )
 
         def accuracy(names: Collection[str]) -> Measures:
             networks = {name: method.trainable[name].eval() for name in names}

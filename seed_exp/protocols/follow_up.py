@@ -53,7 +53,11 @@ def plan_evaluations(config: EncoderFitConfig) -> list[PlannedEvaluation]:
     for line in config.evaluations:
         name, *options = shlex.split(line) or [""]
         run = lookup(EVALUATIONS, name, "evaluation")
-        evaluations.append(PlannedEvaluation(line, run, compose(name, ["run=.", *_inherited(name, config), *options])))
+        evaluations.append(
+            PlannedEvaluation(
+                line, run, compose(name, ["run=.", *_inherited(name, config), *options])
+            )
+        )
     return evaluations
 
 

@@ -11,7 +11,13 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.evaluation.features import Extractor
 from seed_exp.evaluation.results import run_home, write_results
-from seed_exp.evaluation.setup import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.evaluation.setup import (
+    bad_samples_of,
+    eval_options,
+    load_frozen,
+    load_labelled,
+    num_workers_of,
+)
 from seed_exp.evaluation.votes import knn_accuracy
 from seed_exp.views.recipe import EvalViews
 
@@ -25,10 +31,19 @@ def knn(config: KnnConfig) -> Accuracies:
     with distributed.process_group(device):
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
         if max(config.ks) > len(sources.train):
-            raise ValueError(f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks")
+            raise ValueError(
+                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks"
+            )
         bad_samples = bad_samples_of(config.data, run_home(run))
         num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(frozen.views), device, num_workers, config.batch_size, config.precision, bad_samples)
+        extract = Extractor(
+            EvalViews(frozen.views),
+            device,
+            num_workers,
+            config.batch_size,
+            config.precision,
+            bad_samples,
+        )
         encoders = {name: student.features for name, student in frozen.students.items()}
         bank, bank_labels = extract(encoders, sources.train, evenly_spaced(len(sources.train)))
         queries, query_labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
@@ -58,7 +73,10 @@ def knn(config: KnnConfig) -> Accuracies:
         }
         path = write_results(run_home(run), "knn", protocol, results)
     measures = list(next(iter(results.values())))
-    rows = [[name, *(f"{accuracy[measure]:.2f}" for measure in measures)] for name, accuracy in results.items()]
+    rows = [
+        [name, *(f"{accuracy[measure]:.2f}" for measure in measures)]
+        for name, accuracy in results.items()
+    ]
     print(markdown_table(["k-NN top-1, %", *measures], rows))
     print(f"written to {path}")
     return results

@@ -14,7 +14,13 @@ from seed_exp.engine import distributed
 from seed_exp.evaluation.accuracy import linear_accuracy
 from seed_exp.evaluation.features import Extractor
 from seed_exp.evaluation.results import with_best
-from seed_exp.evaluation.setup import bad_samples_of, eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.evaluation.setup import (
+    bad_samples_of,
+    eval_options,
+    load_frozen,
+    load_labelled,
+    num_workers_of,
+)
 from seed_exp.methods.linear_probe import LinearProbe
 from seed_exp.models.students import Student
 from seed_exp.protocols.supervised import Evaluation, Measures
@@ -30,7 +36,10 @@ def linear(config: LinearConfig) -> Measures:
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        frozen, sources = load_frozen(Path(config.run), config.networks, device), load_labelled(config.data)
+        frozen, sources = (
+            load_frozen(Path(config.run), config.networks, device),
+            load_labelled(config.data),
+        )
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
                 f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run was trained for "
@@ -38,17 +47,27 @@ def linear(config: LinearConfig) -> Measures:
             )
         evaluation = Evaluation("linear", config, frozen, sources.train, sources.val, device)
         folder = evaluation.open()
-        encoders: dict[str, nn.Module] = {name: _Features(student) for name, student in frozen.students.items()}
+        encoders: dict[str, nn.Module] = {
+            name: _Features(student) for name, student in frozen.students.items()
+        }
         probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
         bad_samples = bad_samples_of(config.data, folder)
         num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
+        extract = Extractor(
+            EvalViews(config.views),
+            device,
+            num_workers,
+            precision=config.precision,
+            bad_samples=bad_samples,
+        )
 
         def accuracy(names: Collection[str]) -> Measures:
             features, labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
             if distributed.rank() != 0:
                 return {}
-            return linear_accuracy({name: probe.trainable[name] for name in names}, features, labels)
+            return linear_accuracy(
+                {name: probe.trainable[name] for name in names}, features, labels
+            )
 
         return evaluation.run(
             folder,

@@ -54,7 +54,13 @@ class Evaluation:
         inputs |= {name: record["sha256"] for name, record in self.frozen.record.items()}
         home = run_home(Path(self.config.run))
         with distributed.rank0_first():
-            folder = open_run(self.command, "+".join(self.frozen.students), self.config, inputs, home / self.command)
+            folder = open_run(
+                self.command,
+                "+".join(self.frozen.students),
+                self.config,
+                inputs,
+                home / self.command,
+            )
         log_to(folder)
         return folder
 
@@ -93,15 +99,26 @@ class Evaluation:
         last: Measures | None = None
 
         def measured(names: Collection[str]) -> Measures:
-            with torch.compiler.set_stance("force_eager"):  # every size of a batch would be compiled, also the last one's
+            with torch.compiler.set_stance(
+                "force_eager"
+            ):  # every size of a batch would be compiled, also the last one's
                 return measure(names)
 
         def evaluate(names: Collection[str]) -> dict[str, float]:
             nonlocal last
             last = measured(names)
-            return {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
+            return {
+                f"{name}/{key}": value
+                for name, values in last.items()
+                for key, value in values.items()
+            }
 
-        tracked = RunFacts(self.command, "+".join(self.frozen.students), list(self.frozen.students), to_plain(config))
+        tracked = RunFacts(
+            self.command,
+            "+".join(self.frozen.students),
+            list(self.frozen.students),
+            to_plain(config),
+        )
         with run_lock(folder), build_tracker(folder, config.tracker, tracked) as tracker:
             diverged, batch_size = fit(
                 method,
@@ -121,14 +138,26 @@ class Evaluation:
                 last = measured([name for name in method.trainable if name not in diverged])
             results = summary(last)
             columns = list(next(iter(results.values()), {}))
-            tracker.log_table(self.command, ["network", *columns], [[name, *row.values()] for name, row in results.items()])
+            tracker.log_table(
+                self.command,
+                ["network", *columns],
+                [[name, *row.values()] for name, row in results.items()],
+            )
         if distributed.rank() != 0:
             return results
         content = {
-            "options": {key: value for key, value in decisive_options(to_plain(config)).items() if key != "run"},
+            "options": {
+                key: value
+                for key, value in decisive_options(to_plain(config)).items()
+                if key != "run"
+            },
             "precision": resolve(config.precision, self.device).value,
             "batch_size": batch_size,
-            **({"batch_size_per_rank": batch_size // distributed.world_size()} if bn_per_rank else {}),
+            **(
+                {"batch_size_per_rank": batch_size // distributed.world_size()}
+                if bn_per_rank
+                else {}
+            ),
             **protocol,
             "diverged": sorted(diverged),
             "train": self.train.fingerprint(),
@@ -136,7 +165,10 @@ class Evaluation:
             "students": self.frozen.record,
         }
         path = write_results(run_home(Path(config.run)), self.command, content, results)
-        rows = [[name, *(f"{value:.2f}" for value in values.values())] for name, values in results.items()]
+        rows = [
+            [name, *(f"{value:.2f}" for value in values.values())]
+            for name, values in results.items()
+        ]
         rows += [[name, *("diverged" for _ in columns)] for name in diverged]
         print(markdown_table([f"{title}, %", *columns], rows))
         print(f"written to {path}")

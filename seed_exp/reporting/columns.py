@@ -30,13 +30,22 @@ def columns_of(settings: Sequence[Setting]) -> dict[str, TableColumn]:
     keys = sorted({key for setting in distinct.values() for key in setting})
     together: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key in keys:
-        values = tuple(json.dumps(setting.get(key), sort_keys=True, default=str) for setting in distinct.values())
+        values = tuple(
+            json.dumps(setting.get(key), sort_keys=True, default=str)
+            for setting in distinct.values()
+        )
         if len(set(values)) > 1:
             first: dict[str, str] = {}
-            together[tuple(first.setdefault(value, str(len(first))) for value in values)].append(key)
+            together[tuple(first.setdefault(value, str(len(first))) for value in values)].append(
+                key
+            )
     representatives: list[str] = []
-    apart: list[tuple[str, ...]] = [()] * len(distinct)  # the settings as the representatives tell them apart
-    for partition, keys in sorted(together.items(), key=lambda item: _rank(min(item[1], key=_rank))):
+    apart: list[tuple[str, ...]] = [()] * len(
+        distinct
+    )  # the settings as the representatives tell them apart
+    for partition, keys in sorted(
+        together.items(), key=lambda item: _rank(min(item[1], key=_rank))
+    ):
         finer = [(*before, place) for before, place in zip(apart, partition, strict=True)]
         if len(set(finer)) > len(set(apart)):  # otherwise it follows from those before
             representatives.append(min(keys, key=_rank))
@@ -45,13 +54,20 @@ def columns_of(settings: Sequence[Setting]) -> dict[str, TableColumn]:
     columns = {}
     for name, setting in distinct.items():
         present = [key for key in representatives if setting.get(key) is not None]
-        label = ", ".join(_labelled(key, setting.get(key)) for key in present or representatives) or "all runs"
+        label = (
+            ", ".join(_labelled(key, setting.get(key)) for key in present or representatives)
+            or "all runs"
+        )
         columns[name] = TableColumn(label, {key: setting.get(key) for key in varying})
     return columns
 
 
 def _rank(key: str) -> tuple[int, int, str]:
-    known = NAMES.index(key) if key in NAMES else len(NAMES) + (not key.endswith(".name")) + 2 * key.startswith("teacher's ")
+    known = (
+        NAMES.index(key)
+        if key in NAMES
+        else len(NAMES) + (not key.endswith(".name")) + 2 * key.startswith("teacher's ")
+    )
     return known, len(key), key
 
 

@@ -7,10 +7,24 @@ from dataclasses import dataclass, field
 
 from seed_exp.base.redaction import redact
 from seed_exp.reporting.columns import TableColumn, columns_of
-from seed_exp.reporting.entries import NO_TEACHER, Entry, PlannedJob, entry_of, images_of, key_of, matched
+from seed_exp.reporting.entries import (
+    NO_TEACHER,
+    Entry,
+    PlannedJob,
+    entry_of,
+    images_of,
+    key_of,
+    matched,
+)
 from seed_exp.reporting.published import Published, students_of
 from seed_exp.reporting.runs import Run
-from seed_exp.reporting.table_cells import MEASURES, EvaluationCommand, TableCell, cell_of, main_protocols
+from seed_exp.reporting.table_cells import (
+    MEASURES,
+    EvaluationCommand,
+    TableCell,
+    cell_of,
+    main_protocols,
+)
 
 
 @dataclass(frozen=True)
@@ -53,35 +67,57 @@ def compare(
         sizes: Parameters of networks, for those that no run has written yet.
     """
     folders = {run.folder.resolve(): run for run in runs}
-    found = [entry_of(run.command, run.options, name, None, run, folders) for run in runs for name in run.students]
+    found = [
+        entry_of(run.command, run.options, name, None, run, folders)
+        for run in runs
+        for name in run.students
+    ]
     notes: list[str] = []
     if jobs is None:
-        entries = [entry._replace(setting={**entry.setting, "images": images_of(entry)}) for entry in found]
+        entries = [
+            entry._replace(setting={**entry.setting, "images": images_of(entry)}) for entry in found
+        ]
     else:
         planned = [
-            entry_of(job.command, job.options, name, job, None, folders) for job in jobs for name in students_of(job.options)
+            entry_of(job.command, job.options, name, job, None, folders)
+            for job in jobs
+            for name in students_of(job.options)
         ]
         entries = matched(planned, found, notes)
     labelled = columns_of([entry.setting for entry in entries])
     columns = list(dict.fromkeys(labelled[key_of(entry.setting)].label for entry in entries))
-    columns.sort(key=lambda label: NO_TEACHER not in label)  # the baseline first, otherwise in the given order
+    columns.sort(
+        key=lambda label: NO_TEACHER not in label
+    )  # the baseline first, otherwise in the given order
     chosen = {column.label: column for column in labelled.values()}
     protocols = main_protocols(entries, notes)
     rows = list(dict.fromkeys(entry.row for entry in entries))
     cells = {}
     for row in rows:
         for number, label in enumerate(columns):
-            mine = [entry for entry in entries if entry.row == row and labelled[key_of(entry.setting)].label == label]
+            mine = [
+                entry
+                for entry in entries
+                if entry.row == row and labelled[key_of(entry.setting)].label == label
+            ]
             if mine:
                 cells[row, number] = cell_of(mine, published, protocols, evaluation_command, notes)
     measures = [
         name
         for name, measure in MEASURES.items()
-        if any(cell.values[name].sources or (measure.asked and cell.values[name].published) for cell in cells.values())
+        if any(
+            cell.values[name].sources or (measure.asked and cell.values[name].published)
+            for cell in cells.values()
+        )
     ]
     parameters: dict[str, int | None] = {
         row: next(
-            (size for entry in entries if entry.row == row and (size := _parameters(entry)) is not None), (sizes or {}).get(row)
+            (
+                size
+                for entry in entries
+                if entry.row == row and (size := _parameters(entry)) is not None
+            ),
+            (sizes or {}).get(row),
         )
         for row in rows
     }

@@ -31,7 +31,9 @@ def embedding_map(features: Tensor, labels: Tensor, title: str, path: Path) -> N
     from sklearn.decomposition import PCA
 
     pca = PCA(2, random_state=0)
-    with np.errstate(invalid="ignore"):  # of features that are all alike, shares of the variance are no numbers
+    with np.errstate(
+        invalid="ignore"
+    ):  # of features that are all alike, shares of the variance are no numbers
         points = pca.fit_transform(F.normalize(features[:MAX_POINTS].float().cpu(), dim=1).numpy())
     figure = Figure(figsize=(8, 8), dpi=100, facecolor="white")
     axes = figure.add_subplot()
@@ -39,7 +41,12 @@ def embedding_map(features: Tensor, labels: Tensor, title: str, path: Path) -> N
     for label in np.unique(classes):
         mine = points[classes == label]
         axes.scatter(
-            mine[:, 0], mine[:, 1], color=CLASS_COLOURS[label % len(CLASS_COLOURS)], s=14, linewidths=0, label=str(label)
+            mine[:, 0],
+            mine[:, 1],
+            color=CLASS_COLOURS[label % len(CLASS_COLOURS)],
+            s=14,
+            linewidths=0,
+            label=str(label),
         )
     if len(np.unique(classes)) <= len(CLASS_COLOURS):  # with more, hues repeat
         axes.legend(title="class", frameon=False, labelcolor=INK)

@@ -13,7 +13,9 @@ from seed_exp.models.teachers import TEACHERS
 from seed_exp.reporting.published import Comparable, network_of, objective_of
 from seed_exp.reporting.runs import Run
 
-WITHOUT_EFFECT = frozenset({"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"})
+WITHOUT_EFFECT = frozenset(
+    {"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"}
+)
 """Options that may differ between runs of the same cell: repetitions, places of the images, evaluations on the way."""
 NO_TEACHER = "no teacher (MoCo-V2)"
 WIDEST = 12
@@ -44,7 +46,12 @@ class Entry(NamedTuple):
 
 
 def entry_of(
-    command: str, options: Mapping[str, Any], name: str, job: PlannedJob | None, run: Run | None, folders: Mapping[Path, Run]
+    command: str,
+    options: Mapping[str, Any],
+    name: str,
+    job: PlannedJob | None,
+    run: Run | None,
+    folders: Mapping[Path, Run],
 ) -> Entry:
     setting: Setting = {
         key: value
@@ -61,7 +68,9 @@ def entry_of(
         teacher, about = _teacher(options, folders)
         teacher_ssl = str(options.get("teacher_ssl.name"))
         setting |= about
-    setting = {key: value for key, value in setting.items() if value is not None and value is not False}  # off, as if absent
+    setting = {
+        key: value for key, value in setting.items() if value is not None and value is not False
+    }  # off, as if absent
     origin = Comparable(network_of(options, name), teacher, teacher_ssl, objective)
     return Entry(origin.student, setting, options.get("seed"), name, job, run, origin)
 
@@ -71,7 +80,8 @@ def _teacher(options: Mapping[str, Any], folders: Mapping[Path, Run]) -> tuple[s
     kept = {
         key: value
         for key, value in options.items()
-        if key.startswith("teacher.") and key not in ("teacher.network", "teacher.name", "teacher.checkpoint", "teacher.student")
+        if key.startswith("teacher.")
+        and key not in ("teacher.network", "teacher.name", "teacher.checkpoint", "teacher.student")
     }
     name = str(options.get("teacher.name") or options.get("teacher.network"))
     if name != "run":
@@ -102,25 +112,46 @@ def matched(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) 
         if images_of(entry) == images:
             kept.append(entry._replace(job=cells[entry.row, key_of(entry.setting)].job))
         else:
-            notes.append(f"{entry.run.folder}: left out, trained on {images_of(entry)}, most others on {images}")
+            notes.append(
+                f"{entry.run.folder}: left out, trained on {images_of(entry)}, most others on {images}"
+            )
     rows = {entry.row for entry in planned}
-    teachers = {Path(str(options_of(entry).get("teacher.checkpoint"))).resolve() for entry in (*planned, *found)}
+    teachers = {
+        Path(str(options_of(entry).get("teacher.checkpoint"))).resolve()
+        for entry in (*planned, *found)
+    }
     for entry in found:
         if entry.run is not None and entry.run.folder.resolve() in teachers:
             continue
         if entry.row in rows and (entry.row, key_of(entry.setting)) not in cells:
             assert entry.run is not None
             nearest = min(
-                (_difference(plan.setting, entry.setting) for plan in planned if plan.row == entry.row),
+                (
+                    _difference(plan.setting, entry.setting)
+                    for plan in planned
+                    if plan.row == entry.row
+                ),
                 key=lambda one: (len(one), one),
             )
-            shown = ", ".join(nearest[:WIDEST]) + (f" and {len(nearest) - WIDEST} more" if len(nearest) > WIDEST else "")
+            shown = ", ".join(nearest[:WIDEST]) + (
+                f" and {len(nearest) - WIDEST} more" if len(nearest) > WIDEST else ""
+            )
             notes.append(f"{entry.run.folder}: {entry.name} is not of this experiment: {shown}")
     filled = {(entry.row, key_of(entry.setting), entry.seed) for entry in kept}
     jobs = {(entry.row, key_of(entry.setting), entry.seed): entry.job for entry in planned}
-    kept = [entry._replace(job=jobs.get((entry.row, key_of(entry.setting), entry.seed))) for entry in kept]
-    missing = [entry for entry in planned if (entry.row, key_of(entry.setting), entry.seed) not in filled]
-    order = {place: number for number, place in enumerate(dict.fromkeys((entry.row, key_of(entry.setting)) for entry in planned))}
+    kept = [
+        entry._replace(job=jobs.get((entry.row, key_of(entry.setting), entry.seed)))
+        for entry in kept
+    ]
+    missing = [
+        entry for entry in planned if (entry.row, key_of(entry.setting), entry.seed) not in filled
+    ]
+    order = {
+        place: number
+        for number, place in enumerate(
+            dict.fromkeys((entry.row, key_of(entry.setting)) for entry in planned)
+        )
+    }
     return sorted([*kept, *missing], key=lambda entry: order[entry.row, key_of(entry.setting)])
 
 

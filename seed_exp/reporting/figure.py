@@ -61,15 +61,23 @@ def overview_figure(
             4 images for the maps.
     """
     if not losses or not maps:
-        raise ValueError(f"the figure needs at least one run and one encoder, got {list(losses)} and {list(maps)}")
+        raise ValueError(
+            f"the figure needs at least one run and one encoder, got {list(losses)} and {list(maps)}"
+        )
     if list(maps) != list(neighbours):
-        raise ValueError(f"maps and neighbours must name the same encoders in order, got {list(maps)} and {list(neighbours)}")
+        raise ValueError(
+            f"maps and neighbours must name the same encoders in order, got {list(maps)} and {list(neighbours)}"
+        )
     if len(labels) < 4:
         raise ValueError(f"a map needs at least 4 images, got {len(labels)}")
     figure = Figure(figsize=(16, 9), dpi=100, facecolor="white")
     figure.text(0.03, 0.962, title, fontsize=19, fontweight="bold", color=INK, va="center")
-    top = figure.add_gridspec(1, len(losses), left=0.045, right=0.925, bottom=0.745, top=0.885, wspace=0.16)
-    bottom = figure.add_gridspec(1, len(maps), left=0.03, right=0.925, bottom=0.035, top=0.635, wspace=0.1)
+    top = figure.add_gridspec(
+        1, len(losses), left=0.045, right=0.925, bottom=0.745, top=0.885, wspace=0.16
+    )
+    bottom = figure.add_gridspec(
+        1, len(maps), left=0.03, right=0.925, bottom=0.035, top=0.635, wspace=0.1
+    )
     for column, (name, (steps, values)) in enumerate(losses.items()):
         _draw_loss(figure.add_subplot(top[column]), name, steps, values)
     classes = labels[:MAX_POINTS].cpu().numpy()
@@ -77,7 +85,9 @@ def overview_figure(
         cell = bottom[column].subgridspec(2, 1, height_ratios=(1.6, 1), hspace=0.14)
         _draw_map(figure.add_subplot(cell[0]), name, _project(features[:MAX_POINTS]), classes)
         found = neighbours[name].cpu()
-        picture = _gallery(query_images, bank_images[found], query_labels[:, None] == bank_labels[found])
+        picture = _gallery(
+            query_images, bank_images[found], query_labels[:, None] == bank_labels[found]
+        )
         _draw_gallery(figure.add_subplot(cell[1]), picture, found.shape[1])
     _draw_legend(figure, np.unique(classes), class_names)
     FigureCanvasAgg(figure)
@@ -96,7 +106,9 @@ def _draw_loss(axes: Any, name: str, steps: Sequence[float], values: Sequence[fl
     axes.margins(x=0.01)
 
 
-def _draw_map(axes: Any, name: str, points: NDArray[np.float64], classes: NDArray[np.int64]) -> None:
+def _draw_map(
+    axes: Any, name: str, points: NDArray[np.float64], classes: NDArray[np.int64]
+) -> None:
     colours = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in classes]
     axes.scatter(points[:, 0], points[:, 1], c=colours, s=9, alpha=0.85, linewidths=0)
     axes.set_title(name, loc="left", fontsize=13, color=INK)
@@ -110,10 +122,14 @@ def _draw_gallery(axes: Any, picture: NDArray[np.float32], num_neighbours: int) 
     axes.set_axis_off()
     cell = picture.shape[1] / (num_neighbours + 1.5)
     axes.text(cell / 2, -0.12 * cell, "query", fontsize=10, color=MUTED, ha="center", va="bottom")
-    axes.text(1.5 * cell, -0.12 * cell, "nearest neighbours →", fontsize=10, color=MUTED, va="bottom")
+    axes.text(
+        1.5 * cell, -0.12 * cell, "nearest neighbours →", fontsize=10, color=MUTED, va="bottom"
+    )
 
 
-def _draw_legend(figure: Figure, classes: NDArray[np.int64], class_names: Sequence[str] | None) -> None:
+def _draw_legend(
+    figure: Figure, classes: NDArray[np.int64], class_names: Sequence[str] | None
+) -> None:
     for height, colour, name in ((0.17, SAME, "same class"), (0.14, OTHER, "other class")):
         figure.text(0.931, height, "■", fontsize=12, color=colour, va="center")
         figure.text(0.943, height, name, fontsize=10, color=INK, va="center")
@@ -122,7 +138,14 @@ def _draw_legend(figure: Figure, classes: NDArray[np.int64], class_names: Sequen
     for row, label in enumerate(classes):
         name = str(label) if class_names is None else class_names[label]
         height = 0.62 - 0.03 * row
-        figure.text(0.935, height, "●", fontsize=14, color=CLASS_COLOURS[label % len(CLASS_COLOURS)], va="center")
+        figure.text(
+            0.935,
+            height,
+            "●",
+            fontsize=14,
+            color=CLASS_COLOURS[label % len(CLASS_COLOURS)],
+            va="center",
+        )
         figure.text(0.949, height, name, fontsize=11, color=INK, va="center")
 
 
@@ -133,25 +156,42 @@ def _project(features: Tensor) -> NDArray[np.float64]:
     perplexity = min(30.0, (len(unit) - 1) / 3)
     # t-SNE's threads meet after each of many short iterations: on a busy machine several take ten times as long as one.
     with threadpool_limits(1):
-        return np.asarray(TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(unit), dtype=np.float64)
+        return np.asarray(
+            TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(unit),
+            dtype=np.float64,
+        )
 
 
 def _gallery(queries: Tensor, neighbours: Tensor, same: Tensor) -> NDArray[np.float32]:
     """Queries uint8 [Q, 3, H, W] beside their neighbours [Q, k, 3, H, W], framed by whether the labels agree [Q, k]."""
     num_queries, num_neighbours, _, height, width = neighbours.shape
-    enlarge = max(1, -(-64 // height))  # frames are a share of a cell, so tiny images need more pixels
+    enlarge = max(
+        1, -(-64 // height)
+    )  # frames are a share of a cell, so tiny images need more pixels
     height, width = height * enlarge, width * enlarge
     frame, gap = max(2, height // 14), max(2, height // 14)
     cell_height, cell_width = height + 2 * frame + gap, width + 2 * frame + gap
-    picture = np.ones((num_queries * cell_height - gap, (2 * num_neighbours + 3) * cell_width // 2, 3), dtype=np.float32)
+    picture = np.ones(
+        (num_queries * cell_height - gap, (2 * num_neighbours + 3) * cell_width // 2, 3),
+        dtype=np.float32,
+    )
     for row in range(num_queries):
         tiles = [(0, queries[row], "#ffffff")]
         for rank in range(num_neighbours):
-            left = (2 * rank + 3) * cell_width // 2  # half a cell between the query and its neighbours
+            left = (
+                (2 * rank + 3) * cell_width // 2
+            )  # half a cell between the query and its neighbours
             tiles.append((left, neighbours[row, rank], SAME if same[row, rank] else OTHER))
         for left, image, colour in tiles:
-            pixels = image.permute(1, 2, 0).cpu().repeat_interleave(enlarge, 0).repeat_interleave(enlarge, 1)
+            pixels = (
+                image.permute(1, 2, 0)
+                .cpu()
+                .repeat_interleave(enlarge, 0)
+                .repeat_interleave(enlarge, 1)
+            )
             y = row * cell_height
             picture[y : y + height + 2 * frame, left : left + width + 2 * frame] = to_rgb(colour)
-            picture[y + frame : y + frame + height, left + frame : left + frame + width] = pixels.to(torch.float32) / 255
+            picture[y + frame : y + frame + height, left + frame : left + frame + width] = (
+                pixels.to(torch.float32) / 255
+            )
     return picture

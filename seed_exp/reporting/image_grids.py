@@ -26,14 +26,18 @@ _TILE = 80
 _FRAME = 4
 
 
-def recipe_gallery(source: Source, views: TrainViews, path: Path, *, num_images: int = 8, epoch: int = 0) -> None:
+def recipe_gallery(
+    source: Source, views: TrainViews, path: Path, *, num_images: int = 8, epoch: int = 0
+) -> None:
     """Writes the `view_gallery` of images evenly spread over `source`, as training sees them in `epoch`."""
     indices = evenly_spaced(len(source), num_images)
     images = [source.image(index) for index in indices.tolist()]
     batch = views.empty(len(images))
     views.host(images, np.full(len(images), -1), epoch, indices, batch)
     made = views.device(batch)
-    view_gallery(images, {name: denormalize(view, views.config) for name, view in made.items()}, path)
+    view_gallery(
+        images, {name: denormalize(view, views.config) for name, view in made.items()}, path
+    )
 
 
 def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Path) -> None:
@@ -48,7 +52,10 @@ def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Pa
     """
     row_height = max(batch.shape[-2] for batch in views.values())
     rows = [
-        [_scaled(_picture(image), row_height), *(_picture(view) for batch in views.values() for view in batch[:, number])]
+        [
+            _scaled(_picture(image), row_height),
+            *(_picture(view) for batch in views.values() for view in batch[:, number]),
+        ]
         for number, image in enumerate(images)
     ]
     titles = ["original", *(name for name, batch in views.items() for _ in batch)]
@@ -57,7 +64,10 @@ def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Pa
         max(math.ceil(font.getlength(title)), *(picture.width for picture in column))
         for title, column in zip(titles, zip(*rows, strict=True), strict=True)
     ]
-    size = (_GAP + sum(width + _GAP for width in widths), _GAP + _TITLE + len(rows) * (row_height + _GAP))
+    size = (
+        _GAP + sum(width + _GAP for width in widths),
+        _GAP + _TITLE + len(rows) * (row_height + _GAP),
+    )
     canvas = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     left = _GAP
@@ -91,18 +101,33 @@ def neighbours_gallery(queries: Source, bank: Source, neighbours: Neighbours, pa
     """
     num_neighbours = max(map(len, neighbours.found))
     cell, line = _TILE + 2 * _FRAME + _GAP, _TITLE + _TILE + 2 * _FRAME + _GAP
-    size = (_GAP + cell // 2 + (1 + num_neighbours) * cell, _GAP + _TITLE + len(neighbours.queries) * line)
+    size = (
+        _GAP + cell // 2 + (1 + num_neighbours) * cell,
+        _GAP + _TITLE + len(neighbours.queries) * line,
+    )
     canvas = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default()
     offset = _GAP + cell // 2  # half a cell between the query and its neighbours
     draw.text((_GAP + _FRAME, _GAP), "query", fill=MUTED, font=font)
-    draw.text((offset + cell + _FRAME, _GAP), "nearest neighbours, with their cosines", fill=MUTED, font=font)
-    for row, (query, found, cosines) in enumerate(zip(neighbours.queries, neighbours.found, neighbours.cosines, strict=True)):
+    draw.text(
+        (offset + cell + _FRAME, _GAP),
+        "nearest neighbours, with their cosines",
+        fill=MUTED,
+        font=font,
+    )
+    for row, (query, found, cosines) in enumerate(
+        zip(neighbours.queries, neighbours.found, neighbours.cosines, strict=True)
+    ):
         top = _GAP + _TITLE + row * line
         label = _label(queries, query)
         canvas.paste(_tile(queries.image(query), _BACKGROUND), (_GAP, top))
-        draw.text((_GAP + _FRAME, top + cell - _GAP), "" if label < 0 else f"class {label}", fill=INK, font=font)
+        draw.text(
+            (_GAP + _FRAME, top + cell - _GAP),
+            "" if label < 0 else f"class {label}",
+            fill=INK,
+            font=font,
+        )
         for column, (index, cosine) in enumerate(zip(found, cosines, strict=True), 1):
             other = _label(bank, index)
             colour = _BACKGROUND if min(label, other) < 0 else SAME if label == other else OTHER
@@ -123,7 +148,9 @@ def _tile(image: Tensor, colour: str) -> Image.Image:
     largest = max(picture.size)
     factor = _TILE / largest if largest > _TILE else _TILE // largest
     width, height = (max(1, round(side * factor)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR)
+    picture = picture.resize(
+        (width, height), Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BILINEAR
+    )
     tile = Image.new("RGB", (_TILE + 2 * _FRAME,) * 2, colour)
     tile.paste(_BACKGROUND, (_FRAME, _FRAME, _FRAME + _TILE, _FRAME + _TILE))
     tile.paste(picture, (_FRAME + (_TILE - width) // 2, _FRAME + (_TILE - height) // 2))
@@ -137,4 +164,6 @@ def _picture(image: Tensor) -> Image.Image:
 def _scaled(picture: Image.Image, height: int) -> Image.Image:
     """`picture` at `height` pixels, or lower where it would be more than twice as wide as high."""
     factor = min(height / picture.height, 2 * height / picture.width)
-    return picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))))
+    return picture.resize(
+        (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    )

@@ -33,7 +33,10 @@ class OtherResult(NamedTuple):
 def other_results(table: Table) -> list[OtherResult]:
     """The evaluations of the table's runs that none of its cells shows, in the order of the cells."""
     shown = {
-        protocol_id(source.result) for cell in table.cells.values() for value in cell.values.values() for source in value.sources
+        protocol_id(source.result)
+        for cell in table.cells.values()
+        for value in cell.values.values()
+        for source in value.sources
     }
     return [
         OtherResult(row, table.columns[number].label, *found)
@@ -45,14 +48,19 @@ def other_results(table: Table) -> list[OtherResult]:
 
 def _of_cell(cell: TableCell) -> list[tuple[str, str, str, dict[str, Value]]]:
     """Evaluation, images, protocol and values of everything that the runs of the cell were evaluated by."""
-    sources: dict[tuple[str, str, str], dict[str, list[Provenance]]] = defaultdict(lambda: defaultdict(list))
+    sources: dict[tuple[str, str, str], dict[str, list[Provenance]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for name, run in cell.runs:
-        for protocol, result in {protocol_id(result): result for result in run.results if name in result.values}.items():
+        for protocol, result in {
+            protocol_id(result): result for result in run.results if name in result.values
+        }.items():
             images = short_fingerprint(result.protocol.get("val", result.protocol.get("queries")))
             measures = sources[result.evaluation, images, protocol]
             for key in list(result.values[name])[:MOST_MEASURES]:
                 if (source := latest(run, name, result.evaluation, protocol, key)) is not None:
                     measures[key].append(source)
     return [
-        (*place, {key: Value(tuple(of), None, ()) for key, of in values.items()}) for place, values in sorted(sources.items())
+        (*place, {key: Value(tuple(of), None, ()) for key, of in values.items()})
+        for place, values in sorted(sources.items())
     ]

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seed_exp.models.teachers import TEACHERS
-from seed_exp.reporting.papers import FEATURE_WIDTHS, LABELLED_VIEWS, LINEAR, PAPERS, RECIPES, RESNET_LR, TEACHER_EPOCHS
+from seed_exp.reporting.papers import (
+    FEATURE_WIDTHS,
+    LABELLED_VIEWS,
+    LINEAR,
+    PAPERS,
+    RECIPES,
+    RESNET_LR,
+    TEACHER_EPOCHS,
+)
 from seed_exp.reporting.runs import Result, Run
 
 NUM_IMAGES = {"imagenet": (1_281_167, 50_000)}
@@ -64,27 +72,47 @@ def read_published(path: Path) -> tuple[list[Published], list[str]]:
 
 
 def _published(row: Mapping[str, str]) -> Published:
-    names = ("student", "teacher", "teacher_ssl", "objective", "protocol", "dataset", "source", "views")
+    names = (
+        "student",
+        "teacher",
+        "teacher_ssl",
+        "objective",
+        "protocol",
+        "dataset",
+        "source",
+        "views",
+    )
     return Published(
-        **{name: row[name] for name in names}, value=float(row["value"]), epochs=int(row["epochs"]) if row["epochs"] else None
+        **{name: row[name] for name in names},
+        value=float(row["value"]),
+        epochs=int(row["epochs"]) if row["epochs"] else None,
     )
 
 
 def published_of(
-    published: Sequence[Published], origin: Comparable, protocol: str, name: str, options: Mapping[str, Any]
+    published: Sequence[Published],
+    origin: Comparable,
+    protocol: str,
+    name: str,
+    options: Mapping[str, Any],
 ) -> Published | None:
     """The published number of this origin; of several, the one with the epochs and views of student `name` in flat options."""
     candidates = [
         row
         for row in published
-        if Comparable(row.student, row.teacher, row.teacher_ssl, row.objective) == origin and row.protocol == protocol
+        if Comparable(row.student, row.teacher, row.teacher_ssl, row.objective) == origin
+        and row.protocol == protocol
     ]
     return min(candidates, key=lambda row: len(_other_training(row, name, options)), default=None)
 
 
 def network_of(options: Mapping[str, Any], student: str) -> str:
     """What the student is: a name of timm, or of models.students.STUDENTS."""
-    return str(options.get(f"students.{student}.name") or options.get(f"students.{student}.network") or student)
+    return str(
+        options.get(f"students.{student}.name")
+        or options.get(f"students.{student}.network")
+        or student
+    )
 
 
 def students_of(options: Mapping[str, Any]) -> list[str]:
@@ -111,7 +139,9 @@ def reasons_against(row: Published, run: Run, name: str, result: Result) -> list
     if expected is None:
         reasons.append(f"published for {row.dataset}, which cannot be recognised here")
     elif num_images(run.inputs.get("data")) != expected[0]:
-        reasons.append(f"trained on {short_fingerprint(run.inputs.get('data'))}, not on {row.dataset}")
+        reasons.append(
+            f"trained on {short_fingerprint(run.inputs.get('data'))}, not on {row.dataset}"
+        )
     elif tuple(map(num_images, evaluated)) != expected:
         shown = " and ".join(map(short_fingerprint, evaluated))
         reasons.append(f"evaluated on {shown}, not on {row.dataset}")
@@ -125,14 +155,18 @@ def reasons_against(row: Published, run: Run, name: str, result: Result) -> list
     found = result.protocol.get("options")
     options = found if isinstance(found, dict) else {}
     if row.protocol.startswith("linear_"):
-        reasons += [f"linear evaluation with {difference}" for difference in _differing(LINEAR, options)]
+        reasons += [
+            f"linear evaluation with {difference}" for difference in _differing(LINEAR, options)
+        ]
         rates = learning_rates(result)
         if row.student.startswith("resnet") and rates and RESNET_LR not in rates:
             reasons.append(
                 f"linear evaluation with learning rates {', '.join(f'{rate:g}' for rate in rates)}, published: {RESNET_LR:g}"
             )
     if row.protocol.startswith("semi_"):
-        reasons += [f"fine-tuning with {difference}" for difference in _differing(LABELLED_VIEWS, options)]
+        reasons += [
+            f"fine-tuning with {difference}" for difference in _differing(LABELLED_VIEWS, options)
+        ]
     return reasons
 
 

@@ -18,7 +18,9 @@ from seed_exp.models.students import read_header
 
 TRAINING = frozenset({"distill", "pretrain"})
 """Commands whose run folders have students."""
-INSIDE = frozenset({"checkpoints", "students", "results", "linear", "finetune", "detect", "media", "wandb"})
+INSIDE = frozenset(
+    {"checkpoints", "students", "results", "linear", "finetune", "detect", "media", "wandb"}
+)
 """Folders of a run in which no other run is looked for."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of tensors that are no parameters."""
@@ -92,7 +94,12 @@ class Run:
     def is_done(self, student: str) -> bool:
         """Whether the student's file has all steps."""
         network, expected = self.networks.get(student), self.num_steps(student)
-        return network is not None and network.step is not None and expected is not None and network.step >= expected
+        return (
+            network is not None
+            and network.step is not None
+            and expected is not None
+            and network.step >= expected
+        )
 
 
 def read_runs(paths: Iterable[Path], decisive: Decisive) -> tuple[list[Run], list[str]]:
@@ -112,7 +119,9 @@ def read_runs(paths: Iterable[Path], decisive: Decisive) -> tuple[list[Run], lis
             identity = os.path.realpath(file)
             if identity not in runs and (run := _read_run(file, decisive, problems)) is not None:
                 runs[identity] = run
-    return sorted(runs.values(), key=lambda run: str(run.folder)), [redact(problem) for problem in problems]
+    return sorted(runs.values(), key=lambda run: str(run.folder)), [
+        redact(problem) for problem in problems
+    ]
 
 
 def _config_files(root: Path, problems: list[str]) -> Iterator[Path]:
@@ -121,7 +130,9 @@ def _config_files(root: Path, problems: list[str]) -> Iterator[Path]:
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
         is_run = "config.json" in files
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not (is_run and name in INSIDE))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not (is_run and name in INSIDE)
+        )
         if is_run:
             yield Path(folder) / "config.json"
 
@@ -164,14 +175,21 @@ def _networks(folder: Path, problems: list[str]) -> Iterator[tuple[str, StudentF
             if header is None:
                 raise ValueError("no student file")
             step = header.get("step")
-            yield _word(path.stem), StudentFile(step if isinstance(step, int) else None, _count_parameters(path))
+            yield (
+                _word(path.stem),
+                StudentFile(step if isinstance(step, int) else None, _count_parameters(path)),
+            )
         except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{path}: {_first_line(error)}")
 
 
 def _count_parameters(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("encoder.") and not name.endswith(STATISTICS)]  # noqa: SIM118
+        names = [
+            name
+            for name in file.keys()
+            if name.startswith("encoder.") and not name.endswith(STATISTICS)
+        ]  # noqa: SIM118
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
@@ -182,12 +200,20 @@ def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
             continue
         try:
             values = {
-                _word(name): {_word(key): float(value) for key, value in measures.items() if _is_number(value)}
+                _word(name): {
+                    _word(key): float(value) for key, value in measures.items() if _is_number(value)
+                }
                 for name, measures in content["results"].items()
             }
             versions = {_word(name): _word(value) for name, value in content["versions"].items()}
             protocol = redact_all(dict(content["protocol"]))
-            yield Result(Path(redact(str(path))), _kind(_word(content["evaluation"]), protocol), protocol, values, versions)
+            yield Result(
+                Path(redact(str(path))),
+                _kind(_word(content["evaluation"]), protocol),
+                protocol,
+                values,
+                versions,
+            )
         except (AttributeError, LookupError, TypeError, ValueError):
             problems.append(f"{path}: not a file of results")
 
@@ -198,7 +224,9 @@ def _kind(evaluation: str, protocol: dict[str, Any]) -> str:
     options = protocol["options"]
     few = {0.01: "semi_1pct", 0.1: "semi_10pct"}.get(options.get("data.fraction"), evaluation)
     # SimCLR's lists of ImageNet's images.
-    return {"1percent": "semi_1pct", "10percent": "semi_10pct"}.get(Path(options.get("data.subset") or "").stem, few)
+    return {"1percent": "semi_1pct", "10percent": "semi_10pct"}.get(
+        Path(options.get("data.subset") or "").stem, few
+    )
 
 
 def _read_json(path: Path, problems: list[str]) -> Any:
@@ -243,4 +271,8 @@ def _word(value: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0] or type(error).__name__
+    return (
+        (error.strerror if isinstance(error, OSError) else None)
+        or str(error).partition("\n")[0]
+        or type(error).__name__
+    )

@@ -34,8 +34,12 @@ MEASURES = {
     "K": Measure("knn", "knn10_majority", "knn", "k-NN top-1, k = 10, majority vote"),
     "T-1": Measure("linear", "top1", "linear_top1", "linear evaluation, top-1"),
     "T-5": Measure("linear", "top5", "linear_top5", "linear evaluation, top-5"),
-    "1 %": Measure("semi_1pct", "top1", "semi_1pct", "fine-tuned with 1 % of the labels, top-1", asked=False),
-    "10 %": Measure("semi_10pct", "top1", "semi_10pct", "fine-tuned with 10 % of the labels, top-1", asked=False),
+    "1 %": Measure(
+        "semi_1pct", "top1", "semi_1pct", "fine-tuned with 1 % of the labels, top-1", asked=False
+    ),
+    "10 %": Measure(
+        "semi_10pct", "top1", "semi_10pct", "fine-tuned with 10 % of the labels, top-1", asked=False
+    ),
 }
 """Columns of the paper's Table 1 and, where a run has them, of its semi-supervised table; all in percent."""
 EvaluationCommand = Callable[[Run, str, "Result | None"], str]
@@ -75,12 +79,20 @@ class Value:
     @property
     def std(self) -> float | None:
         """Standard deviation over seeds, where there are several."""
-        return statistics.stdev(source.value for source in self.sources) if len(self.sources) > 1 else None
+        return (
+            statistics.stdev(source.value for source in self.sources)
+            if len(self.sources) > 1
+            else None
+        )
 
     @property
     def difference(self) -> float | None:
         """Ours less theirs in points, where they compare."""
-        return None if self.mean is None or self.published is None or self.reasons else self.mean - self.published.value
+        return (
+            None
+            if self.mean is None or self.published is None or self.reasons
+            else self.mean - self.published.value
+        )
 
     @property
     def best_of(self) -> int:
@@ -104,14 +116,22 @@ class TableCell:
 
 def protocol_id(result: Result) -> str:
     """Eight hexadecimal digits that are the same for all evaluations made in the same way on the same images."""
-    return hashlib.sha256(json.dumps(shared_protocol(result), sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(shared_protocol(result), sort_keys=True).encode()).hexdigest()[
+        :8
+    ]
 
 
 def shared_protocol(result: Result) -> dict[str, Any]:
     """The protocol without what differs between evaluations that compare: students, seed, place of the images, other votes."""
-    protocol = {key: value for key, value in result.protocol.items() if key not in ("students", "diverged", "ks", "temperature")}
+    protocol = {
+        key: value
+        for key, value in result.protocol.items()
+        if key not in ("students", "diverged", "ks", "temperature")
+    }
     if isinstance(options := protocol.get("options"), dict):
-        protocol["options"] = {key: value for key, value in options.items() if key not in WITHOUT_EFFECT | {"networks"}}
+        protocol["options"] = {
+            key: value for key, value in options.items() if key not in WITHOUT_EFFECT | {"networks"}
+        }
     return protocol
 
 
@@ -125,7 +145,11 @@ def latest(run: Run, student: str, evaluation: str, protocol: str, key: str) -> 
         and key in result.values.get(student, {})
         and isinstance(record := (result.protocol.get("students") or {}).get(student, {}), dict)
     ]
-    return max(sources, key=lambda source: (source.record.get("step") or 0, str(source.result.path)), default=None)
+    return max(
+        sources,
+        key=lambda source: (source.record.get("step") or 0, str(source.result.path)),
+        default=None,
+    )
 
 
 def main_protocols(entries: Iterable[Entry], notes: list[str]) -> dict[str, Result]:
@@ -134,7 +158,11 @@ def main_protocols(entries: Iterable[Entry], notes: list[str]) -> dict[str, Resu
     examples: dict[str, Result] = {}
     for entry in entries:
         if entry.run is not None:
-            of_run = {protocol_id(result): result for result in entry.run.results if entry.name in result.values}
+            of_run = {
+                protocol_id(result): result
+                for result in entry.run.results
+                if entry.name in result.values
+            }
             examples |= of_run
             for protocol, result in of_run.items():
                 counted[result.evaluation][protocol] += 1
@@ -143,7 +171,10 @@ def main_protocols(entries: Iterable[Entry], notes: list[str]) -> dict[str, Resu
         for name, counts in sorted(counted.items())
         if len(counts) > 1
     ]
-    return {name: examples[min((-num, protocol) for protocol, num in counts.items())[1]] for name, counts in counted.items()}
+    return {
+        name: examples[min((-num, protocol) for protocol, num in counts.items())[1]]
+        for name, counts in counted.items()
+    }
 
 
 def cell_of(
@@ -158,7 +189,10 @@ def cell_of(
         by_seed[entry.seed].append(entry)
     chosen = []
     for seed in sorted(by_seed, key=str):
-        same = sorted(by_seed[seed], key=lambda entry: (-_progress(entry), str(entry.run.folder if entry.run else "")))
+        same = sorted(
+            by_seed[seed],
+            key=lambda entry: (-_progress(entry), str(entry.run.folder if entry.run else "")),
+        )
         chosen.append(same[0])
         notes += [
             f"{entry.run.folder}: left out, {entry.name} repeats {same[0].run.folder}"
@@ -167,9 +201,17 @@ def cell_of(
         ]
     values = {}
     for name, measure in MEASURES.items():
-        made = [(entry, source) for entry in chosen if (source := _source(entry, measure, protocols)) is not None]
-        row = published_of(published, chosen[0].origin, measure.protocol, chosen[0].name, options_of(chosen[0]))
-        values[name] = Value(tuple(source for _, source in made), row, tuple(_reasons(row, made, chosen[0])))
+        made = [
+            (entry, source)
+            for entry in chosen
+            if (source := _source(entry, measure, protocols)) is not None
+        ]
+        row = published_of(
+            published, chosen[0].origin, measure.protocol, chosen[0].name, options_of(chosen[0])
+        )
+        values[name] = Value(
+            tuple(source for _, source in made), row, tuple(_reasons(row, made, chosen[0]))
+        )
     states: list[str] = []
     todo: list[str] = []
     for entry in chosen:
@@ -185,10 +227,18 @@ def _source(entry: Entry, measure: Measure, protocols: Mapping[str, Result]) -> 
     """The evaluation by the table's protocol."""
     if entry.run is None or measure.evaluation not in protocols:
         return None
-    return latest(entry.run, entry.name, measure.evaluation, protocol_id(protocols[measure.evaluation]), measure.key)
+    return latest(
+        entry.run,
+        entry.name,
+        measure.evaluation,
+        protocol_id(protocols[measure.evaluation]),
+        measure.key,
+    )
 
 
-def _reasons(row: Published | None, made: Sequence[tuple[Entry, Provenance]], first: Entry) -> list[str]:
+def _reasons(
+    row: Published | None, made: Sequence[tuple[Entry, Provenance]], first: Entry
+) -> list[str]:
     if row is None:
         return []
     if not made:
@@ -197,14 +247,25 @@ def _reasons(row: Published | None, made: Sequence[tuple[Entry, Provenance]], fi
     unfinished = [
         f"seed {source.seed} at step {source.record.get('step')} of {num}"
         for entry, source in made
-        if (num := source.run.num_steps(entry.name)) is not None and (source.record.get("step") or num) < num
+        if (num := source.run.num_steps(entry.name)) is not None
+        and (source.record.get("step") or num) < num
     ]
-    own = [f"the teacher is our own {row.teacher}"] if options_of(first).get("teacher.network") == "run" else []
-    reasons = [reason for entry, source in made for reason in reasons_against(row, source.run, entry.name, source.result)]
+    own = (
+        [f"the teacher is our own {row.teacher}"]
+        if options_of(first).get("teacher.network") == "run"
+        else []
+    )
+    reasons = [
+        reason
+        for entry, source in made
+        for reason in reasons_against(row, source.run, entry.name, source.result)
+    ]
     return list(dict.fromkeys([*unfinished, *reasons, *own]))
 
 
-def _missing(entry: Entry, protocols: Mapping[str, Result], evaluation_command: EvaluationCommand) -> tuple[str, list[str]]:
+def _missing(
+    entry: Entry, protocols: Mapping[str, Result], evaluation_command: EvaluationCommand
+) -> tuple[str, list[str]]:
     """What is not finished of the entry, in words, and the commands that finish it."""
     train = [] if entry.job is None else [shown_command(entry.job)]
     if entry.run is None:
@@ -212,7 +273,11 @@ def _missing(entry: Entry, protocols: Mapping[str, Result], evaluation_command: 
     if not entry.run.is_done(entry.name):
         total = entry.run.num_steps(entry.name)
         return f"step {entry.run.step:,}/{'?' if total is None else f'{total:,}'}", train
-    made = {measure.evaluation for measure in MEASURES.values() if _source(entry, measure, protocols) is not None}
+    made = {
+        measure.evaluation
+        for measure in MEASURES.values()
+        if _source(entry, measure, protocols) is not None
+    }
     absent = sorted({measure.evaluation for measure in MEASURES.values() if measure.asked} - made)
     return " and ".join(f"no {name}" for name in absent), [
         redact(evaluation_command(entry.run, name, protocols.get(name))) for name in absent

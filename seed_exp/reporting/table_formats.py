@@ -14,7 +14,14 @@ from seed_exp.reporting.published import Published
 from seed_exp.reporting.table_cells import MEASURES, TableCell, Value
 
 _LATEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "…": r"\ldots{}"}
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "−": "$-$",
+        "…": r"\ldots{}",
+    }
     | {character: f"\\{character}" for character in "&%$#_{}"}
 )
 BEST = "†"
@@ -22,26 +29,53 @@ BEST = "†"
 BEST_MEANING = "ours is the best of several learning rates, chosen on the images that it is measured on: optimistic"
 CSV_HEADER = (
     *("table", "student", "parameters", "setting", "measure", "ours", "std", "n", "seeds"),
-    *("published", "difference", "best_of", "published_source", "does_not_compare", "state", "commands", "files"),
+    *(
+        "published",
+        "difference",
+        "best_of",
+        "published_source",
+        "does_not_compare",
+        "state",
+        "commands",
+        "files",
+    ),
 )
 
 
 def markdown(table: Table) -> str:
     """The table with its legend, what is left out and the commands that fill what is missing."""
     names = _short_names(table)
-    header = ["student", "parameters", *(f"{name} {measure}".strip() for name in names for measure in table.measures)]
+    header = [
+        "student",
+        "parameters",
+        *(f"{name} {measure}".strip() for name in names for measure in table.measures),
+    ]
     rows = []
     for row in table.rows:
-        cells = [_markdown_cell(table.cells.get((row, number)), table.measures) for number in range(len(table.columns))]
+        cells = [
+            _markdown_cell(table.cells.get((row, number)), table.measures)
+            for number in range(len(table.columns))
+        ]
         rows.append(
-            [row, "" if (size := table.parameters[row]) is None else f"{size:,}", *(text for cell in cells for text in cell)]
+            [
+                row,
+                "" if (size := table.parameters[row]) is None else f"{size:,}",
+                *(text for cell in cells for text in cell),
+            ]
         )
     lines = [f"## {table.title}", "", markdown_table(header, rows), ""]
-    lines += [f"- {name}: {column.label}" for name, column in zip(names, table.columns, strict=True) if name]
+    lines += [
+        f"- {name}: {column.label}"
+        for name, column in zip(names, table.columns, strict=True)
+        if name
+    ]
     lines += [f"- {measure}: {MEASURES[measure].meaning}, %" for measure in table.measures]
     lines += [f"- {line}" for line in (*legend(table), *table.notes)]
     if others := other_results(table):
-        cells = [[one.row, one.column, one.evaluation, one.images, measures_text(one.values)] for one in others]
+        cells = [
+            [one.row, one.column, one.evaluation, one.images, measures_text(one.values)]
+            for one in others
+        ]
         lines += [
             "",
             "Other evaluations, %:",
@@ -49,7 +83,14 @@ def markdown(table: Table) -> str:
             markdown_table(["student", "setting", "evaluation", "images", "numbers"], cells),
         ]
     if commands := missing_commands(table):
-        lines += ["", "Missing:", "", "```bash", *(f"{command}  # {state}" for command, state in commands.items()), "```"]
+        lines += [
+            "",
+            "Missing:",
+            "",
+            "```bash",
+            *(f"{command}  # {state}" for command, state in commands.items()),
+            "```",
+        ]
     return "\n".join(line.replace("<", "&lt;") for line in lines)
 
 
@@ -64,8 +105,12 @@ def legend(table: Table) -> list[str]:
     if any(value.difference is not None and value.best_of > 1 for value in values):
         lines.append(f"{BEST}: {BEST_MEANING}")
     if any(value.published and value.reasons for value in values):
-        reasons = dict.fromkeys(reason for value in values if value.published for reason in value.reasons)
-        lines.append(f"in square brackets: published for reference only, it does not compare with ours ({'; '.join(reasons)})")
+        reasons = dict.fromkeys(
+            reason for value in values if value.published for reason in value.reasons
+        )
+        lines.append(
+            f"in square brackets: published for reference only, it does not compare with ours ({'; '.join(reasons)})"
+        )
     return lines
 
 
@@ -74,25 +119,42 @@ def missing_commands(table: Table) -> dict[str, str]:
     found: dict[str, dict[str, list[str]]] = {}
     for (row, number), cell in table.cells.items():
         for command in cell.todo:
-            found.setdefault(command, {}).setdefault(f"{table.columns[number].label}: {cell.state}", []).append(row)
-    return {command: "; ".join(f"{', '.join(rows)}; {what}" for what, rows in cells.items()) for command, cells in found.items()}
+            found.setdefault(command, {}).setdefault(
+                f"{table.columns[number].label}: {cell.state}", []
+            ).append(row)
+    return {
+        command: "; ".join(f"{', '.join(rows)}; {what}" for what, rows in cells.items())
+        for command, cells in found.items()
+    }
 
 
 def published_text(published: Published) -> str:
     """The number with as many digits as it was published with, but at least one."""
-    return f"{published.value:.1f}" if round(published.value, 1) == published.value else f"{published.value:g}"
+    return (
+        f"{published.value:.1f}"
+        if round(published.value, 1) == published.value
+        else f"{published.value:g}"
+    )
 
 
 def value_text(value: Value) -> str:
     """Ours: `57.1 ± 0.2, n=3`; empty if there is nothing."""
     if value.mean is None:
         return ""
-    return f"{value.mean:.1f}" if value.std is None else f"{value.mean:.1f} ± {value.std:.1f}, n={len(value.sources)}"
+    return (
+        f"{value.mean:.1f}"
+        if value.std is None
+        else f"{value.mean:.1f} ± {value.std:.1f}, n={len(value.sources)}"
+    )
 
 
 def difference_text(value: Value) -> str:
     """Ours less theirs: `-0.5`, with a mark where ours is the best of several; empty if they do not compare."""
-    return "" if value.difference is None else f"{value.difference:+.1f}{BEST if value.best_of > 1 else ''}"
+    return (
+        ""
+        if value.difference is None
+        else f"{value.difference:+.1f}{BEST if value.best_of > 1 else ''}"
+    )
 
 
 def measures_text(values: Mapping[str, Value]) -> str:
@@ -104,23 +166,38 @@ def latex(table: Table) -> str:
     """A tabular of booktabs; below each student the published numbers that compare, with the difference, and in grey others."""
     width = len(table.measures)
     groups = [rf"\multicolumn{{{width}}}{{c}}{{{_tex(column.label)}}}" for column in table.columns]
-    rules = [rf"\cmidrule(lr){{{3 + width * number}-{2 + width * (number + 1)}}}" for number in range(len(table.columns))]
+    rules = [
+        rf"\cmidrule(lr){{{3 + width * number}-{2 + width * (number + 1)}}}"
+        for number in range(len(table.columns))
+    ]
     lines = [
         f"% {table.title}; needs booktabs and xcolor".replace("\n", " "),
         rf"\begin{{tabular}}{{lr{('r' * width) * len(table.columns)}}}",
         r"\toprule",
         " & ".join(["", "", *groups]) + r" \\",
         "".join(rules),
-        " & ".join(["student", "parameters", *(_tex(name) for _ in table.columns for name in table.measures)]) + r" \\",
+        " & ".join(
+            [
+                "student",
+                "parameters",
+                *(_tex(name) for _ in table.columns for name in table.measures),
+            ]
+        )
+        + r" \\",
         r"\midrule",
     ]
     for row in table.rows:
         cells = [table.cells.get((row, number)) for number in range(len(table.columns))]
         values = [cell.values[name] if cell else None for cell in cells for name in table.measures]
         size = table.parameters[row]
-        lines.append(" & ".join([_tex(row), "" if size is None else f"{size:,}", *map(_tex_ours, values)]) + r" \\")
+        lines.append(
+            " & ".join([_tex(row), "" if size is None else f"{size:,}", *map(_tex_ours, values)])
+            + r" \\"
+        )
         if any(value and value.published for value in values):
-            lines.append(" & ".join([r"\quad published", "", *map(_tex_published, values)]) + r" \\")
+            lines.append(
+                " & ".join([r"\quad published", "", *map(_tex_published, values)]) + r" \\"
+            )
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
@@ -131,7 +208,14 @@ def comma_separated(tables: Sequence[Table]) -> str:
     writer.writerow(CSV_HEADER)
     for table in tables:
         lines = [
-            (row, table.columns[number].label, name, cell.values[name], cell.state, "; ".join(cell.todo))
+            (
+                row,
+                table.columns[number].label,
+                name,
+                cell.values[name],
+                cell.state,
+                "; ".join(cell.todo),
+            )
             for (row, number), cell in table.cells.items()
             for name in table.measures
         ]
@@ -143,12 +227,20 @@ def comma_separated(tables: Sequence[Table]) -> str:
         for row, setting, name, value, state, todo in lines:
             seeds = " ".join(str(one.seed) for one in value.sources)
             files = " ".join(str(one.result.path) for one in value.sources)
-            theirs, source = (value.published.value, value.published.source) if value.published else (None, None)
+            theirs, source = (
+                (value.published.value, value.published.source) if value.published else (None, None)
+            )
             writer.writerow(
                 (
                     *(table.title, row, table.parameters[row], setting, name),
                     *(_rounded(value.mean), _rounded(value.std), len(value.sources), seeds),
-                    *(theirs, _rounded(value.difference), value.best_of, source, "; ".join(value.reasons)),
+                    *(
+                        theirs,
+                        _rounded(value.difference),
+                        value.best_of,
+                        source,
+                        "; ".join(value.reasons),
+                    ),
                     *(state, todo, files),
                 )
             )
@@ -160,7 +252,10 @@ def _short_names(table: Table) -> list[str]:
     if len(table.columns) == 1:
         return [""]
     letters = string.ascii_uppercase
-    return [letters[number] if number < len(letters) else f"{number + 1}" for number in range(len(table.columns))]
+    return [
+        letters[number] if number < len(letters) else f"{number + 1}"
+        for number in range(len(table.columns))
+    ]
 
 
 def _markdown_cell(cell: TableCell | None, measures: Sequence[str]) -> list[str]:
@@ -172,7 +267,13 @@ def _markdown_cell(cell: TableCell | None, measures: Sequence[str]) -> list[str]
         published = ""
         if value.published is not None:
             shown, difference = published_text(value.published), difference_text(value)
-            published = f" [{shown}]" if value.reasons else f" ({shown}, {difference})" if difference else f" ({shown})"
+            published = (
+                f" [{shown}]"
+                if value.reasons
+                else f" ({shown}, {difference})"
+                if difference
+                else f" ({shown})"
+            )
         texts.append(f"{value_text(value) or '–'}{published}")
     if cell.state and texts:
         texts[0] = f"{cell.state}{'' if texts[0] == '–' else f'; {texts[0]}'}"
@@ -186,7 +287,11 @@ def _tex(text: str) -> str:
 def _tex_ours(value: Value | None) -> str:
     if value is None or value.mean is None:
         return "--"
-    return f"{value.mean:.1f}" if value.std is None else rf"{value.mean:.1f}\,{{\scriptsize$\pm${value.std:.1f}}}"
+    return (
+        f"{value.mean:.1f}"
+        if value.std is None
+        else rf"{value.mean:.1f}\,{{\scriptsize$\pm${value.std:.1f}}}"
+    )
 
 
 def _tex_published(value: Value | None) -> str:

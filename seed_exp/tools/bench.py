@@ -7,7 +7,15 @@ from collections.abc import Callable
 import torch
 
 from seed_exp.base.registry import lookup
-from seed_exp.benchmarks import bench_fleet, bench_knn, bench_linear, bench_loss, bench_scaling, bench_step, bench_views
+from seed_exp.benchmarks import (
+    bench_fleet,
+    bench_knn,
+    bench_linear,
+    bench_loss,
+    bench_scaling,
+    bench_step,
+    bench_views,
+)
 from seed_exp.benchmarks.measure import BenchReport, render, to_json
 from seed_exp.config.schema import BenchConfig
 

@@ -17,7 +17,15 @@ def convert(config: ConvertConfig) -> None:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     source = load_source(config.data, config.split.value)
-    on_bad = BadSamples(output, source, config.data.max_bad) if config.data.on_error is OnError.skip else None
-    count = write(source, config.split.value, config.to, output, shard_size=config.shard_size, on_bad=on_bad)
-    left_out = f", {len(source) - count} that cannot be read left out" if count < len(source) else ""
+    on_bad = (
+        BadSamples(output, source, config.data.max_bad)
+        if config.data.on_error is OnError.skip
+        else None
+    )
+    count = write(
+        source, config.split.value, config.to, output, shard_size=config.shard_size, on_bad=on_bad
+    )
+    left_out = (
+        f", {len(source) - count} that cannot be read left out" if count < len(source) else ""
+    )
     print(f"{count} images{left_out}: data={config.to.value} data.root={config.output}")

@@ -50,18 +50,35 @@ def embed(config: EmbedConfig) -> None:
         is_searched = config.gallery is not None or config.duplicates is not None
         if is_searched and len(frozen.students) > 1:
             names = ", ".join(frozen.students)
-            raise ValueError(f"gallery and duplicates are of one network, {run} has {names}; choose one with networks=[NAME]")
+            raise ValueError(
+                f"gallery and duplicates are of one network, {run} has {names}; choose one with networks=[NAME]"
+            )
         with distributed.rank0_first():
             source = load_source(config.data, config.split.value)
         output.parent.mkdir(parents=True, exist_ok=True)
-        networks = {name: student if config.head else student.features for name, student in frozen.students.items()}
+        networks = {
+            name: student if config.head else student.features
+            for name, student in frozen.students.items()
+        }
         bad_samples = bad_samples_of(config.data, output.parent)
         num_workers = num_workers_of(config.data)
-        extract = Extractor(EvalViews(frozen.views), device, num_workers, config.batch_size, config.precision, bad_samples)
+        extract = Extractor(
+            EvalViews(frozen.views),
+            device,
+            num_workers,
+            config.batch_size,
+            config.precision,
+            bad_samples,
+        )
         queries = None
         if config.query is not None:
             files = FilesSource(config.query)
-            queries = files, dataclasses.replace(extract, bad_samples=None)(networks, files, evenly_spaced(len(files)))[0]
+            queries = (
+                files,
+                dataclasses.replace(extract, bad_samples=None)(
+                    networks, files, evenly_spaced(len(files))
+                )[0],
+            )
         parts = in_parts(extract, networks, source)
         if distributed.rank() != 0:
             for _ in parts:
@@ -80,7 +97,11 @@ def embed(config: EmbedConfig) -> None:
         kept: list[Part] = []
         shown = _shown(parts, len(source), kept if is_searched else None)
         half = config.dtype is FeatureType.float16
-        write_table(output, (rows_of(source, part.indices, part.features, half=half) for part in shown), redact_all(metadata))
+        write_table(
+            output,
+            (rows_of(source, part.indices, part.features, half=half) for part in shown),
+            redact_all(metadata),
+        )
         print(f"written to {output}")
         if is_searched:
             _search(config, source, kept, next(iter(networks)), queries)
@@ -94,19 +115,28 @@ def _shown(parts: Iterator[Part], num_images: int, kept: list[Part] | None) -> I
         rate = part.done / (time.perf_counter() - began)
         left = datetime.timedelta(seconds=round((num_images - part.done) / rate))
         unread = f", {part.done - num_read:,} cannot be read" if num_read < part.done else ""
-        print(f"{part.done:,} of {num_images:,} images{unread}, {rate:.0f} img/s, {left} left", flush=True)
+        print(
+            f"{part.done:,} of {num_images:,} images{unread}, {rate:.0f} img/s, {left} left",
+            flush=True,
+        )
         if kept is not None:
             kept.append(part)
         yield part
 
 
-def _search(config: EmbedConfig, source: Source, kept: list[Part], name: str, queries: FeaturesOf | None) -> None:
+def _search(
+    config: EmbedConfig, source: Source, kept: list[Part], name: str, queries: FeaturesOf | None
+) -> None:
     """Writes duplicates and gallery."""
     indices = np.concatenate([part.indices for part in kept])
     if len(indices) < 2:
-        raise ValueError(f"{source.fingerprint()} has {len(indices)} readable image; neighbours need two or more")
+        raise ValueError(
+            f"{source.fingerprint()} has {len(indices)} readable image; neighbours need two or more"
+        )
     device = distributed.local_device(config.device)
-    images = SearchedImages(source, indices, torch.cat([part.features[name] for part in kept]).to(device))
+    images = SearchedImages(
+        source, indices, torch.cat([part.features[name] for part in kept]).to(device)
+    )
     chapters = []
     if config.gallery is not None and queries is not None:
         files, features = queries
@@ -118,7 +148,9 @@ def _search(config: EmbedConfig, source: Source, kept: list[Part], name: str, qu
         groups = near_duplicates(images.features, config.duplicates)
         path = Path(config.output).with_name(f"{Path(config.output).stem}-duplicates.jsonl")
         write_duplicates(path, images, groups)
-        print(f"{len(groups):,} groups of near-duplicates, {sum(map(len, groups)):,} images: {path}")
+        print(
+            f"{len(groups):,} groups of near-duplicates, {sum(map(len, groups)):,} images: {path}"
+        )
         chapters.append(duplicates(images, groups, config.duplicates))
     if config.gallery is not None:
         text = f"{'Embeddings' if config.head else 'Features'} of {name} ({config.run}); {source.fingerprint()}"

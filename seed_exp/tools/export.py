@@ -43,13 +43,27 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
     for name, (student, header) in students.items():
         images = seen_by(source, header["eval_views"])
         config_of = StudentConfig(**header["student"])
-        subject = Subject(name, student.eval().requires_grad_(False), config_of, header["eval_views"], images, config.head)
+        subject = Subject(
+            name,
+            student.eval().requires_grad_(False),
+            config_of,
+            header["eval_views"],
+            images,
+            config.head,
+        )
         formats = formats_of(subject, config.formats)
         origin = WeightsOrigin(header, header["sha256"], run_home(run) / "results")
         with atomic_folder(output / name) as folder:
             errors[name] = export_formats(subject, formats, folder)
-            (folder / "README.md").write_text(model_card(subject, origin, formats, errors[name], source.fingerprint()))
-        print(markdown_table([name, "relative error"], [[key, f"{error:.1e}"] for key, error in errors[name].items()]))
+            (folder / "README.md").write_text(
+                model_card(subject, origin, formats, errors[name], source.fingerprint())
+            )
+        print(
+            markdown_table(
+                [name, "relative error"],
+                [[key, f"{error:.1e}"] for key, error in errors[name].items()],
+            )
+        )
         print(f"written to {output / name}")
         if "timm" in formats:
             print(timm_lines(config_of, student.encoder, output / name).replace("\n", "; "))
@@ -61,9 +75,17 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
 def seen_by(source: Source, eval_views: dict[str, Any]) -> Tensor:
     """NUM_IMAGES images, spread over the source, as the network wants to see them [N, 3, S, S]."""
     if len(source) < 2:
-        raise ValueError(f"{source.fingerprint()} has {len(source)} image; exported files are tried on two or more")
+        raise ValueError(
+            f"{source.fingerprint()} has {len(source)} image; exported files are tried on two or more"
+        )
     views = EvalViews(ViewsConfig(name="eval", crops={"global": CropConfig()}, **eval_views))
     indices = evenly_spaced(len(source), NUM_IMAGES)
     batch = views.empty(len(indices))
-    views.host([source.image(index) for index in indices.tolist()], np.full(len(indices), -1), 0, indices, batch)
+    views.host(
+        [source.image(index) for index in indices.tolist()],
+        np.full(len(indices), -1),
+        0,
+        indices,
+        batch,
+    )
     return views.device(batch)["global"][0].contiguous()

@@ -13,10 +13,15 @@ from seed_exp.config.errors import in_one_line
 from seed_exp.config.sweep import jobs
 
 
-def plan(command: str, overrides: list[str], *, seconds: float, num_images: int | None, gpus: int) -> Plan:
+def plan(
+    command: str, overrides: list[str], *, seconds: float, num_images: int | None, gpus: int
+) -> Plan:
     """What the jobs of `python -m seed_exp.<command> -m <overrides>` cost; other arguments and errors as `make_plan`."""
     expanded = jobs(command, overrides)
-    named = [(label or command, compose(command, job)) for label, job in zip(labels(expanded), expanded, strict=True)]
+    named = [
+        (label or command, compose(command, job))
+        for label, job in zip(labels(expanded), expanded, strict=True)
+    ]
     return make_plan(named, seconds=seconds, num_images=num_images, gpus=gpus)
 
 
@@ -26,7 +31,13 @@ def main(description: str) -> None:
     words = given.words[1:] if given.words[:1] == ["none"] else given.words
     overrides = spelled_out(words, given.command, "experiments")
     with in_one_line():
-        result = plan(given.command, overrides, seconds=given.seconds, num_images=given.images, gpus=given.gpus)
+        result = plan(
+            given.command,
+            overrides,
+            seconds=given.seconds,
+            num_images=given.images,
+            gpus=given.gpus,
+        )
     print(to_json(result) if given.json else render(result))
 
 
@@ -43,9 +54,20 @@ def _parser(description: str) -> argparse.ArgumentParser:
         metavar="EXPERIMENT or KEY=VALUE",
         help="first, a file of experiments/ or none; then options as the command takes them, a,b,c for several jobs",
     )
-    parser.add_argument("--command", choices=["distill", "pretrain"], default="distill", help="what would be run (distill)")
-    parser.add_argument("--seconds", type=float, default=60, help="for the measurements of steps, all together (60)")
-    parser.add_argument("--images", type=count, metavar="N", help="training images (as many as the data has)")
-    parser.add_argument("--gpus", type=count, default=1, metavar="G", help="devices that share a job (1)")
+    parser.add_argument(
+        "--command",
+        choices=["distill", "pretrain"],
+        default="distill",
+        help="what would be run (distill)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="for the measurements of steps, all together (60)"
+    )
+    parser.add_argument(
+        "--images", type=count, metavar="N", help="training images (as many as the data has)"
+    )
+    parser.add_argument(
+        "--gpus", type=count, default=1, metavar="G", help="devices that share a job (1)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser

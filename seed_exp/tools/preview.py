@@ -13,5 +13,7 @@ from seed_exp.views.recipe import TrainViews
 def preview(config: PreviewConfig) -> None:
     """Writes the picture."""
     source, views = load_source(config.data, "train"), TrainViews(config.views, config.seed)
-    recipe_gallery(source, views, Path(config.output), num_images=config.num_images, epoch=config.epoch)
+    recipe_gallery(
+        source, views, Path(config.output), num_images=config.num_images, epoch=config.epoch
+    )
     print(f"written to {config.output}")

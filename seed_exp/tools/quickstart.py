@@ -28,11 +28,32 @@ from seed_exp.training.pretraining import pretrain
 from seed_exp.views.recipe import EvalViews
 
 TEACHER, STUDENT = "convnet_w32", "convnet_w2"
-TRAINING = ["data=digits", "views=digits", "batch_size=128", "optimizer.lr=0.12", "optimizer.warmup_epochs=0"]
+TRAINING = [
+    "data=digits",
+    "views=digits",
+    "batch_size=128",
+    "optimizer.lr=0.12",
+    "optimizer.warmup_epochs=0",
+]
 TRAINING += ["log_every=25", "eval_every=0", "tracker=files"]
-MOCO = ["moco.queue_size=1024", "moco.momentum=0.99"]  # 0.999 is too slow for runs of some hundred steps
-LINEAR = ["data=digits", "views=linear_digits", "epochs=30", "batch_size=128", "optimizer.milestones=[18,24]", "lrs=[3]"]
-COMMANDS: dict[str, Callable[[Any], Any]] = {"pretrain": pretrain, "distill": distill, "knn": knn, "linear": linear}
+MOCO = [
+    "moco.queue_size=1024",
+    "moco.momentum=0.99",
+]  # 0.999 is too slow for runs of some hundred steps
+LINEAR = [
+    "data=digits",
+    "views=linear_digits",
+    "epochs=30",
+    "batch_size=128",
+    "optimizer.milestones=[18,24]",
+    "lrs=[3]",
+]
+COMMANDS: dict[str, Callable[[Any], Any]] = {
+    "pretrain": pretrain,
+    "distill": distill,
+    "knn": knn,
+    "linear": linear,
+}
 
 
 def quickstart(config: QuickstartConfig) -> None:
@@ -57,9 +78,17 @@ def compare(home: Path, seed: int, steps: int) -> list[ComparisonRow]:
     training = [*TRAINING, f"steps={steps}", f"seed={seed}"]
     run("pretrain", [*training, *MOCO, f"student={TEACHER}", f"run_dir={home / 'teacher'}"])
     run("pretrain", [*training, *MOCO, f"student={STUDENT}", f"run_dir={home / 'moco'}"])
-    from_teacher = ["teacher=run", f"teacher.checkpoint={home / 'teacher'}", "objective.queue_size=1024"]
+    from_teacher = [
+        "teacher=run",
+        f"teacher.checkpoint={home / 'teacher'}",
+        "objective.queue_size=1024",
+    ]
     run("distill", [*training, *from_teacher, f"student={STUDENT}", f"run_dir={home / 'seed'}"])
-    networks = {"teacher": ("MoCo-V2", TEACHER), "moco": ("MoCo-V2, no teacher", STUDENT), "seed": ("SEED", STUDENT)}
+    networks = {
+        "teacher": ("MoCo-V2", TEACHER),
+        "moco": ("MoCo-V2, no teacher", STUDENT),
+        "seed": ("SEED", STUDENT),
+    }
     rows = []
     for folder, (method, network) in networks.items():
         neighbours = run("knn", [f"run={home / folder}", "data=digits", "ks=[10]"])
@@ -67,7 +96,13 @@ def compare(home: Path, seed: int, steps: int) -> list[ComparisonRow]:
         student = load_frozen(home / folder, None, torch.device("cpu")).students[network]
         parameters = sum(parameter.numel() for parameter in student.encoder.parameters())
         rows.append(
-            ComparisonRow(network, method, parameters, neighbours[network]["knn10_majority"], linear_top1[network]["top1"])
+            ComparisonRow(
+                network,
+                method,
+                parameters,
+                neighbours[network]["knn10_majority"],
+                linear_top1[network]["top1"],
+            )
         )
     return rows
 
@@ -80,13 +115,19 @@ def run(name: str, options: list[str]) -> Any:
 
 def mean_row(rows: list[ComparisonRow]) -> ComparisonRow:
     """The row with the mean accuracies over repetitions."""
-    knn_mean, linear_mean = (statistics.mean(getattr(row, key) for row in rows) for key in ("knn", "linear"))
+    knn_mean, linear_mean = (
+        statistics.mean(getattr(row, key) for row in rows) for key in ("knn", "linear")
+    )
     return replace(rows[0], knn=knn_mean, linear=linear_mean)
 
 
 def draw(path: Path, home: Path) -> None:
     """Loss curves, maps of the unseen digits, and the training digits nearest to some of them."""
-    titles = {f"teacher {TEACHER}, MoCo-V2": "teacher", f"{STUDENT}, MoCo-V2": "moco", f"{STUDENT}, SEED": "seed"}
+    titles = {
+        f"teacher {TEACHER}, MoCo-V2": "teacher",
+        f"{STUDENT}, MoCo-V2": "moco",
+        f"{STUDENT}, SEED": "seed",
+    }
     data = DataConfig(source="digits")
     train, val = load_source(data, "train"), load_source(data, "val")
     features, neighbours, losses = {}, {}, {}

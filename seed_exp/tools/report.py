@@ -46,7 +46,9 @@ def report(config: ReportConfig) -> Path:
     )
     models = known_models([*runs, *planned], published)
     sizes = {name: model.parameters for name, model in models.items()}
-    table = compare(title, runs, published, evaluation_command, planned if config.sweeps else None, sizes)
+    table = compare(
+        title, runs, published, evaluation_command, planned if config.sweeps else None, sizes
+    )
     content = PageContent(config.title, [table], runs, published, models, [*problems, *unreadable])
     output = Path(config.output)
     files = {
@@ -60,7 +62,9 @@ def report(config: ReportConfig) -> Path:
             file.write(text.encode())
     for problem in content.problems:
         print(f"warning: {problem}", file=sys.stderr)
-    print(f"{files['table.md']}\nThe page is {output / 'index.html'}; table.md, table.tex and table.csv are beside it.")
+    print(
+        f"{files['table.md']}\nThe page is {output / 'index.html'}; table.md, table.tex and table.csv are beside it."
+    )
     return output / "index.html"
 
 
@@ -73,12 +77,17 @@ def planned_jobs(line: str) -> list[PlannedJob]:
     name, *overrides = shlex.split(line) or [""]
     lookup(dict.fromkeys(TRAINING), name, "command of a sweep")
     composed = composed_jobs(name, overrides)
-    return [PlannedJob(name, job, redact_all(decisive_options(to_plain(config)))) for job, config in composed]
+    return [
+        PlannedJob(name, job, redact_all(decisive_options(to_plain(config))))
+        for job, config in composed
+    ]
 
 
 def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
     """The command line that evaluates the run: as the result `like`, or else as it was meant to be evaluated."""
-    line = next((line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation)
+    line = next(
+        (line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation
+    )
     words = [] if like else shlex.split(line)[1:]
     words += data_words(run.options)
     if evaluation == "linear" and not any(word.startswith("views=") for word in words):
@@ -89,7 +98,10 @@ def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
         words += [
             f"{key}={json.dumps(value)}"
             for key, value in wanted.items()
-            if key in default and default[key] != value and key not in ("seed", "networks") and not key.startswith("data.")
+            if key in default
+            and default[key] != value
+            and key not in ("seed", "networks")
+            and not key.startswith("data.")
         ]
     return shlex.join(["python", "-m", f"seed_exp.{evaluation}", f"run={run.folder}", *words])
 
@@ -98,12 +110,17 @@ def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
 def linear_views(eval_size: object) -> list[str]:
     """The option that chooses views of linear evaluation for encoders trained at this size; none where the default fits."""
     names = [name for name in groups()["views"] if name.startswith("linear")]
-    sizes = {name: eval_options(compose("linear", ["run=.", f"views={name}"]).views)["eval_size"] for name in names}
+    sizes = {
+        name: eval_options(compose("linear", ["run=.", f"views={name}"]).views)["eval_size"]
+        for name in names
+    }
     fitting = [name for name in names if sizes[name] == eval_size]
     return [] if "linear" in fitting or not fitting else [f"views={fitting[0]}"]
 
 
-def known_models(trainings: Sequence[Run | PlannedJob], published: Sequence[Published]) -> dict[str, Model]:
+def known_models(
+    trainings: Sequence[Run | PlannedJob], published: Sequence[Published]
+) -> dict[str, Model]:
     """Parameters of the students that were published, and parameters and FLOPs of those that are trained."""
     sizes = {
         network_of(training.options, name): training.options.get("views.eval_size")
@@ -111,7 +128,11 @@ def known_models(trainings: Sequence[Run | PlannedJob], published: Sequence[Publ
         for name in students_of(training.options)
     }
     wanted = dict.fromkeys(row.student for row in published if row.student in STUDENTS) | sizes
-    return {name: model for name, size in sorted(wanted.items()) if (model := _model(name, size)) is not None}
+    return {
+        name: model
+        for name, size in sorted(wanted.items())
+        if (model := _model(name, size)) is not None
+    }
 
 
 def _model(name: str, size: object) -> Model | None:
@@ -120,6 +141,10 @@ def _model(name: str, size: object) -> Model | None:
         with torch.device("meta"):  # shapes are enough
             encoder = build_student(config, embedding_dim=1).encoder
         flops = forward_flops(encoder, size) if isinstance(size, int) else None
-    except (RuntimeError, ValueError, NotImplementedError):  # a network that this version of timm has not, or of another size
+    except (
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+    ):  # a network that this version of timm has not, or of another size
         return None
     return Model(sum(parameter.numel() for parameter in encoder.parameters()), flops)

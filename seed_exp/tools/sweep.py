@@ -42,28 +42,64 @@ def main(description: str) -> None:
 def _parser(action: str) -> argparse.ArgumentParser:
     parser = Parser(f"python -m seed_exp.sweep {action}", allow_abbrev=False)
     parser.add_argument(
-        "words", nargs="*", metavar="EXPERIMENT or KEY=VALUE", help="as `python -m seed_exp.distill -m` takes them"
+        "words",
+        nargs="*",
+        metavar="EXPERIMENT or KEY=VALUE",
+        help="as `python -m seed_exp.distill -m` takes them",
     )
-    parser.add_argument("--command", choices=["distill", "pretrain"], default="distill", help="what a cell runs (distill)")
+    parser.add_argument(
+        "--command",
+        choices=["distill", "pretrain"],
+        default="distill",
+        help="what a cell runs (distill)",
+    )
     if action in ("submit", "retry"):
-        parser.add_argument("--launcher", metavar="PROFILE", help="of conf/hydra/launcher: slurm, slurm_8gpu, slurm_2node, local")
-        parser.add_argument("--parallel", type=count, metavar="N", help="cells that run at once (of the profile; local: 1)")
         parser.add_argument(
-            "--gpus", type=count, metavar="G", help="local: GPUs, and processes, of each cell (one that sees all)"
+            "--launcher",
+            metavar="PROFILE",
+            help="of conf/hydra/launcher: slurm, slurm_8gpu, slurm_2node, local",
         )
-        parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
-        parser.add_argument("--plan", action="store_true", help="first measure for a minute what it will cost")
+        parser.add_argument(
+            "--parallel",
+            type=count,
+            metavar="N",
+            help="cells that run at once (of the profile; local: 1)",
+        )
+        parser.add_argument(
+            "--gpus",
+            type=count,
+            metavar="G",
+            help="local: GPUs, and processes, of each cell (one that sees all)",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print the script and submit nothing"
+        )
+        parser.add_argument(
+            "--plan", action="store_true", help="first measure for a minute what it will cost"
+        )
     if action in ("submit", "retry", "cancel"):
         parser.add_argument(
-            "--cell", action="append", default=[], metavar="CELL", help="only this one, by number or label; may be repeated"
+            "--cell",
+            action="append",
+            default=[],
+            metavar="CELL",
+            help="only this one, by number or label; may be repeated",
         )
     if action == "status":
         parser.add_argument(
-            "--watch", nargs="?", type=count, const=10, metavar="SECONDS", help="again and again until all is done (10)"
+            "--watch",
+            nargs="?",
+            type=count,
+            const=10,
+            metavar="SECONDS",
+            help="again and again until all is done (10)",
         )
         parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     if action == "collect":
         parser.add_argument(
-            "--output", type=Path, metavar="FILE", help="write everything to FILE.json, or all numbers to FILE.csv"
+            "--output",
+            type=Path,
+            metavar="FILE",
+            help="write everything to FILE.json, or all numbers to FILE.csv",
         )
     return parser

@@ -42,20 +42,32 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
         ValueError: cells of the grid would share a run folder, or SLURM refuses.
     """
     words, launcher_words = split_words(given.words)
-    request = complete(Request(given.launcher, launcher_words, given.parallel, given.gpus), given, words)
+    request = complete(
+        Request(given.launcher, launcher_words, given.parallel, given.gpus), given, words
+    )
     profile = launcher_profile(given.command, words, request.launcher or "", request.options)
     grid = expand(given.command, words)
     if given.plan:
-        print_plan(given.command, words, request.gpus or profile.get("nodes", 1) * profile.get("tasks_per_node", 1))
+        print_plan(
+            given.command,
+            words,
+            request.gpus or profile.get("nodes", 1) * profile.get("tasks_per_node", 1),
+        )
     with nullcontext() if given.dry_run else nobody_else(HOME):
         sweep = merge(HOME, given.command, words, grid)
         statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
-        chosen = [number for number in selected(given.cell, sweep) if statuses[number].state in wanted]
+        chosen = [
+            number for number in selected(given.cell, sweep) if statuses[number].state in wanted
+        ]
         listed = [f"  {number} {sweep.cells[number][0]}" for number in chosen]
         submission = Submission(HOME, sweep, chosen, request, profile, config_home())
         print(f"{sweep.name}: {summary(statuses)}")
         if chosen and given.dry_run:
-            print("\n".join([f"would submit, as {submission.script}:", *listed, "", submission.text()]))
+            print(
+                "\n".join(
+                    [f"would submit, as {submission.script}:", *listed, "", submission.text()]
+                )
+            )
         elif chosen:
             job = submission.start()
             following = f"next: python -m seed_exp.sweep status {sweep.typed}"
@@ -94,7 +106,10 @@ def status(given: argparse.Namespace) -> None:
 
 def show(given: argparse.Namespace) -> bool:
     """Prints the table of each sweep once; whether any cell is queued or running."""
-    found = [(sweep, statuses_of(HOME, [cell for _, cell in sweep.cells])) for sweep in named_sweeps(given)]
+    found = [
+        (sweep, statuses_of(HOME, [cell for _, cell in sweep.cells]))
+        for sweep in named_sweeps(given)
+    ]
     if given.json:
         print(json.dumps([status_json(*pair) for pair in found], indent=2))
     else:
@@ -112,12 +127,19 @@ def cancel(given: argparse.Namespace) -> None:
     (sweep,) = named_sweeps(given)
     with nobody_else(HOME):
         statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
-        chosen = [number for number in selected(given.cell, sweep) if statuses[number].state in ACTIVE]
+        chosen = [
+            number for number in selected(given.cell, sweep) if statuses[number].state in ACTIVE
+        ]
         attempts = [sweep.cells[number][1].attempts[-1] for number in chosen]
-        slurm_tools.scancel([attempt.job for attempt in attempts if not attempt.job.startswith(local.PREFIX)])
+        slurm_tools.scancel(
+            [attempt.job for attempt in attempts if not attempt.job.startswith(local.PREFIX)]
+        )
         for attempt in attempts:
             (HOME / attempt.folder / f"{attempt.job}.cancel").touch()
-    print("\n".join(f"cancelled {number} {sweep.cells[number][0]}" for number in chosen) or "nothing to cancel")
+    print(
+        "\n".join(f"cancelled {number} {sweep.cells[number][0]}" for number in chosen)
+        or "nothing to cancel"
+    )
 
 
 def collect(given: argparse.Namespace) -> None:
@@ -131,15 +153,25 @@ def collect(given: argparse.Namespace) -> None:
     (sweep,) = named_sweeps(given)
     statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
     pairs = zip(sweep.cells, statuses, strict=True)
-    outcomes = [outcome(number, label, cell, one) for number, ((label, cell), one) in enumerate(pairs)]
+    outcomes = [
+        outcome(number, label, cell, one) for number, ((label, cell), one) in enumerate(pairs)
+    ]
     if given.output is None:
         print(outcome_table(outcomes))
     elif given.output.suffix == ".csv":
         write_csv(given.output, outcomes)
     else:
         write_json(given.output, {"sweep": sweep.name, "cells": outcomes})
-    missing = [f"{one['cell']} {one['label']} is {one['state']}" for one in outcomes if one["state"] != State.FINISHED.value]
-    print("\n".join([f"{len(outcomes) - len(missing)} of {len(outcomes)} cells are finished", *missing]))
+    missing = [
+        f"{one['cell']} {one['label']} is {one['state']}"
+        for one in outcomes
+        if one["state"] != State.FINISHED.value
+    ]
+    print(
+        "\n".join(
+            [f"{len(outcomes) - len(missing)} of {len(outcomes)} cells are finished", *missing]
+        )
+    )
 
 
 def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
@@ -156,7 +188,10 @@ def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
     if sweep is None:
         known = "".join(f"\n  {one.typed}" for one in every)
         line = " ".join(words) or "no options"
-        raise ValueError(f"no sweep of {line} was submitted here; " + (f"there are:{known}" if known else f"{HOME} is empty"))
+        raise ValueError(
+            f"no sweep of {line} was submitted here; "
+            + (f"there are:{known}" if known else f"{HOME} is empty")
+        )
     return [sweep]
 
 

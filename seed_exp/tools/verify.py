@@ -24,21 +24,28 @@ def verify(config: VerifyConfig) -> None:
         ValueError: some cannot be read.
     """
     logging.basicConfig(format="%(message)s")
-    num_workers = default_num_workers(1) + 1 if config.data.num_workers is None else config.data.num_workers
-    data = dataclasses.replace(config.data, on_error=OnError.skip)  # bad rows are to be listed, all of them
+    num_workers = (
+        default_num_workers(1) + 1 if config.data.num_workers is None else config.data.num_workers
+    )
+    data = dataclasses.replace(
+        config.data, on_error=OnError.skip
+    )  # bad rows are to be listed, all of them
     entries: list[dict[str, str | int]] = []
     num_images = 0
     for split, source in _sources(data, config.split.value if config.split else None).items():
         inventory = take_inventory(source, num_workers=num_workers)
         num_images += len(source)
         entries += [
-            {"split": split, "index": index, "key": source.key(index), "error": error} for index, error in inventory.bad.items()
+            {"split": split, "index": index, "key": source.key(index), "error": error}
+            for index, error in inventory.bad.items()
         ]
         print(f"{split}: {describe(inventory)}")
     with atomic_write(Path(config.output)) as file:
         file.writelines(json.dumps(redact_all(entry)).encode() + b"\n" for entry in entries)
     if entries:
-        raise ValueError(f"{len(entries)} of {num_images} images cannot be read; {config.output} lists them")
+        raise ValueError(
+            f"{len(entries)} of {num_images} images cannot be read; {config.output} lists them"
+        )
 
 
 def describe(inventory: Inventory) -> str:
@@ -47,7 +54,9 @@ def describe(inventory: Inventory) -> str:
     lines = [f"{good + len(inventory.bad)} images, {good} good, {len(inventory.bad)} bad"]
     if good:
         for name, values in zip(("height", "width"), inventory.sizes.T, strict=True):
-            lines.append(f"{name} in pixels: {values.min()} to {values.max()}, median {np.median(values):.0f}")
+            lines.append(
+                f"{name} in pixels: {values.min()} to {values.max()}, median {np.median(values):.0f}"
+            )
         lines.append(f"{inventory.num_copies} have the same bytes as another one")
     if inventory.class_sizes is not None:
         sizes = inventory.class_sizes

@@ -25,7 +25,17 @@ def list_all(given: argparse.Namespace) -> None:
     if given.json:
         _print_json([_facts(entry) for entry in entries])
         return
-    header = ["name", "network", "method", "epochs", "top-1", "parameters", "licence", "hash", "cache"]
+    header = [
+        "name",
+        "network",
+        "method",
+        "epochs",
+        "top-1",
+        "parameters",
+        "licence",
+        "hash",
+        "cache",
+    ]
     rows = [
         [
             entry.name,
@@ -41,7 +51,9 @@ def list_all(given: argparse.Namespace) -> None:
         for entry in entries
     ]
     print(markdown_table(header, rows))
-    print("\ntop-1: published, linear evaluation on ImageNet-1k, percent. Addresses, sources and use: zoo show NAME")
+    print(
+        "\ntop-1: published, linear evaluation on ImageNet-1k, percent. Addresses, sources and use: zoo show NAME"
+    )
 
 
 def show(given: argparse.Namespace) -> None:
@@ -57,7 +69,11 @@ def show(given: argparse.Namespace) -> None:
 
 def fetch_each(given: argparse.Namespace) -> None:
     """Downloads; prints where each file is."""
-    _each(_named(given.names), lambda entry: {"path": str(fetch(entry)), "cache": cache_state(entry)}, given.json)
+    _each(
+        _named(given.names),
+        lambda entry: {"path": str(fetch(entry)), "cache": cache_state(entry)},
+        given.json,
+    )
 
 
 def verify_each(given: argparse.Namespace) -> None:
@@ -69,7 +85,11 @@ def verify_each(given: argparse.Namespace) -> None:
     here = [entry for entry in zoo().values() if entry.path.exists()]
     if given.all and not here:
         print(f"nothing in the cache {cache_folder()}", file=sys.stderr)
-    _each(here if given.all else _named(given.names), lambda entry: _found(entry, given.file), given.json)
+    _each(
+        here if given.all else _named(given.names),
+        lambda entry: _found(entry, given.file),
+        given.json,
+    )
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -90,7 +110,9 @@ def main(description: str) -> None:
             sys.exit(130)
 
 
-def _each(entries: list[ZooEntry], act: Callable[[ZooEntry], dict[str, Any]], as_json: bool) -> None:
+def _each(
+    entries: list[ZooEntry], act: Callable[[ZooEntry], dict[str, Any]], as_json: bool
+) -> None:
     """Acts on all and prints what comes out of it; one that fails keeps none of the others from it, only from status 0."""
     done: dict[str, dict[str, Any]] = {}
     failed = False
@@ -105,7 +127,9 @@ def _each(entries: list[ZooEntry], act: Callable[[ZooEntry], dict[str, Any]], as
             print(last_words(f"{entry.name}: {error}"), file=sys.stderr)
             continue
         if not as_json:
-            print(f"{entry.name}: {', '.join(f'{key} {_known(value)}' for key, value in done[entry.name].items())}")
+            print(
+                f"{entry.name}: {', '.join(f'{key} {_known(value)}' for key, value in done[entry.name].items())}"
+            )
     if as_json:
         _print_json(done)
     if failed:
@@ -150,7 +174,13 @@ def _short(hash_: str | None) -> str:
 
 
 def _known(value: Any) -> str:
-    return "unknown" if value is None else f"{value:,}" if type(value) is int and value > 9999 else str(value)
+    return (
+        "unknown"
+        if value is None
+        else f"{value:,}"
+        if type(value) is int and value > 9999
+        else str(value)
+    )
 
 
 def _print_json(content: Any) -> None:
@@ -158,7 +188,11 @@ def _print_json(content: Any) -> None:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    parser = Parser("python -m seed_exp.zoo", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "python -m seed_exp.zoo",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|fetch|verify")
     for name, act in ACTIONS.items():
         action = actions.add_parser(name, description=act.__doc__, allow_abbrev=False)
@@ -169,5 +203,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
             action.add_argument("names", nargs="+" if name == "fetch" else "*", metavar="NAME")
         if name == "verify":
             action.add_argument("--all", action="store_true", help="all that are in the cache")
-            action.add_argument("--file", type=Path, metavar="PATH", help="this file instead of the one in the cache")
+            action.add_argument(
+                "--file",
+                type=Path,
+                metavar="PATH",
+                help="this file instead of the one in the cache",
+            )
     return parser

@@ -36,7 +36,13 @@ from seed_exp.models.students import Student
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations, run_evaluations
-from seed_exp.training.encoders import Built, OpenFolder, build_students, init_inputs, train_encoders
+from seed_exp.training.encoders import (
+    Built,
+    OpenFolder,
+    build_students,
+    init_inputs,
+    train_encoders,
+)
 from seed_exp.views.recipe import EvalViews
 
 SAMPLE_BATCH = 64
@@ -49,15 +55,22 @@ def distill(config: DistillConfig) -> Path:
     Raises:
         ValueError: the objective compares more views than there are, or as `train_encoders`.
     """
-    num, needed = config.views.crops["global"].num, lookup(OBJECTIVES, config.objective.name, "objective").min_global_views
+    num, needed = (
+        config.views.crops["global"].num,
+        lookup(OBJECTIVES, config.objective.name, "objective").min_global_views,
+    )
     if num < needed:
         raise ValueError(
             f"objective={config.objective.name} compares {needed} global views of an image; views.crops.global.num is {num}"
         )
     evaluations = plan_evaluations(config)
-    teacher = re.sub(r"[^\w.]+", "_", config.teacher.name or config.teacher.network)  # the hub's names have slashes
+    teacher = re.sub(
+        r"[^\w.]+", "_", config.teacher.name or config.teacher.network
+    )  # the hub's names have slashes
     label = "-".join(["+".join(config.students), teacher, config.views.name, config.data.source])
-    return train_encoders("distill", label, config, build, then=partial(run_evaluations, evaluations))
+    return train_encoders(
+        "distill", label, config, build, then=partial(run_evaluations, evaluations)
+    )
 
 
 def build(config: DistillConfig, train: Source, open_folder: OpenFolder) -> Built:
@@ -86,14 +99,20 @@ def build(config: DistillConfig, train: Source, open_folder: OpenFolder) -> Buil
         )
         teacher.reduce_by(reduction)
     num_views = {name: crop.num for name, crop in config.views.crops.items() if crop.num > 0}
-    cache = None if config.teacher_cache is None else open_cache(Path(config.teacher_cache), config, teacher, train, num_views)
+    cache = (
+        None
+        if config.teacher_cache is None
+        else open_cache(Path(config.teacher_cache), config, teacher, train, num_views)
+    )
     method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
     if cache is not None:
         notes.append(cache_costs(cache, config, students, teacher, train))
     return Built(folder, students, method, weights, notes)
 
 
-def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
+def kept_reduction(
+    folder: Path, teacher: Teacher, config: DistillConfig, train: Source
+) -> dict[str, Tensor]:
     """The state of the reduction of the teacher's embeddings: the run folder's, for a run that goes on needs the same bits.
 
     A new run takes it from the cache, where all runs with this teacher and these images find the same one; the first of them
@@ -104,7 +123,9 @@ def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train:
     """
     kept = folder / "reduction.safetensors"
     if not kept.exists() and (folder / "checkpoints").exists():
-        raise ValueError(f"{kept} is gone, which {folder} was trained with; put it back, or choose another run_dir")
+        raise ValueError(
+            f"{kept} is gone, which {folder} was trained with; put it back, or choose another run_dir"
+        )
     if not kept.exists():
         state = cached_reduction(teacher, config, train)
         with atomic_write(kept) as file:
@@ -112,7 +133,9 @@ def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train:
     try:
         return load_file(kept)
     except SafetensorError as error:
-        raise ValueError(f"{kept} is damaged ({error}); put back a good copy, or choose another run_dir") from None
+        raise ValueError(
+            f"{kept} is damaged ({error}); put back a good copy, or choose another run_dir"
+        ) from None
 
 
 def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
@@ -130,7 +153,9 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
     path = cache_folder() / "reductions" / f"{digest[:16]}.safetensors"
     with suppress(FileNotFoundError, SafetensorError):
         return load_file(path)
-    fitted = fit_reduction(sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten)
+    fitted = fit_reduction(
+        sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten
+    )
     state: dict[str, Tensor] = fitted.state_dict()
     with atomic_write(path) as file:
         file.write(save(state))
@@ -144,40 +169,72 @@ def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) ->
     teacher.to(device)
     views = EvalViews(config.views)
     indices = evenly_spaced(len(train), config.teacher.num_reduce_images)
-    order = [(0, indices[start : start + SAMPLE_BATCH]) for start in range(0, len(indices), SAMPLE_BATCH)]
+    order = [
+        (0, indices[start : start + SAMPLE_BATCH]) for start in range(0, len(indices), SAMPLE_BATCH)
+    ]
     # Training lists the images that cannot be read.
     on_bad = (lambda _index, _error: None) if config.data.on_error is OnError.skip else None
     with closing(
-        load_batches(train, views, order, num_workers=num_workers_of(config.data), device=device, on_bad=on_bad)
+        load_batches(
+            train,
+            views,
+            order,
+            num_workers=num_workers_of(config.data),
+            device=device,
+            on_bad=on_bad,
+        )
     ) as batches:
-        rows = [teacher(views.device(batch)["global"][0]).cpu() for batch in tqdm(batches, "teacher", len(order), leave=False)]
+        rows = [
+            teacher(views.device(batch)["global"][0]).cpu()
+            for batch in tqdm(batches, "teacher", len(order), leave=False)
+        ]
     teacher.cpu()  # as it came: what is added to it is there too, until training moves all of it
     return torch.cat(rows)
 
 
-def open_cache(folder: Path, config: DistillConfig, teacher: Teacher, train: Source, num_views: dict[str, int]) -> TeacherCache:
+def open_cache(
+    folder: Path, config: DistillConfig, teacher: Teacher, train: Source, num_views: dict[str, int]
+) -> TeacherCache:
     """The cache in `folder` for exactly these embeddings; errors as TeacherCache."""
     evaluation = eval_options(config.views).keys() - {"mean", "std"}
     key = {
         "teacher": teacher.fingerprint,
-        "reduction": None if teacher.reduction is None else tensors_hash(teacher.reduction.state_dict()),
+        "reduction": None
+        if teacher.reduction is None
+        else tensors_hash(teacher.reduction.state_dict()),
         "teacher_ssl": config.teacher_ssl.name,
         "teacher_inputs": asdict(teacher.inputs.spec),
         "data": train.fingerprint(),
-        "views": {name: value for name, value in to_plain(config.views).items() if name not in evaluation},
+        "views": {
+            name: value for name, value in to_plain(config.views).items() if name not in evaluation
+        },
         "seed": config.seed,
         "precision": resolve(config.precision, local_device(config.device)).value,
         "version": __version__,
     }
-    return TeacherCache(folder, key, num_images=len(train), num_views=num_views, embedding_dim=teacher.embedding_dim)
+    return TeacherCache(
+        folder, key, num_images=len(train), num_views=num_views, embedding_dim=teacher.embedding_dim
+    )
 
 
-def cache_costs(cache: TeacherCache, config: DistillConfig, students: dict[str, Student], teacher: Teacher, train: Source) -> str:
+def cache_costs(
+    cache: TeacherCache,
+    config: DistillConfig,
+    students: dict[str, Student],
+    teacher: Teacher,
+    train: Source,
+) -> str:
     """What the cache takes and saves, in words; errors as TeacherCache.describe."""
     crops = [crop for crop in config.views.crops.values() if crop.num > 0]
     forward = sum(crop.num * forward_flops(teacher, crop.size) for crop in crops)
     # A backward pass costs about two forward passes.
-    training = sum(3 * crop.num * forward_flops(student, crop.size) for crop in crops for student in students.values())
-    steps_per_epoch = max(1, len(train) // config.batch_size) if isinstance(config.batch_size, int) else 1
+    training = sum(
+        3 * crop.num * forward_flops(student, crop.size)
+        for crop in crops
+        for student in students.values()
+    )
+    steps_per_epoch = (
+        max(1, len(train) // config.batch_size) if isinstance(config.batch_size, int) else 1
+    )
     epochs = config.epochs if config.steps is None else math.ceil(config.steps / steps_per_epoch)
     return f"{cache.describe(epochs)}; what it holds saves {100 * forward / (forward + training):.0f} % of a step's arithmetic"

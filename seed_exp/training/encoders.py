@@ -17,7 +17,13 @@ from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.stopping import Stopped
 from seed_exp.config.options import data_words, decisive_options, to_plain
-from seed_exp.config.schema import DataConfig, EncoderFitConfig, Precision, StudentConfig, ViewsConfig
+from seed_exp.config.schema import (
+    DataConfig,
+    EncoderFitConfig,
+    Precision,
+    StudentConfig,
+    ViewsConfig,
+)
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
@@ -61,7 +67,11 @@ class Built(NamedTuple):
 
 
 def train_encoders(
-    command: str, label: str, config: C, build: Callable[[C, Source, OpenFolder], Built], then: Callable[[Path], None]
+    command: str,
+    label: str,
+    config: C,
+    build: Callable[[C, Source, OpenFolder], Built],
+    then: Callable[[Path], None],
 ) -> Path:
     """Trains the students of `config`, from the start or from where the run folder is.
 
@@ -77,7 +87,9 @@ def train_encoders(
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        with distributed.rank0_first():  # the first rank downloads and indexes, the others find it done
+        with (
+            distributed.rank0_first()
+        ):  # the first rank downloads and indexes, the others find it done
             train, val = load_source(config.data, "train"), labelled_validation(config.data)
             images = {"data": train.fingerprint()}
 
@@ -89,7 +101,9 @@ def train_encoders(
         log.info("%d images", len(train))
         for name, student in students.items():
             num_parameters = sum(parameter.numel() for parameter in student.parameters())
-            activations = activations_per_image(student, config.views, config.precision, device) / 2**20
+            activations = (
+                activations_per_image(student, config.views, config.precision, device) / 2**20
+            )
             log.info(
                 "student %s: %s parameters with its head, %.3g MiB of activations per image",
                 name,
@@ -103,7 +117,13 @@ def train_encoders(
             log.info("no labelled validation images: no k-NN evaluation during training")
         num_workers = num_workers_of(config.data)
         bad_samples = bad_samples_of(config.data, folder)
-        extract = Extractor(EvalViews(config.views), device, num_workers, precision=config.precision, bad_samples=bad_samples)
+        extract = Extractor(
+            EvalViews(config.views),
+            device,
+            num_workers,
+            precision=config.precision,
+            bad_samples=bad_samples,
+        )
 
         last: Evaluated | None = None
 
@@ -112,18 +132,28 @@ def train_encoders(
             if val is None or train.labels is None:
                 return {}
             named = {name: students[name] for name in names}
-            last = knn_during_training(extract, named, train, val, config.knn_bank_size, config.knn_query_size)
+            last = knn_during_training(
+                extract, named, train, val, config.knn_bank_size, config.knn_query_size
+            )
             return last.accuracies
 
-        facts = {"command": command, "eval_views": eval_options(config.views), "inputs": weights | images}
+        facts = {
+            "command": command,
+            "eval_views": eval_options(config.views),
+            "inputs": weights | images,
+        }
         facts |= {"options": redact_all(decisive_options(to_plain(config)))}
 
         files = {name: folder / "students" / f"{name}.safetensors" for name in students}
 
-        def write_students(steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int) -> None:
+        def write_students(
+            steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int
+        ) -> None:
             for name, step in steps.items():
                 trained = {**facts, "step": step, "batch_size": batch_size}
-                save_student(files[name], students[name], config.students[name], trained, networks[name])
+                save_student(
+                    files[name], students[name], config.students[name], trained, networks[name]
+                )
 
         views = TrainViews(config.views, config.seed)
         tracked = RunFacts(command, label, list(students), to_plain(config), files)
@@ -141,25 +171,40 @@ def train_encoders(
                 evaluate=evaluate,
                 on_checkpoint=write_students,
                 on_bad=None if bad_samples is None else bad_samples(train),
-                epochs={name: student.epochs for name, student in config.students.items() if student.epochs is not None},
+                epochs={
+                    name: student.epochs
+                    for name, student in config.students.items()
+                    if student.epochs is not None
+                },
             )
             if last is not None and val is not None:
                 show_results(tracker, students, last, train, val)
         if diverged:
-            found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
+            found = ", ".join(
+                f"{name} (found after step {step})" for name, step in diverged.items()
+            )
             raise ValueError(
                 f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
                 "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
         words = data_words(decisive_options(to_plain(config)))
-        log.info("done: %s; next: %s", folder, shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *words]))
-        with distributed.rank0_first():  # only its fit has waited for students/ to be written, which all read now
+        log.info(
+            "done: %s; next: %s",
+            folder,
+            shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *words]),
+        )
+        with (
+            distributed.rank0_first()
+        ):  # only its fit has waited for students/ to be written, which all read now
             pass
         try:
             then(folder)
         except Stopped as stopped:
             if stopped.folder is None:  # an evaluation that begins anew each time
-                stopped.folder, stopped.step = folder, max((read_header(file) or {"step": 0})["step"] for file in files.values())
+                stopped.folder, stopped.step = (
+                    folder,
+                    max((read_header(file) or {"step": 0})["step"] for file in files.values()),
+                )
             raise
         if distributed.rank() == 0:
             write_json(folder / "done.json", {"students": list(students)})
@@ -194,7 +239,12 @@ class Evaluated(NamedTuple):
 
 
 def knn_during_training(
-    extract: Extractor, students: dict[str, Student], train: Source, val: Source, bank_size: int, query_size: int
+    extract: Extractor,
+    students: dict[str, Student],
+    train: Source,
+    val: Source,
+    bank_size: int,
+    query_size: int,
 ) -> Evaluated:
     """Top-1 of 10-NN by majority vote, in percent, on evenly spread images of both sources."""
     for student in students.values():
@@ -210,19 +260,32 @@ def knn_during_training(
     results, neighbours = {}, {}
     for name in students:
         own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
-        accuracies = knn_accuracy(own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07)
+        accuracies = knn_accuracy(
+            own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07
+        )
         results[f"{name}/knn10"] = accuracies[f"knn{k}_majority"]
         cosines, found = nearest(own_bank, own_queries[torch.from_numpy(shown)], min(NUM_SHOWN, k))
-        neighbours[name] = Neighbours(in_queries[shown].tolist(), in_bank[found.cpu().numpy()].tolist(), cosines.tolist())
+        neighbours[name] = Neighbours(
+            in_queries[shown].tolist(), in_bank[found.cpu().numpy()].tolist(), cosines.tolist()
+        )
     return Evaluated(results, queries, query_labels, neighbours)
 
 
-def show_results(tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source) -> None:
+def show_results(
+    tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source
+) -> None:
     """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
     for name, features in last.features.items():
-        tracker.log_picture(f"{name}/embedding_map", partial(embedding_map, features, last.labels, name))
-        tracker.log_picture(f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name]))
-    sizes = {name: sum(parameter.numel() for parameter in students[name].encoder.parameters()) for name in last.features}
+        tracker.log_picture(
+            f"{name}/embedding_map", partial(embedding_map, features, last.labels, name)
+        )
+        tracker.log_picture(
+            f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name])
+        )
+    sizes = {
+        name: sum(parameter.numel() for parameter in students[name].encoder.parameters())
+        for name in last.features
+    }
     rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
     tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)
 
@@ -242,18 +305,25 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
                 student(torch.zeros(1, 3, size, size))
             except (AssertionError, RuntimeError, ValueError) as error:
                 reason = str(error).partition("\n")[0]
-                raise ValueError(f"student {name} does not take views of {size} x {size} pixels: {reason}") from None
+                raise ValueError(
+                    f"student {name} does not take views of {size} x {size} pixels: {reason}"
+                ) from None
         student.train()
 
 
-def activations_per_image(student: Student, views: ViewsConfig, precision: Precision, device: torch.device) -> int:
+def activations_per_image(
+    student: Student, views: ViewsConfig, precision: Precision, device: torch.device
+) -> int:
     """Bytes that autograd keeps of all views of an image until the backward pass: what makes memory grow with the batch."""
     twin = copy.deepcopy(student).to(device).train()  # its BN statistics move
 
     def forward() -> list[Tensor]:
         crops = [crop for crop in views.crops.values() if crop.num > 0]
         with autocast(precision, device):
-            return [twin(torch.zeros(2 * crop.num, 3, crop.size, crop.size, device=device)) for crop in crops]
+            return [
+                twin(torch.zeros(2 * crop.num, 3, crop.size, crop.size, device=device))
+                for crop in crops
+            ]
 
     return activation_bytes(forward) // 2
 
@@ -270,4 +340,6 @@ def labelled_validation(config: DataConfig) -> Source | None:
 def init_inputs(configs: dict[str, StudentConfig]) -> dict[str, str]:
     """Fingerprints of the files that students start from."""
     files = {name: Path(config.init) for name, config in configs.items() if config.init is not None}
-    return {f"students.{name}.init": file_hash(path) for name, path in files.items() if path.is_file()}
+    return {
+        f"students.{name}.init": file_hash(path) for name, path in files.items() if path.is_file()
+    }

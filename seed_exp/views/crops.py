@@ -52,10 +52,14 @@ def random_resized_crop_boxes(
     top = np.floor(draws[..., -2] * (heights - crop_height + 1))
     left = np.floor(draws[..., -1] * (widths - crop_width + 1))
     drawn = np.stack((top, left, crop_height, crop_width), -1)
-    return np.where(fits.any(-1, keepdims=True), drawn, _centre_boxes(heights, widths, aspect_ratio)).astype(np.int64)
+    return np.where(
+        fits.any(-1, keepdims=True), drawn, _centre_boxes(heights, widths, aspect_ratio)
+    ).astype(np.int64)
 
 
-def _centre_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64], aspect_ratio: Sequence[float]) -> NDArray[np.float64]:
+def _centre_boxes(
+    heights: NDArray[np.int64], widths: NDArray[np.int64], aspect_ratio: Sequence[float]
+) -> NDArray[np.float64]:
     """The largest centred boxes whose aspect ratio is allowed, (top, left, height, width) [..., 4]."""
     height = np.clip(np.rint(widths / aspect_ratio[0]), 1, heights)
     width = np.clip(np.rint(heights * aspect_ratio[1]), 1, widths)
@@ -88,7 +92,10 @@ def resize_center_crop(image: Tensor, resize: int, out: Tensor) -> None:
     """
     size = out.shape[-1]
     short = min(image.shape[1:])
-    for dim in (1, 2):  # of a strip of pixels only the middle is wanted, and all of it enlarged would be gigabytes
+    for dim in (
+        1,
+        2,
+    ):  # of a strip of pixels only the middle is wanted, and all of it enlarged would be gigabytes
         beyond = image.shape[dim] - _LONGEST * short
         if beyond > 0:
             image = image.narrow(dim, beyond // 2, _LONGEST * short)

@@ -37,11 +37,16 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
         first = (product_high >> _BITS) ^ second ^ np.uint64(key_low)
         third = (product_low >> _BITS) ^ fourth ^ np.uint64(key_high)
         second, fourth = product_high & _WORD, product_low & _WORD
-        key_low, key_high = (key_low + _KEY_STEPS[0]) & 0xFFFFFFFF, (key_high + _KEY_STEPS[1]) & 0xFFFFFFFF
+        key_low, key_high = (
+            (key_low + _KEY_STEPS[0]) & 0xFFFFFFFF,
+            (key_high + _KEY_STEPS[1]) & 0xFFFFFFFF,
+        )
     return np.stack((first, second, third, fourth))
 
 
-def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], stream: int, num: int) -> NDArray[np.float64]:
+def uniforms(
+    seed: int, epoch: int, indices: NDArray[np.int64], stream: int, num: int
+) -> NDArray[np.float64]:
     """`num` uniform numbers for each sample, the same whatever other samples are asked for beside it.
 
     A smaller `num` gives a prefix of what a larger one gives.
@@ -70,4 +75,7 @@ def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], stream: int, num
     last = np.arange(blocks, dtype=np.uint64) + np.uint64(stream << 16)
     counter = np.stack(np.broadcast_arrays(index & _WORD, index >> _BITS, np.uint64(epoch), last))
     words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    return np.moveaxis(words, 0, -1).reshape(len(indices), 4 * blocks)[:, :num].astype(np.float64) / 2.0**32
+    return (
+        np.moveaxis(words, 0, -1).reshape(len(indices), 4 * blocks)[:, :num].astype(np.float64)
+        / 2.0**32
+    )

@@ -60,13 +60,17 @@ def draw_parameters(draws: NDArray[np.float64], config: ViewsConfig) -> Tensor:
     high = np.array([1 + change for change in config.jitter[:3]] + [config.jitter[3]])
     factors = low + (high - low) * draws[..., :4]
     parameters = np.empty((*draws.shape[:-1], len(Column)), dtype=np.float32)
-    parameters[..., :4] = np.where((jittered < config.jitter_prob)[..., None], factors, [1, 1, 1, 0])
+    parameters[..., :4] = np.where(
+        (jittered < config.jitter_prob)[..., None], factors, [1, 1, 1, 0]
+    )
     blend_order, before_hue = np.divmod((order * 24).astype(np.int64), 4)
     parameters[..., Column.FIRST : Column.THIRD + 1] = _BLEND_ORDERS[blend_order]
     parameters[..., Column.BEFORE_HUE] = before_hue
     parameters[..., Column.GRAYSCALE] = grayscale < config.grayscale_prob
     small, large = config.blur_sigma
-    parameters[..., Column.SIGMA] = np.where(blurred < config.blur_prob, small + (large - small) * sigma, 0)
+    parameters[..., Column.SIGMA] = np.where(
+        blurred < config.blur_prob, small + (large - small) * sigma, 0
+    )
     parameters[..., Column.FLIP] = flipped < config.flip_prob
     return torch.from_numpy(parameters)
 
@@ -83,7 +87,9 @@ def photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Tens
         float32 [M, 3, S, S].
     """
     # On a CPU in chunks that stay in a core's cache through all operations.
-    chunk = max(1, _CHUNK_VALUES // images[0].numel()) if images.device.type == "cpu" else len(images)
+    chunk = (
+        max(1, _CHUNK_VALUES // images[0].numel()) if images.device.type == "cpu" else len(images)
+    )
     pairs = zip(torch.split(images, chunk), torch.split(parameters, chunk), strict=True)
     return torch.cat([_photometric(part, rows, config) for part, rows in pairs])
 
@@ -105,7 +111,9 @@ def _photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Ten
     return normalize(images, config)
 
 
-def _apply(operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor) -> Tensor:
+def _apply(
+    operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor
+) -> Tensor:
     """`images` [M, ...] with `operation(images, *parameters)` in the rows that are affected (bool [M]).
 
     `images` may be overwritten.
@@ -114,7 +122,9 @@ def _apply(operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *
     return apply(operation, images, affected, *parameters)
 
 
-def _apply_to_rows(operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor) -> Tensor:
+def _apply_to_rows(
+    operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor
+) -> Tensor:
     if affected.all():
         return operation(images, *parameters)
     rows = affected.nonzero().squeeze(1)
@@ -123,7 +133,9 @@ def _apply_to_rows(operation: Callable[..., Tensor], images: Tensor, affected: T
     return images
 
 
-def _apply_and_select(operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor) -> Tensor:
+def _apply_and_select(
+    operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor
+) -> Tensor:
     # How many rows are affected is known to the GPU only, and asking would wait for it.
     return torch.where(affected.view(-1, 1, 1, 1), operation(images, *parameters), images)
 
@@ -177,7 +189,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     # Sixths of a turn from red. Where there is no chroma any hue gives the same gray.
     offset = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)) + 6 * shift.view(-1, 1, 1)
     sixths = (difference / chroma.clamp_min(1e-12) + offset).remainder(6)
-    share = torch.stack(((sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs()), dim=1)
+    share = torch.stack(
+        ((sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs()), dim=1
+    )
     return torch.addcmul(low[:, None], chroma[:, None], share.clamp_(0, 1))
 
 

@@ -12,9 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seed_exp.config.schema import ViewsConfig
-from seed_exp.views.crops import NUM_CROP_DRAWS, crop_resize, random_resized_crop_boxes, resize_center_crop
+from seed_exp.views.crops import (
+    NUM_CROP_DRAWS,
+    crop_resize,
+    random_resized_crop_boxes,
+    resize_center_crop,
+)
 from seed_exp.views.draws import uniforms
-from seed_exp.views.photometric import NUM_PHOTOMETRIC_DRAWS, Column, draw_parameters, normalize, photometric
+from seed_exp.views.photometric import (
+    NUM_PHOTOMETRIC_DRAWS,
+    Column,
+    draw_parameters,
+    normalize,
+    photometric,
+)
 
 
 class HostBatch(NamedTuple):
@@ -32,11 +43,16 @@ class HostBatch(NamedTuple):
     """That the random numbers were drawn for."""
 
     @classmethod
-    def empty(cls, num: int, views: Mapping[str, tuple[int, int]], draws: Mapping[str, int]) -> HostBatch:
+    def empty(
+        cls, num: int, views: Mapping[str, tuple[int, int]], draws: Mapping[str, int]
+    ) -> HostBatch:
         """Room for `num` images with these (V, S) and, where there are draws, this P per resolution; any contents."""
         sizes = {name: (num, num_views, size, size, 3) for name, (num_views, size) in views.items()}
         return cls(
-            {name: torch.empty(size, dtype=torch.uint8).movedim(-1, 2) for name, size in sizes.items()},
+            {
+                name: torch.empty(size, dtype=torch.uint8).movedim(-1, 2)
+                for name, size in sizes.items()
+            },
             {name: torch.empty(*sizes[name][:2], width) for name, width in draws.items()},
             torch.empty(num, dtype=torch.int64),
             torch.empty(num, dtype=torch.int64),
@@ -45,7 +61,9 @@ class HostBatch(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> HostBatch:
         """The batch with `function` applied to each of its tensors."""
-        views, draws = ({name: function(tensor) for name, tensor in tensors.items()} for tensors in self[:2])
+        views, draws = (
+            {name: function(tensor) for name, tensor in tensors.items()} for tensors in self[:2]
+        )
         return HostBatch(views, draws, function(self.labels), function(self.indices), self.epoch)
 
 
@@ -57,7 +75,12 @@ class Views(Protocol):
         ...
 
     def host(
-        self, images: Sequence[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64], out: HostBatch
+        self,
+        images: Sequence[Tensor],
+        labels: NDArray[np.int64],
+        epoch: int,
+        indices: NDArray[np.int64],
+        out: HostBatch,
     ) -> None:
         """Fills `out` from images, uint8 [3, H, W] of any sizes."""
         ...
@@ -79,7 +102,9 @@ class TrainViews:
 
     def empty(self, num: int) -> HostBatch:
         """Room for what `host` makes of `num` images; the contents are arbitrary."""
-        views = {name: (crop.num, crop.size) for name, crop in self.config.crops.items() if crop.num > 0}
+        views = {
+            name: (crop.num, crop.size) for name, crop in self.config.crops.items() if crop.num > 0
+        }
         return HostBatch.empty(num, views, dict.fromkeys(views, len(Column)))
 
     def host(
@@ -91,16 +116,27 @@ class TrainViews:
         out: HostBatch,
     ) -> None:
         """Writes crops of images (uint8 [3, H, W], any sizes) and the parameters of what `device` does to them into `out`."""
-        heights, widths = (np.array([image.shape[side] for image in images], np.int64)[:, None] for side in (1, 2))
+        heights, widths = (
+            np.array([image.shape[side] for image in images], np.int64)[:, None] for side in (1, 2)
+        )
         for number, (name, crop) in enumerate(sorted(self.config.crops.items())):
             if crop.num == 0:
                 continue
             crop_draws, color_draws = (
-                uniforms(self.seed, epoch, indices, stream, crop.num * num).reshape(len(images), crop.num, num)
-                for stream, num in ((2 * number, NUM_CROP_DRAWS), (2 * number + 1, NUM_PHOTOMETRIC_DRAWS))
+                uniforms(self.seed, epoch, indices, stream, crop.num * num).reshape(
+                    len(images), crop.num, num
+                )
+                for stream, num in (
+                    (2 * number, NUM_CROP_DRAWS),
+                    (2 * number + 1, NUM_PHOTOMETRIC_DRAWS),
+                )
             )
-            boxes = random_resized_crop_boxes(heights, widths, crop_draws, crop.scale, self.config.aspect_ratio)
-            for image, image_boxes, image_views in zip(images, boxes.tolist(), out.views[name], strict=True):
+            boxes = random_resized_crop_boxes(
+                heights, widths, crop_draws, crop.scale, self.config.aspect_ratio
+            )
+            for image, image_boxes, image_views in zip(
+                images, boxes.tolist(), out.views[name], strict=True
+            ):
                 for box, view in zip(image_boxes, image_views, strict=True):
                     crop_resize(image, box, view)
             out.draws[name].copy_(draw_parameters(color_draws, self.config))
@@ -113,7 +149,9 @@ class TrainViews:
         for name, views in batch.views.items():
             view_major = views.transpose(0, 1)
             parameters = batch.draws[name].transpose(0, 1).flatten(0, 1)
-            out[name] = photometric(view_major.flatten(0, 1), parameters, self.config).view(view_major.shape)
+            out[name] = photometric(view_major.flatten(0, 1), parameters, self.config).view(
+                view_major.shape
+            )
         return out
 
 
@@ -161,4 +199,6 @@ class EvalViews(StillViews):
 
     def device(self, batch: HostBatch) -> dict[str, Tensor]:
         """Normalised views, float32 {"global": [1, N, 3, S, S]}."""
-        return {"global": normalize(batch.views["global"].transpose(0, 1).float() / 255, self.config)}
+        return {
+            "global": normalize(batch.views["global"].transpose(0, 1).float() / 255, self.config)
+        }

@@ -13,7 +13,14 @@ from seed_exp.base.redaction import HIDDEN, redact, redact_all, unsigned
 
 SECRET = "s3cret/and+more="
 IN_URL = quote(SECRET, safe="")
-NAMES = ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_SECRET", "PASSWORD", "db_password"]
+NAMES = [
+    "WANDB_API_KEY",
+    "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "MY_SECRET",
+    "PASSWORD",
+    "db_password",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,16 +52,25 @@ SIGNED = {  # by who signs: an address with a signature in it, and what is shown
         f"https://d.cloudfront.net/f?Expires=17&Signature={IN_URL}&Key-Pair-Id=K",
         "https://d.cloudfront.net/f?Expires=17&Signature=***&Key-Pair-Id=***",
     ),
-    "token": (f"https://h/f?a=1&token={IN_URL}&access_token={IN_URL}", "https://h/f?a=1&token=***&access_token=***"),
+    "token": (
+        f"https://h/f?a=1&token={IN_URL}&access_token={IN_URL}",
+        "https://h/f?a=1&token=***&access_token=***",
+    ),
     "user": (f"https://me:{IN_URL}@h:8080/f?a=1", "https://***@h:8080/f?a=1"),
     "user_with_at": ("ftp://me:s3cret@more@h/f", "ftp://***@h/f"),
     "token_as_user": (f"https://{IN_URL}@h/f", "https://***@h/f"),
-    "fragment": (f"https://h/f#access_token={IN_URL}&state=2", "https://h/f#access_token=***&state=2"),
+    "fragment": (
+        f"https://h/f#access_token={IN_URL}&state=2",
+        "https://h/f#access_token=***&state=2",
+    ),
     "in_an_address": (
         f"https://h/r?to=https%3A%2F%2Fs%2Ff%3Fa%3D1%26X-Amz-Signature%3D{IN_URL}%26b%3D2&c=3",
         "https://h/r?to=https%3A%2F%2Fs%2Ff%3Fa%3D1%26X-Amz-Signature%3D***%26b%3D2&c=3",
     ),
-    "in_json": (rf"https://h/f?a=1\u0026sig={IN_URL}\u0026b=2", r"https://h/f?a=1\u0026sig=***\u0026b=2"),
+    "in_json": (
+        rf"https://h/f?a=1\u0026sig={IN_URL}\u0026b=2",
+        r"https://h/f?a=1\u0026sig=***\u0026b=2",
+    ),
     "in_html": (f"https://h/f?a=1&amp;sig={IN_URL}&amp;b=2", "https://h/f?a=1&amp;sig=***&amp;b=2"),
     "other_case": (f"https://h/f?x-amz-signature={IN_URL}", "https://h/f?x-amz-signature=***"),
     "no_host": (f"GET /f?sig={IN_URL} HTTP/1.1", "GET /f?sig=*** HTTP/1.1"),
@@ -62,7 +78,9 @@ SIGNED = {  # by who signs: an address with a signature in it, and what is shown
 
 
 @pytest.mark.parametrize("kind", SIGNED)
-@pytest.mark.parametrize("around", ["{}", "cannot download {} (HTTP 403)", 'url="{}"', "<{}>", "'{}'\n"])
+@pytest.mark.parametrize(
+    "around", ["{}", "cannot download {} (HTTP 403)", 'url="{}"', "<{}>", "'{}'\n"]
+)
 def test_what_opens_an_address_is_hidden_and_the_rest_of_it_stays(kind: str, around: str) -> None:
     address, shown = SIGNED[kind]
     assert redact(around.format(address)) == around.format(shown)
@@ -76,14 +94,19 @@ def test_what_opens_an_address_is_hidden_and_the_rest_of_it_stays(kind: str, aro
             f"machine api.wandb.ai\n  login user\n  password {SECRET}\nnext",
             "machine api.wandb.ai\n  login user\n  password ***\nnext",
         ),
-        (f"machine h login user account a password {SECRET}", "machine h login user account a password ***"),
+        (
+            f"machine h login user account a password {SECRET}",
+            "machine h login user account a password ***",
+        ),
         (f"WANDB_API_KEY={SECRET} python -m x", "WANDB_API_KEY=*** python -m x"),
         (f"""{{"HF_TOKEN": "{SECRET} and more", "a": 1}}""", """{"HF_TOKEN": "***", "a": 1}"""),
         (f"Authorization: Bearer {SECRET}", "Authorization: Bearer ***"),
         (f"{{'authorization': 'Basic {SECRET}'}}", "{'authorization': 'Basic ***'}"),
     ],
 )
-def test_keys_tokens_and_passwords_are_hidden_where_their_form_shows_them(text: str, shown: str) -> None:
+def test_keys_tokens_and_passwords_are_hidden_where_their_form_shows_them(
+    text: str, shown: str
+) -> None:
     assert redact(text) == shown
 
 
@@ -106,15 +129,23 @@ def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_of_secret_variables_are_hidden_wherever_they_occur(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_values_of_secret_variables_are_hidden_wherever_they_occur(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     assert SECRET in redact(f"a{SECRET}b")
-    monkeypatch.setattr("os.environ", {name: SECRET, "HOME": "/home/someone", "PASSWORD_FILE": "/etc/passwords"})
+    monkeypatch.setattr(
+        "os.environ", {name: SECRET, "HOME": "/home/someone", "PASSWORD_FILE": "/etc/passwords"}
+    )
     text = f"a{SECRET}b {SECRET} {IN_URL} /home/someone /etc/passwords"
     assert redact(text) == "a***b *** *** /home/someone /etc/passwords"
 
 
-def test_short_values_are_not_hidden_and_of_two_the_longer_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.environ", {"A_KEY": "resnet1", "B_KEY": "12345678", "C_KEY": "12345678-more"})
+def test_short_values_are_not_hidden_and_of_two_the_longer_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "os.environ", {"A_KEY": "resnet1", "B_KEY": "12345678", "C_KEY": "12345678-more"}
+    )
     assert redact("resnet18 12345678-more 12345678") == "resnet18 *** ***"
 
 
@@ -127,7 +158,13 @@ def test_nested_values_are_redacted_in_a_copy(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("os.environ", {"A_TOKEN": SECRET})
     address, shown = SIGNED["s3"]
     options = {"a": [address, {"b": SECRET}], "c": (SECRET, 3), "d": None, "e": 0.5, "f": True}
-    assert redact_all(options) == {"a": [shown, {"b": HIDDEN}], "c": [HIDDEN, 3], "d": None, "e": 0.5, "f": True}
+    assert redact_all(options) == {
+        "a": [shown, {"b": HIDDEN}],
+        "c": [HIDDEN, 3],
+        "d": None,
+        "e": 0.5,
+        "f": True,
+    }
     assert options["a"] == [address, {"b": SECRET}]
     assert json.loads(json.dumps(redact_all(options))) == redact_all(options)
 
@@ -138,7 +175,12 @@ def test_nested_values_are_redacted_in_a_copy(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("kind", SIGNED)
 def test_an_address_names_the_same_thing_signed_redacted_or_signed_anew(kind: str) -> None:
     address, shown = SIGNED[kind]
-    anew = address.replace(IN_URL, "other").replace("2026", "2027").replace("=17", "=18").replace("2030", "2031")
+    anew = (
+        address.replace(IN_URL, "other")
+        .replace("2026", "2027")
+        .replace("=17", "=18")
+        .replace("2030", "2031")
+    )
     assert unsigned(anew) == unsigned(address) == unsigned(shown) == unsigned(unsigned(address))
     assert "other" not in unsigned(anew)
 
@@ -169,11 +211,44 @@ def test_a_name_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPat
     assert unsigned("/data/imagenet1k") == "/data/imagenet1k"
 
 
-SEPARATORS = ["https://", "?", "&", "&amp;", "#", ";", "=", "%26", "%3D", "%25", r"\u0026", '"', "'", ":", " "]
-WORDS = ["u:p@", "sig", "se", "Signature", "X-Amz-Date", "token", "A_KEY", "login", "password", "Authorization", HIDDEN, SECRET]
+SEPARATORS = [
+    "https://",
+    "?",
+    "&",
+    "&amp;",
+    "#",
+    ";",
+    "=",
+    "%26",
+    "%3D",
+    "%25",
+    r"\u0026",
+    '"',
+    "'",
+    ":",
+    " ",
+]
+WORDS = [
+    "u:p@",
+    "sig",
+    "se",
+    "Signature",
+    "X-Amz-Date",
+    "token",
+    "A_KEY",
+    "login",
+    "password",
+    "Authorization",
+    HIDDEN,
+    SECRET,
+]
 
 
-@given(text=st.lists(st.sampled_from(SEPARATORS + WORDS) | st.text(max_size=3), max_size=12).map("".join))
+@given(
+    text=st.lists(st.sampled_from(SEPARATORS + WORDS) | st.text(max_size=3), max_size=12).map(
+        "".join
+    )
+)
 def test_redacting_twice_changes_nothing_and_never_fails(text: str) -> None:
     once = redact(text)
     assert redact(once) == once
@@ -182,8 +257,15 @@ def test_redacting_twice_changes_nothing_and_never_fails(text: str) -> None:
 
 @given(
     before=st.text("ab/?&=.", max_size=9),
-    secret=st.lists(st.sampled_from([*"xyz019-_~.;,/+?", "%26", "%3D", "%2B"]), min_size=1, max_size=20).map("".join),
-    name=st.sampled_from(["X-Amz-Signature", "sig", "Signature", "token", "access_token", "X-Amz-Credential"]),
+    secret=st.lists(
+        st.sampled_from([*"xyz019-_~.;,/+?", "%26", "%3D", "%2B"]), min_size=1, max_size=20
+    ).map("".join),
+    name=st.sampled_from(
+        ["X-Amz-Signature", "sig", "Signature", "token", "access_token", "X-Amz-Credential"]
+    ),
 )
 def test_no_part_of_a_signature_is_left(before: str, secret: str, name: str) -> None:
-    assert redact(f"https://h/{before}?{name}={secret}&after=1") == f"https://h/{before}?{name}=***&after=1"
+    assert (
+        redact(f"https://h/{before}?{name}={secret}&after=1")
+        == f"https://h/{before}?{name}=***&after=1"
+    )

@@ -32,7 +32,9 @@ class Controller:
         self.answer, self.calls = folder / "answer", folder / "calls"
         self.calls.touch()
         script = folder / "scontrol"
-        script.write_text(f'#!/bin/sh\ncase "$*" in *show*) cat {self.answer};; *) echo "$*" >>{self.calls};; esac\n')
+        script.write_text(
+            f'#!/bin/sh\ncase "$*" in *show*) cat {self.answer};; *) echo "$*" >>{self.calls};; esac\n'
+        )
         script.chmod(0o755)
 
     def shows(self, state: str, reason: str = "None", preempted: str = "None") -> None:
@@ -72,7 +74,13 @@ def test_a_task_of_a_step_is_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     found = slurm.torchrun_variables()
     port = found.pop("MASTER_PORT")
     assert 10_000 <= int(port) < 30_000
-    ranks = {"RANK": "9", "WORLD_SIZE": "20", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu003"}
+    ranks = {
+        "RANK": "9",
+        "WORLD_SIZE": "20",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": "gpu003",
+    }
     assert found == ranks
     monkeypatch.setenv("SLURM_STEP_ID", "2")
     assert slurm.torchrun_variables()["MASTER_PORT"] != port
@@ -85,12 +93,18 @@ def test_a_task_of_a_step_is_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     "environment",
     [
         {},
-        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},  # the shell of salloc or sbatch
+        {
+            "SLURM_JOB_ID": "1",
+            "SLURM_NTASKS": "8",
+            "SLURM_PROCID": "0",
+        },  # the shell of salloc or sbatch
         {**STEP, "SLURM_STEP_NUM_TASKS": "1"},
         {**STEP, "RANK": "3"},  # torchrun, started by srun
     ],
 )
-def test_other_processes_are_not(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_are_not(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert slurm.torchrun_variables() == {}
@@ -105,7 +119,11 @@ def test_other_processes_are_not(environment: dict[str, str], monkeypatch: pytes
         ({**STEP, "SLURM_CPUS_ON_NODE": "64"}, 64, None),
         ({**STEP, "SLURM_CPUS_ON_NODE": "64"}, 8, 8),
         ({**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "8"}, 8, None),
-        ({**STEP, "SLURM_CPUS_PER_TASK": "8", "TORCHELASTIC_RUN_ID": "x"}, 8, None),  # torchrun's ranks in a task of srun
+        (
+            {**STEP, "SLURM_CPUS_PER_TASK": "8", "TORCHELASTIC_RUN_ID": "x"},
+            8,
+            None,
+        ),  # torchrun's ranks in a task of srun
     ],
 )
 def test_a_task_of_a_step_knows_its_own_cores(
@@ -150,12 +168,20 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     ],
 )
 def test_what_is_started_again(
-    name: str, answer: dict[str, str], reason: str | None, controller: Controller, tmp_path: Path, logged: list[str]
+    name: str,
+    answer: dict[str, str],
+    reason: str | None,
+    controller: Controller,
+    tmp_path: Path,
+    logged: list[str],
 ) -> None:
     controller.shows(**answer)
     slurm.requeue(name, tmp_path, 40)
     assert controller.asked() == ([] if reason is None else ["requeue 12"])
-    found = [(line["job"], line["restart"], line["reason"], line["step"]) for line in slurm.requeues(tmp_path)]
+    found = [
+        (line["job"], line["restart"], line["reason"], line["step"])
+        for line in slurm.requeues(tmp_path)
+    ]
     assert found == ([] if reason is None else [("12", 1, reason, 40)])
     assert len(logged) == 1
 
@@ -169,7 +195,9 @@ def test_of_an_array_only_its_task_is_started_again(
     assert controller.asked() == ["requeue 12_3"]
 
 
-def test_outside_of_a_job_nobody_is_asked(controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_job_nobody_is_asked(
+    controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SLURM_JOB_ID")
     slurm.requeue("SIGUSR2", tmp_path, 1)
     assert controller.asked() == []
@@ -178,18 +206,28 @@ def test_outside_of_a_job_nobody_is_asked(controller: Controller, tmp_path: Path
 def test_a_controller_that_does_not_answer_is_no_error(
     controller: Controller, tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n")
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n"
+    )
     slurm.requeue("SIGUSR2", tmp_path, 1)
     monkeypatch.setenv("PATH", "")
     slurm.requeue("SIGUSR2", tmp_path, 1)
-    assert ["could not be requeued (Unable to contact" in logged[0], "could not be requeued" in logged[1]] == [True, True]
+    assert [
+        "could not be requeued (Unable to contact" in logged[0],
+        "could not be requeued" in logged[1],
+    ] == [True, True]
     assert slurm.requeues(tmp_path) == []
 
 
-def test_a_job_without_progress_is_started_again_three_times(controller: Controller, tmp_path: Path) -> None:
+def test_a_job_without_progress_is_started_again_three_times(
+    controller: Controller, tmp_path: Path
+) -> None:
     for _ in range(3):
         slurm.requeue("SIGUSR2", tmp_path, 40)
-    with pytest.raises(ValueError, match=r"job 12 is not requeued \(SIGUSR2\): it was at step 40 3 times in succession"):
+    with pytest.raises(
+        ValueError,
+        match=r"job 12 is not requeued \(SIGUSR2\): it was at step 40 3 times in succession",
+    ):
         slurm.requeue("SIGUSR2", tmp_path, 40)
     assert len(controller.asked()) == len(slurm.requeues(tmp_path)) == 3
     slurm.requeue("SIGUSR2", tmp_path, 41)
@@ -234,7 +272,9 @@ def test_restarts_by_slurm_itself_are_noted_once_and_counted(
     assert json.loads((tmp_path / "requeues.jsonl").read_text().splitlines()[-1])["step"] == 6
 
 
-def test_a_line_that_was_cut_by_a_kill_costs_that_line_only(controller: Controller, tmp_path: Path) -> None:
+def test_a_line_that_was_cut_by_a_kill_costs_that_line_only(
+    controller: Controller, tmp_path: Path
+) -> None:
     slurm.requeue("SIGUSR2", tmp_path, 5)
     whole = (tmp_path / "requeues.jsonl").read_bytes()
     (tmp_path / "requeues.jsonl").write_bytes(whole + whole[: len(whole) // 2])
@@ -259,31 +299,55 @@ def test_a_warning_ends_what_is_no_training_at_once_and_a_second_lets_it_close_i
     before, closed = signal.getsignal(signal.SIGUSR2), []
     with pytest.raises(Stopped) as stopped:
         interrupted(closed)
-    assert (stopped.value.code, stopped.value.signal_name, stopped.value.folder, closed) == (75, "SIGUSR2", None, ["files"])
+    assert (stopped.value.code, stopped.value.signal_name, stopped.value.folder, closed) == (
+        75,
+        "SIGUSR2",
+        None,
+        ["files"],
+    )
     assert signal.getsignal(signal.SIGUSR2) is before
 
 
 # --- accounts --------------------------------------------------------------------------------------------------------
 
 
-def test_submitit_reads_the_states_of_jobs_from_scontrol(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submitit_reads_the_states_of_jobs_from_scontrol(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     array = "JobId={} ArrayJobId=12 ArrayTaskId={} JobName=a JobState={} NodeList=n1"
-    answers = [array.format(12, "4-5%1", "PENDING"), array.format(14, "3", "RUNNING"), array.format(13, "2", "COMPLETED")]
+    answers = [
+        array.format(12, "4-5%1", "PENDING"),
+        array.format(14, "3", "RUNNING"),
+        array.format(13, "2", "COMPLETED"),
+    ]
     controller.answer.write_text("\n".join(answers))
     found = SlurmInfoWatcher().read_info("\n".join(slurm.accounts(["12"])))
     states = {task: found[f"12_{task}"]["State"] for task in range(6)}
     # 0 and 1 ended so long ago that SLURM knows them no more.
-    assert states == {0: "ENDED", 1: "ENDED", 2: "COMPLETED", 3: "RUNNING", 4: "PENDING", 5: "PENDING"}
+    assert states == {
+        0: "ENDED",
+        1: "ENDED",
+        2: "COMPLETED",
+        3: "RUNNING",
+        4: "PENDING",
+        5: "PENDING",
+    }
     controller.shows("FAILED")
-    assert SlurmInfoWatcher().read_info("\n".join(slurm.accounts(["12"])))["12"]["State"] == "FAILED"
+    assert (
+        SlurmInfoWatcher().read_info("\n".join(slurm.accounts(["12"])))["12"]["State"] == "FAILED"
+    )
 
 
 def test_a_job_that_slurm_has_forgotten_has_ended_and_one_it_cannot_be_asked_about_has_not(
     controller: Controller, tmp_path: Path
 ) -> None:
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2\nexit 1\n")
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2\nexit 1\n"
+    )
     assert SlurmInfoWatcher().read_info("\n".join(slurm.accounts(["12"])))["12"]["State"] == "ENDED"
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n")
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\necho Unable to contact slurm controller >&2\nexit 1\n"
+    )
     with pytest.raises(subprocess.CalledProcessError):
         list(slurm.accounts(["12"]))
 
@@ -295,7 +359,9 @@ def test_sacct_is_replaced_only_where_it_does_not_work(
     sacct.write_text("#!/bin/sh\necho Slurm accounting storage is disabled >&2\nexit 1\n")
     sacct.chmod(0o755)
     with slurm.stand_in_for_sacct():
-        asked = subprocess.run(["sacct", "-o", "JobID,State", "-j", "12"], capture_output=True, text=True, check=True)
+        asked = subprocess.run(
+            ["sacct", "-o", "JobID,State", "-j", "12"], capture_output=True, text=True, check=True
+        )
     assert asked.stdout.splitlines()[-1] == "12|RUNNING|n[1-2]"
     assert shutil.which("sacct") == str(sacct)
     sacct.write_text("#!/bin/sh\n")

@@ -10,7 +10,9 @@ SEED = ComparisonRow("student convnet_w2", "SEED", 6_120, 94.0, 95.7)
 
 
 def test_columns_are_aligned_for_terminals() -> None:
-    lines = markdown_table(["network", "top-1"], [["a", "9.5"], ["a longer name", "100.0"]]).splitlines()
+    lines = markdown_table(
+        ["network", "top-1"], [["a", "9.5"], ["a longer name", "100.0"]]
+    ).splitlines()
     assert lines == [
         "| network       | top-1 |",
         "| ------------- | ----: |",
@@ -36,7 +38,14 @@ def test_the_comparison_shows_the_gain_over_the_student_without_a_teacher() -> N
     lines = comparison_table([TEACHER, ALONE, SEED], ALONE).splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["network", "pre-training", "parameters", "k-NN (k=10)", "linear top-1", "vs MoCo-V2 (no teacher)"]
+    assert cells[0] == [
+        "network",
+        "pre-training",
+        "parameters",
+        "k-NN (k=10)",
+        "linear top-1",
+        "vs MoCo-V2 (no teacher)",
+    ]
     assert cells[2] == ["teacher convnet_w32", "MoCo-V2", "1,234,567", "98.1", "98.4", ""]
     assert cells[3] == ["student convnet_w2", "MoCo-V2 (no teacher)", "6,120", "88.0", "92.1", ""]
     assert cells[4] == ["student convnet_w2", "SEED", "6,120", "94.0", "95.7", "+3.6"]

@@ -26,7 +26,12 @@ def test_all_ways_find_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) ->
     bank, queries = features()
     cosines = torch.cosine_similarity(queries[:, None].double(), bank[None].double(), dim=2)
     expected = cosines.argsort(dim=1, descending=True)[:, :5]
-    ways = [bench_knn.plain, bench_knn.nearest, bench_knn.scikit_learn, *filter(None, [bench_knn.faiss_flat()])]
+    ways = [
+        bench_knn.plain,
+        bench_knn.nearest,
+        bench_knn.scikit_learn,
+        *filter(None, [bench_knn.faiss_flat()]),
+    ]
     for way in ways:
         assert np.asarray(way(bank, queries, 5)[1]).tolist() == expected.tolist()
 
@@ -45,7 +50,9 @@ def test_every_library_has_as_many_threads_as_pytorch(monkeypatch: pytest.Monkey
     found: list[int] = []
     interleave = bench_knn.interleave
 
-    def watched(contenders: list[Contender], *, seconds: float, device: torch.device) -> list[BenchRow]:
+    def watched(
+        contenders: list[Contender], *, seconds: float, device: torch.device
+    ) -> list[BenchRow]:
         found.extend(library["num_threads"] for library in threadpool_info())
         return interleave(contenders, seconds=seconds, device=device)
 

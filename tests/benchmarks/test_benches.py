@@ -43,7 +43,11 @@ def small(tmp_path: Path) -> list[str]:
     config = StudentConfig("convnet_w2")
     facts = {"eval_views": {"mean": [0.5] * 3, "std": [0.5] * 3}}
     save_student(tmp_path / "teacher.safetensors", build_student(config, 16), config, facts)
-    teacher = ["teacher=run", f"teacher.checkpoint={tmp_path}/teacher.safetensors", "objective.queue_size=64"]
+    teacher = [
+        "teacher=run",
+        f"teacher.checkpoint={tmp_path}/teacher.safetensors",
+        "objective.queue_size=64",
+    ]
     return [*QUICK, *teacher, "views=digits", "batch_size=3"]
 
 
@@ -61,9 +65,20 @@ def measured(name: str, *options: str, capsys: pytest.CaptureFixture[str]) -> di
 
 
 def test_the_command_prints_json_and_nothing_else(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "seed_exp.bench", "loss", *LOSS, "seconds=0.1", "device=cpu", "--json"]
+    line = [
+        sys.executable,
+        "-m",
+        "seed_exp.bench",
+        "loss",
+        *LOSS,
+        "seconds=0.1",
+        "device=cpu",
+        "--json",
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = subprocess.run(
+        line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["plain", "ours"]
     assert list(tmp_path.iterdir()) == []
@@ -81,7 +96,9 @@ def test_loss(capsys: pytest.CaptureFixture[str]) -> None:
     assert (printed["rows"], printed["bounds"]) == (["plain", "ours"], ["matrix products"])
     assert printed["facts"]["rows x queue x dim"] == "8 x 64 x 128"
     for way in ("ours", "plain"):
-        value, gradient = (float(word) for word in printed["facts"][f"error of {way}"].split() if word[0].isdigit())
+        value, gradient = (
+            float(word) for word in printed["facts"][f"error of {way}"].split() if word[0].isdigit()
+        )
         assert 0 <= value < 1e-5
         assert 0 <= gradient < 1e-5
 
@@ -90,18 +107,26 @@ OURS = ["ours, host half", "ours, device half (cpu)", "ours, both halves"]
 
 
 def test_views_of_any_source(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = measured("views", *QUICK, "data=digits", "views=digits", "batch_size=3", capsys=capsys)
+    printed = measured(
+        "views", *QUICK, "data=digits", "views=digits", "batch_size=3", capsys=capsys
+    )
     assert printed["rows"][:4] == ["plain", *OURS]
     assert printed["bounds"] == ["read and decode"]
     assert printed["facts"]["CPU threads"] == "1"
     assert printed["facts"]["views"] == "digits: 1 x 32"
 
 
-def test_views_of_a_tsv_file(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_views_of_a_tsv_file(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tsv = tmp_path / "images.tsv"
-    tsv.write_bytes(b"".join((shared / "data" / "cifar10_val.tsv").read_bytes().splitlines(keepends=True)[:4]))
+    tsv.write_bytes(
+        b"".join((shared / "data" / "cifar10_val.tsv").read_bytes().splitlines(keepends=True)[:4])
+    )
     sizes = ["views=swav_multicrop", "views.crops.global.size=32", "views.crops.local.size=16"]
-    printed = measured("views", *QUICK, "data=tsv", f"data.root={tsv}", "batch_size=4", *sizes, capsys=capsys)
+    printed = measured(
+        "views", *QUICK, "data=tsv", f"data.root={tsv}", "batch_size=4", *sizes, capsys=capsys
+    )
     assert printed["rows"][:4] == ["plain", *OURS]
     assert printed["bounds"] == ["read and decode", "decode", "read and base64, plain"]
     assert printed["facts"]["views"] == "swav_multicrop: 1 x 32 + 6 x 16"
@@ -110,7 +135,11 @@ def test_views_of_a_tsv_file(shared: Path, tmp_path: Path, capsys: pytest.Captur
 def test_step(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     printed = measured("step", *small, "student=convnet_w2", capsys=capsys)
     assert printed["rows"] == ["plain", "ours"]
-    assert printed["bounds"] == ["teacher forward", "student forward and backward", "as many operations in matrix products"]
+    assert printed["bounds"] == [
+        "teacher forward",
+        "student forward and backward",
+        "as many operations in matrix products",
+    ]
     assert printed["facts"]["batch"] == "3 images, views [3, 3, 32, 32]"
 
 
@@ -133,7 +162,9 @@ def test_a_fleet_is_by_default_the_students_of_table_1() -> None:
     assert len(five) == 5
 
 
-def test_the_operations_are_one_forward_pass_of_the_teacher_and_three_of_the_student(small: list[str]) -> None:
+def test_the_operations_are_one_forward_pass_of_the_teacher_and_three_of_the_student(
+    small: list[str],
+) -> None:
     two = ["views.crops.global.num=2", "student=convnet_w2"]
     training = TimedStep(compose("bench", ["bench=step", *small, *two]))
     convolutions = 9 * (3 * 2 * 32**2 + 2 * 4 * 16**2 + 4 * 8 * 8**2 + 8 * 16 * 4**2)
@@ -141,7 +172,9 @@ def test_the_operations_are_one_forward_pass_of_the_teacher_and_three_of_the_stu
 
 
 def test_matrix_products_are_as_many_operations_as_asked_for(small: list[str]) -> None:
-    run = TimedStep(compose("bench", ["bench=step", *small, "student=convnet_w2"])).products(7 * 2 * 1024**3)
+    run = TimedStep(compose("bench", ["bench=step", *small, "student=convnet_w2"])).products(
+        7 * 2 * 1024**3
+    )
     with FlopCounterMode(display=False) as counter:
         run()
     assert counter.get_total_flops() == 7 * 2 * 1024**3
@@ -150,9 +183,15 @@ def test_matrix_products_are_as_many_operations_as_asked_for(small: list[str]) -
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (["bench=views", "data=digits", "views=digits", "batch_size=10000"], "batch_size=10000 exceeds the 1437 images"),
+        (
+            ["bench=views", "data=digits", "views=digits", "batch_size=10000"],
+            "batch_size=10000 exceeds the 1437 images",
+        ),
         (["bench=views"], "no images given"),
-        (["bench=step", "student=[resnet18,resnet34]"], "bench=step measures one student, got resnet18, resnet34"),
+        (
+            ["bench=step", "student=[resnet18,resnet34]"],
+            "bench=step measures one student, got resnet18, resnet34",
+        ),
         (["bench=fleet", "student=resnet18"], "a fleet is several students, got resnet18"),
     ],
 )
@@ -162,7 +201,9 @@ def test_what_cannot_be_measured_is_said(line: list[str], expected: str) -> None
 
 
 def test_knn(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = measured("knn", *QUICK, "bank_size=50", "query_size=7", "feature_dim=8", "k=3", capsys=capsys)
+    printed = measured(
+        "knn", *QUICK, "bank_size=50", "query_size=7", "feature_dim=8", "k=3", capsys=capsys
+    )
     assert printed["rows"][:3] == ["plain", "ours", "scikit-learn, brute force"]
     assert printed["bounds"] == ["matrix products"]
     with pytest.raises(ValueError, match="k=3 exceeds bank_size=2"):
@@ -172,7 +213,10 @@ def test_knn(capsys: pytest.CaptureFixture[str]) -> None:
 def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
     options = [*QUICK, "student=convnet_w2", "views=linear_digits", "batch_size=4"]
     printed = measured("linear", *options, capsys=capsys)
-    assert (printed["rows"], printed["bounds"]) == (["one evaluation per rate", "ours, all rates at once"], ["features"])
+    assert (printed["rows"], printed["bounds"]) == (
+        ["one evaluation per rate", "ours, all rates at once"],
+        ["features"],
+    )
 
 
 def test_scaling(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from seed_exp.benchmarks import measure
-from seed_exp.benchmarks.measure import BenchReport, BenchRow, Contender, interleave, peak_memory, render, to_json
+from seed_exp.benchmarks.measure import (
+    BenchReport,
+    BenchRow,
+    Contender,
+    interleave,
+    peak_memory,
+    render,
+    to_json,
+)
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -15,7 +23,9 @@ MIB = 2**20
 
 def row(name: str, *times: float, items: int = 12, peak_memory: int | None = None) -> BenchRow:
     median = sorted(times)[len(times) // 2]
-    return BenchRow(name, len(times), median, min(times), max(times), items / median, peak_memory, times)
+    return BenchRow(
+        name, len(times), median, min(times), max(times), items / median, peak_memory, times
+    )
 
 
 def report(*rows: BenchRow, bounds: tuple[BenchRow, ...] = ()) -> BenchReport:
@@ -42,14 +52,19 @@ def test_rounds_go_on_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch) ->
 
         return run
 
-    slow, fast = interleave([Contender("slow", takes(3), 6), Contender("fast", takes(1), 6)], seconds=18, device=CPU)
+    slow, fast = interleave(
+        [Contender("slow", takes(3), 6), Contender("fast", takes(1), 6)], seconds=18, device=CPU
+    )
     assert (slow.runs, fast.runs) == (5, 5)  # after four rounds of 4 s there are 2 s left
     assert (slow.median_s, slow.low_s, slow.high_s, slow.rate) == (3, 3, 3, 2)
     assert fast.times == (1, 1, 1, 1, 1)
 
 
 def test_median_and_quartiles_are_those_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, durations = [0.0], iter([7.0, 1.0, 5.0, 2.0, 4.0, 3.0, 7.0])  # first and last: warm-up and memory
+    clock, durations = (
+        [0.0],
+        iter([7.0, 1.0, 5.0, 2.0, 4.0, 3.0, 7.0]),
+    )  # first and last: warm-up and memory
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
 
     def run() -> None:
@@ -61,7 +76,10 @@ def test_median_and_quartiles_are_those_of_the_times(monkeypatch: pytest.MonkeyP
 
 
 def test_the_ratio_is_the_median_over_rounds_not_the_ratio_of_medians() -> None:
-    plain, ours = row("plain", 2, 40, 3), row("ours", 1, 10, 3)  # the machine was slow in the second round
+    plain, ours = (
+        row("plain", 2, 40, 3),
+        row("ours", 1, 10, 3),
+    )  # the machine was slow in the second round
     both = report(plain, ours)
     assert both.ratio(ours) == 2
     assert both.ratio(plain) == 1
@@ -98,7 +116,9 @@ def test_freed_memory_that_the_allocator_keeps_counts_when_it_is_used_again() ->
     above = []
 
     def run() -> None:
-        blocks = [torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(640)]  # 40 MiB that malloc keeps when freed,
+        blocks = [
+            torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(640)
+        ]  # 40 MiB that malloc keeps when freed,
         above.append(blocks.pop())  # because something above them is in use
 
     first, again = peak_memory(run, CPU), peak_memory(run, CPU)
@@ -108,7 +128,9 @@ def test_freed_memory_that_the_allocator_keeps_counts_when_it_is_used_again() ->
     assert abs(again - 40 * MIB) < 4 * MIB
 
 
-def test_where_the_system_does_not_tell_the_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_system_does_not_tell_the_memory_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def absent(*_: object) -> None:
         raise FileNotFoundError
 
@@ -118,10 +140,22 @@ def test_where_the_system_does_not_tell_the_memory_is_unknown(monkeypatch: pytes
 
 
 def test_the_table_has_a_line_for_every_row_then_for_every_bound() -> None:
-    plain, ours, bound = row("plain", 4, 4, 4, peak_memory=3 * MIB), row("ours", 2, 2, 2), row("shears", 0.1, 0.1, 0.1)
+    plain, ours, bound = (
+        row("plain", 4, 4, 4, peak_memory=3 * MIB),
+        row("ours", 2, 2, 2),
+        row("shears", 0.1, 0.1, 0.1),
+    )
     shown = render(report(plain, ours, bounds=(bound,)))
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines()]
-    assert lines[0] == ["counting", "sheep/s", "x plain", "median", "quartiles", "peak memory", "runs"]
+    assert lines[0] == [
+        "counting",
+        "sheep/s",
+        "x plain",
+        "median",
+        "quartiles",
+        "peak memory",
+        "runs",
+    ]
     assert lines[2] == ["plain", "3", "1.00", "4 s", "4 s to 4 s", "3.0 MiB", "3"]
     assert lines[3] == ["ours", "6", "2.00", "2 s", "2 s to 2 s", "", "3"]
     assert lines[4] == ["bound: shears", "120", "40.00", "100 ms", "100 ms to 100 ms", "", "3"]
@@ -129,7 +163,9 @@ def test_the_table_has_a_line_for_every_row_then_for_every_bound() -> None:
 
 
 def test_json_has_what_the_table_has() -> None:
-    content = json.loads(to_json(report(row("plain", 4), row("ours", 2, peak_memory=5), bounds=(row("shears", 1),))))
+    content = json.loads(
+        to_json(report(row("plain", 4), row("ours", 2, peak_memory=5), bounds=(row("shears", 1),)))
+    )
     assert content.keys() == {"title", "unit", "rows", "reference", "bounds", "facts"}
     assert content["rows"][1] == {
         "name": "ours",
@@ -148,5 +184,7 @@ def test_json_has_what_the_table_has() -> None:
 def test_the_peak_memory_of_a_gpu_is_what_was_allocated_there() -> None:
     device = torch.device("cuda")
     there_before = torch.ones(128 * MIB, dtype=torch.uint8, device=device)
-    assert peak_memory(lambda: torch.ones(48 * MIB, dtype=torch.uint8, device=device).sum(), device) in range(48 * MIB, 50 * MIB)
+    assert peak_memory(
+        lambda: torch.ones(48 * MIB, dtype=torch.uint8, device=device).sum(), device
+    ) in range(48 * MIB, 50 * MIB)
     assert len(there_before) == 128 * MIB

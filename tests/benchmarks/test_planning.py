@@ -14,7 +14,13 @@ import torch
 
 from seed_exp import distill, plan, pretrain
 from seed_exp.benchmarks import planning as planning
-from seed_exp.benchmarks.calibration import Config, StepCost, cost_options, measure_step, worker_rate
+from seed_exp.benchmarks.calibration import (
+    Config,
+    StepCost,
+    cost_options,
+    measure_step,
+    worker_rate,
+)
 from seed_exp.benchmarks.planning import Estimate, Plan, make_plan, render
 from seed_exp.config.compose import compose
 from seed_exp.config.schema import StudentConfig
@@ -28,8 +34,22 @@ from seed_exp.tools import plan as tools_plan
 
 CPU = torch.device("cpu")
 DIGITS = ["data=digits", "views=digits", "data.num_workers=0", "device=cpu"]
-RUN = [*DIGITS, "batch_size=32", "steps=2", "checkpoint_every=1", "knn_bank_size=50", "knn_query_size=20"]
-COST = StepCost(images_per_s=100, measured_images=4, memory=7 << 30, checkpoint=10**9, students=10**8, cached=516)
+RUN = [
+    *DIGITS,
+    "batch_size=32",
+    "steps=2",
+    "checkpoint_every=1",
+    "knn_bank_size=50",
+    "knn_query_size=20",
+]
+COST = StepCost(
+    images_per_s=100,
+    measured_images=4,
+    memory=7 << 30,
+    checkpoint=10**9,
+    students=10**8,
+    cached=516,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,13 +82,19 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return steps
 
 
-def job(*overrides: str, num_images: int | None = 1000, gpus: int = 1, command: str = "distill") -> Estimate:
+def job(
+    *overrides: str, num_images: int | None = 1000, gpus: int = 1, command: str = "distill"
+) -> Estimate:
     """The estimate of a single job."""
-    (row,) = make_plan([("a", compose(command, list(overrides)))], seconds=0, num_images=num_images, gpus=gpus).jobs
+    (row,) = make_plan(
+        [("a", compose(command, list(overrides)))], seconds=0, num_images=num_images, gpus=gpus
+    ).jobs
     return row
 
 
-def sweep(*overrides: str, command: str = "distill", num_images: int | None = 1000, gpus: int = 1) -> Plan:
+def sweep(
+    *overrides: str, command: str = "distill", num_images: int | None = 1000, gpus: int = 1
+) -> Plan:
     return tools_plan.plan(command, list(overrides), seconds=0, num_images=num_images, gpus=gpus)
 
 
@@ -84,7 +110,9 @@ def test_hours_are_images_times_epochs_over_the_rate(measured: list[Config]) -> 
     assert row.checkpoints == 2 * 10**9 + 10**8
 
 
-def test_the_last_images_of_an_epoch_that_make_no_batch_are_not_counted(measured: list[Config]) -> None:
+def test_the_last_images_of_an_epoch_that_make_no_batch_are_not_counted(
+    measured: list[Config],
+) -> None:
     assert job("epochs=36", "batch_size=300").hours == pytest.approx(0.09)
 
 
@@ -129,13 +157,23 @@ def test_without_a_number_of_workers_each_device_has_its_share_of_the_cores(
 
 def test_students_that_end_earlier_cost_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        planning, "measure_step", lambda options, *_: COST if len(options.students) == 2 else StepCost(200, 4, 1, 1, 1, 1)
+        planning,
+        "measure_step",
+        lambda options, *_: COST if len(options.students) == 2 else StepCost(200, 4, 1, 1, 1, 1),
     )
-    options = ["student=[resnet18,resnet34]", "students.resnet18.epochs=10", "epochs=30", "batch_size=100"]
+    options = [
+        "student=[resnet18,resnet34]",
+        "students.resnet18.epochs=10",
+        "epochs=30",
+        "batch_size=100",
+    ]
     row = job(*options)
     assert row.hours * 3600 == pytest.approx(10 * 1000 / 100 + 20 * 1000 / 200)
     assert row.images_per_s == pytest.approx(30 * 1000 / 200)
-    assert (row.memory, row.checkpoints) == (COST.memory, 2 * 10**9 + 10**8)  # those of the whole fleet
+    assert (row.memory, row.checkpoints) == (
+        COST.memory,
+        2 * 10**9 + 10**8,
+    )  # those of the whole fleet
 
 
 def test_the_batch_is_divided_among_devices_and_hours_are_not(measured: list[Config]) -> None:
@@ -154,7 +192,9 @@ def test_an_automatic_batch_size_is_taken_for_256_images_per_device(measured: li
 def test_a_teacher_cache_is_as_large_as_the_cache_says_and_counts_once(
     measured: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cache = TeacherCache(tmp_path / "cache", {}, num_images=1000, num_views={"global": 1}, embedding_dim=128)
+    cache = TeacherCache(
+        tmp_path / "cache", {}, num_images=1000, num_views={"global": 1}, embedding_dim=128
+    )
     estimates = sweep("student=resnet18,resnet34", "epochs=3", "batch_size=100", "teacher_cache=c")
     assert [row.teacher_cache for row in estimates.jobs] == [3 * cache.bytes_per_epoch] * 2
     assert estimates.total.teacher_cache == 3 * cache.bytes_per_epoch
@@ -163,7 +203,10 @@ def test_a_teacher_cache_is_as_large_as_the_cache_says_and_counts_once(
 
 def test_the_total_is_the_sum_of_the_jobs(measured: list[Config]) -> None:
     estimates = sweep("seed=0,1,2", "batch_size=100", "epochs=36")
-    assert (estimates.total.hours, estimates.total.checkpoints) == (pytest.approx(0.3), 3 * (2 * 10**9 + 10**8))
+    assert (estimates.total.hours, estimates.total.checkpoints) == (
+        pytest.approx(0.3),
+        3 * (2 * 10**9 + 10**8),
+    )
 
 
 # What is measured, and how often.
@@ -190,17 +233,25 @@ def test_the_total_is_the_sum_of_the_jobs(measured: list[Config]) -> None:
         ("optimizer.momentum=0,0.9", 2),
     ],
 )
-def test_jobs_that_cost_the_same_are_measured_once(measured: list[Config], swept: str, number: int) -> None:
+def test_jobs_that_cost_the_same_are_measured_once(
+    measured: list[Config], swept: str, number: int
+) -> None:
     estimates = sweep(swept, "epochs=1") if "epochs" not in swept else sweep(swept)
     assert len(measured) == number
     key, _, values = swept.partition("=")
-    assert [row.label for row in estimates.jobs] == [f"{key}={value}" for value in values.split(",")]
+    assert [row.label for row in estimates.jobs] == [
+        f"{key}={value}" for value in values.split(",")
+    ]
 
 
 def test_the_time_is_divided_among_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
-    monkeypatch.setattr(planning, "measure_step", lambda options, device, seconds: given.append(seconds) or COST)
-    tools_plan.plan("distill", ["student=resnet18,resnet34", "seed=0,1,2"], seconds=60, num_images=1000, gpus=1)
+    monkeypatch.setattr(
+        planning, "measure_step", lambda options, device, seconds: given.append(seconds) or COST
+    )
+    tools_plan.plan(
+        "distill", ["student=resnet18,resnet34", "seed=0,1,2"], seconds=60, num_images=1000, gpus=1
+    )
     assert given == [30, 30]
 
 
@@ -221,20 +272,32 @@ def test_memory_is_what_stays_and_what_grows_with_the_batch(teacher: str) -> Non
     student = build_student(config.students["convnet_w32"], 128)
     frozen = build_teacher(config.teacher, "")
     frozen.fold_batch_norm()
-    held = sum(tensor.nbytes for module in (student, frozen) for tensor in module.state_dict().values())
-    weights = sum(parameter.nbytes for parameter in student.parameters())  # once more each for gradients and momentum
+    held = sum(
+        tensor.nbytes for module in (student, frozen) for tensor in module.state_dict().values()
+    )
+    weights = sum(
+        parameter.nbytes for parameter in student.parameters()
+    )  # once more each for gradients and momentum
     assert memory[8] - 8 * per_image == held + 2 * weights + 64 * 128 * 4
 
 
 def test_memory_is_that_of_the_precision_that_a_gpu_would_use(teacher: str) -> None:
     own = ["teacher=run", teacher, "student=convnet_w32", "objective.queue_size=64"]
-    automatic, half, full = (step_cost(*own, f"precision={name}").memory for name in ("auto", "bfloat16", "float32"))
+    automatic, half, full = (
+        step_cost(*own, f"precision={name}").memory for name in ("auto", "bfloat16", "float32")
+    )
     assert automatic == half < full
 
 
-def test_nothing_is_downloaded_and_no_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_downloaded_and_no_file_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(teachers, "download", None)
-    options = ["teacher=moco_v2_r50", "teacher.checkpoint=nowhere", "students.convnet_w2.init=nowhere"]
+    options = [
+        "teacher=moco_v2_r50",
+        "teacher.checkpoint=nowhere",
+        "students.convnet_w2.init=nowhere",
+    ]
     cost = step_cost("student=convnet_w2", *options, "objective.queue_size=64", batch_size=2)
     assert cost.images_per_s > 0
     assert cost.measured_images == 2
@@ -249,10 +312,18 @@ def test_a_worker_reads_images_at_some_rate() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["distill", "pretrain"])
-def test_checkpoints_take_as_much_disk_as_those_of_a_run(teacher: str, command: str, tmp_path: Path, logged: list[str]) -> None:
-    method = ["teacher=run", teacher, "objective.queue_size=4096"] if command == "distill" else ["moco.queue_size=4096"]
+def test_checkpoints_take_as_much_disk_as_those_of_a_run(
+    teacher: str, command: str, tmp_path: Path, logged: list[str]
+) -> None:
+    method = (
+        ["teacher=run", teacher, "objective.queue_size=4096"]
+        if command == "distill"
+        else ["moco.queue_size=4096"]
+    )
     options = [*RUN, *method, "student=[convnet_w2,convnet_w32]", f"run_dir={tmp_path}/run"]
-    folder = {"distill": distill.distill, "pretrain": pretrain.pretrain}[command](compose(command, options))
+    folder = {"distill": distill.distill, "pretrain": pretrain.pretrain}[command](
+        compose(command, options)
+    )
     files = [*folder.glob("checkpoints/*.pt"), *folder.glob("students/*")]
     assert len(files) == 4
     estimated = job(*options, num_images=None, command=command).checkpoints
@@ -262,15 +333,30 @@ def test_checkpoints_take_as_much_disk_as_those_of_a_run(teacher: str, command: 
 def test_no_embeddings_are_kept_where_there_is_no_teacher(teacher: str) -> None:
     assert step_cost("student=convnet_w2", "moco.queue_size=64", command="pretrain").cached == 0
     multicrop = ["views=swav_multicrop", "views.crops.global.size=32", "views.crops.local.size=16"]
-    cost = step_cost("student=convnet_w2", "teacher=run", teacher, *multicrop, "objective.queue_size=64", batch_size=4)
-    cache = TeacherCache(Path("cache"), {}, num_images=1, num_views={"global": 1, "local": 6}, embedding_dim=128)
+    cost = step_cost(
+        "student=convnet_w2",
+        "teacher=run",
+        teacher,
+        *multicrop,
+        "objective.queue_size=64",
+        batch_size=4,
+    )
+    cache = TeacherCache(
+        Path("cache"), {}, num_images=1, num_views={"global": 1, "local": 6}, embedding_dim=128
+    )
     assert cost.cached == cache.bytes_per_epoch
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_memory_of_a_step_is_measured(teacher: str) -> None:
-    config = compose("distill", [*DIGITS, "teacher=run", teacher, "student=convnet_w32", "objective.queue_size=64"])
-    costs = [measure_step(cost_options(config, size, ["convnet_w32"]), torch.device("cuda"), seconds=0) for size in (32, 256)]
+    config = compose(
+        "distill",
+        [*DIGITS, "teacher=run", teacher, "student=convnet_w32", "objective.queue_size=64"],
+    )
+    costs = [
+        measure_step(cost_options(config, size, ["convnet_w32"]), torch.device("cuda"), seconds=0)
+        for size in (32, 256)
+    ]
     assert [cost.measured_images for cost in costs] == [32, 256]
     assert costs[0].checkpoint < costs[0].memory < costs[1].memory
 
@@ -284,7 +370,9 @@ def type_line(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """What a command line prints."""
 
     def call(*arguments: str) -> str:
@@ -298,12 +386,31 @@ def cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_a_sweep_on_real_images_as_a_table_and_as_json(teacher: str, printed: Callable[..., str], tmp_path: Path) -> None:
-    line = ["none", "data=digits", "views=digits", "student=convnet_w2,convnet_w32", "teacher=run", teacher, "batch_size=32"]
+def test_a_sweep_on_real_images_as_a_table_and_as_json(
+    teacher: str, printed: Callable[..., str], tmp_path: Path
+) -> None:
+    line = [
+        "none",
+        "data=digits",
+        "views=digits",
+        "student=convnet_w2,convnet_w32",
+        "teacher=run",
+        teacher,
+        "batch_size=32",
+    ]
     line += ["objective.queue_size=64", "device=cpu", "epochs=2", "--seconds", "0"]
     table, _, facts = printed(*line).partition("\n\n")
     header, _, *rows = map(cells, table.splitlines())
-    assert header == ["job", "img/s", "bound by", "model img/s", "data img/s", "GPU memory", "CPU-hours", "checkpoints"]
+    assert header == [
+        "job",
+        "img/s",
+        "bound by",
+        "model img/s",
+        "data img/s",
+        "GPU memory",
+        "CPU-hours",
+        "checkpoints",
+    ]
     assert [row[0] for row in rows] == ["student=convnet_w2", "student=convnet_w32", "total"]
     assert all(all(row) for row in rows[:2])
     assert rows[2][1:6] == [""] * 5
@@ -312,10 +419,15 @@ def test_a_sweep_on_real_images_as_a_table_and_as_json(teacher: str, printed: Ca
     }
 
     content = json.loads(printed(*line, "--json", "--gpus=2"))
-    assert [row["label"] for row in content["jobs"]] == ["student=convnet_w2", "student=convnet_w32"]
+    assert [row["label"] for row in content["jobs"]] == [
+        "student=convnet_w2",
+        "student=convnet_w32",
+    ]
     for row in content["jobs"]:
         assert row.keys() == Estimate.__dataclass_fields__.keys()
-        assert row["images_per_s"] <= min(row["model_images_per_s"], row["data_images_per_s"]) * (1 + 1e-9)
+        assert row["images_per_s"] <= min(row["model_images_per_s"], row["data_images_per_s"]) * (
+            1 + 1e-9
+        )
         assert row["bound_by"] in ("model", "data")
         assert row["memory"] > 0
     assert (content["gpus"], content["device"], content["facts"]["images"]) == (2, "cpu", "1,437")
@@ -323,8 +435,12 @@ def test_a_sweep_on_real_images_as_a_table_and_as_json(teacher: str, printed: Ca
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_experiment_is_named_by_its_file(measured: list[Config], printed: Callable[..., str]) -> None:
-    content = json.loads(printed("table1_moco_v2_r50", "--images", "1281167", "seed=0,1", "--json", "--gpus", "8"))
+def test_an_experiment_is_named_by_its_file(
+    measured: list[Config], printed: Callable[..., str]
+) -> None:
+    content = json.loads(
+        printed("table1_moco_v2_r50", "--images", "1281167", "seed=0,1", "--json", "--gpus", "8")
+    )
     assert [row["label"] for row in content["jobs"]] == ["seed=0", "seed=1"]
     assert [len(options.students) for options in measured] == [5]
     seen = 1281167 // 256 * 256 * 200
@@ -346,8 +462,14 @@ def test_several_devices_and_a_cache_have_columns_of_their_own(measured: list[Co
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("table1_moco_r50", "no option 'table1_moco_r50' in config group 'experiments'; did you mean 'table1_moco_v2_r50'?"),
-        ("table1_moco_v2_r50 seed=0,1", "neither SEED_DATA (environment) nor data.root=PATH is set"),
+        (
+            "table1_moco_r50",
+            "no option 'table1_moco_r50' in config group 'experiments'; did you mean 'table1_moco_v2_r50'?",
+        ),
+        (
+            "table1_moco_v2_r50 seed=0,1",
+            "neither SEED_DATA (environment) nor data.root=PATH is set",
+        ),
         ("table1_moco_v2_r50", "without the images, give their number: --images N"),
         ("student=resnet18,resnt34 --images 1000", "did you mean 'resnet34'?"),
         ("seed=0,1 epochs=0 --images 1000", "epochs must be at least 1, got 0"),
@@ -356,7 +478,10 @@ def test_several_devices_and_a_cache_have_columns_of_their_own(measured: list[Co
         ("experimnets=x", "did you mean 'experiments'?"),
         ("--images 100", "batch_size=256 exceeds the 100 images"),
         ("--images 1000 --gpus 3", "batch_size=256 does not divide by the 3 processes"),
-        ("--images 1000 accumulation=3", "accumulation=3 does not divide the 256 images of each process"),
+        (
+            "--images 1000 accumulation=3",
+            "accumulation=3 does not divide the 256 images of each process",
+        ),
         ("--images 0", "argument --images: must be at least 1, got 0"),
         ("--command linear", "argument --command: invalid choice: 'linear'"),
         ("--student resnet18", "unrecognized arguments: --student"),
@@ -376,7 +501,9 @@ def test_a_wrong_command_line_is_one_line_that_helps(
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_says_how_it_is_called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_how_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         type_line(monkeypatch, "--help")
     assert not stopped.value.code

@@ -4,7 +4,13 @@ import pytest
 
 from seed_exp.benchmarks.bench_scaling import Interconnect, Step, efficiency
 
-FAST = Interconnect(gpus_per_node=8, node_bytes_per_s=1e9, cluster_bytes_per_s=1e8, latency_s=0.0, backward_share=0.5)
+FAST = Interconnect(
+    gpus_per_node=8,
+    node_bytes_per_s=1e9,
+    cluster_bytes_per_s=1e8,
+    latency_s=0.0,
+    backward_share=0.5,
+)
 
 
 def test_what_hides_behind_the_backward_pass_costs_nothing() -> None:
@@ -19,14 +25,18 @@ def test_what_does_not_hide_and_the_queue_are_waited_for() -> None:
 
 def test_between_nodes_the_slower_network_counts() -> None:
     # 16 GPUs: 2 x 15/16 x 40 MB over 100 MB/s take 0.75 s, 15 x 1 MB take 0.15 s.
-    assert efficiency(Step(1.0, 40_000_000, 1_000_000), FAST, 16) == pytest.approx(1 / (1 + 0.25 + 0.15))
+    assert efficiency(Step(1.0, 40_000_000, 1_000_000), FAST, 16) == pytest.approx(
+        1 / (1 + 0.25 + 0.15)
+    )
 
 
 def test_one_gpu_talks_to_nobody_and_messages_cost_their_latency() -> None:
     step = Step(1.0, 0, 0)
     assert efficiency(step, FAST, 1) == 1
     slow = Interconnect(latency_s=0.01, backward_share=0.0)
-    assert efficiency(step, slow, 8) == pytest.approx(1 / (1 + 2 * 6 * 0.01))  # 2 log2(8) messages for each of two collectives
+    assert efficiency(step, slow, 8) == pytest.approx(
+        1 / (1 + 2 * 6 * 0.01)
+    )  # 2 log2(8) messages for each of two collectives
 
 
 def test_the_share_falls_with_the_number_of_gpus() -> None:

@@ -48,12 +48,17 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def most_at_once(lines: list[str]) -> int:
-    counts = [sum(1 if line.startswith("begins") else -1 for line in lines[: number + 1]) for number in range(len(lines))]
+    counts = [
+        sum(1 if line.startswith("begins") else -1 for line in lines[: number + 1])
+        for number in range(len(lines))
+    ]
     return max(counts)
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_cells_run_in_their_order_and_no_more_at_once_than_asked(tmp_path: Path, parallel: int) -> None:
+def test_cells_run_in_their_order_and_no_more_at_once_than_asked(
+    tmp_path: Path, parallel: int
+) -> None:
     script = write_script(tmp_path, 3)
     local.run_cells(script, "local-a", 4, parallel, 0)
     begun = [line for line in order(tmp_path) if line.startswith("begins")]
@@ -62,17 +67,24 @@ def test_cells_run_in_their_order_and_no_more_at_once_than_asked(tmp_path: Path,
     assert most_at_once(order(tmp_path)) == parallel
 
 
-def test_cells_side_by_side_have_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_side_by_side_have_gpus_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     local.run_cells(write_script(tmp_path, 5), "local-a", 2, 2, 2)
-    assert [(tmp_path / f"logs/local-a_{number}.log").read_text() for number in (0, 1)] == ["CUDA 3,5\n", "CUDA 6,7\n"]
+    assert [(tmp_path / f"logs/local-a_{number}.log").read_text() for number in (0, 1)] == [
+        "CUDA 3,5\n",
+        "CUDA 6,7\n",
+    ]
 
 
 def test_it_outlives_who_started_it_and_its_states_can_be_told(tmp_path: Path) -> None:
     script = write_script(tmp_path, 600)
     call = f"local.start(Path({str(script)!r}), 'local-a', num_cells=3, parallel=1, gpus=0)"
     code = f"from pathlib import Path\nfrom seed_exp.cluster import local\n{call}"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)  # it has ended, and with it its terminal
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60
+    )  # it has ended, and with it its terminal
     wait_until(lambda: order(tmp_path) == ["begins 0"])
     assert states(tmp_path, "local-a", 3) == [State.RUNNING, State.PENDING, State.PENDING]
     (tmp_path / "logs/local-a_1.cancel").touch()  # one that waits, then the one that runs
@@ -87,7 +99,9 @@ def test_it_outlives_who_started_it_and_its_states_can_be_told(tmp_path: Path) -
 
 def test_one_that_was_killed_runs_nothing_any_more(tmp_path: Path) -> None:
     script = write_script(tmp_path, 600)
-    process = subprocess.Popen([sys.executable, "-m", "seed_exp.cluster.local", str(script), "local-a", "2", "1", "0"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "seed_exp.cluster.local", str(script), "local-a", "2", "1", "0"]
+    )
     try:
         wait_until(lambda: order(tmp_path) == ["begins 0"])
         assert states(tmp_path, "local-a", 2) == [State.RUNNING, State.PENDING]
@@ -99,7 +113,9 @@ def test_one_that_was_killed_runs_nothing_any_more(tmp_path: Path) -> None:
     assert (tmp_path / "logs/local-a_0.exit").read_text() == "75 0 here\n"
 
 
-def test_one_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_start_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ValueError, match="did not start"):
         local.start(write_script(tmp_path, 1), "local-a", num_cells=1, parallel=1, gpus=0)

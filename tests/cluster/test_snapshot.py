@@ -33,8 +33,17 @@ def git(tree: Path, *arguments: str) -> str:
 
 def test_a_snapshot_holds_code_and_options_and_nothing_else(tree: Path, tmp_path: Path) -> None:
     take_snapshot(tree, tmp_path / "copies" / "a")
-    files = {str(path.relative_to(tmp_path / "copies/a")) for path in (tmp_path / "copies/a").rglob("*") if path.is_file()}
-    assert files == {"__main__.py", "seed_exp/__init__.py", "seed_exp/hello.py", "conf/data/digits.yaml"}
+    files = {
+        str(path.relative_to(tmp_path / "copies/a"))
+        for path in (tmp_path / "copies/a").rglob("*")
+        if path.is_file()
+    }
+    assert files == {
+        "__main__.py",
+        "seed_exp/__init__.py",
+        "seed_exp/hello.py",
+        "conf/data/digits.yaml",
+    }
     assert [path.name for path in (tmp_path / "copies").iterdir()] == ["a"]
 
 
@@ -78,7 +87,9 @@ def test_the_state_of_git_is_the_commit_and_a_hash_of_what_differs_from_it(tree:
     assert len({state["diff"] for state in states}) == 4
 
 
-def test_names_of_all_kinds_and_links_to_nowhere_are_no_obstacle(tree: Path, tmp_path: Path) -> None:
+def test_names_of_all_kinds_and_links_to_nowhere_are_no_obstacle(
+    tree: Path, tmp_path: Path
+) -> None:
     git(tree, "init", "-q")
     git(tree, "add", ".")
     git(tree, "commit", "-qm", "one")
@@ -87,7 +98,9 @@ def test_names_of_all_kinds_and_links_to_nowhere_are_no_obstacle(tree: Path, tmp
     (tree / "experiments/größe\n2.yaml").write_text("a: 2\n")
     assert git_state(tree)["diff"] not in (None, before["diff"])
     name = snapshot_name(tree)
-    (tree / "seed_exp/.#hello.py").symlink_to("me@machine.123")  # of an editor that has the file open
+    (tree / "seed_exp/.#hello.py").symlink_to(
+        "me@machine.123"
+    )  # of an editor that has the file open
     assert snapshot_name(tree) == name
     git_state(tree)
     take_snapshot(tree, tmp_path / "copies" / "a")

@@ -71,7 +71,10 @@ class Lab:
         (run / "done.json").write_text("{}")
         options = {"steps": 4, "epochs": 1, "batch_size": 8, "students": {"convnet_w2": {}}}
         (run / "config.json").write_text(json.dumps({"options": options}))
-        lines = [{"step": 4, "epoch": 0.1, "convnet_w2/loss": 2.5}, {"step": 4, "convnet_w2/knn10": 61.5}]
+        lines = [
+            {"step": 4, "epoch": 0.1, "convnet_w2/loss": 2.5},
+            {"step": 4, "convnet_w2/knn10": 61.5},
+        ]
         (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         results = {"evaluation": "knn", "results": {"convnet_w2": {"knn10_majority": 63.0}}}
         (run / "results" / "knn-1.json").write_text(json.dumps(results))
@@ -116,13 +119,26 @@ def test_the_whole_grid_is_one_array_of_a_snapshot(lab: Lab, call: Call) -> None
     assert "#SBATCH --array=0-2%2\n" in script
     assert "#SBATCH --partition=gpu\n" in script
     for number in range(3):
-        assert f"  {number}) cell=(distill {' '.join(GRID)} seed={number}) ;; # seed={number}\n" in script
+        assert (
+            f"  {number}) cell=(distill {' '.join(GRID)} seed={number}) ;; # seed={number}\n"
+            in script
+        )
     (snapshot,) = (lab.home / "runs/sweeps/snapshots").iterdir()
     assert f"{sys.executable} {snapshot} " in script
     assert (snapshot / "conf/distill.yaml").exists()
-    assert (lab.logs()).is_dir()  # SLURM writes no logs into a folder that is not there, and says nothing
+    assert (
+        lab.logs()
+    ).is_dir()  # SLURM writes no logs into a folder that is not there, and says nothing
     recorded = json.loads((lab.logs().parent / "sweep.json").read_text())
-    assert recorded["submissions"][0].keys() == {"job", "script", "time", "snapshot", "git", "cells", "request"}
+    assert recorded["submissions"][0].keys() == {
+        "job",
+        "script",
+        "time",
+        "snapshot",
+        "git",
+        "cells",
+        "request",
+    }
     assert "submitted as job 100" in printed
     assert "sweep status data=digits" in printed
 
@@ -137,7 +153,9 @@ def test_a_dry_run_prints_the_script_and_touches_nothing(lab: Lab, call: Call) -
 
 def test_a_cell_is_never_submitted_twice(lab: Lab, call: Call) -> None:
     call("submit", *SEEDS)
-    lab.queue("100_0|RUNNING|node1|0|None|", "100_1|PENDING||0|Priority|", "100_2|PENDING||0|Priority|")
+    lab.queue(
+        "100_0|RUNNING|node1|0|None|", "100_1|PENDING||0|Priority|", "100_2|PENDING||0|Priority|"
+    )
     assert "nothing to submit" in call("submit", *SEEDS)
     assert "nothing to retry" in call("retry", *SEEDS)
     lab.queue()
@@ -147,7 +165,9 @@ def test_a_cell_is_never_submitted_twice(lab: Lab, call: Call) -> None:
     assert len(lab.submitted) == 1
 
 
-def test_two_submissions_at_the_same_time_are_one(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_submissions_at_the_same_time_are_one(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep", "submit", *SEEDS])
     both = [multiprocessing.get_context("fork").Process(target=sweep.main) for _ in range(2)]
     for process in both:
@@ -158,7 +178,9 @@ def test_two_submissions_at_the_same_time_are_one(lab: Lab, monkeypatch: pytest.
     assert len(lab.submitted) == 1
 
 
-def test_more_seeds_submit_only_what_is_new_and_another_order_is_the_same_sweep(lab: Lab, call: Call) -> None:
+def test_more_seeds_submit_only_what_is_new_and_another_order_is_the_same_sweep(
+    lab: Lab, call: Call
+) -> None:
     call("submit", *SEEDS)
     lab.queue(*(f"100_{number}|RUNNING|n|0|None|" for number in range(3)))
     assert "nothing to submit" in call("submit", *reversed(SEEDS))
@@ -166,7 +188,9 @@ def test_more_seeds_submit_only_what_is_new_and_another_order_is_the_same_sweep(
     assert len(lab.submitted) == 2
     assert "#SBATCH --array=0-0%256\n" in lab.submitted[1]
     assert "seed=3)" in lab.submitted[1]
-    lab.queue(*(f"100_{number}|RUNNING|n|0|None|" for number in range(3)), "101_0|PENDING||0|Priority|")
+    lab.queue(
+        *(f"100_{number}|RUNNING|n|0|None|" for number in range(3)), "101_0|PENDING||0|Priority|"
+    )
     assert states(call, *GRID, "seed=0,1,2,3") == ["RUNNING"] * 3 + ["PENDING"]
     assert states(call, *SEEDS) == ["RUNNING"] * 3
 
@@ -199,7 +223,10 @@ def test_retry_submits_what_ended_without_being_finished(lab: Lab, call: Call) -
 def test_cancel_cancels_what_is_active_of_the_cells_named(lab: Lab, call: Call) -> None:
     call("submit", *SEEDS)
     lab.queue(*(f"100_{number}|RUNNING|n|0|None|" for number in range(3)))
-    assert call("cancel", *SEEDS, "--cell", "1", "--cell", "seed=2") == "cancelled 1 seed=1\ncancelled 2 seed=2\n"
+    assert (
+        call("cancel", *SEEDS, "--cell", "1", "--cell", "seed=2")
+        == "cancelled 1 seed=1\ncancelled 2 seed=2\n"
+    )
     assert (lab.folder / "cancelled").read_text() == "--quiet 100_1 100_2\n"
     lab.queue("100_0|RUNNING|n|0|None|")
     assert states(call, *SEEDS) == ["RUNNING", "CANCELLED", "CANCELLED"]
@@ -211,7 +238,10 @@ def test_an_edited_experiment_makes_new_cells_and_keeps_those_that_still_run(
     lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids = iter([["lr=1", "lr=2"], ["lr=2", "lr=3"]])
-    monkeypatch.setattr("seed_exp.cluster.grid.jobs", lambda *_: [[*GRID, f"optimizer.{option}"] for option in next(grids)])
+    monkeypatch.setattr(
+        "seed_exp.cluster.grid.jobs",
+        lambda *_: [[*GRID, f"optimizer.{option}"] for option in next(grids)],
+    )
     call("submit", "experiments=table1_moco_v2_r50")
     lab.queue("100_0|RUNNING|n|0|None|", "100_1|RUNNING|n|0|None|")
     call("submit", "experiments=table1_moco_v2_r50")
@@ -219,7 +249,11 @@ def test_an_edited_experiment_makes_new_cells_and_keeps_those_that_still_run(
     assert "array=0-0%" in lab.submitted[1]
     lab.queue("100_0|RUNNING|n|0|None|", "100_1|RUNNING|n|0|None|", "101_0|RUNNING|n|0|None|")
     (found,) = json.loads(call("status", "experiments=table1_moco_v2_r50", "--json"))
-    assert [cell["label"] for cell in found["cells"]] == ["optimizer.lr=2", "optimizer.lr=3", "optimizer.lr=1"]
+    assert [cell["label"] for cell in found["cells"]] == [
+        "optimizer.lr=2",
+        "optimizer.lr=3",
+        "optimizer.lr=1",
+    ]
 
 
 def test_finished_cells_need_no_slurm(lab: Lab, call: Call) -> None:
@@ -230,13 +264,18 @@ def test_finished_cells_need_no_slurm(lab: Lab, call: Call) -> None:
     assert states(call, *SEEDS) == ["FINISHED"] * 3
 
 
-def test_collect_gathers_every_number_and_names_what_is_missing(lab: Lab, call: Call, tmp_path: Path) -> None:
+def test_collect_gathers_every_number_and_names_what_is_missing(
+    lab: Lab, call: Call, tmp_path: Path
+) -> None:
     call("submit", *SEEDS)
     lab.finished("100_0")
     lab.ended("100_1", 1, "error: x\n")
     lab.queue("100_2|PENDING||0|Priority|")
     printed = call("collect", *SEEDS)
-    assert re.search(r"\| 0 seed=0 \| FINISHED \| convnet_w2 \|  2.5 \|  61.5 \| \S*runs/distill/100_0 \|", printed)
+    assert re.search(
+        r"\| 0 seed=0 \| FINISHED \| convnet_w2 \|  2.5 \|  61.5 \| \S*runs/distill/100_0 \|",
+        printed,
+    )
     assert printed.endswith("1 of 3 cells are finished\n1 seed=1 is FAILED\n2 seed=2 is PENDING\n")
     call("collect", *SEEDS, "--output", "all.csv")
     where = "runs/distill/100_0"
@@ -266,10 +305,16 @@ def test_collect_gathers_every_number_and_names_what_is_missing(lab: Lab, call: 
         (["submit", *SEEDS, "run_dir=x"], "run_dir=x would be the folder of 3 cells"),
         (["submit", *GRID, "log_every=1,2"], "compute the same"),
         (["submit", *SEEDS, "hydra/launcher=slurm"], "with --launcher slurm"),
-        (["submit", *SEEDS, "--launcher", "slrum"], "unknown launcher 'slrum'; did you mean 'slurm'?"),
+        (
+            ["submit", *SEEDS, "--launcher", "slrum"],
+            "unknown launcher 'slrum'; did you mean 'slurm'?",
+        ),
         (["submit", *SEEDS, "hydra.launcher.partitoin=x"], "partitoin"),
         (["submit", *SEEDS, "--gpus", "2"], "--gpus is for --launcher local"),
-        (["submit", *SEEDS, "teacher.checkpoint=https://a:secret1234@b/c"], "teacher.checkpoint='${oc.env:NAME}'"),
+        (
+            ["submit", *SEEDS, "teacher.checkpoint=https://a:secret1234@b/c"],
+            "teacher.checkpoint='${oc.env:NAME}'",
+        ),
         (["sbumit"], "did you mean 'submit'?"),
         (["collect", *SEEDS, "--output", "x.txt"], "must end in .json or .csv"),
         (["status", *SEEDS, "--dry-run"], "unrecognized arguments: --dry-run"),
@@ -290,11 +335,16 @@ def test_what_cannot_work_is_said_in_one_line(
 def test_a_refusal_of_slurm_is_shown_and_nothing_counts_as_submitted(lab: Lab, call: Call) -> None:
     works = (lab.folder / "bin/sbatch").read_text()
     lab.tool("sbatch", "echo 'sbatch: error: invalid partition specified: gpuu' >&2; exit 1")
-    with pytest.raises(SystemExit, match=r"^error: sbatch failed: sbatch: error: invalid partition specified: gpuu$"):
+    with pytest.raises(
+        SystemExit,
+        match=r"^error: sbatch failed: sbatch: error: invalid partition specified: gpuu$",
+    ):
         call("submit", *SEEDS)
     (lab.folder / "bin/sbatch").write_text(works)
     call("submit", *SEEDS)
-    lab.tool("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    lab.tool(
+        "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+    )
     for action in ("submit", "retry", "status", "cancel", "collect"):
         with pytest.raises(SystemExit, match=r"^error: squeue failed: .*Unable to contact"):
             call(action, *SEEDS)
@@ -310,7 +360,9 @@ def test_without_slurm_the_line_is_for_this_machine_unless_slurm_was_asked_for(
     printed = call("submit", *SEEDS, "--dry-run")
     assert printed.startswith("no SLURM here (no sbatch on PATH): --launcher local\n")
     assert "#SBATCH" not in printed
-    with pytest.raises(SystemExit, match=r"^error: no sbatch on this machine: .* or use --launcher local$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: no sbatch on this machine: .* or use --launcher local$"
+    ):
         call("submit", *SEEDS, "--launcher", "slurm")
 
 
@@ -334,9 +386,18 @@ def test_script_copy_and_record_agree_though_code_is_edited_meanwhile(
     assert recorded["snapshot"] == copy.name
 
 
-def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_asks_for_what_was_asked_for_before(
+    lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call(
-        "submit", *SEEDS, "--launcher", "slurm_8gpu", "--parallel", "2", "hydra.launcher.partition=a100", "hydra.launcher.nodes=2"
+        "submit",
+        *SEEDS,
+        "--launcher",
+        "slurm_8gpu",
+        "--parallel",
+        "2",
+        "hydra.launcher.partition=a100",
+        "hydra.launcher.nodes=2",
     )
     lab.ended("100_1", 1, "error: something\n")
     for number in (0, 2):
@@ -350,7 +411,9 @@ def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call, monkey
         assert [option for option in asked if f"#SBATCH {option}\n" not in lab.submitted[job]] == []
     with monkeypatch.context() as patch:
         planned: list[int] = []
-        patch.setattr(sweep_actions, "print_plan", lambda command, words, gpus: planned.append(gpus))
+        patch.setattr(
+            sweep_actions, "print_plan", lambda command, words, gpus: planned.append(gpus)
+        )
         call("retry", *SEEDS, "--plan", "--dry-run")
         call("submit", *SEEDS, "--plan", "--dry-run", "--launcher", "local", "--gpus", "4")
         assert planned == [3 * 8, 4]
@@ -360,7 +423,9 @@ def test_a_retry_asks_for_what_was_asked_for_before(lab: Lab, call: Call, monkey
 
 
 @pytest.mark.parametrize("profile", ["slurm", "slurm_8gpu", "slurm_2node"])
-def test_every_profile_becomes_a_script(lab: Lab, call: Call, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_profile_becomes_a_script(
+    lab: Lab, call: Call, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SEED_SLURM_PARTITION", "a100")
     printed = call("submit", *SEEDS, "--dry-run", "--launcher", profile)
     assert "#SBATCH --partition=a100\n" in printed
@@ -371,7 +436,9 @@ def test_every_profile_becomes_a_script(lab: Lab, call: Call, profile: str, monk
     assert "srun --kill-on-bad-exit=1 " in printed
 
 
-def test_watching_ends_when_nothing_is_active_and_is_plain_where_there_is_no_terminal(lab: Lab, call: Call) -> None:
+def test_watching_ends_when_nothing_is_active_and_is_plain_where_there_is_no_terminal(
+    lab: Lab, call: Call
+) -> None:
     call("submit", *SEEDS)
     for number in range(3):
         lab.finished(f"100_{number}")
@@ -381,16 +448,34 @@ def test_watching_ends_when_nothing_is_active_and_is_plain_where_there_is_no_ter
 
 
 @pytest.mark.slow
-def test_without_slurm_cells_train_in_the_background_and_finish(lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_cells_train_in_the_background_and_finish(
+    lab: Lab, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = ["data=digits", "views=digits", "views.crops.global.num=2", "student=convnet_w2", "tracker=files", "device=cpu"]
-    options += ["data.num_workers=0", "batch_size=32", "moco.queue_size=64", "steps=4", "--command", "pretrain"]
+    options = [
+        "data=digits",
+        "views=digits",
+        "views.crops.global.num=2",
+        "student=convnet_w2",
+        "tracker=files",
+        "device=cpu",
+    ]
+    options += [
+        "data.num_workers=0",
+        "batch_size=32",
+        "moco.queue_size=64",
+        "steps=4",
+        "--command",
+        "pretrain",
+    ]
     line = [*options, "seed=0,1", "students.convnet_w2.init=null,absent.safetensors"]
     call("submit", *line, "--launcher", "local", "--parallel", "2")
     for _ in range(120):
         if not {"PENDING", "RUNNING"} & set(states(call, *line)):
             break
         time.sleep(1)
-    assert states(call, *line) == ["FINISHED", "FAILED", "FINISHED", "FAILED"], call("status", *line)
+    assert states(call, *line) == ["FINISHED", "FAILED", "FINISHED", "FAILED"], call(
+        "status", *line
+    )
     assert "1: error: no checkpoint file absent.safetensors" in call("status", *line)
     assert len(list(lab.home.glob("runs/pretrain/*/done.json"))) == 2

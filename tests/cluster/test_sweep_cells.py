@@ -33,7 +33,14 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "runs/sweeps"
 
 
-def attempt(home: Path, job: str, *, log: str | None = None, ending: str | None = None, cancelled: bool = False) -> Attempt:
+def attempt(
+    home: Path,
+    job: str,
+    *,
+    log: str | None = None,
+    ending: str | None = None,
+    cancelled: bool = False,
+) -> Attempt:
     """A job and what it left."""
     logs = home / "s/logs"
     if log is not None:
@@ -55,7 +62,11 @@ def run_folder(home: Path, *, done: bool = False) -> str:
 
 
 def look(home: Path, *attempts: Attempt, **jobs: ScheduledJob) -> Status:
-    return status_of(home, Cell("id", "distill", [], list(attempts)), {f"1_{name[1:]}": job for name, job in jobs.items()})
+    return status_of(
+        home,
+        Cell("id", "distill", [], list(attempts)),
+        {f"1_{name[1:]}": job for name, job in jobs.items()},
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,28 +87,53 @@ def test_without_a_scheduler_the_files_say_how_a_job_ended(
     home: Path, ending: str | None, done: bool, cancelled: bool, expected: State
 ) -> None:
     log = run_folder(home, done=done)
-    assert look(home, attempt(home, "1_0", log=log, ending=ending, cancelled=cancelled)).state is expected
+    assert (
+        look(home, attempt(home, "1_0", log=log, ending=ending, cancelled=cancelled)).state
+        is expected
+    )
 
 
-def test_the_scheduler_is_believed_about_a_job_that_it_has_whatever_an_earlier_start_left(home: Path) -> None:
+def test_the_scheduler_is_believed_about_a_job_that_it_has_whatever_an_earlier_start_left(
+    home: Path,
+) -> None:
     log = run_folder(home) + "step 3/8: a/loss 2.5\n"
     status = look(home, attempt(home, "1_0", log=log, ending="75 1 node3"), _0=RUNNING)
-    assert (status.state, status.word, status.node, status.restarts) == (State.RUNNING, "RUNNING", "node7", 2)
+    assert (status.state, status.word, status.node, status.restarts) == (
+        State.RUNNING,
+        "RUNNING",
+        "node7",
+        2,
+    )
     assert status.said == "step 3/8: a/loss 2.5"
 
 
 def test_a_waiting_job_says_why(home: Path) -> None:
-    assert look(home, attempt(home, "1_0"), _0=ScheduledJob(State.PENDING, "PENDING", reason="Priority")).said == "Priority"
+    assert (
+        look(
+            home, attempt(home, "1_0"), _0=ScheduledJob(State.PENDING, "PENDING", reason="Priority")
+        ).said
+        == "Priority"
+    )
 
 
 def test_of_several_jobs_the_last_counts(home: Path) -> None:
     failed = attempt(home, "1_0", log="error: no images\n", ending="1 0 n")
     assert look(home, failed).said == "error: no images"
-    assert look(home, failed, attempt(home, "1_4"), _4=ScheduledJob(State.PENDING, "PENDING")).state is State.PENDING
-    assert look(home, failed, attempt(home, "1_4", ending="75 3 node1"))[:4] == (State.STOPPED, "", "node1", 3)
+    assert (
+        look(home, failed, attempt(home, "1_4"), _4=ScheduledJob(State.PENDING, "PENDING")).state
+        is State.PENDING
+    )
+    assert look(home, failed, attempt(home, "1_4", ending="75 3 node1"))[:4] == (
+        State.STOPPED,
+        "",
+        "node1",
+        3,
+    )
 
 
-def test_the_run_folder_is_the_one_that_the_log_names_also_while_a_new_job_has_said_nothing(home: Path) -> None:
+def test_the_run_folder_is_the_one_that_the_log_names_also_while_a_new_job_has_said_nothing(
+    home: Path,
+) -> None:
     first = attempt(home, "1_0", log=run_folder(home), ending="1 0 n")
     status = look(home, first, attempt(home, "1_1"), _1=RUNNING)
     assert status.run == home.parents[1] / "runs/distill/x"
@@ -115,7 +151,10 @@ def test_never_submitted_is_new(home: Path) -> None:
             "step 1\nerror: data.root=x does not exist\nsrun: error: node1: task 0: Exited with exit code 1\n",
             "error: data.root=x does not exist",
         ),
-        ("error (rank 1): cannot decode image 4\nsrun: error: ...\n", "error (rank 1): cannot decode image 4"),
+        (
+            "error (rank 1): cannot decode image 4\nsrun: error: ...\n",
+            "error (rank 1): cannot decode image 4",
+        ),
         (
             "Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: CUDA out of memory\n",
             "torch.OutOfMemoryError: CUDA out of memory",
@@ -124,12 +163,17 @@ def test_never_submitted_is_new(home: Path) -> None:
             "step 9\nslurmstepd: error: *** JOB 5 DUE TO TIME LIMIT ***\nsrun: error: task 0: Killed\n",
             "slurmstepd: error: *** JOB 5 DUE TO TIME LIMIT ***",
         ),
-        ("step 9\nsrun: error: task 0: Killed\nsrun: Force Terminated\n", "srun: error: task 0: Killed"),
+        (
+            "step 9\nsrun: error: task 0: Killed\nsrun: Force Terminated\n",
+            "srun: error: task 0: Killed",
+        ),
         ("step 8\nstep 9\n\n", "step 9"),
         ("", ""),
     ],
 )
-def test_of_a_failed_log_the_line_that_says_why_is_shown(tmp_path: Path, log: str, expected: str) -> None:
+def test_of_a_failed_log_the_line_that_says_why_is_shown(
+    tmp_path: Path, log: str, expected: str
+) -> None:
     (tmp_path / "log").write_text(log)
     assert error_line(tmp_path / "log") == expected
 
@@ -138,19 +182,29 @@ def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("é" * 100_000 + "\nlast\n")
     assert last_line(tmp_path / "log") == "last"
     assert last_line(tmp_path / "absent") == ""
-    (tmp_path / "log").write_text("job 1_0 is requeued\nsrun: Force Terminated StepId=2.0\nslurmstepd-n: error: x\n")
+    (tmp_path / "log").write_text(
+        "job 1_0 is requeued\nsrun: Force Terminated StepId=2.0\nslurmstepd-n: error: x\n"
+    )
     assert last_line(tmp_path / "log") == "job 1_0 is requeued"
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"step": 50, "num_steps": 200, "loss": 3.0, "images_per_s": 100, "seconds_left": 48.0}),
-        ({"steps": 80}, {"step": 50, "num_steps": 80, "loss": 3.0, "images_per_s": 100, "seconds_left": 9.6}),
+        (
+            {},
+            {"step": 50, "num_steps": 200, "loss": 3.0, "images_per_s": 100, "seconds_left": 48.0},
+        ),
+        (
+            {"steps": 80},
+            {"step": 50, "num_steps": 80, "loss": 3.0, "images_per_s": 100, "seconds_left": 9.6},
+        ),
         ({"batch_size": "auto"}, {"step": 50, "num_steps": 200, "loss": 3.0, "images_per_s": 100}),
     ],
 )
-def test_progress_is_what_the_run_folder_says(tmp_path: Path, options: dict[str, Any], expected: dict[str, float]) -> None:
+def test_progress_is_what_the_run_folder_says(
+    tmp_path: Path, options: dict[str, Any], expected: dict[str, float]
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"options": OPTIONS | options}))
     assert progress_of(tmp_path) == {}
     lines = [
@@ -158,7 +212,9 @@ def test_progress_is_what_the_run_folder_says(tmp_path: Path, options: dict[str,
         {"step": 50, "epoch": 2.5, "a/loss": 2.0, "b/loss": 4.0},
         {"step": 50, "a/knn10": 9},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 60, "epo')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 60, "epo'
+    )
     (tmp_path / "speed.jsonl").write_text('{"step": 50, "images_per_s": 100}\n')
     assert progress_of(tmp_path) == expected
 
@@ -171,5 +227,8 @@ def test_a_cell_is_read_as_it_was_written(home: Path) -> None:
 
 
 def test_cells_are_labelled_with_what_sets_them_apart() -> None:
-    assert labels([["epochs=2", "seed=0", "student=a"], ["epochs=2", "seed=1", "student=a"]]) == ["seed=0", "seed=1"]
+    assert labels([["epochs=2", "seed=0", "student=a"], ["epochs=2", "seed=1", "student=a"]]) == [
+        "seed=0",
+        "seed=1",
+    ]
     assert labels([["epochs=2", "seed=0"]]) == ["epochs=2 seed=0"]

@@ -81,22 +81,38 @@ def test_a_run_folder_holds_what_repeats_resumes_and_evaluates_the_run(home: Pat
         "students/convnet_w32.safetensors",
     }
     config = json.loads((home / "fleet" / "config.json").read_text())
-    inputs = {"data": DigitsSource("train").fingerprint(), "teacher": file_hash(home / "teacher/students/convnet_w2.safetensors")}
+    inputs = {
+        "data": DigitsSource("train").fingerprint(),
+        "teacher": file_hash(home / "teacher/students/convnet_w2.safetensors"),
+    }
     options = to_plain(compose("distill", FLEET))
-    assert config == {"command": "distill", "version": __version__, "options": options, "inputs": inputs}
+    assert config == {
+        "command": "distill",
+        "version": __version__,
+        "options": options,
+        "inputs": inputs,
+    }
     training = [row for row in metrics(home / "fleet") if "lr" in row]
     assert [row["step"] for row in training] == [2, 4]
     for name in ("convnet_w2", "convnet_w32"):
-        assert {f"{name}/{key}" for key in ("loss", "teacher_cosine", "grad_norm")} <= training[0].keys()
+        assert {f"{name}/{key}" for key in ("loss", "teacher_cosine", "grad_norm")} <= training[
+            0
+        ].keys()
         assert 0 <= metrics(home / "fleet")[-1][f"{name}/knn10"] <= 100
     assert {"teacher_entropy", "effective_neighbours"} <= training[0].keys()
     log = (home / "fleet" / "log.txt").read_text()
     assert "run folder: fleet" in log
-    assert re.search(r"student convnet_w2: 4,074 parameters with its head, 0\.\d+ MiB of activations per image", log)
+    assert re.search(
+        r"student convnet_w2: 4,074 parameters with its head, 0\.\d+ MiB of activations per image",
+        log,
+    )
 
 
 def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> None:
-    for run, command, names in (("teacher", "pretrain", ["convnet_w2"]), ("fleet", "distill", ["convnet_w2", "convnet_w32"])):
+    for run, command, names in (
+        ("teacher", "pretrain", ["convnet_w2"]),
+        ("fleet", "distill", ["convnet_w2", "convnet_w32"]),
+    ):
         for name in names:
             header = read_header(home / run / "students" / f"{name}.safetensors")
             assert header is not None
@@ -117,27 +133,49 @@ def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> N
                 "batch_size": 32,
                 "command": command,
                 "step": 4,
-                "eval_views": {"eval_size": 32, "eval_resize": 32, "mean": [0.305] * 3, "std": [0.376] * 3},
+                "eval_views": {
+                    "eval_size": 32,
+                    "eval_resize": 32,
+                    "mean": [0.305] * 3,
+                    "std": [0.376] * 3,
+                },
             }
 
 
 def test_a_student_alone_becomes_what_it_became_in_the_fleet(home: Path) -> None:
     alone = distill.distill(compose("distill", [*DISTILL, "student=convnet_w2"]))
-    (ours,), (theirs,) = (load_students(run, ["convnet_w2"]).values() for run in (alone, home / "fleet"))
+    (ours,), (theirs,) = (
+        load_students(run, ["convnet_w2"]).values() for run in (alone, home / "fleet")
+    )
     for key, value in ours[0].state_dict().items():
         assert torch.equal(value, theirs[0].state_dict()[key]), key
 
 
 def test_a_diverged_student_is_an_error_when_the_others_are_done(home: Path) -> None:
     broken = {
-        key: tensor * torch.nan for key, tensor in load_students(home / "teacher")["convnet_w2"][0].encoder.state_dict().items()
+        key: tensor * torch.nan
+        for key, tensor in load_students(home / "teacher")["convnet_w2"][0]
+        .encoder.state_dict()
+        .items()
     }
     torch.save(broken, "broken.pt")
-    with pytest.raises(ValueError, match=r"bad: the loss of convnet_w2 \(found after step 2\) was not finite"):
-        distill.distill(compose("distill", [*FLEET, "run_dir=bad", "max_skipped=1", "students.convnet_w2.init=broken.pt"]))
-    assert files_in(home / "bad") >= {"students/convnet_w32.safetensors", "checkpoints/step_00000004.pt"}
+    with pytest.raises(
+        ValueError, match=r"bad: the loss of convnet_w2 \(found after step 2\) was not finite"
+    ):
+        distill.distill(
+            compose(
+                "distill",
+                [*FLEET, "run_dir=bad", "max_skipped=1", "students.convnet_w2.init=broken.pt"],
+            )
+        )
+    assert files_in(home / "bad") >= {
+        "students/convnet_w32.safetensors",
+        "checkpoints/step_00000004.pt",
+    }
     assert not (home / "bad" / "students" / "convnet_w2.safetensors").exists()
-    (ours,), (theirs,) = (load_students(run, ["convnet_w32"]).values() for run in (home / "bad", home / "fleet"))
+    (ours,), (theirs,) = (
+        load_students(run, ["convnet_w32"]).values() for run in (home / "bad", home / "fleet")
+    )
     for key, value in ours[0].state_dict().items():
         assert torch.equal(value, theirs[0].state_dict()[key]), key
 
@@ -146,7 +184,12 @@ def test_a_student_trained_from_the_teacher_cache_equals_one_trained_with_the_te
     home: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     sizes = ["global.size=32", "local.size=16", "local.num=2"]
-    seen_by_teacher = ["eval_size=32", "eval_resize=32", "mean=[0.305,0.305,0.305]", "std=[0.376,0.376,0.376]"]
+    seen_by_teacher = [
+        "eval_size=32",
+        "eval_resize=32",
+        "mean=[0.305,0.305,0.305]",
+        "std=[0.376,0.376,0.376]",
+    ]
     views = [
         "views=swav_multicrop",
         *(f"views.crops.{size}" for size in sizes),
@@ -154,7 +197,9 @@ def test_a_student_trained_from_the_teacher_cache_equals_one_trained_with_the_te
     ]
     options = [*DISTILL, *views, "accumulation=2", "student=[convnet_w2,convnet_w32]"]
     uncached = distill.distill(compose("distill", [*options, "run_dir=uncached"]))
-    filling = distill.distill(compose("distill", [*options, "run_dir=filling", "teacher_cache=cache"]))
+    filling = distill.distill(
+        compose("distill", [*options, "run_dir=filling", "teacher_cache=cache"])
+    )
 
     def refuse(*_: Any) -> None:
         raise AssertionError("the teacher was asked")
@@ -162,13 +207,21 @@ def test_a_student_trained_from_the_teacher_cache_equals_one_trained_with_the_te
     with monkeypatch.context() as patch:
         patch.setattr(Teacher, "forward", refuse)
         patch.setattr("seed_exp.training.distillation.cache_costs", lambda *_: "")
-        cached = distill.distill(compose("distill", [*options, "run_dir=cached", "teacher_cache=cache"]))
+        cached = distill.distill(
+            compose("distill", [*options, "run_dir=cached", "teacher_cache=cache"])
+        )
     for run in (filling, cached):
         assert (run / "metrics.jsonl").read_bytes() == (uncached / "metrics.jsonl").read_bytes()
-        for (ours, _), (theirs, _) in zip(load_students(run).values(), load_students(uncached).values(), strict=True):
+        for (ours, _), (theirs, _) in zip(
+            load_students(run).values(), load_students(uncached).values(), strict=True
+        ):
             for key, value in ours.state_dict().items():
                 assert torch.equal(value, theirs.state_dict()[key]), key
-    note = next(line for line in (filling / "log.txt").read_text().splitlines() if "teacher cache cache" in line)
+    note = next(
+        line
+        for line in (filling / "log.txt").read_text().splitlines()
+        if "teacher cache cache" in line
+    )
     assert "1,437 images x 1 epochs" in note
 
 
@@ -177,13 +230,21 @@ def test_a_student_trained_from_the_teacher_cache_equals_one_trained_with_the_te
     [
         ("seed=1", "seed was 0, now 1"),
         ("views.jitter_prob=0.7", r"views\.jitter_prob was 0\.\d+, now 0\.7"),
-        ("views.crops.global.num=2", r"num_views\.global was 1, now 2; views\.crops\.global\.num was 1, now 2"),
+        (
+            "views.crops.global.num=2",
+            r"num_views\.global was 1, now 2; views\.crops\.global\.num was 1, now 2",
+        ),
         ("precision=bfloat16", "precision was float32, now bfloat16"),
         ("data=image_folder", "data was digits:.*, now image_folder:"),
-        ("teacher.checkpoint=fleet/students/convnet_w32.safetensors", "teacher was [0-9a-f]{64}, now [0-9a-f]{64}"),
+        (
+            "teacher.checkpoint=fleet/students/convnet_w32.safetensors",
+            "teacher was [0-9a-f]{64}, now [0-9a-f]{64}",
+        ),
     ],
 )
-def test_a_teacher_cache_of_something_else_is_refused_with_the_difference(home: Path, change: str, difference: str) -> None:
+def test_a_teacher_cache_of_something_else_is_refused_with_the_difference(
+    home: Path, change: str, difference: str
+) -> None:
     options = [*DISTILL, "student=convnet_w2", "teacher_cache=cache"]
     run = distill.distill(compose("distill", options))
     # The student is the same network as the teacher, and its backward pass costs two forward passes.
@@ -193,11 +254,16 @@ def test_a_teacher_cache_of_something_else_is_refused_with_the_difference(home: 
         (home / "pictures").mkdir()
         for number in range(32):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(home / "pictures" / f"{number}.png")
-    with pytest.raises(ValueError, match=rf"teacher_cache=cache holds embeddings made with other options: .*{difference}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"teacher_cache=cache holds embeddings made with other options: .*{difference}",
+    ):
         distill.distill(compose("distill", [*options, change]))
 
 
-def test_no_secret_reaches_a_file_and_another_signature_is_the_same_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_reaches_a_file_and_another_signature_is_the_same_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
 
     def options(signature: str) -> list[str]:
@@ -205,12 +271,20 @@ def test_no_secret_reaches_a_file_and_another_signature_is_the_same_run(home: Pa
         tags = "tracker.tags=[0123456789abcdef0123456789abcdef01234567]"
         return [*DISTILL, "student=convnet_w2", f"data.val_root='{address}'", tags]
 
-    first, again = (distill.distill(compose("distill", options(signature))) for signature in ("abcdef12", "fedcba98"))
+    first, again = (
+        distill.distill(compose("distill", options(signature)))
+        for signature in ("abcdef12", "fedcba98")
+    )
     assert first == again
     linear.linear(compose("linear", [*LINEAR, f"run={first}", "lrs=[1]"]))
     for path in first.rglob("*"):
         if path.is_file():
-            for secret in (b"hunter22", b"abcdef12&", b"Signature=abcdef12", b"0123456789abcdef0123456789abcdef01234567"):
+            for secret in (
+                b"hunter22",
+                b"abcdef12&",
+                b"Signature=abcdef12",
+                b"0123456789abcdef0123456789abcdef01234567",
+            ):
                 assert secret not in path.read_bytes(), path
     assert "part=1" in (first / "config.json").read_text()
 
@@ -226,8 +300,12 @@ def test_the_same_command_finds_its_run_and_trains_no_further(home: Path) -> Non
     assert "resuming after step 4 of 4" in (first / "log.txt").read_text()
 
 
-def test_the_line_that_a_training_ends_with_evaluates_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = re.findall(r"next: python -m seed_exp\.knn (.+)", (home / "fleet" / "log.txt").read_text())
+def test_the_line_that_a_training_ends_with_evaluates_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = re.findall(
+        r"next: python -m seed_exp\.knn (.+)", (home / "fleet" / "log.txt").read_text()
+    )
     assert line == "run=fleet data=digits"
     monkeypatch.setattr(sys, "argv", ["knn.py", *line.split(), "ks=[5]", "device=cpu"])
     knn.main()
@@ -238,7 +316,10 @@ def test_a_run_that_lost_its_options_or_its_checkpoints_is_not_begun_anew(home: 
     shutil.copytree(home / "fleet", home / "other")
     students = {path: path.read_bytes() for path in home.glob("*/students/*")}
     (home / "fleet" / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"fleet holds checkpoints or students, but no config\.json that says of what"):
+    with pytest.raises(
+        ValueError,
+        match=r"fleet holds checkpoints or students, but no config\.json that says of what",
+    ):
         distill.distill(compose("distill", [*FLEET, "optimizer.lr=0.5"]))
     shutil.rmtree(home / "other" / "checkpoints")
     with pytest.raises(ValueError, match=r"other was finished, but its checkpoints are gone"):
@@ -248,12 +329,16 @@ def test_a_run_that_lost_its_options_or_its_checkpoints_is_not_begun_anew(home: 
 
 def test_other_options_in_the_same_folder_are_refused_with_what_was_and_what_is(home: Path) -> None:
     before = {name: (home / "fleet" / name).read_bytes() for name in files_in(home / "fleet")}
-    with pytest.raises(ValueError, match=r"objective\.tau_teacher was 0\.01, now 0\.1; seed was 0, now 1\.") as refused:
+    with pytest.raises(
+        ValueError, match=r"objective\.tau_teacher was 0\.01, now 0\.1; seed was 0, now 1\."
+    ) as refused:
         distill.distill(compose("distill", [*FLEET, "objective.tau_teacher=0.1", "seed=1"]))
     assert str(refused.value).startswith("fleet holds a run with other options")
     with pytest.raises(ValueError, match="fleet is a run of distill, not of pretrain"):
         pretrain.pretrain(compose("pretrain", [*PRETRAIN, "run_dir=fleet"]))
-    assert {name: (home / "fleet" / name).read_bytes() for name in files_in(home / "fleet")} == before
+    assert {
+        name: (home / "fleet" / name).read_bytes() for name in files_in(home / "fleet")
+    } == before
 
 
 OTHER_VALUES = {
@@ -288,32 +373,78 @@ def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(hom
     changed = [f"{key}={value}" for key, value in OTHER_VALUES.items() if value is not None]
     assert folder(*changed) == folder()
     decisive = flatten(to_plain(compose("distill", DISTILL))).keys() - MAY_CHANGE
-    assert {"seed", "steps", "batch_size", "precision", "accumulation", "data.root", "teacher.checkpoint"} <= decisive
-    for override in ("seed=1", "steps=5", "precision=float32", "accumulation=2", "data.root=x", "views.flip_prob=0.1"):
+    assert {
+        "seed",
+        "steps",
+        "batch_size",
+        "precision",
+        "accumulation",
+        "data.root",
+        "teacher.checkpoint",
+    } <= decisive
+    for override in (
+        "seed=1",
+        "steps=5",
+        "precision=float32",
+        "accumulation=2",
+        "data.root=x",
+        "views.flip_prob=0.1",
+    ):
         assert folder(override) != folder()
 
 
 def test_a_sweep_over_students_is_one_run_each(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     options = [option for option in PRETRAIN if not option.startswith("student=")]
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", "-m", "student=convnet_w2,convnet_w32", *options, "steps=1", "batch_size=8"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "pretrain.py",
+            "-m",
+            "student=convnet_w2,convnet_w32",
+            *options,
+            "steps=1",
+            "batch_size=8",
+        ],
+    )
     pretrain.main()
     runs = sorted((home / "runs" / "pretrain").iterdir())
-    assert [[file.stem for file in (run / "students").iterdir()] for run in runs] == [["convnet_w2"], ["convnet_w32"]]
+    assert [[file.stem for file in (run / "students").iterdir()] for run in runs] == [
+        ["convnet_w2"],
+        ["convnet_w32"],
+    ]
 
 
 def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
-    options = [*TRAIN, "teacher=run", "teacher.checkpoint=fleet", "student=convnet_w2", "objective.queue_size=64", "steps=1"]
+    options = [
+        *TRAIN,
+        "teacher=run",
+        "teacher.checkpoint=fleet",
+        "student=convnet_w2",
+        "objective.queue_size=64",
+        "steps=1",
+    ]
     with pytest.raises(
-        ValueError, match=r"fleet holds several networks; choose one with teacher\.student=convnet_w2\|convnet_w32"
+        ValueError,
+        match=r"fleet holds several networks; choose one with teacher\.student=convnet_w2\|convnet_w32",
     ):
         distill.distill(compose("distill", options))
     assert distill.distill(compose("distill", [*options, "teacher.student=convnet_w32"])).is_dir()
 
 
 def test_a_student_file_is_evaluated_whatever_it_is_called(home: Path) -> None:
-    (home / "best.v2.safetensors").write_bytes((home / "fleet" / "students" / "convnet_w2.safetensors").read_bytes())
-    options = [*DATA, "run=best.v2.safetensors", "views=linear_digits", "epochs=1", "lrs=[1,3]", "batch_size=auto"]
+    (home / "best.v2.safetensors").write_bytes(
+        (home / "fleet" / "students" / "convnet_w2.safetensors").read_bytes()
+    )
+    options = [
+        *DATA,
+        "run=best.v2.safetensors",
+        "views=linear_digits",
+        "epochs=1",
+        "lrs=[1,3]",
+        "batch_size=auto",
+    ]
     results = linear.linear(compose("linear", options))
     assert results.keys() == {"best.v2", "best.v2/lr1", "best.v2/lr3"}
     (file,) = (home / "results").glob("linear-*.json")
@@ -349,7 +480,9 @@ def assert_whole_protocol(path: Path, run: Path) -> dict[str, Any]:
     return content
 
 
-def test_knn_writes_accuracies_with_their_protocol_and_prints_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_knn_writes_accuracies_with_their_protocol_and_prints_them(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = knn.knn(compose("knn", [*DATA, "run=fleet", "ks=[10,20]"]))
     (path,) = (home / "fleet" / "results").iterdir()
     assert path.name.startswith("knn-")
@@ -357,12 +490,19 @@ def test_knn_writes_accuracies_with_their_protocol_and_prints_them(home: Path, c
     assert content["evaluation"] == "knn"
     assert content["results"] == results
     assert results.keys() == {"convnet_w2", "convnet_w32"}
-    assert results["convnet_w2"].keys() == {f"knn{k}_{vote}" for k in (10, 20) for vote in ("majority", "weighted")}
+    assert results["convnet_w2"].keys() == {
+        f"knn{k}_{vote}" for k in (10, 20) for vote in ("majority", "weighted")
+    }
     assert all(10 < value <= 100 for measures in results.values() for value in measures.values())
     protocol = content["protocol"]
     assert (protocol["ks"], protocol["temperature"]) == ([10, 20], 0.07)
-    assert (protocol["bank"], protocol["queries"]) == tuple(DigitsSource(split).fingerprint() for split in ("train", "val"))
-    assert protocol["views"] == read_header(home / "fleet" / "students" / "convnet_w2.safetensors")["eval_views"]  # type: ignore[index]
+    assert (protocol["bank"], protocol["queries"]) == tuple(
+        DigitsSource(split).fingerprint() for split in ("train", "val")
+    )
+    assert (
+        protocol["views"]
+        == read_header(home / "fleet" / "students" / "convnet_w2.safetensors")["eval_views"]
+    )  # type: ignore[index]
     printed = capsys.readouterr().out
     assert f"{results['convnet_w32']['knn20_weighted']:.2f}" in printed
     assert f"written to {Path('fleet/results') / path.name}" in printed
@@ -373,15 +513,21 @@ def test_knn_takes_a_student_file_and_chosen_networks(home: Path) -> None:
     file = knn.knn(compose("knn", [*DATA, "run=fleet/students/convnet_w2.safetensors", "ks=[10]"]))
     assert chosen == file
     assert chosen.keys() == {"convnet_w2"}
-    assert len(list((home / "fleet" / "results").iterdir())) == 1  # the same evaluation overwrites itself
-    with pytest.raises(ValueError, match=r"unknown student of fleet 'convnet_w3'; did you mean 'convnet_w32'\?"):
+    assert (
+        len(list((home / "fleet" / "results").iterdir())) == 1
+    )  # the same evaluation overwrites itself
+    with pytest.raises(
+        ValueError, match=r"unknown student of fleet 'convnet_w3'; did you mean 'convnet_w32'\?"
+    ):
         knn.knn(compose("knn", [*DATA, "run=fleet", "networks=[convnet_w3]"]))
 
 
 def test_linear_trains_every_rate_on_every_student_and_writes_its_protocol(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    students_before = {path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()}
+    students_before = {
+        path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()
+    }
     config = compose("linear", LINEAR)
     results = linear.linear(config)
     printed = capsys.readouterr().out
@@ -397,10 +543,16 @@ def test_linear_trains_every_rate_on_every_student_and_writes_its_protocol(
     assert len(results) == 6
     protocol = content["protocol"]
     options = decisive_options(to_plain(config))
-    assert options.pop("run") == "fleet"  # a path says nothing about the numbers; the students' hashes do
+    assert (
+        options.pop("run") == "fleet"
+    )  # a path says nothing about the numbers; the students' hashes do
     assert protocol["options"] == options
-    assert (protocol["train"], protocol["val"]) == tuple(DigitsSource(split).fingerprint() for split in ("train", "val"))
-    assert students_before == {path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()}
+    assert (protocol["train"], protocol["val"]) == tuple(
+        DigitsSource(split).fingerprint() for split in ("train", "val")
+    )
+    assert students_before == {
+        path.name: path.read_bytes() for path in (home / "fleet" / "students").iterdir()
+    }
     # Typed again, it finds its own run folder inside the run's, and its checkpoint.
     (folder,) = (home / "fleet" / "linear").iterdir()
     assert linear.linear(config) == results
@@ -408,9 +560,14 @@ def test_linear_trains_every_rate_on_every_student_and_writes_its_protocol(
     assert "resuming after step 5 of 5" in (folder / "log.txt").read_text()
 
 
-def test_linear_with_views_that_do_not_fit_the_run_is_refused_before_anything_is_written(home: Path) -> None:
+def test_linear_with_views_that_do_not_fit_the_run_is_refused_before_anything_is_written(
+    home: Path,
+) -> None:
     before = files_in(home)
-    with pytest.raises(ValueError, match=r"views=linear evaluates with .*224.* trained for .*32.*; choose fitting views"):
+    with pytest.raises(
+        ValueError,
+        match=r"views=linear evaluates with .*224.* trained for .*32.*; choose fitting views",
+    ):
         linear.linear(compose("linear", [*DATA, "run=fleet", "epochs=1"]))
     assert files_in(home) == before
 
@@ -429,8 +586,16 @@ def test_an_evaluation_of_what_is_no_run_is_refused(home: Path) -> None:
         linear.linear(compose("linear", [*DATA, "run=empty", "views=linear_digits"]))
 
 
-def test_preview_shows_each_image_beside_its_views(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [*DATA[:2], "views=digits", "num_images=3", "views.crops.global.num=2", "output=pictures/digits.png"]
+def test_preview_shows_each_image_beside_its_views(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        *DATA[:2],
+        "views=digits",
+        "num_images=3",
+        "views.crops.global.num=2",
+        "output=pictures/digits.png",
+    ]
     preview.preview(compose("preview", options))
     first = Image.open("pictures/digits.png")
     assert first.width > 3 * 32  # original and two views
@@ -442,11 +607,15 @@ def test_preview_shows_each_image_beside_its_views(home: Path, capsys: pytest.Ca
     assert Image.open("epoch1.png").tobytes() != first.tobytes()
 
 
-def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / "images").mkdir()
     digits = load_source(compose("knn", [*DATA, "run=x"]).data, "train")
     for index in range(40):
-        Image.fromarray(digits.image(index).permute(1, 2, 0).numpy()).save(home / "images" / f"{index}.png")
+        Image.fromarray(digits.image(index).permute(1, 2, 0).numpy()).save(
+            home / "images" / f"{index}.png"
+        )
     images = ["data=image_folder", "data.root=images"]
     folder = pretrain.pretrain(compose("pretrain", [*PRETRAIN, *images, "steps=2", "batch_size=8"]))
     assert not any("knn" in key for row in metrics(folder) for key in row)
@@ -454,9 +623,16 @@ def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(home
         knn.knn(compose("knn", [*DATA, *images, f"run={folder}"]))
 
 
-def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_written(home: Path) -> None:
+def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_written(
+    home: Path,
+) -> None:
     before = files_in(home)
-    options = ["student=timm", "students.timm.name=levit_128s", "views.crops.global.size=40", "steps=1"]
+    options = [
+        "student=timm",
+        "students.timm.name=levit_128s",
+        "views.crops.global.size=40",
+        "steps=1",
+    ]
     with pytest.raises(ValueError, match="student timm does not take views of 40 x 40 pixels"):
         pretrain.pretrain(compose("pretrain", ["data=digits", *options]))
     assert files_in(home) == before
@@ -470,11 +646,18 @@ def test_quickstart_writes_its_table_and_picture_and_typed_again_trains_no_furth
     config = compose("quickstart", ["steps=3", "seeds=[0,1]"])
     quickstart.quickstart(config)
     table = (tmp_path / "runs/quickstart/table.md").read_text()
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["convnet_w32", "convnet_w2", "convnet_w2"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == [
+        "convnet_w32",
+        "convnet_w2",
+        "convnet_w2",
+    ]
     assert "over seeds [0, 1]" in table
     assert table in capsys.readouterr().out
     with Image.open(tmp_path / "runs/quickstart/overview.png") as picture:
         assert picture.size == (1600, 900)
     quickstart.quickstart(config)
     assert (tmp_path / "runs/quickstart/table.md").read_text() == table
-    assert "resuming after step 3 of 3" in (tmp_path / "runs/quickstart/seed1/seed/log.txt").read_text()
+    assert (
+        "resuming after step 3 of 3"
+        in (tmp_path / "runs/quickstart/seed1/seed/log.txt").read_text()
+    )

@@ -33,14 +33,25 @@ def png(value: int) -> bytes:
 
 def run(data: str, root: Path, to: str, output: Path, *more: str) -> Source:
     """Calls the command; gives what can then be read."""
-    convert.convert(compose("convert", [f"data={data}", f"data.root='{root}'", f"to={to}", f"output='{output}'", *more]))
-    return load_source(DataConfig(source=to, root=str(output)), "val" if "split=val" in more else "train")
+    convert.convert(
+        compose(
+            "convert",
+            [f"data={data}", f"data.root='{root}'", f"to={to}", f"output='{output}'", *more],
+        )
+    )
+    return load_source(
+        DataConfig(source=to, root=str(output)), "val" if "split=val" in more else "train"
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
     """All visible files, less indices."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.endswith(".index.npy")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if not path.name.endswith(".index.npy")
+    }
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -59,7 +70,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
-def test_folder_to_tsv_to_shards_to_folder_gives_the_same_files(folder: Path, tmp_path: Path) -> None:
+def test_folder_to_tsv_to_shards_to_folder_gives_the_same_files(
+    folder: Path, tmp_path: Path
+) -> None:
     tsv, shards, back = (tmp_path / name for name in ("tsv", "shards", "back"))
     sources = [
         load_source(DataConfig(source="image_folder", root=str(folder)), "train"),
@@ -68,9 +81,14 @@ def test_folder_to_tsv_to_shards_to_folder_gives_the_same_files(folder: Path, tm
         run("shards", shards, "image_folder", back),
     ]
     assert content(back) == content(folder)
-    assert [path.name for path in sorted((shards / "train").glob("*.tar"))] == ["train-000000.tar", "train-000001.tar"]
+    assert [path.name for path in sorted((shards / "train").glob("*.tar"))] == [
+        "train-000000.tar",
+        "train-000001.tar",
+    ]
     for source in sources:
-        assert [source.key(index) for index in range(6)] == [sources[0].key(index) for index in range(6)]
+        assert [source.key(index) for index in range(6)] == [
+            sources[0].key(index) for index in range(6)
+        ]
         assert source.labels is not None
         assert source.labels.tolist() == [0, 0, 0, 0, 1, 2]
     assert not list(tmp_path.rglob("*.partial"))
@@ -79,24 +97,38 @@ def test_folder_to_tsv_to_shards_to_folder_gives_the_same_files(folder: Path, tm
 def test_real_photographs_keep_their_bytes_and_labels(shared: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "photos.tsv", (shared / "data" / "imagenet_samples.tsv").read_bytes())
     first = TsvSource(path)
-    run("tsv", path, "image_folder", tmp_path / "folder", "split=train")  # keys without class folders: labels are their names
-    folder = run("image_folder", tmp_path / "folder", "shards", tmp_path / "shards", "shard_size=20")
+    run(
+        "tsv", path, "image_folder", tmp_path / "folder", "split=train"
+    )  # keys without class folders: labels are their names
+    folder = run(
+        "image_folder", tmp_path / "folder", "shards", tmp_path / "shards", "shard_size=20"
+    )
     assert folder.labels is not None
     assert first.labels is not None
     assert sorted(folder.labels.tolist()) == sorted(first.labels.tolist())
     wanted = {(int(label), first.encoded(index)) for index, label in enumerate(first.labels)}
-    assert {(int(label), folder.encoded(index)) for index, label in enumerate(folder.labels)} == wanted
+    assert {
+        (int(label), folder.encoded(index)) for index, label in enumerate(folder.labels)
+    } == wanted
 
 
 @pytest.mark.parametrize("to", ["tsv", "image_folder", "shards"])
-def test_both_splits_of_a_set_without_files_become_png(tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_splits_of_a_set_without_files_become_png(
+    tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "val"):
         run("digits", tmp_path, to, tmp_path / "out", f"split={split}", "shard_size=1000")
         source = load_source(DataConfig(source=to, root=str(tmp_path / "out")), split)
         digits = DigitsSource(split)
-        assert f"{len(digits)} images: data={to} data.root={tmp_path}/out" in capsys.readouterr().out
+        assert (
+            f"{len(digits)} images: data={to} data.root={tmp_path}/out" in capsys.readouterr().out
+        )
         assert source.labels is not None
-        order = np.argsort(digits.labels, kind="stable") if to == "image_folder" else np.arange(len(digits))
+        order = (
+            np.argsort(digits.labels, kind="stable")
+            if to == "image_folder"
+            else np.arange(len(digits))
+        )
         assert source.labels.tolist() == digits.labels[order].tolist()
         for index in (0, 7, len(digits) - 1):
             assert torch.equal(source.image(index), digits.image(int(order[index])))
@@ -155,7 +187,10 @@ def test_killed_and_called_again_it_gives_the_same_bytes(tmp_path: Path, to: Dat
     killed = tmp_path / "killed"
     for at in (0, 9, 10, 23, 39):
         dies(lambda at=at: make(killed, to, at))
-        assert content(killed).keys() - {name for name in content(killed) if ".partial" in name} == set()  # nothing half
+        assert (
+            content(killed).keys() - {name for name in content(killed) if ".partial" in name}
+            == set()
+        )  # nothing half
     assert make(killed, to) == 40
     assert content(killed) == expected
     assert not list(killed.glob(".*partial"))
@@ -208,7 +243,10 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
 
 def test_an_output_with_something_else_in_it_is_refused(folder: Path, tmp_path: Path) -> None:
     run("image_folder", folder, "tsv", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"was made with .*'to': 'tsv'.*asked for is .*'to': 'shards'.*choose another output"):
+    with pytest.raises(
+        ValueError,
+        match=r"was made with .*'to': 'tsv'.*asked for is .*'to': 'shards'.*choose another output",
+    ):
         run("image_folder", folder, "shards", tmp_path / "out")
     with pytest.raises(ValueError, match="choose another output"):
         run("digits", folder, "tsv", tmp_path / "out")
@@ -219,10 +257,22 @@ def test_an_output_with_something_else_in_it_is_refused(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("to", ["image_folder", "shards"])
 @pytest.mark.parametrize(
-    "key", ["../../escaped.png", "/tmp/escaped.png", "a/../../b.png", "a//b.png", ".hidden/a.png", "./a.png", "", "a/.png"]
+    "key",
+    [
+        "../../escaped.png",
+        "/tmp/escaped.png",
+        "a/../../b.png",
+        "a//b.png",
+        ".hidden/a.png",
+        "./a.png",
+        "",
+        "a/.png",
+    ],
 )
 def test_keys_that_would_leave_the_output_are_refused(tmp_path: Path, key: str, to: str) -> None:
-    path = write(tmp_path / "in" / "x.tsv", f"{key}\t0\t{base64.b64encode(png(1)).decode()}\n".encode())
+    path = write(
+        tmp_path / "in" / "x.tsv", f"{key}\t0\t{base64.b64encode(png(1)).decode()}\n".encode()
+    )
     with pytest.raises(ValueError, match="cannot be a path below the output folder"):
         run("tsv", path, to, tmp_path / "deep" / "out")
     assert not list(tmp_path.rglob("*.png"))
@@ -278,7 +328,9 @@ def test_a_result_that_lacks_images_is_found(tmp_path: Path) -> None:
         make(tmp_path, DataFormat.shards)
 
 
-def test_the_command_line_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "argv", ["convert.py", "data=digits", "output=x"])

@@ -30,7 +30,18 @@ HOME = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (HOME / "experiments").glob("*.yaml"))
 SCALES = ["full", "small", "smoke"]
 STEPS_PER_EPOCH = {256: 1281167 // 256, 512: 50000 // 512}
-COLUMNS = ["student", "teacher", "teacher_ssl", "objective", "epochs", "views", "protocol", "dataset", "value", "source"]
+COLUMNS = [
+    "student",
+    "teacher",
+    "teacher_ssl",
+    "objective",
+    "epochs",
+    "views",
+    "protocol",
+    "dataset",
+    "value",
+    "source",
+]
 ONLY_SMALL = {"small_table1", "small_table1_baseline"}
 
 
@@ -69,18 +80,29 @@ def test_every_job_composes_and_types(name: str, scale: str) -> None:
     found = configs(name, scale)
     assert all(config.tracker.group == name for config in found)
     assert all(line.split()[0] in EVALUATIONS for config in found for line in config.evaluations)
-    assert all({line.split()[0] for line in config.evaluations} == {"knn", "linear"} for config in found)
+    assert all(
+        {line.split()[0] for line in config.evaluations} == {"knn", "linear"} for config in found
+    )
     if scale == "smoke":
-        assert {student.network for config in found for student in config.students.values()} == {"convnet_w2", "convnet_w32"}
-        assert {(config.data.source, config.tracker.name, config.device) for config in found} == {("digits", "files", "cpu")}
+        assert {student.network for config in found for student in config.students.values()} == {
+            "convnet_w2",
+            "convnet_w32",
+        }
+        assert {(config.data.source, config.tracker.name, config.device) for config in found} == {
+            ("digits", "files", "cpu")
+        }
         assert all(config.steps <= 2 for config in found)
     else:
         options = [json.dumps(decisive_options(to_plain(config))) for config in found]
         assert len(set(options)) == len(options)
         assert {config.steps for config in found} == {None}
     if scale != "full":
-        assert {crop.size for config in found for crop in config.views.crops.values() if crop.num > 0} <= {16, 32}
-        assert all(config.teacher.network == "run" for config in found if command_of(name) == "distill")
+        assert {
+            crop.size for config in found for crop in config.views.crops.values() if crop.num > 0
+        } <= {16, 32}
+        assert all(
+            config.teacher.network == "run" for config in found if command_of(name) == "distill"
+        )
 
 
 @pytest.mark.parametrize("name", ["teacher_ssl", "table1_baseline"])
@@ -89,7 +111,11 @@ def test_evaluations_of_an_experiment_take_their_options_at_every_scale(name: st
         for config in configs(name, scale)[:1]:
             planned = plan_evaluations(config)
             assert [evaluation.line for evaluation in planned] == config.evaluations
-            (linear,) = [evaluation.config for evaluation in planned if evaluation.run is EVALUATIONS["linear"]]
+            (linear,) = [
+                evaluation.config
+                for evaluation in planned
+                if evaluation.run is EVALUATIONS["linear"]
+            ]
             assert linear.views.eval_size == config.views.eval_size
             assert (linear.views.mean, linear.views.std) == (config.views.mean, config.views.std)
             assert all(milestone < linear.epochs for milestone in linear.optimizer.milestones)
@@ -105,7 +131,9 @@ def test_a_header_says_paper_command_cost_and_what_to_expect(name: str) -> None:
     assert cost is not None
     assert int(cost[1]) == len(found)
     steps = {config.epochs * STEPS_PER_EPOCH[config.batch_size] for config in found}
-    assert {f"{number:,}" for number in (min(steps), max(steps))} <= set(re.findall(r"\d[\d,]+", cost[0]))
+    assert {f"{number:,}" for number in (min(steps), max(steps))} <= set(
+        re.findall(r"\d[\d,]+", cost[0])
+    )
     assert f"seed_exp.plan {name}" in text or name == "teachers"
 
 
@@ -122,8 +150,17 @@ def test_a_teacher_of_the_small_scale_is_one_that_the_commands_in_teachers_yaml_
     lines = (HOME / "experiments" / "teachers.yaml").read_text().splitlines()
     start = "#   python -m seed_exp.pretrain experiments=teachers scale=small"
     typed = [line.removeprefix(start).split() for line in lines if line.startswith(start)]
-    made = {config.run_dir: config for options in typed for config in configs("teachers", "small", *options)}
-    needed = {config.teacher.checkpoint for name in NAMES if command_of(name) == "distill" for config in configs(name, "small")}
+    made = {
+        config.run_dir: config
+        for options in typed
+        for config in configs("teachers", "small", *options)
+    }
+    needed = {
+        config.teacher.checkpoint
+        for name in NAMES
+        if command_of(name) == "distill"
+        for config in configs(name, "small")
+    }
     assert needed == made.keys()
     for folder, config in made.items():
         assert folder == f"runs/teachers/small/{config.students['timm'].name}-{config.views.name}"
@@ -143,7 +180,10 @@ def test_a_stand_in_has_the_network_of_the_teacher_or_says_otherwise() -> None:
 
 def test_teachers_are_looked_for_where_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEED_TEACHERS", "/elsewhere")
-    for scale, folder in (("smoke", "/elsewhere/smoke"), ("small", "/elsewhere/small/resnet50-mocov2")):
+    for scale, folder in (
+        ("smoke", "/elsewhere/smoke"),
+        ("small", "/elsewhere/small/resnet50-mocov2"),
+    ):
         assert configs.__wrapped__("teachers", scale)[0].run_dir == folder
         assert configs.__wrapped__("table1_moco_v2_r50", scale)[0].teacher.checkpoint == folder
 
@@ -152,9 +192,18 @@ def test_a_scale_wins_over_an_experiment_and_the_command_line_over_a_scale() -> 
     (config,) = configs("table1_multicrop", "small")
     assert (config.epochs, config.batch_size, config.views.name) == (200, 512, "swav_multicrop")
     assert (config.views.crops["local"].num, config.views.blur_prob) == (6, 0)
-    (config,) = configs("table1_multicrop", "small", "epochs=7", "student=resnet18", "data=tsv", "data.root=/x")
-    assert (config.epochs, list(config.students), config.data.source, config.data.root) == (7, ["resnet18"], "tsv", "/x")
-    assert [config.seed for config in configs("objectives", "small", "objective=seed", "seed=0,1,2")] == [0, 1, 2]
+    (config,) = configs(
+        "table1_multicrop", "small", "epochs=7", "student=resnet18", "data=tsv", "data.root=/x"
+    )
+    assert (config.epochs, list(config.students), config.data.source, config.data.root) == (
+        7,
+        ["resnet18"],
+        "tsv",
+        "/x",
+    )
+    assert [
+        config.seed for config in configs("objectives", "small", "objective=seed", "seed=0,1,2")
+    ] == [0, 1, 2]
 
 
 # published.csv
@@ -174,10 +223,19 @@ def test_every_published_number_has_a_source_and_names_that_exist() -> None:
         assert row["teacher"] in NETWORKS.keys() | {""}
         assert row["teacher_ssl"] in TEACHER_SSL.keys() | {""}
         # SMD is a paper without an objective of ours.
-        assert row["objective"] in (OBJECTIVES.keys() | {"smd"} if row["teacher"] else TEACHER_SSL.keys())
+        assert row["objective"] in (
+            OBJECTIVES.keys() | {"smd"} if row["teacher"] else TEACHER_SSL.keys()
+        )
         assert row["epochs"] == "" or int(row["epochs"]) > 0
         assert row["views"] in recipes | {""}
-        assert row["protocol"] in {"knn", "linear_top1", "linear_top5", "linear_top1_gain", "semi_1pct", "semi_10pct"}
+        assert row["protocol"] in {
+            "knn",
+            "linear_top1",
+            "linear_top5",
+            "linear_top1_gain",
+            "semi_1pct",
+            "semi_10pct",
+        }
         assert row["dataset"] == "imagenet"
         assert re.fullmatch(r"\d\d\.\d\d?", row["value"])
         assert row["source"]
@@ -187,16 +245,43 @@ def test_every_published_number_has_a_source_and_names_that_exist() -> None:
 
 def test_teachers_have_the_accuracy_of_the_registry() -> None:
     for spec in TEACHERS.values():
-        if spec.network in NETWORKS and spec.top1 is not None and spec.teacher_ssl in {"moco_v1", "moco_v2", "swav"}:
-            what = {"student": spec.network, "teacher": "", "objective": spec.teacher_ssl, "epochs": str(spec.epochs)}
-            values = [row["value"] for row in rows() if what.items() <= row.items() and row["protocol"] == "linear_top1"]
+        if (
+            spec.network in NETWORKS
+            and spec.top1 is not None
+            and spec.teacher_ssl in {"moco_v1", "moco_v2", "swav"}
+        ):
+            what = {
+                "student": spec.network,
+                "teacher": "",
+                "objective": spec.teacher_ssl,
+                "epochs": str(spec.epochs),
+            }
+            values = [
+                row["value"]
+                for row in rows()
+                if what.items() <= row.items() and row["protocol"] == "linear_top1"
+            ]
             assert f"{spec.top1:.1f}" in values, spec
 
 
 # Evaluations that follow a training.
 
-TRAIN = ["data=digits", "views=digits", "data.num_workers=0", "device=cpu", "tracker=files", "student=convnet_w2"]
-TRAIN += ["steps=2", "batch_size=32", "moco.queue_size=64", "knn_bank_size=50", "knn_query_size=20", "run_dir=run"]
+TRAIN = [
+    "data=digits",
+    "views=digits",
+    "data.num_workers=0",
+    "device=cpu",
+    "tracker=files",
+    "student=convnet_w2",
+]
+TRAIN += [
+    "steps=2",
+    "batch_size=32",
+    "moco.queue_size=64",
+    "knn_bank_size=50",
+    "knn_query_size=20",
+    "run_dir=run",
+]
 BOTH = 'evaluations=["knn ks=[10]","linear views=linear_digits epochs=1 lrs=[1]"]'
 
 
@@ -273,24 +358,48 @@ def test_one_that_fails_loses_neither_the_run_nor_the_others_and_is_tried_again(
         ('evaluations=["linear veiws=linear"]', "veiws"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, wrong: str, message: str) -> None:
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, wrong: str, message: str
+) -> None:
     for command, run in (("pretrain", pretrain.pretrain), ("distill", distill.distill)):
-        options = [option for option in TRAIN if command == "pretrain" or not option.startswith("moco")]
+        options = [
+            option for option in TRAIN if command == "pretrain" or not option.startswith("moco")
+        ]
         with pytest.raises(Exception, match=message):  # of Hydra's, where it composes
             run(compose(command, [*options, wrong]))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_evaluation_has_the_images_and_the_device_of_the_training_unless_it_names_others(called: list[Any]) -> None:
+def test_an_evaluation_has_the_images_and_the_device_of_the_training_unless_it_names_others(
+    called: list[Any],
+) -> None:
     root = """/data/it's "here", = {[$\\x]} é\\"""
-    data = ["data=tsv", "data.root=x", "data.val_fraction=0.25", "data.on_error=raise", "precision=bfloat16", "seed=3"]
-    options = [*TRAIN[3:], *data, "views=digits", "tracker.tags=[a,b]", 'evaluations=[knn,"linear seed=5 data.num_workers=2"]']
+    data = [
+        "data=tsv",
+        "data.root=x",
+        "data.val_fraction=0.25",
+        "data.on_error=raise",
+        "precision=bfloat16",
+        "seed=3",
+    ]
+    options = [
+        *TRAIN[3:],
+        *data,
+        "views=digits",
+        "tracker.tags=[a,b]",
+        'evaluations=[knn,"linear seed=5 data.num_workers=2"]',
+    ]
     config = compose("pretrain", options)
     config.data.root = root
     knn, linear = (evaluation.config for evaluation in plan_evaluations(config))
     assert knn.data == config.data
     assert (knn.device, knn.precision) == (config.device, config.precision)
-    assert (linear.data.root, linear.data.num_workers, linear.seed, linear.tracker) == (root, 2, 5, config.tracker)
+    assert (linear.data.root, linear.data.num_workers, linear.seed, linear.tracker) == (
+        root,
+        2,
+        5,
+        config.tracker,
+    )
 
 
 # The real thing. SEED_SMOKE_RUNS=FOLDER keeps the run folders, below FOLDER/runs, for a report of them.
@@ -307,10 +416,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(name: str, home: Path) -> set[Path]:
     """Types the experiment's command at the scale smoke; returns the run folders."""
-    line = [sys.executable, "-m", f"seed_exp.{command_of(name)}", f"experiments={name}", "scale=smoke"]
+    line = [
+        sys.executable,
+        "-m",
+        f"seed_exp.{command_of(name)}",
+        f"experiments={name}",
+        "scale=smoke",
+    ]
     done = subprocess.run(line, cwd=home, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    folders = {home / folder for folder in re.findall(r"^run folder: (\S+)$", done.stderr, re.MULTILINE)}
+    folders = {
+        home / folder for folder in re.findall(r"^run folder: (\S+)$", done.stderr, re.MULTILINE)
+    }
     return {folder for folder in folders if folder.parent.name != "linear"}
 
 
@@ -318,7 +435,12 @@ def call(name: str, home: Path) -> set[Path]:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_at_the_scale_smoke(smoke: Path, name: str) -> None:
     folders = call(name, smoke)
-    assert len(folders) == len({json.dumps(decisive_options(to_plain(config))) for config in configs(name, "smoke")})
+    assert len(folders) == len(
+        {json.dumps(decisive_options(to_plain(config))) for config in configs(name, "smoke")}
+    )
     for folder in folders:
-        assert {file.stem for file in (folder / "students").iterdir()} == {"convnet_w2", "convnet_w32"}
+        assert {file.stem for file in (folder / "students").iterdir()} == {
+            "convnet_w2",
+            "convnet_w32",
+        }
         assert results(folder) == ["knn", "linear"]

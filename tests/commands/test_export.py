@@ -30,7 +30,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         torch.manual_seed(0)
         config = StudentConfig(network)
         facts = {"command": "distill", "step": 2, "eval_views": VIEWS}
-        save_student(tmp_path / "run" / "students" / f"{name}.safetensors", build_student(config, 8), config, facts)
+        save_student(
+            tmp_path / "run" / "students" / f"{name}.safetensors",
+            build_student(config, 8),
+            config,
+            facts,
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -53,7 +58,9 @@ sys.modules["seed_exp"] = None
 from safetensors.torch import load_file, save_file
 {line}
 save_file({{"features": model(load_file("images.safetensors")["images"]).detach()}}, "features.safetensors")"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     student, _ = load_students(home / "run", ["a b"])["a b"]
     with torch.no_grad():
@@ -69,22 +76,30 @@ def test_each_network_gets_a_folder_of_all_its_formats_with_a_card(home: Path) -
     card = (folder / "README.md").read_text()
     assert "features, embeddings = program(images)" in card
     assert "digits:" in card
-    with pytest.raises(ValueError, match="run/export/tiny exists already; delete it, or choose another output"):
+    with pytest.raises(
+        ValueError, match="run/export/tiny exists already; delete it, or choose another output"
+    ):
         run("networks=[tiny]", "formats=[torch_export]")
 
 
-def test_a_file_that_gives_other_features_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_gives_other_features_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def half_a_percent_off(subject: formats.Subject, folder: Path) -> None:
         weights = subject.student.encoder.state_dict()
         save_file(
-            {key: value * 1.005 if key == "conv1.weight" else value.contiguous() for key, value in weights.items()},
+            {
+                key: value * 1.005 if key == "conv1.weight" else value.contiguous()
+                for key, value in weights.items()
+            },
             folder / "model.safetensors",
         )
 
     timm = formats.FORMATS["timm"]
     monkeypatch.setitem(formats.FORMATS, "timm", replace(timm, write=half_a_percent_off))
     with pytest.raises(
-        ValueError, match=r"relative error 0\.0\d+ on 16 images, at most 0.0001 is allowed.* Nothing was exported"
+        ValueError,
+        match=r"relative error 0\.0\d+ on 16 images, at most 0.0001 is allowed.* Nothing was exported",
     ):
         run("networks=['a b']", "formats=[timm]", "output=out")
     assert list((home / "out").iterdir()) == []
@@ -95,24 +110,43 @@ def test_a_file_that_gives_other_features_leaves_nothing(home: Path, monkeypatch
     [
         (["run=nowhere"], "no run folder or student file nowhere"),
         (["networks=[b]"], "unknown student of run 'b'"),
-        (["formats=[torchscript]"], "unknown export format 'torchscript'; .*Known: onnx, timm, torch_export, torchvision"),
+        (
+            ["formats=[torchscript]"],
+            "unknown export format 'torchscript'; .*Known: onnx, timm, torch_export, torchvision",
+        ),
         (["formats=[]"], r"formats=\[\] leaves nothing to export"),
-        (["networks=[tiny]", "formats=[timm]"], "timm has no network that equals tiny; its formats are onnx, torch_export"),
+        (
+            ["networks=[tiny]", "formats=[timm]"],
+            "timm has no network that equals tiny; its formats are onnx, torch_export",
+        ),
         (["push=me/x"], r"push takes one network, run has a b, tiny; choose it with networks=\["),
         (["networks=[tiny]", "push=../x"], r"push=\.\./x names no repository"),
-        (["networks=[tiny]", "data=image_folder", "data.root=none"], "data.root=none does not exist"),
+        (
+            ["networks=[tiny]", "data=image_folder", "data.root=none"],
+            "data.root=none does not exist",
+        ),
     ],
 )
-def test_what_cannot_be_exported_is_said_in_a_line(home: Path, options: list[str], message: str) -> None:
+def test_what_cannot_be_exported_is_said_in_a_line(
+    home: Path, options: list[str], message: str
+) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(*options)
-    assert sorted(path.name for path in home.rglob("*")) == ["a b.safetensors", "run", "students", "tiny.safetensors"]
+    assert sorted(path.name for path in home.rglob("*")) == [
+        "a b.safetensors",
+        "run",
+        "students",
+        "tiny.safetensors",
+    ]
 
 
-def test_without_onnx_the_format_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_format_says_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(
-        ValueError, match=r"formats=\[onnx\] needs onnxscript, which is not installed; pip install 'seed_exp\[export\]'"
+        ValueError,
+        match=r"formats=\[onnx\] needs onnxscript, which is not installed; pip install 'seed_exp\[export\]'",
     ):
         run("networks=[tiny]", "formats=[onnx]")
 
@@ -120,7 +154,12 @@ def test_without_onnx_the_format_says_what_to_install(home: Path, monkeypatch: p
 def test_a_header_that_leads_elsewhere_writes_nothing_elsewhere(home: Path) -> None:
     path = home / "run" / "students" / "tiny.safetensors"
     config = StudentConfig("convnet_w2")
-    facts = {"command": "../../x", "step": "`x`", "eval_views": VIEWS, "options": {"teacher.network": "../../y"}}
+    facts = {
+        "command": "../../x",
+        "step": "`x`",
+        "eval_views": VIEWS,
+        "options": {"teacher.network": "../../y"},
+    }
     save_student(path, build_student(config, 8), config, facts)
     run("networks=[tiny]", "formats=[torch_export]")
     outside = {path.relative_to(home) for path in home.rglob("*")} - {
@@ -131,7 +170,15 @@ def test_a_header_that_leads_elsewhere_writes_nothing_elsewhere(home: Path) -> N
 
 @pytest.mark.slow
 def test_a_distilled_network_is_exported_as_a_user_would(tmp_path: Path) -> None:
-    small = ["data=digits", "data.num_workers=0", "device=cpu", "views=digits", "tracker=files", "batch_size=16", "steps=2"]
+    small = [
+        "data=digits",
+        "data.num_workers=0",
+        "device=cpu",
+        "views=digits",
+        "tracker=files",
+        "batch_size=16",
+        "steps=2",
+    ]
     small += ["knn_bank_size=50", "knn_query_size=20"]
     lines = [
         ["pretrain", "student=convnet_w2", "run_dir=teacher", "moco.queue_size=32", *small],
@@ -148,7 +195,12 @@ def test_a_distilled_network_is_exported_as_a_user_would(tmp_path: Path) -> None
         ["export", "run=d"],
     ]
     for name, *options in lines:
-        done = subprocess.run([sys.executable, "-m", f"seed_exp.{name}", *options], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", f"seed_exp.{name}", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     folder = tmp_path / "d" / "export" / "resnet18"
     names = {"README.md", "config.json", "model.safetensors", "model.onnx", "model.pt2"}

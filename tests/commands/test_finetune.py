@@ -23,8 +23,23 @@ from seed_exp.data.sources import load_source
 from seed_exp.protocols.supervised import Evaluation, Measures
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
-TRAIN = ["views=digits", "tracker=files", "steps=2", "batch_size=16", "moco.queue_size=32", "run_dir=run"]
-FINETUNE = [*DATA, "run=run", "views=linear_digits", "data.fraction=0.05", "batch_size=8", "epochs=1", "lrs=[0.1,0.3]"]
+TRAIN = [
+    "views=digits",
+    "tracker=files",
+    "steps=2",
+    "batch_size=16",
+    "moco.queue_size=32",
+    "run_dir=run",
+]
+FINETUNE = [
+    *DATA,
+    "run=run",
+    "views=linear_digits",
+    "data.fraction=0.05",
+    "batch_size=8",
+    "epochs=1",
+    "lrs=[0.1,0.3]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +65,9 @@ def results_of(folder: Path, command: str) -> dict[str, Any]:
     return content
 
 
-def test_finetune_trains_copies_of_every_student_and_writes_its_protocol(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finetune_trains_copies_of_every_student_and_writes_its_protocol(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path.name: path.read_bytes() for path in (home / "run" / "students").iterdir()}
     config = compose("finetune", FINETUNE)
     results = finetune.finetune(config)
@@ -69,7 +86,11 @@ def test_finetune_trains_copies_of_every_student_and_writes_its_protocol(home: P
     assert protocol["options"] == options
     assert options["seed"] == 0
     assert (protocol["batch_size"], protocol["batch_size_per_rank"]) == (8, 8)
-    assert protocol["train"] == load_source(config.data, "train").fingerprint() != DigitsSource("train").fingerprint()
+    assert (
+        protocol["train"]
+        == load_source(config.data, "train").fingerprint()
+        != DigitsSource("train").fingerprint()
+    )
     assert protocol["val"] == DigitsSource("val").fingerprint()
     assert content["versions"]["seed_exp"] == __version__
     for name, record in protocol["students"].items():
@@ -79,7 +100,9 @@ def test_finetune_trains_copies_of_every_student_and_writes_its_protocol(home: P
     assert finetune.finetune(config) == results
     (folder,) = (home / "run" / "finetune").iterdir()
     assert "resuming after step 8 of 8" in (folder / "log.txt").read_text()
-    assert before == {path.name: path.read_bytes() for path in (home / "run" / "students").iterdir()}
+    assert before == {
+        path.name: path.read_bytes() for path in (home / "run" / "students").iterdir()
+    }
 
 
 def test_other_labels_and_another_seed_are_other_runs(home: Path) -> None:
@@ -91,19 +114,32 @@ def test_other_labels_and_another_seed_are_other_runs(home: Path) -> None:
 
 
 def test_it_evaluates_every_so_many_epochs(home: Path) -> None:
-    finetune.finetune(compose("finetune", [*FINETUNE, "networks=[convnet_w2]", "lrs=[0.1]", "epochs=2", "eval_every=1"]))
+    finetune.finetune(
+        compose(
+            "finetune",
+            [*FINETUNE, "networks=[convnet_w2]", "lrs=[0.1]", "epochs=2", "eval_every=1"],
+        )
+    )
     (folder,) = (home / "run" / "finetune").iterdir()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "convnet_w2/lr0.1/top1" in row] == [8, 16]
 
 
 @pytest.mark.parametrize("command", ["linear", "finetune"])
-def test_training_is_compiled_and_evaluation_is_not(home: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_compiled_and_evaluation_is_not(
+    home: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counter, train_and_measure = CompileCounter(), Evaluation.run
     during: list[int] = []
 
     def run(
-        self: Evaluation, folder: Path, method: Any, views: Any, measure: Callable[..., Measures], *rest: Any, **named: Any
+        self: Evaluation,
+        folder: Path,
+        method: Any,
+        views: Any,
+        measure: Callable[..., Measures],
+        *rest: Any,
+        **named: Any,
     ) -> Measures:
         def watched(names: Collection[str]) -> Measures:
             before = counter.frame_count
@@ -116,21 +152,29 @@ def test_training_is_compiled_and_evaluation_is_not(home: Path, command: str, mo
     monkeypatch.setattr(Evaluation, "run", run)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     options = ["compile=true", "networks=[convnet_w2]", "lrs=[0.1]", "steps=2"]
-    {"linear": linear.linear, "finetune": finetune.finetune}[command](compose(command, [*FINETUNE, *options]))
+    {"linear": linear.linear, "finetune": finetune.finetune}[command](
+        compose(command, [*FINETUNE, *options])
+    )
     assert counter.frame_count > 0
     assert during == [0]
 
 
 def test_views_unlike_those_of_the_run_are_said(home: Path) -> None:
     small = ["views.crops.global.size=16", "views.eval_size=16", "views.eval_resize=16"]
-    finetune.finetune(compose("finetune", [*FINETUNE, *small, "networks=[convnet_w2]", "lrs=[0.1]", "steps=1"]))
+    finetune.finetune(
+        compose("finetune", [*FINETUNE, *small, "networks=[convnet_w2]", "lrs=[0.1]", "steps=1"])
+    )
     (folder,) = (home / "run" / "finetune").iterdir()
     assert "the run was trained for {'eval_size': 32" in (folder / "log.txt").read_text()
 
 
 def test_few_labels_serve_linear_and_knn_too(home: Path) -> None:
     few = ["data.fraction=0.05", "networks=[convnet_w2]", "run=run"]
-    linear.linear(compose("linear", [*DATA, *few, "views=linear_digits", "batch_size=8", "steps=1", "lrs=[1]"]))
+    linear.linear(
+        compose(
+            "linear", [*DATA, *few, "views=linear_digits", "batch_size=8", "steps=1", "lrs=[1]"]
+        )
+    )
     knn.knn(compose("knn", [*DATA, *few, "ks=[5]"]))
     train = load_source(compose("knn", [*DATA, *few]).data, "train").fingerprint()
     assert results_of(home / "run", "linear")["protocol"]["train"] == train
@@ -144,12 +188,25 @@ def test_a_run_is_transferred_to_other_images(home: Path, command: str) -> None:
         for index in range(num):
             folder = home / "other" / split / "abc"[index % 3]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(digits.image(index).permute(1, 2, 0).numpy()).resize((50, 40)).save(folder / f"{index}.png")
-    options = ["data=image_folder", "data.root=other", "data.num_workers=0", "device=cpu", "run=run", "networks=[convnet_w2]"]
+            Image.fromarray(digits.image(index).permute(1, 2, 0).numpy()).resize((50, 40)).save(
+                folder / f"{index}.png"
+            )
+    options = [
+        "data=image_folder",
+        "data.root=other",
+        "data.num_workers=0",
+        "device=cpu",
+        "run=run",
+        "networks=[convnet_w2]",
+    ]
     options += ["views=linear_digits", "batch_size=4", "steps=2", "lrs=[0.1]"]
-    results = {"linear": linear.linear, "finetune": finetune.finetune}[command](compose(command, options))
+    results = {"linear": linear.linear, "finetune": finetune.finetune}[command](
+        compose(command, options)
+    )
     assert results["convnet_w2"]["top5"] == 100  # of three classes
-    assert results_of(home / "run", command)["protocol"]["train"].startswith("image_folder:train:12:")
+    assert results_of(home / "run", command)["protocol"]["train"].startswith(
+        "image_folder:train:12:"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +220,10 @@ def test_a_run_is_transferred_to_other_images(home: Path, command: str) -> None:
             r"weight_decay=0\.0001 would not decay a classifier that learns 20 times as fast",
         ),
         ("optimizer.name=lars", r"optimizer\.name=sgd, got lars"),
-        ("views.crops.global.num=2", r"fine-tuning uses one view of an image; views\.crops\.global\.num is 2"),
+        (
+            "views.crops.global.num=2",
+            r"fine-tuning uses one view of an image; views\.crops\.global\.num is 2",
+        ),
     ],
 )
 def test_options_that_finetune_cannot_follow_are_refused(option: str, message: str) -> None:

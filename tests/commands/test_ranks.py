@@ -15,15 +15,43 @@ from PIL import Image
 def test_an_error_in_one_rank_ends_all_and_says_which_it_was(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(64):
-        Image.new("RGB", (32, 32), (3 * number, number, 0)).save(tmp_path / "pictures" / f"{number:03}.png")
+        Image.new("RGB", (32, 32), (3 * number, number, 0)).save(
+            tmp_path / "pictures" / f"{number:03}.png"
+        )
     (tmp_path / "pictures" / "040.png").write_bytes(b"broken")
-    options = ["student=convnet_w2", "views=digits", "views.crops.global.num=2", "data=image_folder", "data.root=pictures"]
-    options += ["data.on_error=raise", "data.num_workers=1", "batch_size=16", "moco.queue_size=64", "epochs=3", "device=cpu"]
+    options = [
+        "student=convnet_w2",
+        "views=digits",
+        "views.crops.global.num=2",
+        "data=image_folder",
+        "data.root=pictures",
+    ]
+    options += [
+        "data.on_error=raise",
+        "data.num_workers=1",
+        "batch_size=16",
+        "moco.queue_size=64",
+        "epochs=3",
+        "device=cpu",
+    ]
     options += ["tracker=files"]
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "seed_exp.pretrain"]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "seed_exp.pretrain",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*line, *options], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*line, *options],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     ) as process:
         _, printed = process.communicate(timeout=120)  # it hangs for ten minutes if nobody notices
     assert process.returncode == 1

@@ -26,9 +26,28 @@ from seed_exp.tools import plan as tools_plan
 from seed_exp.views.crops import resize_center_crop
 
 VIT = ["teacher=timm", "teacher.name=test_vit", "teacher.checkpoint=vit.safetensors"]
-SIZES = ["views.crops.global.size=64", "views.crops.local.size=40", "views.crops.local.num=2", "views.eval_size=64"]
-RUN = ["student=[convnet_w2,convnet_w32]", "views=swav_multicrop", *SIZES, "steps=3", "batch_size=8", "log_every=1"]
-DATA = ["data=tsv", "data.root=images.tsv", "data.num_workers=0", "device=cpu", "tracker=files", "objective.queue_size=32"]
+SIZES = [
+    "views.crops.global.size=64",
+    "views.crops.local.size=40",
+    "views.crops.local.num=2",
+    "views.eval_size=64",
+]
+RUN = [
+    "student=[convnet_w2,convnet_w32]",
+    "views=swav_multicrop",
+    *SIZES,
+    "steps=3",
+    "batch_size=8",
+    "log_every=1",
+]
+DATA = [
+    "data=tsv",
+    "data.root=images.tsv",
+    "data.num_workers=0",
+    "device=cpu",
+    "tracker=files",
+    "objective.queue_size=32",
+]
 DISTILL = [*VIT, *RUN, *DATA]
 
 
@@ -59,7 +78,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_students(one: Path, other: Path) -> None:
-    for (ours, _), (theirs, _) in zip(load_students(one).values(), load_students(other).values(), strict=True):
+    for (ours, _), (theirs, _) in zip(
+        load_students(one).values(), load_students(other).values(), strict=True
+    ):
         for key, value in ours.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[key]), key
 
@@ -71,7 +92,10 @@ def test_a_vit_is_distilled_into_two_students(home: Path, monkeypatch: pytest.Mo
     for name in ("convnet_w2", "convnet_w32"):
         header = read_header(home / "out" / "students" / f"{name}.safetensors")
         assert header is not None
-        assert (header["embedding_dim"], header["inputs"]["teacher"]) == (64, file_hash(home / "vit.safetensors"))
+        assert (header["embedding_dim"], header["inputs"]["teacher"]) == (
+            64,
+            file_hash(home / "vit.safetensors"),
+        )
         rows = metrics(home / "out")
         assert all(0 < row[f"{name}/loss"] < 100 for row in rows)
         assert all(-1 <= row[f"{name}/teacher_cosine"] <= 1 for row in rows)
@@ -82,7 +106,9 @@ def test_the_folder_is_named_after_the_network_of_timm() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pca", "whiten"])
-def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(
+    kind: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [f"teacher.reduce={kind}", "teacher.embedding_dim=6", "teacher.num_reduce_images=20"]
     first = run(*options, "run_dir=first")
     ((_, header), _) = load_students(first).values()
@@ -93,7 +119,9 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(kind: str, hom
     config = compose("distill", [*DISTILL, *options])
     source = load_source(config.data, "train")
     teacher = build_teacher(config.teacher, "")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.views.mean, config.views.std))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (config.views.mean, config.views.std)
+    )
     rows = []
     for index in evenly_spaced(67, 20).tolist():
         view = torch.empty(3, 64, 64, dtype=torch.uint8)
@@ -107,7 +135,12 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(kind: str, hom
     scale = singular[:6] / 20**0.5 if kind == "whiten" else 1
     expected = centred @ (components[:6].T / scale)
     found = centred @ kept["components"].double()
-    torch.testing.assert_close(found @ found.T, expected @ expected.T, atol=1e-3 * float((expected @ expected.T).max()), rtol=0)
+    torch.testing.assert_close(
+        found @ found.T,
+        expected @ expected.T,
+        atol=1e-3 * float((expected @ expected.T).max()),
+        rtol=0,
+    )
 
     # Whoever comes next, to go on or with another student, has the same numbers.
     monkeypatch.setattr("seed_exp.training.distillation.fit_reduction", None)
@@ -123,16 +156,22 @@ def test_a_run_goes_on_with_the_reduction_that_it_began_with(home: Path) -> None
         path.unlink()
     (file,) = (home / "cache" / "reductions").iterdir()
     tensors = load_file(file)
-    save_file({**tensors, "components": -tensors["components"]}, file)  # as another machine may fit it
+    save_file(
+        {**tensors, "components": -tensors["components"]}, file
+    )  # as another machine may fit it
     run(*options, "run_dir=stopped")
     assert_same_students(straight, stopped)
     assert (straight / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
     kept = stopped / "reduction.safetensors"
     kept.write_bytes(kept.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"stopped/reduction\.safetensors is damaged .*; put back a good copy"):
+    with pytest.raises(
+        ValueError, match=r"stopped/reduction\.safetensors is damaged .*; put back a good copy"
+    ):
         run(*options, "run_dir=stopped")
     kept.unlink()
-    with pytest.raises(ValueError, match=r"stopped/reduction\.safetensors is gone, which stopped was trained with"):
+    with pytest.raises(
+        ValueError, match=r"stopped/reduction\.safetensors is gone, which stopped was trained with"
+    ):
         run(*options, "run_dir=stopped")
 
 
@@ -146,20 +185,38 @@ def test_embeddings_kept_with_another_reduction_are_refused(home: Path) -> None:
     assert file.read_bytes() == before  # fitted anew to the same bits
     tensors = load_file(file)
     save_file({**tensors, "mean": tensors["mean"] + 1e-6}, file)
-    with pytest.raises(ValueError, match=r"teacher_cache=embeddings holds .* reduction was [0-9a-f]{64}, now [0-9a-f]{64}"):
+    with pytest.raises(
+        ValueError,
+        match=r"teacher_cache=embeddings holds .* reduction was [0-9a-f]{64}, now [0-9a-f]{64}",
+    ):
         run(*options, "run_dir=three")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["teacher.reduce=pca", "teacher.embedding_dim=65"], "teacher.embedding_dim=65 exceeds the 64 numbers"),
+        (
+            ["teacher.reduce=pca", "teacher.embedding_dim=65"],
+            "teacher.embedding_dim=65 exceeds the 64 numbers",
+        ),
         (["teacher.reduce=pca"], "teacher.embedding_dim=128 exceeds the 64 numbers"),
-        (["teacher.reduce=pca", "teacher.embedding_dim=30", "teacher.num_reduce_images=30"], "vary in fewer than 30 directions"),
+        (
+            ["teacher.reduce=pca", "teacher.embedding_dim=30", "teacher.num_reduce_images=30"],
+            "vary in fewer than 30 directions",
+        ),
         (["teacher.embedding_dim=6"], "teacher.embedding_dim=6 needs teacher.reduce"),
-        (["teacher.reduce=pca", "teacher.embedding_dim=0"], "embedding_dim must be null or at least 1, got 0"),
-        (["teacher.reduce=pca", "teacher.num_reduce_images=1"], "num_reduce_images must be at least 2, got 1"),
-        (["teacher=swav_r50", "teacher.name=test_vit"], "teacher.name=test_vit is only for teacher=timm"),
+        (
+            ["teacher.reduce=pca", "teacher.embedding_dim=0"],
+            "embedding_dim must be null or at least 1, got 0",
+        ),
+        (
+            ["teacher.reduce=pca", "teacher.num_reduce_images=1"],
+            "num_reduce_images must be at least 2, got 1",
+        ),
+        (
+            ["teacher=swav_r50", "teacher.name=test_vit"],
+            "teacher.name=test_vit is only for teacher=timm",
+        ),
     ],
 )
 def test_a_reduction_that_cannot_be_is_refused(options: list[str], message: str) -> None:
@@ -171,30 +228,58 @@ def test_a_teacher_cache_of_a_vit_gives_what_the_vit_gives() -> None:
     uncached = run("run_dir=uncached")
     for name in ("filling", "cached"):
         assert_same_students(uncached, run(f"run_dir={name}", "teacher_cache=embeddings"))
-    with pytest.raises(ValueError, match=r"embedding_dim was 64, now 6; .*reduction was None, now "):
-        run("run_dir=other", "teacher_cache=embeddings", "teacher.reduce=pca", "teacher.embedding_dim=6")
+    with pytest.raises(
+        ValueError, match=r"embedding_dim was 64, now 6; .*reduction was None, now "
+    ):
+        run(
+            "run_dir=other",
+            "teacher_cache=embeddings",
+            "teacher.reduce=pca",
+            "teacher.embedding_dim=6",
+        )
 
 
 def test_a_vit_can_be_planned_without_its_weights() -> None:
-    options = [*DISTILL, "teacher.checkpoint=nowhere", "teacher.reduce=pca", "teacher.embedding_dim=6", "teacher_cache=c"]
+    options = [
+        *DISTILL,
+        "teacher.checkpoint=nowhere",
+        "teacher.reduce=pca",
+        "teacher.embedding_dim=6",
+        "teacher_cache=c",
+    ]
     (row,) = tools_plan.plan("distill", options, seconds=0, num_images=100, gpus=1).jobs
-    assert row.teacher_cache == 3 * 8 * 4 * (1 + 6 * 3)  # steps x images x bytes x (checksum + numbers of three views)
+    assert row.teacher_cache == 3 * 8 * 4 * (
+        1 + 6 * 3
+    )  # steps x images x bytes x (checksum + numbers of three views)
 
 
 def test_a_student_that_seed_released_is_evaluated_as_it_is(home: Path) -> None:
     torch.manual_seed(0)
     config = compose("distill", ["student=resnet18"]).students["resnet18"]
     student = build_student(config, 128)
-    tensors = {f"module.student.{key}": tensor for key, tensor in student.encoder.state_dict().items()}
-    tensors |= {f"module.student.fc.{key}": tensor for key, tensor in student.head.state_dict().items()}
+    tensors = {
+        f"module.student.{key}": tensor for key, tensor in student.encoder.state_dict().items()
+    }
+    tensors |= {
+        f"module.student.fc.{key}": tensor for key, tensor in student.head.state_dict().items()
+    }
     torch.save({"epoch": 200, "arch": "resnet18", "state_dict": tensors}, "seed_r18.pth.tar")
     for split in ("train", "val"):
         for label, colour in (("a", (255, 0, 0)), ("b", (0, 0, 255))):
             (home / "images" / split / label).mkdir(parents=True)
             for number in range(2):
                 shade = tuple(max(0, value - 20 * number) for value in colour)
-                Image.new("RGB", (32, 32), shade).save(home / "images" / split / label / f"{number}.png")
-    options = ["run=seed_r18.pth.tar", "data=image_folder", "data.root=images", "data.num_workers=0", "ks=[1]", "device=cpu"]
+                Image.new("RGB", (32, 32), shade).save(
+                    home / "images" / split / label / f"{number}.png"
+                )
+    options = [
+        "run=seed_r18.pth.tar",
+        "data=image_folder",
+        "data.root=images",
+        "data.num_workers=0",
+        "ks=[1]",
+        "device=cpu",
+    ]
     (results,) = knn.knn(compose("knn", options)).values()
     assert results["knn1_majority"] == 100
     (file,) = (home / "results").iterdir()
@@ -209,9 +294,20 @@ def test_a_student_that_seed_released_is_evaluated_as_it_is(home: Path) -> None:
 @pytest.mark.slow
 def test_a_vit_14_sees_224_and_96_and_teaches_real_students(home: Path) -> None:
     save_vit("vit_small_patch14_dinov2", home / "large.safetensors")
-    students = ["student=[resnet18,mobilenetv3_large]", "views=swav_multicrop", "views.crops.local.num=2", "steps=2"]
-    network = ["teacher=timm", "teacher.name=vit_small_patch14_dinov2.lvd142m", "teacher.checkpoint=large.safetensors"]
-    folder = distill.distill(compose("distill", [*network, *students, *DATA, "batch_size=4", "log_every=1"]))
+    students = [
+        "student=[resnet18,mobilenetv3_large]",
+        "views=swav_multicrop",
+        "views.crops.local.num=2",
+        "steps=2",
+    ]
+    network = [
+        "teacher=timm",
+        "teacher.name=vit_small_patch14_dinov2.lvd142m",
+        "teacher.checkpoint=large.safetensors",
+    ]
+    folder = distill.distill(
+        compose("distill", [*network, *students, *DATA, "batch_size=4", "log_every=1"])
+    )
     for name, (student, header) in load_students(folder).items():
         assert header["embedding_dim"] == 384
         assert all(0 < row[f"{name}/loss"] < 100 for row in metrics(folder))

@@ -57,7 +57,9 @@ def test_all_bad_images_are_found_and_the_good_ones_measured(path: Path, num_wor
     assert "line 4: expected 3 columns" in found.bad[3]
     assert "(0 bytes): the file is empty" in found.bad[301]
     good = [number for number in range(400) if number not in BAD]
-    expected = [[1, 2] if number in (20, 350) else [1 + number // 256, 2 + number // 100] for number in good]
+    expected = [
+        [1, 2] if number in (20, 350) else [1 + number // 256, 2 + number // 100] for number in good
+    ]
     assert found.sizes.tolist() == expected
     assert found.num_copies == 2
     assert found.class_sizes is not None
@@ -69,10 +71,14 @@ def test_the_command_lists_bad_images_and_exits_with_status_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(sys, "argv", ["verify.py", "data=tsv", f"data.root={path}", "data.num_workers=1"])
+    monkeypatch.setattr(
+        sys, "argv", ["verify.py", "data=tsv", f"data.root={path}", "data.num_workers=1"]
+    )
     with pytest.raises(SystemExit) as ended:
         verify.main()
-    assert ended.value.code == "error: 4 of 400 images cannot be read; verify-report.jsonl lists them"  # which is status 1
+    assert (
+        ended.value.code == "error: 4 of 400 images cannot be read; verify-report.jsonl lists them"
+    )  # which is status 1
     entries = report(tmp_path)
     assert [(entry["split"], entry["index"], entry["key"]) for entry in entries] == [
         ("train", index, "" if index == 3 else f"{index}.png") for index in BAD
@@ -92,12 +98,16 @@ def test_good_images_give_an_empty_report_of_both_splits(
     (tmp_path / "verify-report.jsonl").write_text("of an earlier day")
     verify.verify(compose("verify", ["data=digits", "data.num_workers=0"]))
     assert report(tmp_path) == []
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "good" in line] == ["train", "val"]
+    assert [
+        line.partition(":")[0] for line in capsys.readouterr().out.splitlines() if "good" in line
+    ] == ["train", "val"]
     verify.verify(compose("verify", ["data=digits", "data.num_workers=0", "split=val"]))
     assert "train" not in capsys.readouterr().out
 
 
-def test_without_any_good_image_the_search_goes_through_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_good_image_the_search_goes_through_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(30):
         (tmp_path / "in" / "a").mkdir(parents=True, exist_ok=True)
@@ -105,4 +115,6 @@ def test_without_any_good_image_the_search_goes_through_all(tmp_path: Path, monk
     options = ["data=image_folder", f"data.root={tmp_path}/in", "data.num_workers=2"]
     with pytest.raises(ValueError, match="30 of 30 images cannot be read"):
         verify.verify(compose("verify", options))
-    assert [entry["key"] for entry in report(tmp_path)] == [f"a/{number:02d}.png" for number in range(30)]
+    assert [entry["key"] for entry in report(tmp_path)] == [
+        f"a/{number:02d}.png" for number in range(30)
+    ]

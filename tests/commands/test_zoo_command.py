@@ -26,7 +26,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setitem(NETWORKS, "tiny", lambda: tiny.Encoder(6, bn=True))
     for name in NAMES:
-        monkeypatch.setitem(TEACHERS, name, TeacherSpec("tiny", "moco_v1", embedding_dim=5, file_name=f"{name}.pth"))
+        monkeypatch.setitem(
+            TEACHERS, name, TeacherSpec("tiny", "moco_v1", embedding_dim=5, file_name=f"{name}.pth")
+        )
     (tmp_path / "cache").mkdir()
     tensors = {**tiny.Encoder(6, bn=True).state_dict(), **nn.Linear(6, 5).state_dict(prefix="fc.")}
     content = {"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in tensors.items()}}
@@ -35,7 +37,9 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+def typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
     """Runs the command; what it printed, and its error."""
 
     def run(*arguments: str) -> tuple[str, str]:
@@ -65,7 +69,11 @@ def test_the_list_has_a_line_for_each_with_what_is_known(typed: Typed) -> None:
     assert "unverified" in lines["moco_v1_r9"]
     assert "SEED from ResNet-152 SwAV" in lines["seed_efficientnet_b1_swav_r152"]
     everything = json.loads(typed("list", "--json")[0])
-    assert {entry["name"] for entry in everything} == lines.keys() - {"name", "---", "-" * max(map(len, lines))}
+    assert {entry["name"] for entry in everything} == lines.keys() - {
+        "name",
+        "---",
+        "-" * max(map(len, lines)),
+    }
 
 
 def test_one_is_shown_with_its_use_and_its_sources(typed: Typed) -> None:
@@ -79,7 +87,11 @@ def test_one_is_shown_with_its_use_and_its_sources(typed: Typed) -> None:
     ):
         assert words in out
     shown = json.loads(typed("show", "vicreg_r50", "--json")[0])
-    assert (shown["size"], shown["forbids_commercial_use"], shown["cache"]) == (94_345_885, False, "absent")
+    assert (shown["size"], shown["forbids_commercial_use"], shown["cache"]) == (
+        94_345_885,
+        False,
+        "absent",
+    )
     assert "harvard-visionlab" in shown["hash_source"]
     student = json.loads(typed("show", "seed_resnet18_moco_v2_r50", "--json")[0])
     assert f"students.resnet18.init={student['path']}" in student["use"]
@@ -92,8 +104,12 @@ def test_what_is_here_is_verified_and_then_known_as_such(typed: Typed, cache: Pa
     assert "moco_v1_r9: path " in out
     assert "none is published, embeddings finite, 5 wide" in out
     assert json.loads(typed("show", "moco_v1_r9", "--json")[0])["cache"] == "noted"
-    assert json.loads(typed("fetch", "moco_v1_r9", "--json")[0])["moco_v1_r9"]["path"] == str(cache / "moco_v1_r9.pth")
-    found = json.loads(typed("verify", "moco_v1_r8", "--file", str(cache / "moco_v1_r9.pth"), "--json")[0])
+    assert json.loads(typed("fetch", "moco_v1_r9", "--json")[0])["moco_v1_r9"]["path"] == str(
+        cache / "moco_v1_r9.pth"
+    )
+    found = json.loads(
+        typed("verify", "moco_v1_r8", "--file", str(cache / "moco_v1_r9.pth"), "--json")[0]
+    )
     assert found["moco_v1_r8"]["path"].endswith("moco_v1_r9.pth")
 
 
@@ -114,11 +130,17 @@ def test_one_that_fails_keeps_none_of_the_others_from_being_done(typed: Typed, c
     [
         (["show", "swav_r51"], "unknown entry of the zoo 'swav_r51'; did you mean 'swav_r50'"),
         (["fetch", "../../etc/passwd"], "unknown entry of the zoo '../../etc/passwd'"),
-        (["fetch", "simclr_r50"], "simclr_r50 has no lasting address to download from; put its file at"),
+        (
+            ["fetch", "simclr_r50"],
+            "simclr_r50 has no lasting address to download from; put its file at",
+        ),
         (["verify", "swav_r50"], "swav_r50 is not in the cache: no file"),
         (["verify"], "give names or --all"),
         (["verify", "--all", "swav_r50"], "give names or --all"),
-        (["verify", "swav_r50", "dino_r50", "--file", "x"], "--file is one file: give it with one name, got 2 names"),
+        (
+            ["verify", "swav_r50", "dino_r50", "--file", "x"],
+            "--file is one file: give it with one name, got 2 names",
+        ),
         (["verify", "swav_r50", "--file", "/none"], "no file /none"),
         (["fetch"], "the following arguments are required: NAME"),
         (["remove"], "invalid choice: 'remove'"),
@@ -135,7 +157,9 @@ def test_errors_are_one_line(typed: Typed, arguments: list[str], message: str) -
 
 def test_no_secret_of_an_address_is_printed(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     signed = "https://user:hunter22@h/x.pth?X-Amz-Signature=abcdef12"
-    monkeypatch.setitem(TEACHERS, "moco_v1_r8", TeacherSpec("tiny", "moco_v1", url=signed, file_name="x.pth"))
+    monkeypatch.setitem(
+        TEACHERS, "moco_v1_r8", TeacherSpec("tiny", "moco_v1", url=signed, file_name="x.pth")
+    )
     for arguments in (["show", "moco_v1_r8"], ["show", "moco_v1_r8", "--json"], ["list", "--json"]):
         out, error = typed(*arguments)
         assert error == ""

@@ -37,7 +37,10 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("distill student=resnt18", "no option 'resnt18' in config group 'student'; did you mean 'resnet18'?"),
+        (
+            "distill student=resnt18",
+            "no option 'resnt18' in config group 'student'; did you mean 'resnet18'?",
+        ),
         ("distill student=[resnet18,resnt34]", "did you mean 'resnet34'?"),
         ("distill -m student=resnet18,resnt34", "did you mean 'resnet34'?"),
         ("distill teacher=swav_r50x2", "did you mean 'swav_r50w2'?"),
@@ -58,11 +61,23 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill student=[resnet18", "cannot read 'student=[resnet18'"),
         ("distill --batch-size 128", "options are written without dashes: batch_size=VALUE"),
         ("verify data=[0]", "data=[0] chooses 0, which is no name in config group 'data'"),
-        ("distill student=[resnet18,[a]]", "chooses ['a'], which is no name in config group 'student'"),
-        ("distill student=[true]", "student=[true] chooses True, which is no name in config group 'student'"),
-        ("distill -m student=resnet18,[1]", "chooses 1, which is no name in config group 'student'"),
+        (
+            "distill student=[resnet18,[a]]",
+            "chooses ['a'], which is no name in config group 'student'",
+        ),
+        (
+            "distill student=[true]",
+            "student=[true] chooses True, which is no name in config group 'student'",
+        ),
+        (
+            "distill -m student=resnet18,[1]",
+            "chooses 1, which is no name in config group 'student'",
+        ),
         ("distill student={x:1}", "chooses {'x': 1}, which is no name in config group 'student'"),
-        ("distill student=[]", "student=[] chooses nothing, which is no name in config group 'student'"),
+        (
+            "distill student=[]",
+            "student=[] chooses nothing, which is no name in config group 'student'",
+        ),
         ("distill --student=resnet18", "options are written without dashes: student=resnet18"),
         ("linear run=x optimizer=lars", "this command has no config group 'optimizer'"),
         ("preview data=3", "data=3 chooses 3, which is no name in config group 'data'"),
@@ -83,7 +98,11 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_helps(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, expected: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    line: str,
+    expected: str,
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         type_line(monkeypatch, *line.split())
@@ -93,13 +112,16 @@ def test_a_wrong_command_line_is_one_line_that_helps(
     assert expected in message
     assert "\n" not in message
     assert capsys.readouterr() == ("", "")
-    assert {file.name for file in tmp_path.iterdir()} <= {"runs"}  # where Hydra keeps a sweep's multirun.yaml
+    assert {file.name for file in tmp_path.iterdir()} <= {
+        "runs"
+    }  # where Hydra keeps a sweep's multirun.yaml
 
 
 def test_a_sweep_in_each_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
-        SystemExit, match=r"start the processes of one run, .*sweep submit --command pretrain --launcher local --gpus N"
+        SystemExit,
+        match=r"start the processes of one run, .*sweep submit --command pretrain --launcher local --gpus N",
     ):
         type_line(monkeypatch, "pretrain", "-m", "seed=0,1")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -108,7 +130,9 @@ def test_a_sweep_in_each_of_several_processes_is_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("output", ["file/preview.png", "folder"])
-def test_a_file_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
+def test_a_file_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str
+) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit, match=rf"^error: .*{output.partition('/')[0]}.*$"):
@@ -145,19 +169,33 @@ def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
         type_line(monkeypatch, "preview", *DIGITS)
 
 
-@pytest.mark.parametrize("arguments", [["student=resnt18"], ["epochs=0"], ["data=digits", "teacher=run"]])
-def test_hydra_full_error_lets_every_error_through(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["student=resnt18"], ["epochs=0"], ["data=digits", "teacher=run"]]
+)
+def test_hydra_full_error_lets_every_error_through(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["distill.py", *arguments])
-    with pytest.raises(Exception, match=r"resnt18|epochs|teacher\.checkpoint"):  # SystemExit is no Exception
+    with pytest.raises(
+        Exception, match=r"resnt18|epochs|teacher\.checkpoint"
+    ):  # SystemExit is no Exception
         command("distill", distill.distill, None)()
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m seed_exp.<arguments>` in a process of its own, in the current working directory."""
-    env = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"} | environment
+    env = {
+        key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"
+    } | environment
     name, *rest = arguments
-    return subprocess.run([sys.executable, "-m", f"seed_exp.{name}", *rest], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", f"seed_exp.{name}", *rest],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
 
 
 def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(tmp_path: Path) -> None:
@@ -191,14 +229,21 @@ def test_help_says_what_there_is_and_what_it_means(
     first_group = lines.index("Config groups (GROUP=OPTION; the default has a star):") + 1
     first_option = lines.index("Options (KEY=VALUE; here with their defaults):") + 1
     shown = {
-        words[0]: [word.rstrip("*") for word in words[1:]] for words in map(str.split, lines[first_group : first_option - 2])
+        words[0]: [word.rstrip("*") for word in words[1:]]
+        for words in map(str.split, lines[first_group : first_option - 2])
     }
-    required = {name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")}
+    required = {
+        name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")
+    }
     required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     config = compose(name, required.get(name))
     possible = {"students": "student", "experiments": "experiments"}
     expected = {possible.get(key, key) for key in vars(config)} & groups().keys()
-    own_values = {"linear": {"optimizer"}, "finetune": {"optimizer"}, "detect": {"optimizer", "views"}}.get(name, set())
+    own_values = {
+        "linear": {"optimizer"},
+        "finetune": {"optimizer"},
+        "detect": {"optimizer", "views"},
+    }.get(name, set())
     assert shown.keys() - {"experiments", "scale"} == expected - own_values
     assert all(options == groups()[group] for group, options in shown.items())
 
@@ -210,10 +255,17 @@ def test_help_says_what_there_is_and_what_it_means(
     assert all(meaning.startswith(" " * 8) and len(meaning.strip()) > 5 for meaning in meanings)
 
 
-def test_help_shows_defaults(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_defaults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     type_line(monkeypatch, "linear", "--help")
     text = capsys.readouterr().out
-    for shown in ("\n  run=???\n", "\n  steps=null\n", "\n  optimizer.schedule=step\n", "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0]\n"):
+    for shown in (
+        "\n  run=???\n",
+        "\n  steps=null\n",
+        "\n  optimizer.schedule=step\n",
+        "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0]\n",
+    ):
         assert shown in text
     assert " linear* " in text
     assert "One of auto, float32, bfloat16." in text

@@ -74,7 +74,9 @@ def load(group: str, option: str) -> dict[str, Any]:
     """The values that an option file sets, less those that it or this test leaves to the command line."""
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False)
     assert isinstance(values, dict)
-    left = {"defaults", "root", "checkpoint"} | {key for key, value in values.items() if value == "???"}
+    left = {"defaults", "root", "checkpoint"} | {
+        key for key, value in values.items() if value == "???"
+    }
     return {str(key): value for key, value in values.items() if key not in left}
 
 
@@ -82,34 +84,55 @@ def groups_of(command: str) -> list[str]:
     """The config groups that a primary file lists."""
     defaults = OmegaConf.load(CONF / f"{command}.yaml").defaults
     groups = [str(next(iter(entry))) for entry in defaults if isinstance(entry, DictConfig)]
-    return [group for group in groups if not group.startswith(("override", "optional")) and group not in ("experiments", "scale")]
+    return [
+        group
+        for group in groups
+        if not group.startswith(("override", "optional")) and group not in ("experiments", "scale")
+    ]
 
 
-CHOICES = [(command, group, option) for command in SCHEMAS for group in groups_of(command) for option in options_of(group)]
+CHOICES = [
+    (command, group, option)
+    for command in SCHEMAS
+    for group in groups_of(command)
+    for option in options_of(group)
+]
 
 
 def test_every_command_has_a_primary_file_and_every_group_a_command() -> None:
     assert {file.stem for file in CONF.glob("*.yaml")} == SCHEMAS.keys()
-    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "scale", "crops"}
+    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {
+        "hydra",
+        "scale",
+        "crops",
+    }
     assert {group for command in SCHEMAS for group in groups_of(command)} == folders
     assert config_home() == CONF.parent
 
 
 @pytest.mark.parametrize(("command", "group", "option"), CHOICES, ids=lambda value: value)
-def test_every_option_composes_and_types_with_every_command_that_lists_its_group(command: str, group: str, option: str) -> None:
+def test_every_option_composes_and_types_with_every_command_that_lists_its_group(
+    command: str, group: str, option: str
+) -> None:
     choice = f"{group}={option}"
-    config = compose(command, [*REQUIRED.get(command, []), choice, "data.root=/x", *NEEDS.get(choice, [])])
+    config = compose(
+        command, [*REQUIRED.get(command, []), choice, "data.root=/x", *NEEDS.get(choice, [])]
+    )
     assert type(config) is SCHEMAS[command]
     file = flatten(load(group, option))
     for key in BY_PRIMARY.get((command, group), []):
         file.pop(key, None)
-    owner = {"student": lambda: config.students[option], "bench": lambda: config}.get(group, lambda: getattr(config, group))
+    owner = {"student": lambda: config.students[option], "bench": lambda: config}.get(
+        group, lambda: getattr(config, group)
+    )
     chosen = flatten(to_plain(owner()))
     assert {key: chosen[key] for key in file} == file
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines(file: Path) -> None:
+def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines(
+    file: Path,
+) -> None:
     line = re.search(rf"python -m seed_exp\.(\w+) experiments={file.stem}\b", file.read_text())
     assert line is not None
     config = compose(line[1], [f"experiments={file.stem}"])
@@ -132,15 +155,23 @@ def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines
         ("bench", BENCHES),
     ],
 )
-def test_option_files_and_registry_keys_are_the_same_set(group: str, registry: dict[str, Any]) -> None:
+def test_option_files_and_registry_keys_are_the_same_set(
+    group: str, registry: dict[str, Any]
+) -> None:
     assert options_of(group) == sorted(registry)
-    key = {"student": "network", "teacher": "network", "data": "source", "bench": "bench"}.get(group, "name")
-    assert {name: load(group, name)[key] for name in options_of(group)} == {name: name for name in registry}
+    key = {"student": "network", "teacher": "network", "data": "source", "bench": "bench"}.get(
+        group, "name"
+    )
+    assert {name: load(group, name)[key] for name in options_of(group)} == {
+        name: name for name in registry
+    }
 
 
 @pytest.mark.parametrize("name", options_of("student"))
 def test_each_student_file_puts_itself_under_its_own_name(name: str) -> None:
-    assert (CONF / "student" / f"{name}.yaml").read_text().splitlines()[0] == f"# @package students.{name}"
+    assert (CONF / "student" / f"{name}.yaml").read_text().splitlines()[
+        0
+    ] == f"# @package students.{name}"
 
 
 @pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"run", "timm"}))
@@ -148,13 +179,18 @@ def test_a_teacher_brings_its_convention_and_the_command_line_wins(name: str) ->
     brought = TEACHERS[name].teacher_ssl
     assert compose("distill", [f"teacher={name}"]).teacher_ssl.name == brought
     other = next(convention for convention in TEACHER_SSL if convention != brought)
-    for overrides in ([f"teacher={name}", f"teacher_ssl={other}"], [f"teacher_ssl={other}", f"teacher={name}"]):
+    for overrides in (
+        [f"teacher={name}", f"teacher_ssl={other}"],
+        [f"teacher_ssl={other}", f"teacher={name}"],
+    ):
         config = compose("distill", overrides)
         assert (config.teacher.network, config.teacher_ssl.name) == (name, other)
 
 
 def test_a_list_of_students_gives_all_of_them() -> None:
-    config = compose("distill", ["student=[resnet18,efficientnet_b0]", "students.resnet18.hidden_dim=2048"])
+    config = compose(
+        "distill", ["student=[resnet18,efficientnet_b0]", "students.resnet18.hidden_dim=2048"]
+    )
     assert config.students == {
         "resnet18": StudentConfig("resnet18", hidden_dim=2048, deep_head=False),
         "efficientnet_b0": StudentConfig("efficientnet_b0", deep_head=False),
@@ -163,46 +199,90 @@ def test_a_list_of_students_gives_all_of_them() -> None:
 
 def test_the_main_command_has_the_values_of_the_paper() -> None:
     config = compose("distill", ["student=efficientnet_b1", "teacher=swav_r50"])
-    assert config.students == {"efficientnet_b1": StudentConfig("efficientnet_b1", hidden_dim=None, deep_head=False, init=None)}
+    assert config.students == {
+        "efficientnet_b1": StudentConfig(
+            "efficientnet_b1", hidden_dim=None, deep_head=False, init=None
+        )
+    }
     assert (config.teacher.network, config.teacher_ssl.name) == ("swav_r50", "swav")
     optimizer = config.optimizer
-    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.03, 0.9, 1e-4)
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
+        "sgd",
+        0.03,
+        0.9,
+        1e-4,
+    )
     assert (optimizer.schedule, optimizer.warmup_epochs) == (ScheduleName.cosine, 5)
     objective = config.objective
-    assert (objective.name, objective.queue_size, objective.tau_student, objective.tau_teacher) == ("seed", 65536, 0.2, 0.01)
-    assert (config.batch_size, config.epochs, config.steps, config.accumulation) == (256, 200, None, 1)
+    assert (objective.name, objective.queue_size, objective.tau_student, objective.tau_teacher) == (
+        "seed",
+        65536,
+        0.2,
+        0.01,
+    )
+    assert (config.batch_size, config.epochs, config.steps, config.accumulation) == (
+        256,
+        200,
+        None,
+        1,
+    )
     views = config.views
     assert views.crops == {"global": CropConfig(224, 1, [0.2, 1.0])}
     assert (views.jitter, views.jitter_prob) == ([0.4, 0.4, 0.4, 0.1], 0.8)
-    assert (views.grayscale_prob, views.blur_prob, views.blur_sigma, views.flip_prob) == (0.2, 0.5, [0.1, 2.0], 0.5)
+    assert (views.grayscale_prob, views.blur_prob, views.blur_sigma, views.flip_prob) == (
+        0.2,
+        0.5,
+        [0.1, 2.0],
+        0.5,
+    )
     assert (views.mean, views.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert config.data.source == "imagenet"
 
 
 def test_multi_crop_adds_six_local_views() -> None:
     views = compose("distill", ["views=swav_multicrop"]).views
-    assert views.crops == {"global": CropConfig(224, 1, [0.14, 1.0]), "local": CropConfig(96, 6, [0.05, 0.14])}
+    assert views.crops == {
+        "global": CropConfig(224, 1, [0.14, 1.0]),
+        "local": CropConfig(96, 6, [0.05, 0.14]),
+    }
 
 
 def test_linear_evaluation_has_the_protocol_of_moco() -> None:
     config = compose("linear", ["run=x"])
     optimizer = config.optimizer
     assert 30 in config.lrs
-    assert (config.epochs, config.batch_size, optimizer.name, optimizer.momentum) == (100, 256, "sgd", 0.9)
+    assert (config.epochs, config.batch_size, optimizer.name, optimizer.momentum) == (
+        100,
+        256,
+        "sgd",
+        0.9,
+    )
     assert (optimizer.weight_decay, optimizer.warmup_epochs) == (0, 0)
-    assert (optimizer.schedule, optimizer.milestones, optimizer.gamma) == (ScheduleName.step, [60, 80], 0.1)
+    assert (optimizer.schedule, optimizer.milestones, optimizer.gamma) == (
+        ScheduleName.step,
+        [60, 80],
+        0.1,
+    )
     assert config.views.crops["global"] == CropConfig(224, 1, [0.08, 1.0])
     assert config.views.crops["local"].num == 0
-    assert (config.views.eval_resize, config.views.eval_size, config.views.flip_prob) == (256, 224, 0.5)
+    assert (config.views.eval_resize, config.views.eval_size, config.views.flip_prob) == (
+        256,
+        224,
+        0.5,
+    )
 
 
 def test_pretrain_takes_two_global_views_of_every_recipe() -> None:
     assert compose("pretrain").views.crops["global"].num == 2
-    with pytest.raises(ValueError, match=r"pretrain needs two global views .* views\.crops\.global\.num is 3"):
+    with pytest.raises(
+        ValueError, match=r"pretrain needs two global views .* views\.crops\.global\.num is 3"
+    ):
         compose("pretrain", ["views.crops.global.num=3"])
 
 
-def test_imagenet_is_the_folder_in_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_is_the_folder_in_the_environment_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SEED_DATA", "/somewhere")
     assert compose("distill").data.root == "/somewhere"
     assert compose("distill", ["data.root=/elsewhere"]).data.root == "/elsewhere"
@@ -216,7 +296,10 @@ def test_an_evaluation_without_its_run_is_refused(command: str) -> None:
         compose(command)
 
 
-@pytest.mark.parametrize("override", ["+foo=1", "+optimizer.foo=1", "+views.crops.global.foo=1", "+students.resnet18.foo=1"])
+@pytest.mark.parametrize(
+    "override",
+    ["+foo=1", "+optimizer.foo=1", "+views.crops.global.foo=1", "+students.resnet18.foo=1"],
+)
 def test_an_option_that_nothing_reads_is_refused_wherever_it_is_added(override: str) -> None:
     key = override.removeprefix("+").removesuffix("=1")
     with pytest.raises(ValueError, match=f"no option '{key}'"):
@@ -246,7 +329,9 @@ def linear(**options: Any) -> LinearConfig:
     return LinearConfig(**{"lrs": [1.0], **options})
 
 
-FLOATS: list[tuple[Make, str, float, float, str]] = [  # make, option, lower end, upper end, which ends belong to the range
+FLOATS: list[
+    tuple[Make, str, float, float, str]
+] = [  # make, option, lower end, upper end, which ends belong to the range
     (views, "jitter_prob", 0, 1, "[]"),
     (views, "grayscale_prob", 0, 1, "[]"),
     (views, "blur_prob", 0, 1, "[]"),
@@ -308,19 +393,31 @@ def assert_refused(make: Make, option: str, value: Any, expected: bool) -> None:
     message = refusal(make, **{option: value})
     assert bool(message) == expected
     if expected:
-        assert {"size": "crop size", "num": "number of views", "scale": "crop scale"}.get(option, option) in message
+        assert {"size": "crop size", "num": "number of views", "scale": "crop scale"}.get(
+            option, option
+        ) in message
         assert str(value) in message
 
 
 @pytest.mark.parametrize(
-    ("make", "option", "low", "high", "ends"), FLOATS, ids=lambda value: getattr(value, "__name__", str(value))
+    ("make", "option", "low", "high", "ends"),
+    FLOATS,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @given(data=st.data())
 def test_a_float_is_accepted_exactly_inside_its_range(
     make: Make, option: str, low: float, high: float, ends: str, data: st.DataObject
 ) -> None:
     near_ends = st.sampled_from(
-        [low, -low, math.nextafter(low, -1), math.nextafter(low, 1), high, math.nextafter(high, 2), math.nan]
+        [
+            low,
+            -low,
+            math.nextafter(low, -1),
+            math.nextafter(low, 1),
+            high,
+            math.nextafter(high, 2),
+            math.nan,
+        ]
     )
     value = data.draw(st.floats() | st.floats(-2, 2) | near_ends)
     above = value > low or (value == low and ends[0] == "[")
@@ -328,9 +425,15 @@ def test_a_float_is_accepted_exactly_inside_its_range(
     assert_refused(make, option, value, not (above and below))
 
 
-@pytest.mark.parametrize(("make", "option", "smallest"), INTEGERS, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("make", "option", "smallest"),
+    INTEGERS,
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 @given(value=st.integers(-(2**62), 2**62) | st.integers(-3, 3))
-def test_an_integer_is_accepted_exactly_from_its_smallest_value_on(make: Make, option: str, smallest: int, value: int) -> None:
+def test_an_integer_is_accepted_exactly_from_its_smallest_value_on(
+    make: Make, option: str, smallest: int, value: int
+) -> None:
     assert_refused(make, option, value, value < smallest)
 
 
@@ -364,7 +467,11 @@ def test_the_evaluation_crop_fits_into_the_resized_image(eval_size: int, eval_re
     ("make", "options", "message"),
     [
         (views, {"crops": {}}, "at least one global view"),
-        (views, {"crops": {"local": CropConfig()}}, r"at least one global view; views.crops has \['local'\]"),
+        (
+            views,
+            {"crops": {"local": CropConfig()}},
+            r"at least one global view; views.crops has \['local'\]",
+        ),
         (views, {"crops": {"global": CropConfig(num=0)}}, "at least one global view"),
         (views, {"mean": [0.5]}, "need 3 finite values each"),
         (views, {"std": [0.5, 0.5, 0.0]}, "std > 0"),
@@ -378,7 +485,9 @@ def test_the_evaluation_crop_fits_into_the_resized_image(eval_size: int, eval_re
         (KnnConfig, {"ks": [10, 0]}, r"numbers of neighbours above 0, got \[10, 0\]"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_reason(make: Make, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_refused_with_the_reason(
+    make: Make, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
 
@@ -407,14 +516,26 @@ def test_every_field_of_the_schema_has_its_meaning_under_it(kind: type[Any]) -> 
         ("seed=0,1", ["seed=0", "seed=1"]),
         (
             "student=resnet18,resnet34 epochs=3 seed=range(0,2)",
-            [f"student={student} epochs=3 seed={seed}" for student in ("resnet18", "resnet34") for seed in (0, 1)],
+            [
+                f"student={student} epochs=3 seed={seed}"
+                for student in ("resnet18", "resnet34")
+                for seed in (0, 1)
+            ],
         ),
-        ("student=[resnet18,resnet34],convnet_w2", ["student=[resnet18,resnet34]", "student=convnet_w2"]),
-        ("experiments=table1_moco_v2_r50 seed=0,1", [f"experiments=table1_moco_v2_r50 seed={seed}" for seed in (0, 1)]),
+        (
+            "student=[resnet18,resnet34],convnet_w2",
+            ["student=[resnet18,resnet34]", "student=convnet_w2"],
+        ),
+        (
+            "experiments=table1_moco_v2_r50 seed=0,1",
+            [f"experiments=table1_moco_v2_r50 seed={seed}" for seed in (0, 1)],
+        ),
         ("seed=0,1 hydra.job.num=3", ["hydra.job.num=3 seed=0", "hydra.job.num=3 seed=1"]),
     ],
 )
-def test_a_command_line_has_a_job_for_each_combination_of_its_values(overrides: str, expected: list[str]) -> None:
+def test_a_command_line_has_a_job_for_each_combination_of_its_values(
+    overrides: str, expected: list[str]
+) -> None:
     found = jobs("distill", overrides.split())
     assert [" ".join(job) for job in found] == expected
     for job in found:
@@ -436,7 +557,9 @@ def swept_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_experiment_may_be_a_sweep_and_the_command_line_wins(swept_experiment: None) -> None:
     found = jobs("distill", ["experiments=ablation"])
     assert [job[:2] for job in found] == [
-        [f"seed={seed}", f"objective.tau_teacher={tau}"] for seed in (0, 1) for tau in ("0.1", "0.01")
+        [f"seed={seed}", f"objective.tau_teacher={tau}"]
+        for seed in (0, 1)
+        for tau in ("0.1", "0.01")
     ]
     configs = [compose("distill", job) for job in found]
     assert [(config.epochs, config.seed, config.objective.tau_teacher) for config in configs] == [
@@ -447,9 +570,9 @@ def test_an_experiment_may_be_a_sweep_and_the_command_line_wins(swept_experiment
     ]
     found = jobs("distill", ["experiments=ablation", "seed=5", "student=resnet18,resnet34"])
     configs = [compose("distill", job) for job in found]
-    assert [(config.seed, config.objective.tau_teacher, *config.students) for config in configs] == [
-        (5, tau, student) for tau in (0.1, 0.01) for student in ("resnet18", "resnet34")
-    ]
+    assert [
+        (config.seed, config.objective.tau_teacher, *config.students) for config in configs
+    ] == [(5, tau, student) for tau in (0.1, 0.01) for student in ("resnet18", "resnet34")]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ def listed(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
 
-def test_each_bad_image_is_listed_once_also_over_several_starts(tmp_path: Path, logged: list[str]) -> None:
+def test_each_bad_image_is_listed_once_also_over_several_starts(
+    tmp_path: Path, logged: list[str]
+) -> None:
     source = tiny.Images(100)
     bad = BadSamples(tmp_path, source, 0.1)
     for index in (7, 3, 7):
@@ -31,7 +33,8 @@ def test_each_bad_image_is_listed_once_also_over_several_starts(tmp_path: Path, 
     again(4, "no. 4 is broken")
     name = source.fingerprint()
     assert listed(tmp_path) == [
-        {"source": name, "index": index, "key": str(index), "error": f"no. {index} is broken"} for index in (7, 3, 4)
+        {"source": name, "index": index, "key": str(index), "error": f"no. {index} is broken"}
+        for index in (7, 3, 4)
     ]
     assert len(logged) == 3
     assert "takes the place of one that cannot be read: no. 7 is broken" in logged[0]
@@ -47,7 +50,9 @@ def test_after_a_few_the_log_refers_to_the_list(tmp_path: Path, logged: list[str
 
 
 @pytest.mark.parametrize(("max_bad", "num_allowed"), [(0.0, 0), (0.01, 2), (0.0149, 2), (1.0, 200)])
-def test_more_bad_images_than_allowed_are_an_error_that_says_what_to_do(tmp_path: Path, max_bad: float, num_allowed: int) -> None:
+def test_more_bad_images_than_allowed_are_an_error_that_says_what_to_do(
+    tmp_path: Path, max_bad: float, num_allowed: int
+) -> None:
     bad = BadSamples(tmp_path, tiny.Images(200), max_bad)
     for index in range(num_allowed):
         bad(index, "broken")
@@ -62,11 +67,18 @@ def test_more_bad_images_than_allowed_are_an_error_that_says_what_to_do(tmp_path
 
 
 def test_sources_share_the_file_but_not_the_count(tmp_path: Path) -> None:
-    first, second = BadSamples(tmp_path, tiny.Images(10), 1.0), BadSamples(tmp_path, tiny.Images(11), 1.0)
+    first, second = (
+        BadSamples(tmp_path, tiny.Images(10), 1.0),
+        BadSamples(tmp_path, tiny.Images(11), 1.0),
+    )
     first(3, "broken")
     second(3, "broken")
     assert len(listed(tmp_path)) == 2
-    assert len(BadSamples(tmp_path, tiny.Images(10), 1.0)) == len(BadSamples(tmp_path, tiny.Images(11), 1.0)) == 1
+    assert (
+        len(BadSamples(tmp_path, tiny.Images(10), 1.0))
+        == len(BadSamples(tmp_path, tiny.Images(11), 1.0))
+        == 1
+    )
 
 
 @pytest.mark.parametrize("keep", [5, 40, -1])
@@ -83,7 +95,9 @@ def test_a_line_cut_by_a_kill_costs_only_itself(tmp_path: Path, keep: int) -> No
     assert len(BadSamples(tmp_path, tiny.Images(100), 1.0)) == 3
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"[]\n7\nnull\n", b'{"source": 1}\n', b'{"index": "x"}\n', b"\0\0\0"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n", b"[]\n7\nnull\n", b'{"source": 1}\n', b'{"index": "x"}\n', b"\0\0\0"]
+)
 def test_a_list_that_is_none_is_added_to(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad_samples.jsonl").write_bytes(content)
     bad = BadSamples(tmp_path, tiny.Images(100), 1.0)
@@ -102,7 +116,9 @@ def test_processes_that_share_the_folder_count_together(tmp_path: Path) -> None:
         first(3, "broken")
 
 
-def test_a_signed_address_in_a_key_does_not_get_into_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signed_address_in_a_key_does_not_get_into_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny.Images(100)
     monkeypatch.setattr(source, "key", lambda _: "https://h/cat.jpg?token=opensesame")
     BadSamples(tmp_path, source, 1.0)(1, "https://h/cat.jpg?token=opensesame: broken")
@@ -110,7 +126,9 @@ def test_a_signed_address_in_a_key_does_not_get_into_the_list(tmp_path: Path, mo
     assert "opensesame" not in (tmp_path / "bad_samples.jsonl").read_text()
 
 
-def test_a_full_disk_is_only_a_warning(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_only_a_warning(
+    tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
@@ -120,7 +138,9 @@ def test_a_full_disk_is_only_a_warning(tmp_path: Path, logged: list[str], monkey
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_list_does_not_depend_on_workers_or_on_where_a_run_was_resumed(tmp_path: Path, num_workers: int) -> None:
+def test_the_list_does_not_depend_on_workers_or_on_where_a_run_was_resumed(
+    tmp_path: Path, num_workers: int
+) -> None:
     class Holes(tiny.Images):
         def image(self, index: int) -> object:
             if index % 9 == 2:
@@ -132,7 +152,9 @@ def test_the_list_does_not_depend_on_workers_or_on_where_a_run_was_resumed(tmp_p
     seen = []
     for start, end in ((0, 4), (3, 11)):  # killed after step 3, with the checkpoint of step 2
         bad = BadSamples(tmp_path, source, 0.5)
-        batches = load_batches(source, views, map(order.batch, range(start, end)), num_workers=num_workers, on_bad=bad)
+        batches = load_batches(
+            source, views, map(order.batch, range(start, end)), num_workers=num_workers, on_bad=bad
+        )
         seen.append([batch.indices.clone() for batch in batches])
     assert (seen[0][3] == seen[1][0]).all()
     quiet = BadSamples(tmp_path / "quiet", source, 0.5)

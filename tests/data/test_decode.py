@@ -26,7 +26,9 @@ from seed_exp.data.decode import decode, encode_png, to_tensor
 
 def photo(height: int = 37, width: int = 53) -> Image.Image:
     rows, columns = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([rows * 6, columns * 4, (rows + columns) * 2], -1).astype(np.uint8))
+    return Image.fromarray(
+        np.stack([rows * 6, columns * 4, (rows + columns) * 2], -1).astype(np.uint8)
+    )
 
 
 def encode(image: Image.Image, format_: str, **options: object) -> bytes:
@@ -36,7 +38,9 @@ def encode(image: Image.Image, format_: str, **options: object) -> bytes:
 
 
 def reference(data: bytes) -> np.ndarray:
-    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).transpose(2, 0, 1)
+    return np.asarray(
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    ).transpose(2, 0, 1)
 
 
 def test_photographs_have_pillows_pixels(shared: Path) -> None:
@@ -61,8 +65,18 @@ def test_exif_orientation_is_applied(format_: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x112] = orientation
     image = decode(encode(photo(), format_, exif=exif.tobytes(), quality=95), "x")
-    upright = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 6: lambda a: np.rot90(a, -1)}
-    upright |= {5: lambda a: a.transpose(1, 0, 2), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90}
+    upright = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        6: lambda a: np.rot90(a, -1),
+    }
+    upright |= {
+        5: lambda a: a.transpose(1, 0, 2),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: np.rot90,
+    }
     expected = upright[orientation](np.asarray(photo())).transpose(2, 0, 1)
     assert image.shape == expected.shape
     assert np.abs(image.numpy().astype(int) - expected.astype(int)).mean() < 6
@@ -85,7 +99,9 @@ def test_palettes_and_transparency_give_their_colours_without_a_warning() -> Non
     assert np.array_equal(image.numpy(), np.asarray(palette.convert("RGB")).transpose(2, 0, 1))
     transparent = photo()
     transparent.putalpha(7)
-    assert np.array_equal(decode(encode(transparent, "PNG"), "x").numpy(), np.asarray(photo()).transpose(2, 0, 1))
+    assert np.array_equal(
+        decode(encode(transparent, "PNG"), "x").numpy(), np.asarray(photo()).transpose(2, 0, 1)
+    )
 
 
 def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
@@ -108,7 +124,9 @@ BROKEN = {
     "jpeg cut in half": JPEG[: len(JPEG) // 2],
     "jpeg without its end": JPEG[:-20],
     "png cut in half": PNG[: len(PNG) // 2],
-    "png with a wrong byte": PNG[: len(PNG) // 2] + bytes([PNG[len(PNG) // 2] ^ 0xFF]) + PNG[len(PNG) // 2 + 1 :],
+    "png with a wrong byte": PNG[: len(PNG) // 2]
+    + bytes([PNG[len(PNG) // 2] ^ 0xFF])
+    + PNG[len(PNG) // 2 + 1 :],
 }
 
 
@@ -121,7 +139,9 @@ def test_a_broken_image_is_a_one_line_error_that_names_it(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_large_jpegs_are_decoded_by_pillow_with_the_same_result(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_jpegs_are_decoded_by_pillow_with_the_same_result(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     data = encode(photo().convert(mode), "JPEG", exif=exif.tobytes())
@@ -132,12 +152,17 @@ def test_large_jpegs_are_decoded_by_pillow_with_the_same_result(mode: str, monke
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("payload", [b"", b"junk", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 20])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"junk", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 20],
+)
 def test_broken_exif_leaves_a_jpeg_as_it_is(payload: bytes) -> None:
     data = encode(photo(), "JPEG")
     segment = b"Exif\0\0" + payload
     data = data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
-    assert np.array_equal(decode(data, "x").numpy(), np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1))
+    assert np.array_equal(
+        decode(data, "x").numpy(), np.asarray(Image.open(io.BytesIO(data))).transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG"])
@@ -166,10 +191,15 @@ def forged_bmp(side: int) -> bytes:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB")
 @pytest.mark.parametrize("forge", [forged_png, forged_jpeg, forged_bmp])
-def test_an_image_of_30000_by_30000_pixels_is_refused_before_they_are_allocated(forge: Callable[[int], bytes]) -> None:
+def test_an_image_of_30000_by_30000_pixels_is_refused_before_they_are_allocated(
+    forge: Callable[[int], bytes],
+) -> None:
     assert Image.open(io.BytesIO(forge(100))).size == (100, 100)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ValueError, match=r"cannot decode image 'huge' \(\d+ bytes\): .*900000000 pixels.*decompression bomb"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot decode image 'huge' \(\d+ bytes\): .*900000000 pixels.*decompression bomb",
+    ):
         decode(forge(30_000), "huge")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # of 2.7 GB
 
@@ -178,11 +208,16 @@ def test_an_image_of_30000_by_30000_pixels_is_refused_before_they_are_allocated(
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_an_image_may_have_one_pixel(format_: str, mode: str) -> None:
     assert (
-        decode(encode(Image.new(mode, (1, 1), 255 if mode == "L" else (255, 255, 255)), format_), "x").tolist() == [[[255]]] * 3
+        decode(
+            encode(Image.new(mode, (1, 1), 255 if mode == "L" else (255, 255, 255)), format_), "x"
+        ).tolist()
+        == [[[255]]] * 3
     )
 
 
-def test_formats_for_which_pillow_starts_other_programs_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats_for_which_pillow_starts_other_programs_are_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
     with pytest.raises(ValueError, match="cannot identify image file"):
         decode(encode(photo(), "EPS"), "x")
@@ -193,12 +228,18 @@ def test_a_written_png_has_the_pixels_it_was_given() -> None:
     assert torch.equal(decode(encode_png(pixels), "x"), pixels)
 
 
-FILES = [JPEG, PNG, *(encode(photo(), format_) for format_ in ("WEBP", "BMP", "GIF", "TIFF", "PPM"))]
+FILES = [
+    JPEG,
+    PNG,
+    *(encode(photo(), format_) for format_ in ("WEBP", "BMP", "GIF", "TIFF", "PPM")),
+]
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(FILES), st.integers(0, 5000), st.binary(max_size=8), st.integers(0, 5000))
-def test_whatever_happened_to_a_file_only_our_own_error_comes_out(data: bytes, place: int, put: bytes, length: int) -> None:
+def test_whatever_happened_to_a_file_only_our_own_error_comes_out(
+    data: bytes, place: int, put: bytes, length: int
+) -> None:
     place %= len(data)
     damaged = (data[:place] + put + data[place + len(put) :])[: length or None]
     with warnings.catch_warnings():

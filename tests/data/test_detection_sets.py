@@ -25,7 +25,9 @@ def test_voc_trains_on_trainval_of_both_years_and_is_tested_on_2007(tmp_path: Pa
         size, found = written[f"VOC2007/{file.stem}"]
         assert tuple(val.sizes[index]) == size == tuple(val.image(index).shape[1:])
         assert val.objects[index].boxes.tolist() == [list(box) for _, box in found]
-        assert [VOC_CLASSES[number - 1] for number in val.objects[index].classes] == [name for name, _ in found]
+        assert [VOC_CLASSES[number - 1] for number in val.objects[index].classes] == [
+            name for name, _ in found
+        ]
     assert train.key(0) == "JPEGImages/trainval0.jpg"
 
 
@@ -33,7 +35,9 @@ def test_difficult_objects_lie_outside_the_areas_that_count(tmp_path: Path) -> N
     write_voc(tmp_path, 2)
     areas = [annotation["area"] for annotation in load_voc(tmp_path, "val").truth["annotations"]]
     assert [area > 1e10 for area in areas] == [True, False, True, False]
-    assert all(annotation["area"] < 1e10 for annotation in load_voc(tmp_path, "train").truth["annotations"])
+    assert all(
+        annotation["area"] < 1e10 for annotation in load_voc(tmp_path, "train").truth["annotations"]
+    )
 
 
 def test_coco_numbers_classes_without_gaps_and_leaves_crowds_out(tmp_path: Path) -> None:
@@ -44,7 +48,9 @@ def test_coco_numbers_classes_without_gaps_and_leaves_crowds_out(tmp_path: Path)
         expected = written[f"train2017/{file.name}"]
         expected = expected[:1] if index == 2 else expected
         assert train.objects[index].boxes.tolist() == [list(box) for _, box in expected]
-        assert [list(COLOURS)[number - 1] for number in train.objects[index].classes] == [name for name, _ in expected]
+        assert [list(COLOURS)[number - 1] for number in train.objects[index].classes] == [
+            name for name, _ in expected
+        ]
         for mask, (_, (left, top, right, bottom)) in zip(train.masks(index), expected, strict=True):
             rectangle = torch.zeros(*train.sizes[index].tolist(), dtype=torch.uint8)
             rectangle[top:bottom, left:right] = 1
@@ -62,7 +68,10 @@ def test_images_come_as_from_every_source(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(source))
     assert torch.equal(copy.image(1), source.image(1))
     with Image.open(source.files[1]) as image:
-        assert np.abs(np.asarray(image).astype(int) - source.image(1).permute(1, 2, 0).numpy()).max() <= 3
+        assert (
+            np.abs(np.asarray(image).astype(int) - source.image(1).permute(1, 2, 0).numpy()).max()
+            <= 3
+        )
     assert source.fingerprint().startswith("coco:val2017:3:")
     before = source.fingerprint()
     path = tmp_path / "annotations" / "instances_val2017.json"
@@ -74,7 +83,9 @@ def test_an_image_of_another_size_than_its_annotation_says_is_refused(tmp_path: 
     write_voc(tmp_path, 1)
     source = load_voc(tmp_path, "val")
     Image.new("RGB", (30, 40)).save(source.files[0])
-    with pytest.raises(ValueError, match=r"test0\.jpg is \[40, 30\] pixels high and wide, its annotation says \["):
+    with pytest.raises(
+        ValueError, match=r"test0\.jpg is \[40, 30\] pixels high and wide, its annotation says \["
+    ):
         source.image(0)
     source.files[0].unlink()
     with pytest.raises(ValueError, match=r"cannot read image .*test0\.jpg: No such file"):
@@ -89,16 +100,34 @@ def test_an_image_of_another_size_than_its_annotation_says_is_refused(tmp_path: 
             None,
             r"cannot read .*trainval\.txt .* the folder that holds VOC2012/ImageSets/Main",
         ),
-        ("VOC2007/Annotations/trainval1.xml", None, r"cannot read .*trainval1\.xml .* holds VOC2007/Annotations"),
-        ("VOC2007/Annotations/trainval1.xml", "<annotation>", r"trainval1\.xml is no annotation of VOC"),
+        (
+            "VOC2007/Annotations/trainval1.xml",
+            None,
+            r"cannot read .*trainval1\.xml .* holds VOC2007/Annotations",
+        ),
+        (
+            "VOC2007/Annotations/trainval1.xml",
+            "<annotation>",
+            r"trainval1\.xml is no annotation of VOC",
+        ),
         ("VOC2007/Annotations/trainval1.xml", "<a/>", r"trainval1\.xml is no annotation of VOC"),
-        ("annotations/instances_train2017.json", None, r"cannot read .*json .* the folder that holds annotations"),
+        (
+            "annotations/instances_train2017.json",
+            None,
+            r"cannot read .*json .* the folder that holds annotations",
+        ),
         ("annotations/instances_train2017.json", "{", r"json holds no annotations of COCO"),
-        ("annotations/instances_train2017.json", '{"images": []}', r"holds no annotations of COCO \(KeyError: 'categories'\)"),
+        (
+            "annotations/instances_train2017.json",
+            '{"images": []}',
+            r"holds no annotations of COCO \(KeyError: 'categories'\)",
+        ),
         ("annotations/instances_train2017.json", "[]", r"holds no annotations of COCO"),
     ],
 )
-def test_what_is_missing_or_broken_is_named_in_one_line(tmp_path: Path, path: str, content: str | None, message: str) -> None:
+def test_what_is_missing_or_broken_is_named_in_one_line(
+    tmp_path: Path, path: str, content: str | None, message: str
+) -> None:
     write_voc(tmp_path, 2)
     write_coco(tmp_path, 1)
     (tmp_path / path).unlink()

@@ -28,7 +28,12 @@ def test_sorted_sub_folders_are_the_classes_and_images_may_be_nested(tmp_path: P
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     source = ImageFolderSource(tmp_path)
-    assert [source.key(index) for index in range(len(source))] == ["a/0.JPEG", "a/x/y/1.PNG", "b/2.png", "c d/é.webp"]
+    assert [source.key(index) for index in range(len(source))] == [
+        "a/0.JPEG",
+        "a/x/y/1.PNG",
+        "b/2.png",
+        "c d/é.webp",
+    ]
     assert source.classes == ["a", "b", "c d", "empty"]
     assert source.labels is not None
     assert source.labels.tolist() == [0, 0, 1, 2]
@@ -99,7 +104,9 @@ def test_files_that_cannot_be_read_are_counted_and_replaced(tmp_path: Path) -> N
     (tmp_path / "b" / "11.png").mkdir()
     found: dict[int, str] = {}
     order = [(0, np.arange(12))]
-    (batch,) = load_batches(source, EvalViews(tiny.views_config()), order, num_workers=0, on_bad=found.__setitem__)
+    (batch,) = load_batches(
+        source, EvalViews(tiny.views_config()), order, num_workers=0, on_bad=found.__setitem__
+    )
     assert batch.indices.tolist() == [0, 2, 2, 3, 4, 6, 6, 7, 8, 9, 10, 0]
     assert batch.labels.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0]
     assert {index: error.rpartition(": ")[2] for index, error in found.items()} == {

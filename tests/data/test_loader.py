@@ -51,7 +51,12 @@ class Sums:
         return Batch(*torch.full((3, num), -7), epoch=0)
 
     def host(
-        self, images: Sequence[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64], out: Batch
+        self,
+        images: Sequence[Tensor],
+        labels: NDArray[np.int64],
+        epoch: int,
+        indices: NDArray[np.int64],
+        out: Batch,
     ) -> None:
         for row, image in enumerate(images):
             out.sums[row] = image.sum() + epoch
@@ -75,7 +80,13 @@ def made(source: Source, epoch: int, indices: NDArray[np.int64]) -> Batch:
     """A batch without loader and workers."""
     assert source.labels is not None
     batch = Sums().empty(len(indices))._replace(epoch=epoch)
-    Sums().host([source.image(index) for index in indices.tolist()], source.labels[indices], epoch, indices, batch)
+    Sums().host(
+        [source.image(index) for index in indices.tolist()],
+        source.labels[indices],
+        epoch,
+        indices,
+        batch,
+    )
     return batch
 
 
@@ -90,7 +101,9 @@ def photographs(shared: Path, folder: Path) -> TsvSource:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_batches_do_not_depend_on_the_workers(shared: Path, tmp_path: Path, num_workers: int) -> None:
+def test_batches_do_not_depend_on_the_workers(
+    shared: Path, tmp_path: Path, num_workers: int
+) -> None:
     source = photographs(shared, tmp_path)
     source.image(0)  # the parent has the file open when the workers start
     order = SampleOrder(len(source), 8, seed=0)
@@ -99,7 +112,9 @@ def test_batches_do_not_depend_on_the_workers(shared: Path, tmp_path: Path, num_
     assert all(same(a, b) for a, b in zip(batches, expected, strict=True))
 
 
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 2), (2, 3), (5, 1), (5, 2), (33, 0), (33, 2), (64, 3)])
+@pytest.mark.parametrize(
+    ("batch_size", "num_workers"), [(1, 2), (2, 3), (5, 1), (5, 2), (33, 0), (33, 2), (64, 3)]
+)
 @pytest.mark.parametrize("max_slice", [3, 16])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_do_not_depend_on_the_slices_and_are_not_made_before_there_is_room(
@@ -116,16 +131,30 @@ def test_batches_do_not_depend_on_the_slices_and_are_not_made_before_there_is_ro
             yield step // 3, (np.arange(1 if last else batch_size) * 7 + step) % len(source)
 
     batches = load_batches(source, Sums(), order(), num_workers=num_workers)
-    for number, (expected, batch) in enumerate(zip([made(source, *item) for item in order()], batches, strict=True), 1):
+    for number, (expected, batch) in enumerate(
+        zip([made(source, *item) for item in order()], batches, strict=True), 1
+    ):
         assert same(batch, expected)
         # Of three buffers one holds this batch: not even the work for a fourth is out.
         assert taken - 8 <= number + (2 if num_workers else 0)
 
 
-def test_views_have_the_same_pixels_whatever_process_and_slice_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, views, indices = tiny.Images(), TrainViews(tiny.views_config(), seed=4), np.arange(30)[::-1].copy()
+def test_views_have_the_same_pixels_whatever_process_and_slice_they_come_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, views, indices = (
+        tiny.Images(),
+        TrainViews(tiny.views_config(), seed=4),
+        np.arange(30)[::-1].copy(),
+    )
     whole = views.empty(30)
-    views.host([source.image(index) for index in indices.tolist()], source.labels[indices], 7, indices, whole)
+    views.host(
+        [source.image(index) for index in indices.tolist()],
+        source.labels[indices],
+        7,
+        indices,
+        whole,
+    )
     for num_workers, max_slice in ((0, 16), (0, 4), (2, 16), (2, 1)):
         monkeypatch.setattr(loader, "_MAX_SLICE", max_slice)
         (batch,) = load_batches(source, views, [(7, indices)], num_workers=num_workers)
@@ -146,7 +175,9 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for() -> None:
 
 def test_two_iterations_at_once_do_not_disturb_each_other() -> None:
     source, order = DigitsSource("val"), [(step, np.arange(6) + 6 * step) for step in range(6)]
-    forward, backward = (load_batches(source, Sums(), items, num_workers=1) for items in (order, order[::-1]))
+    forward, backward = (
+        load_batches(source, Sums(), items, num_workers=1) for items in (order, order[::-1])
+    )
     for a, b, first, second in zip(order, order[::-1], forward, backward, strict=True):
         assert same(first, made(source, *a))
         assert same(second, made(source, *b))
@@ -165,11 +196,19 @@ def test_images_without_labels_are_minus_one() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_broken_image_reaches_the_caller_as_its_own_one_line_error(tmp_path: Path, num_workers: int) -> None:
+def test_a_broken_image_reaches_the_caller_as_its_own_one_line_error(
+    tmp_path: Path, num_workers: int
+) -> None:
     path = tmp_path / "a.tsv"
-    path.write_text("".join(f"k{number}\t0\t{base64.b64encode(b'junk').decode()}\n" for number in range(4)))
-    with pytest.raises(ValueError, match=r"^cannot decode image 'k2 \(.*a.tsv, line 3\)' \(4 bytes\): [^\n]*$") as caught:
-        list(load_batches(TsvSource(path), Sums(), [(0, np.array([2, 1]))], num_workers=num_workers))
+    path.write_text(
+        "".join(f"k{number}\t0\t{base64.b64encode(b'junk').decode()}\n" for number in range(4))
+    )
+    with pytest.raises(
+        ValueError, match=r"^cannot decode image 'k2 \(.*a.tsv, line 3\)' \(4 bytes\): [^\n]*$"
+    ) as caught:
+        list(
+            load_batches(TsvSource(path), Sums(), [(0, np.array([2, 1]))], num_workers=num_workers)
+        )
     assert type(caught.value) is ValueError
     wait_for_no_children()
 
@@ -259,7 +298,9 @@ def test_too_little_shared_memory_is_the_users_error(monkeypatch: pytest.MonkeyP
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(Tensor, "share_memory_", full)
-    with pytest.raises(ValueError, match=r"no room for .* MiB in shared memory.*No space left.*data\.num_workers=0"):
+    with pytest.raises(
+        ValueError, match=r"no room for .* MiB in shared memory.*No space left.*data\.num_workers=0"
+    ):
         next(load_batches(DigitsSource("val"), Sums(), endless(), num_workers=1))
 
 
@@ -301,7 +342,12 @@ BAD = {3, 100, 101, 102, 359}
 
 
 def replaced(indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.array([next(i % 360 for i in range(index, index + 360) if i % 360 not in BAD) for index in indices.tolist()])
+    return np.array(
+        [
+            next(i % 360 for i in range(index, index + 360) if i % 360 not in BAD)
+            for index in indices.tolist()
+        ]
+    )
 
 
 @pytest.mark.parametrize(("num_workers", "max_slice"), [(0, 16), (1, 16), (2, 16), (2, 1), (3, 5)])
@@ -315,20 +361,33 @@ def test_a_bad_image_is_replaced_by_the_next_good_one_whatever_reads_it(
     told_by_batch = []
     for item, batch in zip(
         steps(order, 18),
-        load_batches(source, Sums(), steps(order, 18), num_workers=num_workers, on_bad=lambda *bad: reports.append(bad)),
+        load_batches(
+            source,
+            Sums(),
+            steps(order, 18),
+            num_workers=num_workers,
+            on_bad=lambda *bad: reports.append(bad),
+        ),
         strict=True,
     ):
         epoch, indices = item
         assert same(batch, made(source, epoch, replaced(indices)))
         told_by_batch.append(len(reports))
-    met = [index for _, indices in steps(order, 9) for start in indices.tolist() for index in range(start, start + 4)]
+    met = [
+        index
+        for _, indices in steps(order, 9)
+        for start in indices.tolist()
+        for index in range(start, start + 4)
+    ]
     expected = list(dict.fromkeys(_met(order, 9)))
     assert [index for index, _ in reports] == expected
     assert set(expected) == BAD
     assert set(met) >= BAD
     assert [error for _, error in reports] == [f"no. {index} is broken" for index in expected]
     assert told_by_batch[8:] == [5] * 10  # in the second epoch nothing is new
-    assert told_by_batch[:9] == [len(set(_met(order, num))) for num in range(1, 10)]  # each before its batch
+    assert told_by_batch[:9] == [
+        len(set(_met(order, num))) for num in range(1, 10)
+    ]  # each before its batch
 
 
 def _met(order: SampleOrder, num_steps: int) -> Iterator[int]:
@@ -342,15 +401,22 @@ def _met(order: SampleOrder, num_steps: int) -> Iterator[int]:
 
 def test_views_of_the_replacement_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     views = TrainViews(tiny.views_config(), seed=4)
-    (batch,) = load_batches(Holes(BAD), views, [(7, np.array([3, 5, 101]))], num_workers=2, on_bad=lambda *_: None)
+    (batch,) = load_batches(
+        Holes(BAD), views, [(7, np.array([3, 5, 101]))], num_workers=2, on_bad=lambda *_: None
+    )
     (good,) = load_batches(Holes(set()), views, [(7, np.array([4, 5, 103]))], num_workers=0)
     assert all(map(torch.equal, tensors(batch), tensors(good)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_without_a_good_image_the_search_ends(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_good_image_the_search_ends(
+    num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: list[int] = []
-    for limit, message in ((10_000, "none of them can be read, the last: no. "), (50, "none of 50 in succession from number ")):
+    for limit, message in (
+        (10_000, "none of them can be read, the last: no. "),
+        (50, "none of 50 in succession from number "),
+    ):
         monkeypatch.setattr(loader, "_MAX_BAD_RUN", limit)
         found.clear()
         with pytest.raises(ValueError, match=f"^of 360 images {message}"):
@@ -363,7 +429,9 @@ def test_without_a_good_image_the_search_ends(num_workers: int, monkeypatch: pyt
                     on_bad=lambda index, _: found.append(index),
                 )
             )
-        assert found == [(5 + step) % 360 for step in range(min(limit, 360))]  # told before the search is given up
+        assert found == [
+            (5 + step) % 360 for step in range(min(limit, 360))
+        ]  # told before the search is given up
     wait_for_no_children()
 
 
@@ -372,7 +440,13 @@ def test_what_on_bad_raises_ends_the_iteration(num_workers: int) -> None:
     def enough(index: int, error: str) -> None:
         raise ValueError(f"enough: {error}")
 
-    batches = load_batches(Holes({9}), Sums(), [(0, np.arange(8)), (0, np.arange(8) + 8)], num_workers=num_workers, on_bad=enough)
+    batches = load_batches(
+        Holes({9}),
+        Sums(),
+        [(0, np.arange(8)), (0, np.arange(8) + 8)],
+        num_workers=num_workers,
+        on_bad=enough,
+    )
     assert next(batches).indices.tolist() == list(range(8))
     with pytest.raises(ValueError, match=r"enough: no\. 9 is broken"):
         next(batches)
@@ -409,7 +483,10 @@ def test_a_source_that_stalls_is_reported_again_and_again(
     logged.clear()
     next(batches)
     assert all(
-        re.fullmatch(rf"WARNING waiting for data for \d s; {reader}reading digit-1450 \(number 13\)", line) for line in logged
+        re.fullmatch(
+            rf"WARNING waiting for data for \d s; {reader}reading digit-1450 \(number 13\)", line
+        )
+        for line in logged
     )
     assert 1 <= len(logged) <= 4
     num = len(logged)
@@ -418,7 +495,9 @@ def test_a_source_that_stalls_is_reported_again_and_again(
     assert len(logged) == num
 
 
-def test_a_key_that_stalls_too_does_not_keep_the_warning_back(logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_stalls_too_does_not_keep_the_warning_back(
+    logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stall_warning, "_STALL_SECONDS", 0.2)
     next(load_batches(Slow(2, 2.5, key_seconds=60), Sums(), [(0, np.arange(4))], num_workers=1))
     assert any("worker 0 is reading image number 2" in line for line in logged)
@@ -451,7 +530,9 @@ def on_gpu(num_workers: int) -> Iterator[tuple[HostBatch, HostBatch]]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_workers", [0, 3])
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_gpu_sees_each_batch_whole_while_the_host_runs_ahead(num_workers: int, busy: bool) -> None:
+def test_a_gpu_sees_each_batch_whole_while_the_host_runs_ahead(
+    num_workers: int, busy: bool
+) -> None:
     seen = []
     weight = torch.randn(4096, 4096, device="cuda")
     for batch, host in on_gpu(num_workers):
@@ -459,9 +540,16 @@ def test_a_gpu_sees_each_batch_whole_while_the_host_runs_ahead(num_workers: int,
         batch, host = (side._replace(indices=side.labels) for side in (batch, host))
         assert all(tensor.device.type == "cuda" for tensor in tensors(batch))
         assert batch.epoch == host.epoch
-        for _ in range(20 if busy else 0):  # queued, so that the host asks for the next batches before this one is read
+        for _ in range(
+            20 if busy else 0
+        ):  # queued, so that the host asks for the next batches before this one is read
             weight = torch.tanh(weight @ weight)
-        seen.append([torch.stack([tensor.double().sum() for tensor in tensors(side)]) for side in (batch, host)])
+        seen.append(
+            [
+                torch.stack([tensor.double().sum() for tensor in tensors(side)])
+                for side in (batch, host)
+            ]
+        )
     for on_device, on_host in seen:
         torch.testing.assert_close(on_device.cpu(), on_host)
 

@@ -46,7 +46,11 @@ def archive(members: dict[str, bytes], format_: int = tarfile.PAX_FORMAT, mode: 
 def samples(first: int, num: int) -> dict[str, bytes]:
     out = {}
     for number in range(first, first + num):
-        out |= {f"{number:06d}.png": png(number), f"{number:06d}.cls": str(number % 7).encode(), f"{number:06d}.json": b"{}"}
+        out |= {
+            f"{number:06d}.png": png(number),
+            f"{number:06d}.cls": str(number % 7).encode(),
+            f"{number:06d}.json": b"{}",
+        }
     return out
 
 
@@ -59,7 +63,8 @@ def write(path: Path, content: bytes) -> Path:
 def make(folder: Path, sizes: tuple[int, ...] = (4, 1, 5), name: str = "train") -> list[Path]:
     starts = np.cumsum((0, *sizes)).tolist()
     return [
-        write(folder / f"{name}-{number:06d}.tar", archive(samples(starts[number], size))) for number, size in enumerate(sizes)
+        write(folder / f"{name}-{number:06d}.tar", archive(samples(starts[number], size)))
+        for number, size in enumerate(sizes)
     ]
 
 
@@ -93,7 +98,9 @@ def test_images_of_all_shards_are_one_sequence(tmp_path: Path, format_: int) -> 
     check(ShardsSource(paths), 12)
 
 
-def test_the_index_is_made_once_mapped_and_made_again_for_a_changed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_made_once_mapped_and_made_again_for_a_changed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = make(tmp_path)
     check(ShardsSource(paths), 10)
     build = shards._build_index
@@ -138,16 +145,26 @@ def test_without_classes_images_are_unlabelled(tmp_path: Path) -> None:
     assert source.labels is None
 
 
-@pytest.mark.parametrize("key", ["a/0.jpg", "a.b/c.d.jpg", "100%.JPEG", "a%2Eb/%25.x.png", "%2E.%2E.png"])
+@pytest.mark.parametrize(
+    "key", ["a/0.jpg", "a.b/c.d.jpg", "100%.JPEG", "a%2Eb/%25.x.png", "%2E.%2E.png"]
+)
 def test_any_key_can_be_the_name_of_a_member(tmp_path: Path, key: str) -> None:
-    source = ShardsSource([write(tmp_path / "x.tar", archive({member_name(key): png(3), "z.png": png(4)}))])
+    source = ShardsSource(
+        [write(tmp_path / "x.tar", archive({member_name(key): png(3), "z.png": png(4)}))]
+    )
     assert keys(source) == [key, "z.png"]
 
 
-def test_links_devices_and_sparse_files_are_no_images_and_nothing_is_unpacked(tmp_path: Path) -> None:
+def test_links_devices_and_sparse_files_are_no_images_and_nothing_is_unpacked(
+    tmp_path: Path,
+) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, kind in (("0.png", tarfile.SYMTYPE), ("1.png", tarfile.LNKTYPE), ("2.png", tarfile.CHRTYPE)):
+        for name, kind in (
+            ("0.png", tarfile.SYMTYPE),
+            ("1.png", tarfile.LNKTYPE),
+            ("2.png", tarfile.CHRTYPE),
+        ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
@@ -175,7 +192,10 @@ def test_both_splits_are_found(tmp_path: Path, layout: str) -> None:
     if layout == "pattern":
         root, options["val_root"] = tmp_path / "train-*.tar", str(tmp_path / "val-000000.tar")
     elif layout == "braces":
-        root, options["val_root"] = tmp_path / "train" / "train-{000000..000002}.tar", str(tmp_path / "{train,val}" / "val-*.tar")
+        root, options["val_root"] = (
+            tmp_path / "train" / "train-{000000..000002}.tar",
+            str(tmp_path / "{train,val}" / "val-*.tar"),
+        )
     elif layout == "val_root":
         options["val_root"] = str(tmp_path)
     check(load(root, **options), 10)
@@ -202,7 +222,9 @@ def test_ranges_are_as_wide_as_written_and_nothing_may_be_missing(tmp_path: Path
         ("packed2", r"x.tgz is compressed; images are read at random places"),
     ],
 )
-def test_shards_that_are_not_there_say_what_is_expected(tmp_path: Path, root: str, message: str) -> None:
+def test_shards_that_are_not_there_say_what_is_expected(
+    tmp_path: Path, root: str, message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "packed" / "train-0.tar.gz", b"")
     write(tmp_path / "packed2" / "train" / "x.tgz", b"")
@@ -214,7 +236,9 @@ def test_shards_that_are_not_there_say_what_is_expected(tmp_path: Path, root: st
 
 def test_without_validation_shards_the_options_are_named(tmp_path: Path) -> None:
     make(tmp_path)
-    with pytest.raises(ValueError, match=r"no validation images in .* data.val_root=PATH.* data.val_fraction=0.2"):
+    with pytest.raises(
+        ValueError, match=r"no validation images in .* data.val_root=PATH.* data.val_fraction=0.2"
+    ):
         load(tmp_path, "val")
     assert len(load(tmp_path, "val", val_fraction=0.5)) > 0
     with pytest.raises(ValueError, match="no shards in"):
@@ -233,10 +257,22 @@ DAMAGED = {
     "cut in a file": (TAR[: 512 + 60], "cannot read .* as a tar file: unexpected end of data"),
     "cut in a header": (TAR[:1300], "cut short or damaged at byte 1024"),
     "cut between files": (TAR[:2048], "cut short or damaged at byte 2048"),
-    "damaged header": (TAR[:1024] + b"\xff" * 512 + TAR[1536:], "cut short or damaged at byte 1024"),
-    "two images of one key": (archive({"a.png": png(0), "a.jpg": png(1)}), "two images of the same key: a.png and a.jpg"),
-    "bad class": (archive({"a.png": png(0), "a.cls": b"cat", "b.png": png(0)}), r"the label of image 'a.png' is not the number"),
-    "class out of range": (archive({"a.png": png(0), "a.cls": b"-2"}), r"the label of image 'a.png' is not the number"),
+    "damaged header": (
+        TAR[:1024] + b"\xff" * 512 + TAR[1536:],
+        "cut short or damaged at byte 1024",
+    ),
+    "two images of one key": (
+        archive({"a.png": png(0), "a.jpg": png(1)}),
+        "two images of the same key: a.png and a.jpg",
+    ),
+    "bad class": (
+        archive({"a.png": png(0), "a.cls": b"cat", "b.png": png(0)}),
+        r"the label of image 'a.png' is not the number",
+    ),
+    "class out of range": (
+        archive({"a.png": png(0), "a.cls": b"-2"}),
+        r"the label of image 'a.png' is not the number",
+    ),
 }
 
 
@@ -262,7 +298,11 @@ def test_bad_images_may_be_kept(tmp_path: Path) -> None:
     source = load(tmp_path)
     assert source.labels is not None
     assert source.labels.tolist() == [0, 3, -1, -1, 4]
-    for index, message in ((1, "cannot decode image '1.png"), (2, "the label of image '2.png'"), (3, "the file is empty")):
+    for index, message in (
+        (1, "cannot decode image '1.png"),
+        (2, "the label of image '2.png'"),
+        (3, "the file is empty"),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             source.image(index)
         assert "train-0.tar" in str(caught.value)
@@ -276,7 +316,9 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     source = ShardsSource([path])
     source.image(3)
     os.truncate(path, 1000)
-    with pytest.raises(ValueError, match=r"train-000000.tar changed since it was indexed: image '000003.png'"):
+    with pytest.raises(
+        ValueError, match=r"train-000000.tar changed since it was indexed: image '000003.png'"
+    ):
         source.image(3)
 
 
@@ -284,7 +326,9 @@ def _read_all(source: ShardsSource, results: Queue[list[int]]) -> None:
     results.put([int(source.image(index)[0, 0, 0]) for index in range(len(source))])
 
 
-def test_forked_and_pickled_sources_read_and_few_files_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_and_pickled_sources_read_and_few_files_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shards, "_MAX_OPEN", 3)
     source = ShardsSource(make(tmp_path, (2,) * 8))
     check(source, 16)
@@ -315,10 +359,15 @@ def flip(place: int, value: int) -> Callable[[bytes], bytes]:
     return lambda data: data[: place % len(data)] + bytes([value]) + data[place % len(data) + 1 :]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
-    st.lists(st.builds(flip, st.one_of(st.integers(0, 511), st.integers(0, 20000)), st.integers(0, 255)), max_size=4),
+    st.lists(
+        st.builds(flip, st.one_of(st.integers(0, 511), st.integers(0, 20000)), st.integers(0, 255)),
+        max_size=4,
+    ),
     st.integers(0, 10240),
 )
 def test_whatever_bytes_there_are_only_our_own_errors_come_out(

@@ -29,7 +29,12 @@ def png(value: int) -> bytes:
 def write_tsv(path: Path, rows: int, classes: int = 5) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     line = "{0}\t{1}\t{2}\n"
-    path.write_text("".join(line.format(f"{path.stem}{i}", i % classes, base64.b64encode(png(i)).decode()) for i in range(rows)))
+    path.write_text(
+        "".join(
+            line.format(f"{path.stem}{i}", i % classes, base64.b64encode(png(i)).decode())
+            for i in range(rows)
+        )
+    )
     return path
 
 
@@ -42,7 +47,12 @@ def write_folder(path: Path, classes: str, images: int = 5) -> Path:
 
 
 def load(source: str, split: Split, **options: object) -> Source:
-    return load_source(DataConfig(source=source, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}), split)
+    return load_source(
+        DataConfig(
+            source=source, **{k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
+        ),
+        split,
+    )
 
 
 def keys(source: Source) -> list[str]:
@@ -101,7 +111,9 @@ def test_a_folder_of_tsv_files_gives_both_splits(tmp_path: Path, source: str) ->
     write_tsv(tmp_path / "train.tsv", 20)
     write_tsv(tmp_path / "val.tsv", 10)
     assert keys(load(source, "train", root=tmp_path)) == [f"train{i}" for i in range(20)]
-    assert keys(load(source, "val", root=tmp_path, val_fraction=0.5)) == [f"val{i}" for i in range(10)]
+    assert keys(load(source, "val", root=tmp_path, val_fraction=0.5)) == [
+        f"val{i}" for i in range(10)
+    ]
     other = write_tsv(tmp_path / "other" / "val.tsv", 5)
     for val_root in (other, other.parent):
         assert len(load(source, "val", root=tmp_path, val_root=val_root)) == 5
@@ -138,7 +150,9 @@ def test_one_folder_of_classes_is_for_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["tsv", "image_folder"])
 def test_without_validation_images_the_options_are_named(tmp_path: Path, source: str) -> None:
     root = write_tsv(tmp_path / "a.tsv", 5) if source == "tsv" else write_folder(tmp_path, "ab")
-    with pytest.raises(ValueError, match=r"no validation images in .* data.val_root=PATH.* data.val_fraction=0.2"):
+    with pytest.raises(
+        ValueError, match=r"no validation images in .* data.val_root=PATH.* data.val_fraction=0.2"
+    ):
         load(source, "val", root=root)
 
 
@@ -157,16 +171,21 @@ def test_an_absent_val_root_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("root", "found"), [(None, ""), ("", ""), ("absent", "no such folder"), ("empty", "nothing"), ("odd", "x.zip")]
+    ("root", "found"),
+    [(None, ""), ("", ""), ("absent", "no such folder"), ("empty", "nothing"), ("odd", "x.zip")],
 )
-def test_imagenet_that_is_not_there_says_what_to_set(tmp_path: Path, root: str | None, found: str) -> None:
+def test_imagenet_that_is_not_there_says_what_to_set(
+    tmp_path: Path, root: str | None, found: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "x.zip").touch()
     with pytest.raises(ValueError, match="SEED_DATA") as caught:
         load("imagenet", "train", root=tmp_path / root if root else root)
     message = str(caught.value)
-    assert all(part in message for part in ("data.root=", "data=digits", "train.tsv", "train/", found))
+    assert all(
+        part in message for part in ("data.root=", "data=digits", "train.tsv", "train/", found)
+    )
     assert "\n" not in message
 
 
@@ -193,11 +212,18 @@ def test_the_held_out_images_never_change() -> None:
 def test_a_subset_passes_on_images_keys_and_labels() -> None:
     subset = Subset(Fake(np.arange(10) * 10, 10), np.array([7, 2]))
     assert subset.labels is not None
-    assert (subset.labels.tolist(), keys(subset), int(subset.image(1)[0, 0, 0])) == ([70, 20], ["7", "2"], 2)
+    assert (subset.labels.tolist(), keys(subset), int(subset.image(1)[0, 0, 0])) == (
+        [70, 20],
+        ["7", "2"],
+        2,
+    )
     assert subset.fingerprint() != Subset(Fake(None, 10), np.array([7, 3])).fingerprint()
 
 
 @pytest.mark.parametrize(("fraction", "empty"), [(0.01, "validation"), (0.99, "training")])
 def test_a_share_that_leaves_a_split_empty_is_refused(fraction: float, empty: str) -> None:
-    with pytest.raises(ValueError, match=rf"data.val_fraction={fraction} of 9 images in 3 classes leaves no image for {empty}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"data.val_fraction={fraction} of 9 images in 3 classes leaves no image for {empty}",
+    ):
         hold_out(Fake(np.arange(9) % 3, 9), fraction, "val")

@@ -24,8 +24,12 @@ def write_mnist(root: Path, name: str = "MNIST") -> dict[str, tuple[np.ndarray, 
     for part, size in (("train", 12), ("t10k", 5)):
         images = np.random.default_rng(size).integers(0, 256, (size, 28, 28), np.uint8)
         labels = np.arange(size, dtype=np.uint8) % 10
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, size, 28, 28) + images.tobytes())
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, size) + labels.tobytes())
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">IIII", 2051, size, 28, 28) + images.tobytes()
+        )
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 2049, size) + labels.tobytes()
+        )
         content[part] = images, labels
     return content
 
@@ -36,7 +40,9 @@ def config(name: str | None, root: Path, **options: float) -> DataConfig:
 
 @pytest.mark.parametrize(("split", "part"), [("train", "train"), ("val", "t10k")])
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
-def test_a_set_with_train_true_or_false_gives_its_splits(tmp_path: Path, name: str, split: Split, part: str) -> None:
+def test_a_set_with_train_true_or_false_gives_its_splits(
+    tmp_path: Path, name: str, split: Split, part: str
+) -> None:
     images, labels = write_mnist(tmp_path, name)[part]
     source = load_source(config(name, tmp_path), split)
     assert source.labels is not None
@@ -59,7 +65,9 @@ def write_imagenette(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 6), ("val", 4)])
-def test_a_set_with_named_splits_gives_the_one_it_has(tmp_path: Path, split: Split, count: int) -> None:
+def test_a_set_with_named_splits_gives_the_one_it_has(
+    tmp_path: Path, split: Split, count: int
+) -> None:
     write_imagenette(tmp_path)  # has splits train and val, no test; labels only through its images
     source = load_source(config("Imagenette", tmp_path), split)
     assert source.labels is not None
@@ -77,7 +85,9 @@ def test_a_set_without_splits_is_held_out_from(tmp_path: Path) -> None:
         load_source(config("FakeData", tmp_path), "val")
 
 
-def test_targets_that_are_no_classes_make_a_set_unlabelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_are_no_classes_make_a_set_unlabelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Boxes:
         def __init__(self, root: Path) -> None:
             self.targets = [[1.0, 2.0], [3.0]]
@@ -110,7 +120,9 @@ def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
         ("CocoCaptions", "cannot open torchvision's CocoCaptions in .*annFile"),
     ],
 )
-def test_a_set_that_cannot_be_opened_says_why(tmp_path: Path, name: str | None, message: str) -> None:
+def test_a_set_that_cannot_be_opened_says_why(
+    tmp_path: Path, name: str | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         load_source(config(name, tmp_path), "train")
     assert not list(tmp_path.iterdir())

@@ -134,7 +134,10 @@ def on_gpu(source: tiny.Images, num_workers: int = 0) -> Any:
 
 
 def same(one: HostBatch, other: HostBatch) -> bool:
-    tensors = [[*batch.views.values(), *batch.draws.values(), batch.labels, batch.indices] for batch in (one, other)]
+    tensors = [
+        [*batch.views.values(), *batch.draws.values(), batch.labels, batch.indices]
+        for batch in (one, other)
+    ]
     return all(map(torch.equal, *tensors)) and one.epoch == other.epoch
 
 
@@ -142,7 +145,9 @@ def same(one: HostBatch, other: HostBatch) -> bool:
 def test_waiting_for_the_gpu_is_not_waiting_for_data(gpu: Gpu, image_seconds: float) -> None:
     progress = Progress(0, len(ORDER), batch_size=4)
     began, source = 0.0, SlowImages(gpu, image_seconds)
-    batches = load_batches(source, views(), ORDER, num_workers=0, device=CUDA, waiting=progress.waiting)
+    batches = load_batches(
+        source, views(), ORDER, num_workers=0, device=CUDA, waiting=progress.waiting
+    )
     for step, _ in enumerate(batches, 1):
         gpu.compute.queue(0.2)  # the host goes on at once
         if step % 10 == 0:
@@ -156,7 +161,9 @@ def test_waiting_for_the_gpu_is_not_waiting_for_data(gpu: Gpu, image_seconds: fl
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_an_error_of_the_source_comes_out_while_it_is_waited_for(gpu: Gpu, num_workers: int, device: str) -> None:
+def test_an_error_of_the_source_comes_out_while_it_is_waited_for(
+    gpu: Gpu, num_workers: int, device: str
+) -> None:
     progress = Progress(0, len(ORDER), batch_size=4)
     with pytest.raises(ValueError, match="unplugged") as caught:
         for _ in load_batches(
@@ -225,12 +232,20 @@ def test_where_pages_cannot_be_locked_the_batches_are_the_same_and_one_warning_s
 
 def tiny_batch(epoch: int, indices: Any) -> HostBatch:
     source, batch = tiny.Images(), views().empty(len(indices))
-    views().host([source.image(index) for index in indices.tolist()], source.labels[indices], epoch, indices, batch)
+    views().host(
+        [source.image(index) for index in indices.tolist()],
+        source.labels[indices],
+        epoch,
+        indices,
+        batch,
+    )
     return batch._replace(epoch=epoch)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_fault_of_the_gpu_does_not_replace_the_error_that_showed_it(gpu: Gpu, num_workers: int) -> None:
+def test_a_fault_of_the_gpu_does_not_replace_the_error_that_showed_it(
+    gpu: Gpu, num_workers: int
+) -> None:
     def train() -> None:
         with closing(on_gpu(tiny.Images(), num_workers)) as batches:
             next(batches)
@@ -260,7 +275,9 @@ def test_a_refused_lock_leaves_no_error_for_the_next_kernel(logged: list[str]) -
     assert locked
     assert logged == []
     assert transfer.lock_pages(batch) == []  # locked already
-    assert [line.startswith("WARNING cannot lock the pages of shared memory (") for line in logged] == [True]
+    assert [
+        line.startswith("WARNING cannot lock the pages of shared memory (") for line in logged
+    ] == [True]
     assert torch.ones(3, device="cuda").sum().item() == 3
     for _ in range(2):  # the second time there is nothing to unlock
         transfer.unlock_pages(locked)

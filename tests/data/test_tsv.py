@@ -70,7 +70,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["imagenet_samples", "cifar10_val"])
 @pytest.mark.parametrize("with_lineidx", [False, True])
-def test_real_files_give_their_rows(shared: Path, tmp_path: Path, name: str, with_lineidx: bool) -> None:
+def test_real_files_give_their_rows(
+    shared: Path, tmp_path: Path, name: str, with_lineidx: bool
+) -> None:
     path = tmp_path / f"{name}.tsv"
     shutil.copy(shared / "data" / path.name, path)
     if with_lineidx:
@@ -83,10 +85,17 @@ def test_real_files_give_their_rows(shared: Path, tmp_path: Path, name: str, wit
     for index in range(0, len(rows), 1 + len(rows) // 20):
         assert source.key(index) == rows[index][0]
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(rows[index][2]))).convert("RGB"))
-        assert np.abs(source.image(index).permute(1, 2, 0).numpy().astype(int) - pixels.astype(int)).max() <= 2
+        assert (
+            np.abs(
+                source.image(index).permute(1, 2, 0).numpy().astype(int) - pixels.astype(int)
+            ).max()
+            <= 2
+        )
 
 
-def test_the_index_is_written_once_and_then_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_written_once_and_then_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make(tmp_path / "a.tsv", 20)
     check(TsvSource(path), 20)
     assert names(tmp_path) == ["a.tsv", "a.tsv.index.npy"]
@@ -96,7 +105,9 @@ def test_the_index_is_written_once_and_then_used(tmp_path: Path, monkeypatch: py
     assert isinstance(source._index.base, np.memmap)  # not a copy of its own in every process
 
 
-def test_lines_are_found_whatever_the_size_of_the_pieces_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_found_whatever_the_size_of_the_pieces_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make(tmp_path / "a.tsv", 20)
     expected = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])
     for size in (1, 7, 100, 1 << 20):
@@ -123,8 +134,12 @@ def test_a_short_index_is_built_again(tmp_path: Path, keep: int) -> None:
     check(TsvSource(path), 20)
 
 
-@pytest.mark.parametrize("content", [np.zeros(3), np.zeros((3, 2), tsv._RECORD), np.zeros(1, tsv._RECORD)])
-def test_an_array_that_is_no_index_is_built_again(tmp_path: Path, content: NDArray[np.void]) -> None:
+@pytest.mark.parametrize(
+    "content", [np.zeros(3), np.zeros((3, 2), tsv._RECORD), np.zeros(1, tsv._RECORD)]
+)
+def test_an_array_that_is_no_index_is_built_again(
+    tmp_path: Path, content: NDArray[np.void]
+) -> None:
     path = make(tmp_path / "a.tsv", 20)
     np.save(index_of(path), content)
     check(TsvSource(path), 20)
@@ -143,28 +158,48 @@ def test_an_array_that_is_no_index_is_built_again(tmp_path: Path, content: NDArr
         lambda lines: ["zero", *lines[1:]],
     ],
 )
-def test_a_lineidx_that_does_not_fit_is_not_believed(tmp_path: Path, spoil: Callable[[list[str]], list[str]]) -> None:
+def test_a_lineidx_that_does_not_fit_is_not_believed(
+    tmp_path: Path, spoil: Callable[[list[str]], list[str]]
+) -> None:
     path = make(tmp_path / "a.tsv", 20)
-    offsets = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])[:-1]
-    path.with_suffix(".lineidx").write_text("".join(line + "\n" for line in spoil([str(offset) for offset in offsets])))
+    offsets = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])[
+        :-1
+    ]
+    path.with_suffix(".lineidx").write_text(
+        "".join(line + "\n" for line in spoil([str(offset) for offset in offsets]))
+    )
     check(TsvSource(path), 20)
 
 
-def test_a_lineidx_that_fits_saves_the_pass_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lineidx_that_fits_saves_the_pass_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make(tmp_path / "a.tsv", 20)
-    offsets = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])[:-1]
+    offsets = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])[
+        :-1
+    ]
     path.with_suffix(".lineidx").write_text("".join(f"{offset}\n" for offset in offsets))
     line_starts, begins = tsv._line_starts, []
-    monkeypatch.setattr(tsv, "_line_starts", lambda fd, begin, size: begins.append(begin) or line_starts(fd, begin, size))
+    monkeypatch.setattr(
+        tsv,
+        "_line_starts",
+        lambda fd, begin, size: begins.append(begin) or line_starts(fd, begin, size),
+    )
     check(TsvSource(path), 20)
     assert begins == [offsets[-1]]
 
 
 def test_a_lineidx_that_leaves_a_line_out_is_found_at_the_latest_on_reading(tmp_path: Path) -> None:
     path = make(tmp_path / "a.tsv", 20)
-    offsets = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])[:-1]
-    path.with_suffix(".lineidx").write_text("".join(f"{offset}\n" for offset in np.delete(offsets, 5)))
-    with pytest.raises(ValueError, match=r"line 5: .*leaves lines out; delete a.lineidx and a.tsv.index.npy"):
+    offsets = np.cumsum([0] + [len(line) for line in path.read_bytes().splitlines(keepends=True)])[
+        :-1
+    ]
+    path.with_suffix(".lineidx").write_text(
+        "".join(f"{offset}\n" for offset in np.delete(offsets, 5))
+    )
+    with pytest.raises(
+        ValueError, match=r"line 5: .*leaves lines out; delete a.lineidx and a.tsv.index.npy"
+    ):
         TsvSource(path).image(4)
 
 
@@ -202,7 +237,9 @@ def _refuse(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "atomic_write", write)
 
 
-def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "data").mkdir()
     path = make(tmp_path / "data" / "a.tsv", 20)
     _refuse([path.parent], monkeypatch)
@@ -212,7 +249,9 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(tmp_path: Path,
     check(TsvSource(path), 20)
 
 
-def test_where_nothing_can_be_written_each_process_keeps_its_own_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_written_each_process_keeps_its_own_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make(tmp_path / "a.tsv", 20)
     _refuse([tmp_path, Path(os.environ["SEED_CACHE"])], monkeypatch)
     check(TsvSource(path), 20)
@@ -285,11 +324,17 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
         (row(0) + "\n", r"a.tsv, line 2: expected 3 columns .* got an empty line"),
         (row(0) + "\r\n" + row(1), r"a.tsv, line 2: expected 3 columns .* got an empty line"),
         ("x" * 100_000, r"a.tsv, line 1: expected 3 columns .* got 1"),
-        (row(0) + row(1) + row(2, "cat"), r"a.tsv, line 3: the label must be an integer, .* got b'cat'"),
+        (
+            row(0) + row(1) + row(2, "cat"),
+            r"a.tsv, line 3: the label must be an integer, .* got b'cat'",
+        ),
         (row(0) + row(1, 1.5), r"a.tsv, line 2: the label must be an integer, .* got b'1.5'"),
         (row(0, 2**70), r"a.tsv, line 1: the label must be an integer"),
         (row(0, 2**31), r"a.tsv, line 1: the label must be an integer"),
-        (row(0) + row(1, -2), r"a.tsv, line 2: the label must be an integer, .* -1 for none, got b'-2'"),
+        (
+            row(0) + row(1, -2),
+            r"a.tsv, line 2: the label must be an integer, .* -1 for none, got b'-2'",
+        ),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -321,7 +366,9 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         TsvSource(tmp_path / "a.tsv")
 
 
-def test_a_file_that_grows_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_grows_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make(tmp_path / "a.tsv", 5)
     read_head = tsv._read_head
 
@@ -352,7 +399,9 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
 def test_bad_rows_that_may_be_kept_cost_only_themselves(tmp_path: Path, kind: str) -> None:
-    source = TsvSource(write(tmp_path / "a.tsv", row(0, 4) + BAD_ROWS[kind] + row(2, 5) + row(3, 6)), keep_bad=True)
+    source = TsvSource(
+        write(tmp_path / "a.tsv", row(0, 4) + BAD_ROWS[kind] + row(2, 5) + row(3, 6)), keep_bad=True
+    )
     num_lost = 2 if "joined" in kind else 1
     assert len(source) == 5 - num_lost
     for number in range(1 + num_lost, 4):
@@ -385,13 +434,19 @@ def test_a_byte_order_mark_is_no_part_of_the_key(tmp_path: Path) -> None:
     assert source.image(0)[0, 0, 0] == 0
 
 
-@pytest.mark.parametrize("change", [lambda text: text[:-30], lambda text: "x" + text, lambda text: row(7, 5) * 2])
-def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: Callable[[str], str]) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda text: text[:-30], lambda text: "x" + text, lambda text: row(7, 5) * 2]
+)
+def test_a_file_that_changes_while_it_is_read_is_named(
+    tmp_path: Path, change: Callable[[str], str]
+) -> None:
     path = write(tmp_path / "a.tsv", row(0) + row(1))
     source = TsvSource(path)
     source.image(1)
     write(path, change(path.read_text()))
-    with pytest.raises(ValueError, match=r"a.tsv, line 2: .*; the file changed since it was indexed, start again"):
+    with pytest.raises(
+        ValueError, match=r"a.tsv, line 2: .*; the file changed since it was indexed, start again"
+    ):
         source.image(1)
 
 
@@ -406,13 +461,29 @@ def test_encoded_gives_the_file_as_it_is(tmp_path: Path) -> None:
 
 
 PIECES = st.sampled_from(
-    [b"\t", b"\n", b"\r\n", b"1", b"-1", b"99999999999999999999", b"AAAA", b"\xef\xbb\xbf", b"\0", b"\xff", row(1).encode()]
+    [
+        b"\t",
+        b"\n",
+        b"\r\n",
+        b"1",
+        b"-1",
+        b"99999999999999999999",
+        b"AAAA",
+        b"\xef\xbb\xbf",
+        b"\0",
+        b"\xff",
+        row(1).encode(),
+    ]
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.one_of(PIECES, st.binary(max_size=6)), max_size=12), st.booleans())
-def test_whatever_bytes_there_are_only_our_own_errors_come_out(tmp_path: Path, pieces: list[bytes], keep_bad: bool) -> None:
+def test_whatever_bytes_there_are_only_our_own_errors_come_out(
+    tmp_path: Path, pieces: list[bytes], keep_bad: bool
+) -> None:
     path = tmp_path / "a.tsv"
     path.write_bytes(b"".join(pieces))
     index_of(path).unlink(missing_ok=True)

@@ -18,7 +18,11 @@ from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint
 
 
 def state(step: int) -> dict[str, Any]:
-    return {"step": step, "weights": torch.full((300,), 1.0 + step), "optimizers": {"a": {"state": {0: torch.zeros(2)}}}}
+    return {
+        "step": step,
+        "weights": torch.full((300,), 1.0 + step),
+        "optimizers": {"a": {"state": {0: torch.zeros(2)}}},
+    }
 
 
 def save(folder: Path, *steps: int, kept: tuple[int, ...] = ()) -> list[Path]:
@@ -41,7 +45,10 @@ def step_of(folder: Path) -> int:
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
-    assert [path.name for path in save(tmp_path, 5, 10, 100, 20000)] == ["step_00000100.pt", "step_00020000.pt"]
+    assert [path.name for path in save(tmp_path, 5, 10, 100, 20000)] == [
+        "step_00000100.pt",
+        "step_00020000.pt",
+    ]
     assert step_of(tmp_path) == 20000
 
 
@@ -50,9 +57,13 @@ def test_those_to_be_kept_stay_beside_the_newest_two_others(tmp_path: Path) -> N
     assert names == [f"step_{step:08d}.pt" for step in (2, 5, 6, 7)]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path) -> None:
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
+    tmp_path: Path,
+) -> None:
     release = threading.Event()
-    writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=lambda _: release.wait(30) and None)
+    writer = CheckpointWriter(
+        tmp_path, keep=lambda _: False, before_write=lambda _: release.wait(30) and None
+    )
     live = state(1)
     writer.submit(live)
     assert load_checkpoint(tmp_path) is None
@@ -89,7 +100,10 @@ def test_a_full_disk_costs_a_checkpoint_and_leaves_the_old_one(
     writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=lambda _: None)
     writer.submit(state(2))
     writer.submit(state(3))
-    assert any("WARNING could not write the checkpoint of step 2 ([Errno 28] No space" in line for line in logged)
+    assert any(
+        "WARNING could not write the checkpoint of step 2 ([Errno 28] No space" in line
+        for line in logged
+    )
     writer.close(finished=True)
     assert files(tmp_path) == [*old, tmp_path / "checkpoints" / "step_00000003.pt"]
     assert step_of(tmp_path) == 3
@@ -131,7 +145,12 @@ def resubmitted(writer: CheckpointWriter) -> CheckpointWriter:
 def test_whole_archives_with_other_content_than_was_hashed_fall_back(tmp_path: Path) -> None:
     newest = save(tmp_path, 1, 2)[-1]
     content = torch.load(newest, weights_only=True)
-    for change in ({"weights": content["weights"] + 1e-6}, {"step": 4}, {"optimizers": {}}, {"extra": 0}):
+    for change in (
+        {"weights": content["weights"] + 1e-6},
+        {"step": 4},
+        {"optimizers": {}},
+        {"extra": 0},
+    ):
         torch.save({**content, **change}, newest)
         assert step_of(tmp_path) == 1
     torch.save(content, newest)
@@ -150,7 +169,10 @@ def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
 
 def test_other_files_there_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    strangers = {tmp_path / "checkpoints" / name for name in ("step_best.pt", "step_00000009.pt.bak", ".step_00000009.pt.x.tmp")}
+    strangers = {
+        tmp_path / "checkpoints" / name
+        for name in ("step_best.pt", "step_00000009.pt.bak", ".step_00000009.pt.x.tmp")
+    }
     for path in strangers:
         path.write_text("mine")
     assert load_checkpoint(tmp_path) is None
@@ -160,7 +182,9 @@ def test_other_files_there_are_left_alone(tmp_path: Path) -> None:
 
 
 def zero_a_weight(content: bytes) -> bytes:
-    position = content.index(torch.full((20,), 3.0).numpy().tobytes())  # among the weights of step 2
+    position = content.index(
+        torch.full((20,), 3.0).numpy().tobytes()
+    )  # among the weights of step 2
     return content[: position + 8] + bytes(64) + content[position + 72 :]
 
 
@@ -178,7 +202,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_falls_back_to_the_one_before(damage: str, tmp_path: Path, logged: list[str]) -> None:
+def test_a_damaged_newest_falls_back_to_the_one_before(
+    damage: str, tmp_path: Path, logged: list[str]
+) -> None:
     newest = save(tmp_path, 1, 2)[-1]
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
     assert step_of(tmp_path) == 1
@@ -186,7 +212,12 @@ def test_a_damaged_newest_falls_back_to_the_one_before(damage: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ESTALE, "stale file handle"), PermissionError(errno.EACCES, "no"), MemoryError()]
+    "error",
+    [
+        OSError(errno.ESTALE, "stale file handle"),
+        PermissionError(errno.EACCES, "no"),
+        MemoryError(),
+    ],
 )
 def test_a_newest_that_cannot_be_reached_is_not_taken_for_damaged(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,7 +251,10 @@ def test_any_bytes_either_load_as_they_were_saved_or_fall_back(tmp_path: Path) -
 def test_when_all_are_damaged_the_run_does_not_silently_start_anew(tmp_path: Path) -> None:
     for path in save(tmp_path, 1, 2):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the checkpoints in .*checkpoints can be read; remove them to start anew"):
+    with pytest.raises(
+        ValueError,
+        match=r"none of the checkpoints in .*checkpoints can be read; remove them to start anew",
+    ):
         load_checkpoint(tmp_path)
 
 

@@ -14,7 +14,9 @@ from seed_exp.engine import progress
 from seed_exp.engine.fleet import Fleet
 
 
-def test_a_run_tells_what_share_of_its_time_the_images_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_tells_what_share_of_its_time_the_images_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SimpleNamespace(now=0.0)
 
     class Slow(tiny.Images):

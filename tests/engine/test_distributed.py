@@ -15,7 +15,11 @@ def test_one_process_is_its_own_world() -> None:
     tensor = torch.arange(3.0)
     with distributed.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
-    assert (distributed.rank(), distributed.world_size(), distributed.local_world_size()) == (0, 1, 1)
+    assert (distributed.rank(), distributed.world_size(), distributed.local_world_size()) == (
+        0,
+        1,
+        1,
+    )
     assert distributed.all_gather(tensor) is tensor
     assert distributed.mean(tensor) is tensor
     module = nn.Linear(1, 1)
@@ -39,9 +43,15 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert distributed.local_device("auto") == distributed.local_device("cuda") == torch.device("cuda", 3)
+    assert (
+        distributed.local_device("auto")
+        == distributed.local_device("cuda")
+        == torch.device("cuda", 3)
+    )
     assert chosen == [torch.device("cuda", 3)] * 2
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # a scheduler shows each process its own
+    monkeypatch.setattr(
+        torch.cuda, "device_count", lambda: 1
+    )  # a scheduler shows each process its own
     assert distributed.local_device("auto") == torch.device("cuda", 0)
 
 
@@ -101,8 +111,14 @@ def gradients(skip: bool) -> Tensor:
 
 
 def test_gradients_are_averaged_unless_skipped(two_ranks: Ranks) -> None:
-    assert [grad.tolist() for grad in two_ranks.run(gradients, False)] == [[[1.5, 1.5]], [[1.5, 1.5]]]
-    assert [grad.tolist() for grad in two_ranks.run(gradients, True)] == [[[1.0, 1.0]], [[2.0, 2.0]]]
+    assert [grad.tolist() for grad in two_ranks.run(gradients, False)] == [
+        [[1.5, 1.5]],
+        [[1.5, 1.5]],
+    ]
+    assert [grad.tolist() for grad in two_ranks.run(gradients, True)] == [
+        [[1.0, 1.0]],
+        [[2.0, 2.0]],
+    ]
 
 
 def statistics() -> tuple[Tensor, Tensor]:

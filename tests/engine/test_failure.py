@@ -70,7 +70,9 @@ def test_an_end_without_errors_is_none() -> None:
 
 
 @pytest.mark.parametrize("order", [(fails, waits, waits), (waits, waits, fails)])
-def test_the_first_error_is_that_of_every_rank(order: tuple[Callable[[threading.Event], None], ...]) -> None:
+def test_the_first_error_is_that_of_every_rank(
+    order: tuple[Callable[[threading.Event], None], ...],
+) -> None:
     number = order.index(fails)
     ends = [str(end) for end in ranks(*order)]
     own = ends.pop(number)
@@ -95,7 +97,9 @@ def test_ranks_that_others_leave_because_of_a_signal_stop_too() -> None:
     assert [type(end) for end in ranks(waits, stops)] == [Stopped, Stopped]
 
 
-def test_a_rank_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_that_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     freed = threading.Event()
     monkeypatch.setattr(failure, "PATIENCE_S", 0.2)
     monkeypatch.setattr(failure.os, "_exit", lambda status: freed.set())
@@ -130,13 +134,21 @@ with distributed.process_group(torch.device("cpu")):
 """
 
 
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])  # the latter as if its machine had lost power: nothing is closed
+@pytest.mark.parametrize(
+    "signal", ["SIGKILL", "SIGSTOP"]
+)  # the latter as if its machine had lost power: nothing is closed
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_rank_that_dies_is_missed_by_one_that_hangs_outside_of_collectives(dead: int, signal: str, tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_missed_by_one_that_hangs_outside_of_collectives(
+    dead: int, signal: str, tmp_path: Path
+) -> None:
     (tmp_path / "hangs.py").write_text(HANGS)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        rendezvous = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(probe.getsockname()[1]),
+        }
     processes = [
         subprocess.Popen(
             [sys.executable, "hangs.py", str(dead), signal],

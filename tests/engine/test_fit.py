@@ -35,7 +35,12 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 
 
-OF_THE_LAST_PART = ("teacher_entropy", "effective_neighbours", "a/embedding_rank", "b/embedding_rank")
+OF_THE_LAST_PART = (
+    "teacher_entropy",
+    "effective_neighbours",
+    "a/embedding_rank",
+    "b/embedding_rank",
+)
 """Measured on the last part only of a batch that is split."""
 
 
@@ -57,7 +62,9 @@ def assert_same_runs(one: Path, two: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("step", [0, 1, 5, 8, 11])
-def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(name: str, step: int, tmp_path: Path) -> None:
+def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(
+    name: str, step: int, tmp_path: Path
+) -> None:
     build = METHODS[name]
     straight, broken = build(), build()
     tiny.train(straight, tmp_path / "straight")
@@ -71,7 +78,9 @@ def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(name: str, step: int,
 
 
 @pytest.mark.parametrize("step", [2, 4, 10, 12])
-def test_a_run_interrupted_before_a_checkpoint_is_written_goes_on_bit_for_bit(step: int, tmp_path: Path) -> None:
+def test_a_run_interrupted_before_a_checkpoint_is_written_goes_on_bit_for_bit(
+    step: int, tmp_path: Path
+) -> None:
     def kill(trained: Mapping[str, int], *_: object) -> None:
         if trained["a"] == step:
             raise KilledError
@@ -130,7 +139,9 @@ def test_a_run_interrupted_by_its_evaluation_goes_on_bit_for_bit(tmp_path: Path)
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(tmp_path: Path, logged: list[str]) -> None:
+def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
+    tmp_path: Path, logged: list[str]
+) -> None:
     tiny.train(METHODS["seed"](), tmp_path / "straight")
     with pytest.raises(ValueError, match="unplugged"):
         tiny.train(METHODS["seed"](), tmp_path / "broken", source=tiny.Images(fail_after=8 * 9))
@@ -151,14 +162,27 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def command(folder: Path, name: str, *options: str) -> list[str]:
-    small = ["student=convnet_w2", "views=digits", "data=digits", "data.num_workers=1", "device=cpu", "batch_size=32"]
+    small = [
+        "student=convnet_w2",
+        "views=digits",
+        "data=digits",
+        "data.num_workers=1",
+        "device=cpu",
+        "batch_size=32",
+    ]
     often = ["log_every=3", "checkpoint_every=2", "tracker=files", f"run_dir={folder}"]
     return [sys.executable, "-m", f"seed_exp.{name}", *small, *often, *options]
 
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path) -> None:
-    pretrain = command(tmp_path / "teacher", "pretrain", "views.crops.global.num=2", "moco.queue_size=64", "steps=4")
+    pretrain = command(
+        tmp_path / "teacher",
+        "pretrain",
+        "views.crops.global.num=2",
+        "moco.queue_size=64",
+        "steps=4",
+    )
     subprocess.run(pretrain, check=True, capture_output=True)
 
     def distill(folder: Path) -> list[str]:
@@ -167,7 +191,12 @@ def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path
 
     broken, straight = tmp_path / "broken", tmp_path / "straight"
     for checkpoint_to_die_after in (2, 60):
-        process = subprocess.Popen(distill(broken), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            distill(broken),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             while process.poll() is None and newest_step(broken) < checkpoint_to_die_after:
                 time.sleep(0.01)
@@ -186,11 +215,21 @@ def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_job_still_writes_a_checkpoint(tmp_path: Path) -> None:
-    options = ["views.crops.global.num=2", "moco.queue_size=64", "steps=100000", "checkpoint_every=100000", "data.num_workers=2"]
+    options = [
+        "views.crops.global.num=2",
+        "moco.queue_size=64",
+        "steps=100000",
+        "checkpoint_every=100000",
+        "data.num_workers=2",
+    ]
     pretrain = command(tmp_path, "pretrain", *options)
-    process = subprocess.Popen(pretrain, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        pretrain, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        while process.poll() is None and '"step": 3,' not in read_if_there(tmp_path / "metrics.jsonl"):
+        while process.poll() is None and '"step": 3,' not in read_if_there(
+            tmp_path / "metrics.jsonl"
+        ):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to the workers too
         assert process.wait(timeout=120) == 75
@@ -205,7 +244,10 @@ def read_if_there(path: Path) -> str:
 
 
 def newest_step(folder: Path) -> int:
-    return max((int(path.stem.removeprefix("step_")) for path in folder.glob("checkpoints/step_*.pt")), default=0)
+    return max(
+        (int(path.stem.removeprefix("step_")) for path in folder.glob("checkpoints/step_*.pt")),
+        default=0,
+    )
 
 
 # --- stopping where it can go on --------------------------------------------------------------------------------------
@@ -227,7 +269,8 @@ class SignallingImages(tiny.Images):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)]
+    ("number", "status"),
+    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)],
 )
 def test_a_signal_writes_a_checkpoint_and_ends_the_run_which_goes_on_bit_for_bit(
     number: signal.Signals, status: int, tmp_path: Path, logged: list[str]
@@ -236,7 +279,9 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run_which_goes_on_bit_for_bit
     tiny.train(tiny.seed(), tmp_path / "straight", config)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        tiny.train(tiny.seed(), tmp_path / "broken", config, source=SignallingImages(number, 8 * 6 + 2))
+        tiny.train(
+            tiny.seed(), tmp_path / "broken", config, source=SignallingImages(number, 8 * 6 + 2)
+        )
     assert stopped.value.code == status
     assert signal.getsignal(number) is before
     assert tiny.last_checkpoint(tmp_path / "broken")["step"] == 7
@@ -265,7 +310,9 @@ def test_a_signal_while_the_last_checkpoint_is_written_ends_the_run_where_it_is_
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tiny.train(tiny.seed(), tmp_path, source=SignallingImages(signal.SIGINT, 8 * 4 + 2, times=2))
+        tiny.train(
+            tiny.seed(), tmp_path, source=SignallingImages(signal.SIGINT, 8 * 4 + 2, times=2)
+        )
     assert tiny.last_checkpoint(tmp_path)["step"] == 4
 
 
@@ -280,8 +327,15 @@ def test_resume_never_and_must_refuse_what_they_rule_out(tmp_path: Path) -> None
 
 
 def test_checkpoints_of_every_few_epochs_are_kept(tmp_path: Path) -> None:
-    tiny.train(tiny.seed(), tmp_path, tiny.fit_config(steps=None, epochs=5, keep_every=2, checkpoint_every=7, eval_every=0))
-    kept = [int(path.stem.removeprefix("step_")) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    tiny.train(
+        tiny.seed(),
+        tmp_path,
+        tiny.fit_config(steps=None, epochs=5, keep_every=2, checkpoint_every=7, eval_every=0),
+    )
+    kept = [
+        int(path.stem.removeprefix("step_"))
+        for path in sorted((tmp_path / "checkpoints").iterdir())
+    ]
     assert kept == [10, 20, 21, 25]
 
 
@@ -296,27 +350,40 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", [tiny.seed, tiny.moco])
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulation_equals_the_whole_batch(build: Callable[..., Method], accumulation: int, tmp_path: Path) -> None:
+def test_accumulation_equals_the_whole_batch(
+    build: Callable[..., Method], accumulation: int, tmp_path: Path
+) -> None:
     whole, parts = build(bn=False), build(bn=False)
     tiny.train(whole, tmp_path / "whole")
     tiny.train(parts, tmp_path / "parts", tiny.fit_config(accumulation=accumulation))
-    one, two = tiny.flat(tiny.last_checkpoint(tmp_path / "whole")), tiny.flat(tiny.last_checkpoint(tmp_path / "parts"))
-    tensors = [key for key in one if isinstance(one[key], Tensor) and not key.startswith("/interval")]
+    one, two = (
+        tiny.flat(tiny.last_checkpoint(tmp_path / "whole")),
+        tiny.flat(tiny.last_checkpoint(tmp_path / "parts")),
+    )
+    tensors = [
+        key for key in one if isinstance(one[key], Tensor) and not key.startswith("/interval")
+    ]
     assert any("queue" in key or "embeddings" in key for key in tensors)
     for key in tensors:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-6, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            two[key], one[key], rtol=1e-6, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_metrics_of_accumulated_parts_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     tiny.train(tiny.seed(bn=False), tmp_path / "whole")
     tiny.train(tiny.seed(bn=False), tmp_path / "parts", tiny.fit_config(accumulation=2))
     for one, two in zip(lines(tmp_path / "whole"), lines(tmp_path / "parts"), strict=True):
-        keys = [key for key in one if key not in OF_THE_LAST_PART and not key.endswith("std")]  # not the mean of the parts' std
+        keys = [
+            key for key in one if key not in OF_THE_LAST_PART and not key.endswith("std")
+        ]  # not the mean of the parts' std
         assert [two[key] for key in keys] == pytest.approx([one[key] for key in keys], abs=1e-5)
 
 
 @pytest.mark.parametrize("build", [tiny.seed, tiny.moco])
-def test_students_of_a_fleet_equal_those_of_single_runs(build: Callable[..., Method], tmp_path: Path) -> None:
+def test_students_of_a_fleet_equal_those_of_single_runs(
+    build: Callable[..., Method], tmp_path: Path
+) -> None:
     names = ["a", "b", "c"]
     together = build(names, dropout=0.5)
     tiny.train(together, tmp_path / "fleet")
@@ -349,7 +416,13 @@ def test_a_diverged_student_disturbs_no_other(
         evaluated.append(names)
         return {}
 
-    tiny.train(together, tmp_path / "fleet", config, evaluate=norms, on_checkpoint=lambda steps, *_: trained.append(steps))
+    tiny.train(
+        together,
+        tmp_path / "fleet",
+        config,
+        evaluate=norms,
+        on_checkpoint=lambda steps, *_: trained.append(steps),
+    )
     tiny.train(single, tmp_path / "single", config, evaluate=lambda _: {})
     tiny.assert_same(tiny.weights(single)["a"], tiny.weights(together)["a"])
     found = {line["step"]: line for line in lines(tmp_path / "fleet")}
@@ -358,8 +431,13 @@ def test_a_diverged_student_disturbs_no_other(
     assert not any(key.startswith("bad/") for line in found.values() for key in line)
     assert {name for names in [*trained, *evaluated] for name in names} == {"a", "c"}
     error = next(line for line in logged if line.startswith("ERROR"))
-    assert re.search(r"step [23]: [23] steps of bad had gradients that are not finite \(learning rate bad 0\.0", error)
-    assert re.search(r"first step 1 with images \d+, .*; last good checkpoint: (none|/.*step_0+2\.pt)\)", error)
+    assert re.search(
+        r"step [23]: [23] steps of bad had gradients that are not finite \(learning rate bad 0\.0",
+        error,
+    )
+    assert re.search(
+        r"first step 1 with images \d+, .*; last good checkpoint: (none|/.*step_0+2\.pt)\)", error
+    )
     assert "Training of bad ends here, 2 others go on" in error
 
 
@@ -369,26 +447,39 @@ def hiccuping(names: list[str], bad: str, steps: set[int], at: str) -> Method:
     network, count = method.trainable[bad], itertools.count()
 
     def features(module: Any, args: Any, output: Tensor) -> Tensor:
-        return output * torch.inf if next(count) // 2 in steps else output  # two resolutions in each step
+        return (
+            output * torch.inf if next(count) // 2 in steps else output
+        )  # two resolutions in each step
 
     def loss(name: str, network: Any, prepared: Any) -> dict[str, Tensor]:
         out = type(method).loss(method, name, network, prepared)
-        return {**out, "loss": out["loss"] * torch.nan} if name == bad and next(count) in steps else out
+        return (
+            {**out, "loss": out["loss"] * torch.nan}
+            if name == bad and next(count) in steps
+            else out
+        )
 
     if at == "features":
-        network.encoder.layers[0].register_forward_hook(features)  # before batch norm, whose statistics become NaN
+        network.encoder.layers[0].register_forward_hook(
+            features
+        )  # before batch norm, whose statistics become NaN
     else:
         method.loss = loss
     return method
 
 
 @pytest.mark.parametrize("at", ["features", "loss"])
-def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(at: str, tmp_path: Path, logged: list[str]) -> None:
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(
+    at: str, tmp_path: Path, logged: list[str]
+) -> None:
     config = tiny.fit_config(steps=5, log_every=1, eval_every=0, checkpoint_every=1, keep_every=1)
     method = hiccuping(["a", "bad"], "bad", {3}, at)
     seen: list[dict[str, Any]] = []
     tiny.train(
-        method, tmp_path / "fleet", config, on_checkpoint=lambda _, networks, __: seen.append(copy.deepcopy(networks["bad"]))
+        method,
+        tmp_path / "fleet",
+        config,
+        on_checkpoint=lambda _, networks, __: seen.append(copy.deepcopy(networks["bad"])),
     )
     tiny.assert_same(seen[2], seen[3])  # weights and statistics are as after step 3
     assert any(not torch.equal(seen[3][key], seen[4][key]) for key in seen[3])
@@ -399,18 +490,29 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(at: str, tmp_path:
     skipped = [line for line in lines(tmp_path / "fleet") if "bad/skipped_steps" in line]
     assert [(line["step"], line["bad/skipped_steps"]) for line in skipped] == [(4, 1)]
     assert not any(key in skipped[0] for key in ("bad/loss", "bad/grad_norm"))
-    assert all("bad/loss" in line for line in lines(tmp_path / "fleet") if line["step"] in (3, 5) and "lr" in line)
-    assert any(line.startswith("WARNING bad: 1 steps skipped") and "first step 4 with images" in line for line in logged)
+    assert all(
+        "bad/loss" in line
+        for line in lines(tmp_path / "fleet")
+        if line["step"] in (3, 5) and "lr" in line
+    )
+    assert any(
+        line.startswith("WARNING bad: 1 steps skipped") and "first step 4 with images" in line
+        for line in logged
+    )
 
 
-def test_a_collapsed_student_is_named_loudly_once_the_warm_up_is_over(tmp_path: Path, logged: list[str]) -> None:
+def test_a_collapsed_student_is_named_loudly_once_the_warm_up_is_over(
+    tmp_path: Path, logged: list[str]
+) -> None:
     method = tiny.seed(["a", "flat"])
     with torch.no_grad():
         method.trainable["flat"].head[2].weight.zero_()
     tiny.train(method, tmp_path, lrs={"flat": 1e-20})
     loud = [line for line in logged if "flat HAS COLLAPSED" in line]
     assert len(loud) == 1
-    assert loud[0].startswith("WARNING flat HAS COLLAPSED: it sees all images alike (embedding std ")
+    assert loud[0].startswith(
+        "WARNING flat HAS COLLAPSED: it sees all images alike (embedding std "
+    )
     first, *_ = (line for line in lines(tmp_path) if "lr" in line)
     assert first["flat/embedding_std"] < 1e-6
     assert first["flat/embedding_rank"] == pytest.approx(1, abs=1e-3)
@@ -420,20 +522,31 @@ def test_a_collapsed_student_is_named_loudly_once_the_warm_up_is_over(tmp_path: 
 def test_skipped_steps_are_counted_over_log_lines_and_resumes(tmp_path: Path) -> None:
     def train(folder: Path, fail_after: int | None = None) -> None:
         method = hiccuping(["a", "bad"], "bad", set(range(12)), "loss")
-        tiny.train(method, folder, tiny.fit_config(max_skipped=6), source=tiny.Images(fail_after=fail_after))
+        tiny.train(
+            method,
+            folder,
+            tiny.fit_config(max_skipped=6),
+            source=tiny.Images(fail_after=fail_after),
+        )
 
     train(tmp_path / "straight")
     with pytest.raises(ValueError, match="unplugged"):
         train(tmp_path / "broken", 8 * 5)
     train(tmp_path / "broken")
-    assert tiny.last_checkpoint(tmp_path / "straight")["diverged"] == {"bad": 8}  # found at the checkpoint
+    assert tiny.last_checkpoint(tmp_path / "straight")["diverged"] == {
+        "bad": 8
+    }  # found at the checkpoint
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
 
 def test_means_leave_skipped_steps_out(tmp_path: Path) -> None:
     config = tiny.fit_config(steps=3, eval_every=0)
     tiny.train(hiccuping(["bad"], "bad", {1}, "loss"), tmp_path / "third", config)
-    tiny.train(hiccuping(["bad"], "bad", {1}, "loss"), tmp_path / "every", tiny.replaced(config, log_every=1))
+    tiny.train(
+        hiccuping(["bad"], "bad", {1}, "loss"),
+        tmp_path / "every",
+        tiny.replaced(config, log_every=1),
+    )
     losses = [line["bad/loss"] for line in lines(tmp_path / "every") if "bad/loss" in line]
     assert len(losses) == 2
     assert lines(tmp_path / "third")[0]["bad/loss"] == pytest.approx(sum(losses) / 2)
@@ -450,7 +563,9 @@ def test_a_diverged_student_stays_out_after_a_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unplugged"):
         tiny.train(build(), tmp_path / "broken", config, source=tiny.Images(fail_after=8 * 9))
     tiny.train(build(), tmp_path / "broken", config)
-    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (tmp_path / "broken" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (
+        tmp_path / "broken" / "metrics.jsonl"
+    ).read_bytes()
     assert tiny.last_checkpoint(tmp_path / "broken")["diverged"] == {"bad": 2}
 
 
@@ -461,13 +576,21 @@ def test_a_student_that_ends_earlier_equals_its_own_shorter_run_and_disturbs_no_
     config = tiny.fit_config(steps=None, epochs=3)
     together = build(["a", "short"], dropout=0.5)
     trained: list[Mapping[str, int]] = []
-    tiny.train(together, tmp_path / "fleet", config, epochs={"short": 2}, on_checkpoint=lambda steps, *_: trained.append(steps))
+    tiny.train(
+        together,
+        tmp_path / "fleet",
+        config,
+        epochs={"short": 2},
+        on_checkpoint=lambda steps, *_: trained.append(steps),
+    )
     for name, epochs in (("a", 3), ("short", 2)):
         single = build([name], dropout=0.5)
         tiny.train(single, tmp_path / name, tiny.replaced(config, epochs=epochs))
         tiny.assert_same(tiny.weights(single)[name], tiny.weights(together)[name])
         found = {(line["step"], "lr" in line): line for line in lines(tmp_path / "fleet")}
-        for line in lines(tmp_path / name)[:-2]:  # the last lines of the shorter run come at its own end
+        for line in lines(tmp_path / name)[
+            :-2
+        ]:  # the last lines of the shorter run come at its own end
             mine = {key: value for key, value in line.items() if key.startswith(f"{name}/")}
             assert mine == {key: found[line["step"], "lr" in line][key] for key in mine}
     assert trained[-1] == {"a": 15, "short": 10}
@@ -479,7 +602,13 @@ def test_a_fleet_with_students_of_different_lengths_resumes_bit_for_bit(tmp_path
         straight, broken = tmp_path / f"straight{fail_after}", tmp_path / f"broken{fail_after}"
         tiny.train(tiny.seed(["a", "b"]), straight, config, epochs={"b": 2})
         with pytest.raises(ValueError, match="unplugged"):
-            tiny.train(tiny.seed(["a", "b"]), broken, config, epochs={"b": 2}, source=tiny.Images(fail_after=fail_after))
+            tiny.train(
+                tiny.seed(["a", "b"]),
+                broken,
+                config,
+                epochs={"b": 2},
+                source=tiny.Images(fail_after=fail_after),
+            )
         tiny.train(tiny.seed(["a", "b"]), broken, config, epochs={"b": 2})
         assert_same_runs(straight, broken)
 
@@ -491,7 +620,9 @@ def test_batch_size_auto_is_a_run_with_the_size_that_was_found_and_keeps_it(
     config = tiny.fit_config(steps=None, epochs=2, batch_size="auto", accumulation=2, eval_every=0)
     tried: list[int] = []
 
-    def found(step: Callable[[int], None], *, limit: int, multiple_of: int, device: torch.device) -> int:
+    def found(
+        step: Callable[[int], None], *, limit: int, multiple_of: int, device: torch.device
+    ) -> int:
         assert (limit, multiple_of, device.type) == (40, 2, "cpu")
         for size in (4, 8):
             step(size)
@@ -504,27 +635,40 @@ def test_batch_size_auto_is_a_run_with_the_size_that_was_found_and_keeps_it(
     assert tried == [4, 8]
     assert_same_runs(tmp_path / "given", tmp_path / "found")
     with pytest.raises(ValueError, match="unplugged"):
-        tiny.train(METHODS[name](), tmp_path / "broken", config, source=tiny.Images(fail_after=8 * 5))
-    monkeypatch.setattr(fleet, "largest_batch_size", lambda *_, **__: 4)  # less memory is left when it goes on
+        tiny.train(
+            METHODS[name](), tmp_path / "broken", config, source=tiny.Images(fail_after=8 * 5)
+        )
+    monkeypatch.setattr(
+        fleet, "largest_batch_size", lambda *_, **__: 4
+    )  # less memory is left when it goes on
     tiny.train(METHODS[name](), tmp_path / "broken", config)
     assert_same_runs(tmp_path / "found", tmp_path / "broken")
 
 
 def test_batch_size_auto_measures_memory_and_trains(tmp_path: Path, logged: list[str]) -> None:
     tiny.train(tiny.seed(), tmp_path, tiny.fit_config(steps=None, epochs=1, batch_size="auto"))
-    assert "INFO batch_size=32 fits into the memory" in logged  # of 40 images, and memory for thousands
+    assert (
+        "INFO batch_size=32 fits into the memory" in logged
+    )  # of 40 images, and memory for thousands
     assert tiny.last_checkpoint(tmp_path)["step"] == 1
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
-def test_a_compiled_run_equals_an_eager_one_up_to_rounding_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_compiled_run_equals_an_eager_one_up_to_rounding_and_resumes_bit_for_bit(
+    tmp_path: Path,
+) -> None:
     config = tiny.fit_config(steps=6, eval_every=0)
     compiled = tiny.replaced(config, compile=True)
     tiny.train(tiny.seed(["a", "b"]), tmp_path / "eager", config)
     tiny.train(tiny.seed(["a", "b"]), tmp_path / "compiled", compiled)
     with pytest.raises(ValueError, match="unplugged"):
-        tiny.train(tiny.seed(["a", "b"]), tmp_path / "broken", compiled, source=tiny.Images(fail_after=8 * 5))
+        tiny.train(
+            tiny.seed(["a", "b"]),
+            tmp_path / "broken",
+            compiled,
+            source=tiny.Images(fail_after=8 * 5),
+        )
     tiny.train(tiny.seed(["a", "b"]), tmp_path / "broken", compiled)
     assert_same_runs(tmp_path / "compiled", tmp_path / "broken")
     one, two = (tiny.flat(tiny.last_checkpoint(tmp_path / name)) for name in ("eager", "compiled"))
@@ -534,7 +678,9 @@ def test_a_compiled_run_equals_an_eager_one_up_to_rounding_and_resumes_bit_for_b
             torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_dropout_differs_between_steps_parts_and_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_differs_between_steps_parts_and_students(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method = tiny.seed(["a", "b"])
     seeds: list[int] = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
@@ -543,7 +689,13 @@ def test_dropout_differs_between_steps_parts_and_students(tmp_path: Path, monkey
 
 
 def test_derived_seeds_depend_on_every_part_of_the_key() -> None:
-    seeds = {derive_seed(0, name, step, part, rank) for name in "ab" for step in (1, 11) for part in (0, 1) for rank in (0, 1)}
+    seeds = {
+        derive_seed(0, name, step, part, rank)
+        for name in "ab"
+        for step in (1, 11)
+        for part in (0, 1)
+        for rank in (0, 1)
+    }
     assert len(seeds) == 16
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed("a", "bc") != derive_seed("ab", "c")
@@ -561,15 +713,26 @@ def test_the_teacher_stays_as_it_was(tmp_path: Path) -> None:
 # --- the optimiser's step ---------------------------------------------------------------------------------------------
 
 
-def step_once(method: Method, folder: Path, lrs: dict[str, float] | None = None, **options: Any) -> dict[str, dict[str, Tensor]]:
+def step_once(
+    method: Method, folder: Path, lrs: dict[str, float] | None = None, **options: Any
+) -> dict[str, dict[str, Tensor]]:
     """How far each parameter moves in one step of plain gradient descent."""
-    before = {name: {key: p.detach().clone() for key, p in net.named_parameters()} for name, net in method.trainable.items()}
+    before = {
+        name: {key: p.detach().clone() for key, p in net.named_parameters()}
+        for name, net in method.trainable.items()
+    }
     optimizer = tiny.optimizer_config(
-        momentum=0.0, weight_decay=0.0, warmup_epochs=0.0, schedule=ScheduleName.constant, lr=0.1, **options
+        momentum=0.0,
+        weight_decay=0.0,
+        warmup_epochs=0.0,
+        schedule=ScheduleName.constant,
+        lr=0.1,
+        **options,
     )
     tiny.train(method, folder, tiny.fit_config(steps=1), optimizer, lrs=lrs)
     return {
-        name: {key: p.detach() - before[name][key] for key, p in net.named_parameters()} for name, net in method.trainable.items()
+        name: {key: p.detach() - before[name][key] for key, p in net.named_parameters()}
+        for name, net in method.trainable.items()
     }
 
 
@@ -592,7 +755,9 @@ def test_learning_rates_of_classifiers_reach_them(tmp_path: Path) -> None:
 
 def test_the_learning_rate_scales_with_the_batch_and_follows_the_schedule(tmp_path: Path) -> None:
     optimizer = tiny.optimizer_config(lr=3.2, warmup_epochs=0.4)  # of 5 steps each: 2 steps
-    tiny.train(tiny.seed(), tmp_path, tiny.fit_config(steps=4, log_every=1, eval_every=0), optimizer)
+    tiny.train(
+        tiny.seed(), tmp_path, tiny.fit_config(steps=4, log_every=1, eval_every=0), optimizer
+    )
     metrics = [line for line in lines(tmp_path) if "lr" in line]
     peak = 3.2 * 8 / 256
     assert [line["lr"] for line in metrics] == pytest.approx([0, peak / 2, peak, peak / 2])
@@ -608,14 +773,18 @@ def test_clipping_is_per_student_and_the_logged_norm_is_that_before_it(tmp_path:
         norm = torch.cat([step.flatten() for step in free[name].values()]).norm().item() / lr
         assert before[f"{name}/grad_norm"] == pytest.approx(norm, rel=1e-2)
         assert after[f"{name}/grad_norm"] == before[f"{name}/grad_norm"]
-        assert torch.cat([step.flatten() for step in clipped[name].values()]).norm().item() / lr == pytest.approx(0.01, rel=1e-2)
+        assert torch.cat(
+            [step.flatten() for step in clipped[name].values()]
+        ).norm().item() / lr == pytest.approx(0.01, rel=1e-2)
 
 
 def test_lars_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     lars = OptimizerConfig("lars", lr=10.0, warmup_epochs=0.4)
     tiny.train(tiny.seed(), tmp_path / "straight", optimizer=lars)
     with pytest.raises(ValueError, match="unplugged"):
-        tiny.train(tiny.seed(), tmp_path / "broken", optimizer=lars, source=tiny.Images(fail_after=60))
+        tiny.train(
+            tiny.seed(), tmp_path / "broken", optimizer=lars, source=tiny.Images(fail_after=60)
+        )
     tiny.train(tiny.seed(), tmp_path / "broken", optimizer=lars)
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
@@ -638,14 +807,18 @@ def test_log_lines_are_means_over_the_steps_since_the_line_before(tmp_path: Path
 
 def test_evaluation_comes_every_so_many_epochs_and_at_the_end(tmp_path: Path) -> None:
     for eval_every, expected in ((1, [5, 10, 12]), (0.4, [2, 4, 6, 8, 10, 12]), (0, [12])):
-        folder = tiny.train(tiny.seed(), tmp_path / str(eval_every), tiny.fit_config(eval_every=eval_every))
+        folder = tiny.train(
+            tiny.seed(), tmp_path / str(eval_every), tiny.fit_config(eval_every=eval_every)
+        )
         assert [line["step"] for line in lines(folder) if "a/norm" in line] == expected
 
 
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     evaluated, not_evaluated = tiny.seed(dropout=0.3), tiny.seed(dropout=0.3)
     tiny.train(evaluated, tmp_path / "evaluated", tiny.fit_config(eval_every=0.2))
-    tiny.train(not_evaluated, tmp_path / "not", tiny.fit_config(eval_every=0), evaluate=lambda _: {})
+    tiny.train(
+        not_evaluated, tmp_path / "not", tiny.fit_config(eval_every=0), evaluate=lambda _: {}
+    )
     tiny.assert_same(tiny.weights(evaluated), tiny.weights(not_evaluated))
 
 
@@ -668,11 +841,15 @@ def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path: Path) -> 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_names_step_and_student_and_reaches_no_checkpoint(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_student_and_reaches_no_checkpoint(
+    tmp_path: Path,
+) -> None:
     method = tiny.seed(["a", "b"])
     poison(method, "a")
     poison(method, "b")
-    with pytest.raises(ValueError, match=r"step 2: 2 steps of a had .*, 2 steps of b had .*lower optimizer\.lr"):
+    with pytest.raises(
+        ValueError, match=r"step 2: 2 steps of a had .*, 2 steps of b had .*lower optimizer\.lr"
+    ):
         tiny.train(method, tmp_path, tiny.fit_config(max_skipped=1))
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -690,7 +867,9 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def train_here(kind: str, folder: str, changes: dict[str, Any], fail_after: int | None = None) -> dict[str, Any] | str:
+def train_here(
+    kind: str, folder: str, changes: dict[str, Any], fail_after: int | None = None
+) -> dict[str, Any] | str:
     """Runs on each rank: trains; returns what the method holds at the end, or the message of the error."""
     method: Method = {
         "seed": lambda: tiny.seed(["a", "b"], bn=False),
@@ -724,20 +903,27 @@ def test_two_processes_equal_one_with_the_same_global_batch(
     diagnostics = OF_THE_LAST_PART if accumulation > 1 else ()
     for single, double in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         keys = [key for key in single if key not in {*parts, *diagnostics}]
-        assert [double[key] for key in keys] == pytest.approx([single[key] for key in keys], abs=1e-5)
+        assert [double[key] for key in keys] == pytest.approx(
+            [single[key] for key in keys], abs=1e-5
+        )
 
 
 def test_two_processes_resume_bit_for_bit(two_ranks: Ranks, tmp_path: Path) -> None:
     # The newest checkpoint is that of step 8, in the middle of the interval that the line of step 9 is the mean of.
     straight = two_ranks.run(train_here, "seed", str(tmp_path / "straight"), {})
-    assert two_ranks.run(train_here, "seed", str(tmp_path / "broken"), {}, 4 * 9) == ["unplugged", "unplugged"]
+    assert two_ranks.run(train_here, "seed", str(tmp_path / "broken"), {}, 4 * 9) == [
+        "unplugged",
+        "unplugged",
+    ]
     resumed = two_ranks.run(train_here, "seed", str(tmp_path / "broken"), {})
     tiny.assert_same(straight, resumed)
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_run_goes_on_with_another_number_of_processes(accumulation: int, two_ranks: Ranks, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_processes(
+    accumulation: int, two_ranks: Ranks, tmp_path: Path
+) -> None:
     options = {"accumulation": accumulation, "steps": 12}
     straight = train_here("seed", str(tmp_path / "straight"), options)
     assert train_here("seed", str(tmp_path / "elastic"), options, 8 * 7) == "unplugged"
@@ -745,18 +931,24 @@ def test_a_run_goes_on_with_another_number_of_processes(accumulation: int, two_r
     tiny.assert_same(elastic[0], elastic[1])
     expected, found = tiny.flat(straight), tiny.flat(elastic[0])
     for key, value in expected.items():
-        torch.testing.assert_close(torch.as_tensor(found[key]), torch.as_tensor(value), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            torch.as_tensor(found[key]), torch.as_tensor(value), rtol=1e-5, atol=1e-5
+        )
     for one, two in zip(lines(tmp_path / "straight"), lines(tmp_path / "elastic"), strict=True):
         losses = [key for key in one if "loss" in key]
         assert [two[key] for key in losses] == pytest.approx([one[key] for key in losses], abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["seed with bn", "moco with bn"])
-def test_all_processes_end_with_the_same_network(kind: str, two_ranks: Ranks, tmp_path: Path) -> None:
+def test_all_processes_end_with_the_same_network(
+    kind: str, two_ranks: Ranks, tmp_path: Path
+) -> None:
     first, second = two_ranks.run(train_here, kind, str(tmp_path), {})
     tiny.assert_same(first["networks"], second["networks"])  # running BN statistics included
 
 
-def test_a_batch_that_does_not_divide_by_the_processes_is_refused(two_ranks: Ranks, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_by_the_processes_is_refused(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
     messages = two_ranks.run(train_here, "seed", str(tmp_path), {"batch_size": 7})
     assert all("batch_size=7 does not divide by the 2 processes" in message for message in messages)

@@ -25,8 +25,16 @@ def start(folder: Path, variant: str, seconds: str | float) -> list[int]:
         port = probe.getsockname()[1]
     processes = []
     for rank in range(ranks):
-        rendezvous = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        paths = os.pathsep.join([str(Path(kill_me.__file__).parent), os.environ.get("PYTHONPATH", "")])
+        rendezvous = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        paths = os.pathsep.join(
+            [str(Path(kill_me.__file__).parent), os.environ.get("PYTHONPATH", "")]
+        )
         environment = {
             **os.environ,
             "PYTHONPATH": paths,
@@ -46,7 +54,9 @@ def start(folder: Path, variant: str, seconds: str | float) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", kill_me.VARIANTS)
-def test_runs_killed_at_random_instants_end_bit_for_bit_as_undisturbed_ones(variant: str, tmp_path: Path) -> None:
+def test_runs_killed_at_random_instants_end_bit_for_bit_as_undisturbed_ones(
+    variant: str, tmp_path: Path
+) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for folder in (straight, broken):
         folder.mkdir()
@@ -56,7 +66,9 @@ def test_runs_killed_at_random_instants_end_bit_for_bit_as_undisturbed_ones(vari
         statuses = start(broken, variant, dice.uniform(0.0, 1.5))
         assert statuses[-1] in (0, -9)
         kills += statuses[-1] == -9
-        if statuses[-1] == 0:  # it was through before it was killed: from the beginning, with what was left
+        if (
+            statuses[-1] == 0
+        ):  # it was through before it was killed: from the beginning, with what was left
             for path in (broken / "checkpoints").iterdir():
                 path.unlink()
     assert set(start(broken, variant, "never")) == {0}

@@ -53,12 +53,23 @@ def test_parameters_do_not_count() -> None:
 
 
 def test_the_count_is_that_of_the_layers_and_the_same_without_data() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 5))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(144, 5),
+    )
     images, convolved, normalised, statistics = 2 * 3 * 64, 2 * 4 * 36, 2 * 4 * 36, 2 * 4 + 2 * 4
-    expected = 4 * (images + convolved + normalised + statistics)  # running and batch statistics, mean and variance
+    expected = 4 * (
+        images + convolved + normalised + statistics
+    )  # running and batch statistics, mean and variance
     assert activation_bytes(lambda: network(torch.zeros(2, 3, 8, 8))) == expected
     network.to("meta")
-    assert activation_bytes(lambda: network(torch.zeros(2, 3, 8, 8, device="meta")).sum().backward()) == expected
+    assert (
+        activation_bytes(lambda: network(torch.zeros(2, 3, 8, 8, device="meta")).sum().backward())
+        == expected
+    )
 
 
 def test_counting_leaves_results_as_they_are() -> None:
@@ -87,14 +98,23 @@ class Steps:
 def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Calls largest_batch_size with steps whose need is known, in so many bytes."""
 
-    def call(steps: Steps, memory_bytes: int, limit: int, multiple_of: int, device: torch.device, share: float = 1.0) -> int:
+    def call(
+        steps: Steps,
+        memory_bytes: int,
+        limit: int,
+        multiple_of: int,
+        device: torch.device,
+        share: float = 1.0,
+    ) -> int:
         def measured(step: Callable[[int], None], size: int, device: torch.device) -> int:
             step(size)
             return steps.needs(size)
 
         monkeypatch.setattr(memory, "_bytes_of", measured)
         monkeypatch.setattr(memory, "available_memory", lambda device: memory_bytes)
-        return largest_batch_size(steps, limit=limit, multiple_of=multiple_of, device=device, share=share)
+        return largest_batch_size(
+            steps, limit=limit, multiple_of=multiple_of, device=device, share=share
+        )
 
     return call
 
@@ -104,12 +124,18 @@ def search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.mark.parametrize("limit", [100, 1000, 10**6])
 @pytest.mark.parametrize("memory_bytes", [11_000, 64_000, 64_500, 123_456_789])
 def test_the_largest_size_that_fits_is_found(
-    search: Callable[..., int], device: torch.device, multiple_of: int, limit: int, memory_bytes: int
+    search: Callable[..., int],
+    device: torch.device,
+    multiple_of: int,
+    limit: int,
+    memory_bytes: int,
 ) -> None:
     steps = Steps(each=100, fixed=500)
     found = search(steps, memory_bytes, limit, multiple_of, device)
     fitting = [
-        multiple_of * 2**k for k in range(30) if multiple_of * 2**k <= limit and 100 * multiple_of * 2**k + 500 <= memory_bytes
+        multiple_of * 2**k
+        for k in range(30)
+        if multiple_of * 2**k <= limit and 100 * multiple_of * 2**k + 500 <= memory_bytes
     ]
     assert found == max(fitting)
     assert all(100 * size + 500 <= memory_bytes for size in steps.run[1:])
@@ -133,7 +159,10 @@ def test_of_several_processes_one_that_runs_out_of_memory_says_so(
     """The others wait in the step's collectives, and would for ten minutes."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "everyones", lambda number: [number] * 2)
-    with pytest.raises(ValueError, match=r"a trial step of 256 images per process ran out of .* give a batch_size below 512"):
+    with pytest.raises(
+        ValueError,
+        match=r"a trial step of 256 images per process ran out of .* give a batch_size below 512",
+    ):
         search(Steps(1, crash_above=200), 10**9, 10**6, 8, CUDA)
 
 
@@ -148,9 +177,13 @@ def test_tiny_batches_are_not_run_where_larger_ones_are_of_use(search: Callable[
 
 @pytest.mark.parametrize("crash_above", [0, float("inf")])
 def test_what_cannot_fit_is_refused(search: Callable[..., int], crash_above: float) -> None:
-    with pytest.raises(ValueError, match=r"not even 12 images fit into the 0\.90 GiB that a step may use on cuda"):
+    with pytest.raises(
+        ValueError, match=r"not even 12 images fit into the 0\.90 GiB that a step may use on cuda"
+    ):
         search(Steps(2**30, crash_above=crash_above), 2**30, 100, 12, CUDA, share=0.9)
-    with pytest.raises(ValueError, match="batch_size=auto needs at least 12 images per process, there are 11"):
+    with pytest.raises(
+        ValueError, match="batch_size=auto needs at least 12 images per process, there are 11"
+    ):
         search(Steps(1), 10**9, 11, 12, CUDA)
 
 
@@ -163,7 +196,9 @@ def test_on_the_cpu_two_small_steps_tell_of_large_ones(monkeypatch: pytest.Monke
         network(torch.zeros(size, 1000)).sum().backward()
 
     # 8000 bytes an image: its input and its result.
-    monkeypatch.setattr(memory, "available_memory", lambda device: round(memory.CPU_OVERHEAD * 8000 * 5000))
+    monkeypatch.setattr(
+        memory, "available_memory", lambda device: round(memory.CPU_OVERHEAD * 8000 * 5000)
+    )
     assert largest_batch_size(step, limit=10**9, multiple_of=2, device=CPU) == 4096
     assert sizes == [8, 16]
 

@@ -12,18 +12,25 @@ from seed_exp.engine.optimizers import Lars, build_optimizer, set_lr
 
 
 def config(name: str, **options: float) -> OptimizerConfig:
-    return OptimizerConfig(name, **{"lr": 1.0, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.02, **options})
+    return OptimizerConfig(
+        name,
+        **{"lr": 1.0, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.02, **options},
+    )
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)).double()
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)
+    ).double()
 
 
 def gradients(module: nn.Module, step: int) -> None:
     torch.manual_seed(100 + step)
     for parameter in module.parameters():
-        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, dtype=parameter.dtype))
+        parameter.grad = torch.empty_like(parameter).copy_(
+            torch.randn(parameter.shape, dtype=parameter.dtype)
+        )
 
 
 RATES = [0.0, 0.5, 2.0, 1.0, 0.1]
@@ -34,7 +41,13 @@ def norm(values: list[float]) -> float:
 
 
 def lars_algorithm_1(
-    w: list[float], gs: list[list[float]], rates: list[float], m: float, beta: float, eta: float, is_vector: bool
+    w: list[float],
+    gs: list[list[float]],
+    rates: list[float],
+    m: float,
+    beta: float,
+    eta: float,
+    is_vector: bool,
 ) -> list[float]:
     """arXiv:1708.03888, Algorithm 1, a layer's numbers one by one; vectors are left to plain SGD without weight decay."""
     v = [0.0] * len(w)
@@ -60,8 +73,15 @@ def test_lars_equals_its_algorithm_over_several_steps() -> None:
         set_lr(optimizer, rate)
         optimizer.step()
     for parameter, begin, values in zip(module.parameters(), start, history, strict=True):
-        expected = lars_algorithm_1(begin, values, RATES, 0.9, 0.01, 0.02, is_vector=parameter.ndim == 1)
-        torch.testing.assert_close(parameter.detach().flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+        expected = lars_algorithm_1(
+            begin, values, RATES, 0.9, 0.01, 0.02, is_vector=parameter.ndim == 1
+        )
+        torch.testing.assert_close(
+            parameter.detach().flatten(),
+            torch.tensor(expected, dtype=torch.float64),
+            rtol=1e-12,
+            atol=0,
+        )
 
 
 def test_sgd_is_that_of_torch() -> None:
@@ -83,7 +103,9 @@ def test_sgd_is_that_of_torch() -> None:
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 @pytest.mark.parametrize("gradient", [0.0, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_zero_weights_and_gradients_give_finite_steps(name: str, weight: float, gradient: float, weight_decay: float) -> None:
+def test_zero_weights_and_gradients_give_finite_steps(
+    name: str, weight: float, gradient: float, weight_decay: float
+) -> None:
     module = nn.Linear(3, 2)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -140,7 +162,9 @@ def test_state_goes_on_in_another_optimizer(name: str) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("loaded", [torch.contiguous_format, torch.channels_last])
-def test_state_goes_on_in_another_memory_format(fused: bool, saved: torch.memory_format, loaded: torch.memory_format) -> None:
+def test_state_goes_on_in_another_memory_format(
+    fused: bool, saved: torch.memory_format, loaded: torch.memory_format
+) -> None:
     def trained(module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> nn.Module:
         optimizer.param_groups[0]["fused"] = fused
         gradients(module, step)
@@ -155,14 +179,18 @@ def test_state_goes_on_in_another_memory_format(fused: bool, saved: torch.memory
     second.load_state_dict(first.state_dict())
     after = build_optimizer(config("sgd"), second)
     after.load_state_dict(copy.deepcopy(before.state_dict()))
-    for one, two in zip(trained(second, after, 1).parameters(), trained(first, before, 1).parameters(), strict=True):
+    for one, two in zip(
+        trained(second, after, 1).parameters(), trained(first, before, 1).parameters(), strict=True
+    ):
         torch.testing.assert_close(one, two, rtol=1e-14, atol=0)
 
 
 def test_whether_one_kernel_updates_all_is_the_devices_matter_not_the_checkpoints() -> None:
     before = build_optimizer(config("sgd"), network())
     state = before.state_dict()
-    state["param_groups"][0]["fused"] = True  # as a GPU wrote it; here it would be a kernel of its own
+    state["param_groups"][0]["fused"] = (
+        True  # as a GPU wrote it; here it would be a kernel of its own
+    )
     after = build_optimizer(config("sgd"), network())
     after.load_state_dict(state)
     assert after.param_groups[0]["fused"] is None
@@ -183,7 +211,10 @@ def test_lars_gives_the_same_in_any_memory_format() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_one_kernel_updates_all_as_on_the_cpu() -> None:
     module, reference = network().cuda(), network()
-    optimizer, expected = build_optimizer(config("sgd"), module), build_optimizer(config("sgd"), reference)
+    optimizer, expected = (
+        build_optimizer(config("sgd"), module),
+        build_optimizer(config("sgd"), reference),
+    )
     assert optimizer.defaults["fused"]
     assert not expected.defaults["fused"]
     for step in range(2):

@@ -55,11 +55,17 @@ def test_no_time_at_all_is_no_error(clock: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize(("step", "left"), [(100, "0:00"), (90, "0:10"), (38, "1:02"), (0, "1:40")])
-def test_the_line_tells_step_losses_rate_and_time_left(step: int, left: str, logged: list[str]) -> None:
+def test_the_line_tells_step_losses_rate_and_time_left(
+    step: int, left: str, logged: list[str]
+) -> None:
     progress = Progress(0, 100, 32)
-    progress.report(step, {"a/loss": 1.23456, "b/loss": 7.0}, {"images_per_s": 32.0, "data_wait_percent": 12.4})
+    progress.report(
+        step, {"a/loss": 1.23456, "b/loss": 7.0}, {"images_per_s": 32.0, "data_wait_percent": 12.4}
+    )
     progress.close()
-    assert logged == [f"INFO step {step}/100: a/loss 1.235, b/loss 7; 32 img/s, data wait 12 %, {left} left"]
+    assert logged == [
+        f"INFO step {step}/100: a/loss 1.235, b/loss 7; 32 img/s, data wait 12 %, {left} left"
+    ]
 
 
 def test_hours_are_told_as_hours(logged: list[str]) -> None:

@@ -17,8 +17,22 @@ from seed_exp.training import encoders, pretraining
 from seed_exp.training.encoders import build_students, train_encoders
 from seed_exp.views.recipe import TrainViews
 
-OPTIONS = ["data=digits", "views=digits", "views.crops.global.num=2", "student=convnet_w2", "moco.queue_size=64", "device=cpu"]
-OPTIONS += ["data.num_workers=0", "tracker=files", "batch_size=32", "steps=4", "checkpoint_every=2", "eval_every=0"]
+OPTIONS = [
+    "data=digits",
+    "views=digits",
+    "views.crops.global.num=2",
+    "student=convnet_w2",
+    "moco.queue_size=64",
+    "device=cpu",
+]
+OPTIONS += [
+    "data.num_workers=0",
+    "tracker=files",
+    "batch_size=32",
+    "steps=4",
+    "checkpoint_every=2",
+    "eval_every=0",
+]
 OPTIONS += ["knn_bank_size=50", "knn_query_size=50", "optimizer.warmup_epochs=0"]
 
 
@@ -30,7 +44,13 @@ def train(folder: str) -> list[int]:
         header = read_header(folder / "students" / "convnet_w2.safetensors")
         found.append(-1 if header is None else header["step"])
 
-    train_encoders("pretrain", "run", compose("pretrain", [*OPTIONS, f"run_dir={folder}"]), pretraining.build, then)
+    train_encoders(
+        "pretrain",
+        "run",
+        compose("pretrain", [*OPTIONS, f"run_dir={folder}"]),
+        pretraining.build,
+        then,
+    )
     return found
 
 
@@ -48,7 +68,9 @@ def train_on_a_slow_disk(folder: str) -> list[int]:
         encoders.save_student = save
 
 
-def test_what_follows_a_training_finds_the_last_students_on_every_rank(two_ranks: Ranks, tmp_path: Path) -> None:
+def test_what_follows_a_training_finds_the_last_students_on_every_rank(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
     assert two_ranks.run(train_on_a_slow_disk, str(tmp_path / "run")) == [[4], [4]]
 
 
@@ -84,7 +106,9 @@ def batch_size() -> int:
     available = memory.available_memory
     memory.available_memory = lambda device: 10**12 if distributed.rank() == 0 else 10**6
     try:
-        return find_batch_size(method, TrainViews(config.views, 0), config, distributed.local_device("cpu"), 1437)
+        return find_batch_size(
+            method, TrainViews(config.views, 0), config, distributed.local_device("cpu"), 1437
+        )
     finally:
         memory.available_memory = available
 

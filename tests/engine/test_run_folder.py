@@ -38,7 +38,9 @@ def config() -> DistillConfig:
     return DistillConfig(
         students={"a": StudentConfig("resnet18"), "b": StudentConfig("timm", name="test_vit")},
         views=ViewsConfig("mocov2", {"global": CropConfig(), "local": CropConfig(96, 6)}),
-        optimizer=OptimizerConfig("sgd", 0.03, schedule=ScheduleName.step, milestones=[100.0, 150.0]),
+        optimizer=OptimizerConfig(
+            "sgd", 0.03, schedule=ScheduleName.step, milestones=[100.0, 150.0]
+        ),
         data=DataConfig("digits"),
         tracker=TrackerConfig("files"),
         teacher=TeacherConfig("swav_r50"),
@@ -72,7 +74,9 @@ def changed(option: str) -> DistillConfig:
 INPUTS = {"training images": "digits[1500:abc]"}
 
 
-def open_run(command: str, label: str, own: DistillConfig, root: Path, inputs: dict[str, str] = INPUTS) -> Path:
+def open_run(
+    command: str, label: str, own: DistillConfig, root: Path, inputs: dict[str, str] = INPUTS
+) -> Path:
     return run_folder.open_run(command, label, own, inputs, root)
 
 
@@ -80,7 +84,15 @@ OPTIONS = sorted(set(flatten(to_plain(config()))))
 
 
 CHANGE_NO_NUMBER = (
-    {"device", "log_every", "checkpoint_every", "keep_every", "resume", "teacher_cache", "evaluations"}
+    {
+        "device",
+        "log_every",
+        "checkpoint_every",
+        "keep_every",
+        "resume",
+        "teacher_cache",
+        "evaluations",
+    }
     | {"data.num_workers", "data.download", "data.on_error", "data.max_bad"}
     | {option for option in OPTIONS if option.startswith("tracker.")}
 )
@@ -93,7 +105,9 @@ def test_options_that_change_no_number_lead_to_the_same_folder(option: str, tmp_
 
 
 @pytest.mark.parametrize("option", sorted(set(OPTIONS) - CHANGE_NO_NUMBER - {"run_dir"}))
-def test_every_other_option_leads_to_another_folder_and_is_refused_in_the_old_one(option: str, tmp_path: Path) -> None:
+def test_every_other_option_leads_to_another_folder_and_is_refused_in_the_old_one(
+    option: str, tmp_path: Path
+) -> None:
     folder = open_run("distill", "label", config(), tmp_path)
     other = changed(option)
     assert open_run("distill", "label", other, tmp_path) != folder
@@ -111,10 +125,15 @@ def test_the_name_begins_with_the_label_and_stays_the_same(tmp_path: Path) -> No
     assert folder.parent == tmp_path
     assert folder.name.startswith("resnet18-swav_r50-")
     assert open_run("distill", "resnet18-swav_r50", config(), tmp_path) == folder
-    assert open_run("distill", "resnet18-swav_r50", config(), tmp_path / "elsewhere").name == folder.name
+    assert (
+        open_run("distill", "resnet18-swav_r50", config(), tmp_path / "elsewhere").name
+        == folder.name
+    )
 
 
-def test_other_content_of_what_the_run_reads_leads_to_another_folder_and_is_refused_in_the_old_one(tmp_path: Path) -> None:
+def test_other_content_of_what_the_run_reads_leads_to_another_folder_and_is_refused_in_the_old_one(
+    tmp_path: Path,
+) -> None:
     folder = open_run("distill", "label", config(), tmp_path)
     other = {"training images": "digits[1500:def]"}
     assert open_run("distill", "label", config(), tmp_path, other) != folder
@@ -131,14 +150,18 @@ def test_options_added_and_removed_since_are_named(tmp_path: Path) -> None:
     del content["options"]["seed"]
     content["options"]["students"]["c"] = {"network": "resnet34"}
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"seed was absent, now 0; students\.c\.network was resnet34, now absent"):
+    with pytest.raises(
+        ValueError, match=r"seed was absent, now 0; students\.c\.network was resnet34, now absent"
+    ):
         open_run("distill", "label", config(), tmp_path)
 
 
 def test_the_folder_of_another_command_is_refused(tmp_path: Path) -> None:
     own = dataclasses.replace(config(), run_dir=str(tmp_path / "run"))
     open_run("distill", "label", own, tmp_path)
-    with pytest.raises(ValueError, match="is a run of distill, not of linear; choose another run_dir"):
+    with pytest.raises(
+        ValueError, match="is a run of distill, not of linear; choose another run_dir"
+    ):
         open_run("linear", "label", own, tmp_path)
 
 
@@ -165,7 +188,11 @@ def test_the_first_record_stays(tmp_path: Path) -> None:
 
 
 def test_flatten_names_options_as_the_command_line_does() -> None:
-    assert flatten({"a": 1, "b": {"c": [2, 3], "d": {"e": None}}, "f": {}}) == {"a": 1, "b.c": [2, 3], "b.d.e": None}
+    assert flatten({"a": 1, "b": {"c": [2, 3], "d": {"e": None}}, "f": {}}) == {
+        "a": 1,
+        "b.c": [2, 3],
+        "b.d.e": None,
+    }
 
 
 def open_here(root: str) -> str:
@@ -183,13 +210,19 @@ with hold(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_in_the_folder_is_refused_until_the_first_one_is_dead(tmp_path: Path) -> None:
-    first = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+def test_a_second_process_in_the_folder_is_refused_until_the_first_one_is_dead(
+    tmp_path: Path,
+) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
         with (
-            pytest.raises(ValueError, match=rf"is in use by process {first.pid} on .*choose another run_dir"),
+            pytest.raises(
+                ValueError, match=rf"is in use by process {first.pid} on .*choose another run_dir"
+            ),
             run_lock(tmp_path),
         ):
             pass
@@ -201,7 +234,9 @@ def test_a_second_process_in_the_folder_is_refused_until_the_first_one_is_dead(t
             assert str(os.getpid()) in (tmp_path / "lock").read_text()
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -220,7 +255,10 @@ def test_the_log_goes_to_the_terminal_and_with_the_time_to_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], logged: list[str]
 ) -> None:
     log = logging.getLogger("seed_exp")
-    for name in ("first", "second"):  # the second run of a sweep no longer writes into the folder of the first
+    for name in (
+        "first",
+        "second",
+    ):  # the second run of a sweep no longer writes into the folder of the first
         (tmp_path / name).mkdir()
         log_to(tmp_path / name)
         log.info("hello from %s", name)
@@ -228,7 +266,11 @@ def test_the_log_goes_to_the_terminal_and_with_the_time_to_a_file(
     first, second = ((tmp_path / name / "log.txt").read_text() for name in ("first", "second"))
     assert "hello from first" in first
     assert "second" not in first
-    assert [line[24:] for line in second.splitlines()] == [f"run folder: {tmp_path / 'second'}", "hello from second", "detail"]
+    assert [line[24:] for line in second.splitlines()] == [
+        f"run folder: {tmp_path / 'second'}",
+        "hello from second",
+        "detail",
+    ]
     shown = capsys.readouterr().err.splitlines()
     assert shown.count("hello from second") == 1
     assert "detail" not in shown

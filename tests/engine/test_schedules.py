@@ -12,9 +12,19 @@ from seed_exp.engine.schedules import lr_factor, peak_lr
 
 
 def config(
-    schedule: ScheduleName, warmup: float = 5.0, milestones: list[float] | None = None, gamma: float = 0.1
+    schedule: ScheduleName,
+    warmup: float = 5.0,
+    milestones: list[float] | None = None,
+    gamma: float = 0.1,
 ) -> OptimizerConfig:
-    return OptimizerConfig("sgd", lr=1.0, schedule=schedule, warmup_epochs=warmup, milestones=milestones or [], gamma=gamma)
+    return OptimizerConfig(
+        "sgd",
+        lr=1.0,
+        schedule=schedule,
+        warmup_epochs=warmup,
+        milestones=milestones or [],
+        gamma=gamma,
+    )
 
 
 @pytest.mark.parametrize("schedule", ScheduleName)
@@ -42,15 +52,26 @@ def test_cosine_falls_from_the_peak_to_zero() -> None:
 def test_steps_come_exactly_at_the_milestones() -> None:
     steps = config(ScheduleName.step, warmup=0, milestones=[30, 40], gamma=0.1)
     epochs = [0, 29.999, 30, 39.999, 40, 50]
-    assert [lr_factor(steps, epoch, 50) for epoch in epochs] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [lr_factor(steps, epoch, 50) for epoch in epochs] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 def test_constant_stays_at_the_peak() -> None:
-    assert {lr_factor(config(ScheduleName.constant), epoch, 200) for epoch in (5, 17.3, 199.9, 200)} == {1.0}
+    assert {
+        lr_factor(config(ScheduleName.constant), epoch, 200) for epoch in (5, 17.3, 199.9, 200)
+    } == {1.0}
 
 
-@given(schedule=st.sampled_from(ScheduleName), warmup=st.floats(0, 300), epoch=st.floats(0, 400), num_epochs=st.floats(0.01, 300))
-def test_the_share_is_always_between_zero_and_one(schedule: ScheduleName, warmup: float, epoch: float, num_epochs: float) -> None:
+@given(
+    schedule=st.sampled_from(ScheduleName),
+    warmup=st.floats(0, 300),
+    epoch=st.floats(0, 400),
+    num_epochs=st.floats(0.01, 300),
+)
+def test_the_share_is_always_between_zero_and_one(
+    schedule: ScheduleName, warmup: float, epoch: float, num_epochs: float
+) -> None:
     assert 0 <= lr_factor(config(schedule, warmup, [100, 200]), epoch, num_epochs) <= 1
 
 

@@ -23,7 +23,12 @@ from seed_exp.config.schema import TrackerConfig, TrackerMode
 from seed_exp.engine.tracking import FileTracker, RunFacts, Tracker, WandbTracker, build_tracker
 from seed_exp.engine.wandb_process import last_step
 
-FACTS = RunFacts("distill", "a+b-teacher-views-data", ["a", "b"], {"lr": 0.03, "decay": 1.0, "steps": 6, "data": {"root": None}})
+FACTS = RunFacts(
+    "distill",
+    "a+b-teacher-views-data",
+    ["a", "b"],
+    {"lr": 0.03, "decay": 1.0, "steps": 6, "data": {"root": None}},
+)
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, float]]:
@@ -70,13 +75,17 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_a_full_disk_neither_ends_training_nor_loses_a_line(tmp_path: Path, logged: list[str]) -> None:
+def test_a_full_disk_neither_ends_training_nor_loses_a_line(
+    tmp_path: Path, logged: list[str]
+) -> None:
     tracker = files(tmp_path)
     disk = FullDisk(tracker._files["metrics.jsonl"], room=30)
     tracker._files["metrics.jsonl"] = disk
     for step in range(4):
         tracker.log(step, {"a/loss": 1.5})
-    assert sum("WARNING cannot write to" in line and "No space left" in line for line in logged) == 1
+    assert (
+        sum("WARNING cannot write to" in line and "No space left" in line for line in logged) == 1
+    )
     with pytest.raises(OSError, match="No space left"):
         tracker.position()  # a checkpoint must not say that more is there than is
     disk.room = 10_000
@@ -155,7 +164,9 @@ def test_only_rank_0_writes(two_ranks: Ranks, tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 1
 
 
-def test_a_picture_is_drawn_once_in_a_run_and_shown_at_the_step_before_it(tmp_path: Path, logged: list[str]) -> None:
+def test_a_picture_is_drawn_once_in_a_run_and_shown_at_the_step_before_it(
+    tmp_path: Path, logged: list[str]
+) -> None:
     drawn: list[Path] = []
     for _ in range(2):
         tracker = files(tmp_path)
@@ -173,15 +184,23 @@ def test_a_picture_is_drawn_once_in_a_run_and_shown_at_the_step_before_it(tmp_pa
     assert not [line for line in logged if line.startswith("WARNING")]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("cannot decode image")])
-def test_a_picture_that_cannot_be_drawn_does_not_end_training(error: Exception, tmp_path: Path, logged: list[str]) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("cannot decode image")]
+)
+def test_a_picture_that_cannot_be_drawn_does_not_end_training(
+    error: Exception, tmp_path: Path, logged: list[str]
+) -> None:
     def fail(path: Path) -> None:
         raise error
 
     tracker = files(tmp_path)
     tracker.log_picture("views", fail)
     tracker.close()
-    assert [line for line in logged if line.startswith("WARNING views is not shown: ") and str(error) in line]
+    assert [
+        line
+        for line in logged
+        if line.startswith("WARNING views is not shown: ") and str(error) in line
+    ]
 
 
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
@@ -211,7 +230,10 @@ def segments(folder: Path, student: str) -> list[list[dict[str, Any]]]:
     """The records of the student's offline runs, as wandb itself reads them: one after the other in time."""
     paths = sorted(folder.glob(f"wandb/offline-run-*-{ids(folder)[student]}/*.wandb"))
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    printed = [subprocess.run([*command, str(path)], capture_output=True, check=True, text=True).stdout for path in paths]
+    printed = [
+        subprocess.run([*command, str(path)], capture_output=True, check=True, text=True).stdout
+        for path in paths
+    ]
     return [[json.loads(line) for line in text.splitlines()] for text in printed]
 
 
@@ -222,7 +244,10 @@ def of_kind(kind: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def history(records: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     """All steps with their metrics, in the order in which they were sent."""
     rows = [row["item"] for row in of_kind("history", records)]
-    return [(row["_step"], {key: value for key, value in row.items() if not key.startswith("_")}) for row in rows]
+    return [
+        (row["_step"], {key: value for key, value in row.items() if not key.startswith("_")})
+        for row in rows
+    ]
 
 
 def test_without_an_account_each_student_has_an_offline_run_of_its_own(
@@ -241,7 +266,10 @@ def test_without_an_account_each_student_has_an_offline_run_of_its_own(
         tracker.log_picture("views", draw)
         tracker.rewind({})
         for step in (2, 4, 6):
-            tracker.log(step, {"lr": 0.1 / step, "a/loss": 1 / step, "b/loss": 2.0 * step, "b/x/y": float(step)})
+            tracker.log(
+                step,
+                {"lr": 0.1 / step, "a/loss": 1 / step, "b/loss": 2.0 * step, "b/x/y": float(step)},
+            )
             tracker.log_speed(step, {"images_per_s": 10.0 * step})
         tracker.log(6, {"a/knn10": 50.0, "b/knn10": 60.0})
         tracker.log_picture("a/map", draw)
@@ -251,7 +279,11 @@ def test_without_an_account_each_student_has_an_offline_run_of_its_own(
     for student, mine in (("a", records), ("b", others)):
         (run,) = of_kind("run", mine)
         assert (run["run_id"], run["display_name"]) == (ids(folder)[student], f"{student} in run")
-        assert (run["project"], run["run_group"], run["job_type"]) == ("seed_exp", FACTS.label, "distill")
+        assert (run["project"], run["run_group"], run["job_type"]) == (
+            "seed_exp",
+            FACTS.label,
+            "distill",
+        )
         assert run["tags"] == ["table1", "***"]
         config = run["config"]["update"]
         del config["_wandb"]
@@ -266,12 +298,18 @@ def test_without_an_account_each_student_has_an_offline_run_of_its_own(
     last = rows[-1][1]
     assert (last["loss"], last["knn10"], last["images_per_s"]) == (1 / 6, 50.0, 60.0)
     assert rows[0][1]["views._type"] == last["map._type"] == "image-file"
-    assert (last["students._type"], last["students.nrows"], last["students.ncols"]) == ("table-file", 1, 2)
+    assert (last["students._type"], last["students.nrows"], last["students.ncols"]) == (
+        "table-file",
+        1,
+        2,
+    )
     assert [(step, row.get("loss"), row.get("x/y")) for step, row in history(others)[1:]] == [
         (step, 2.0 * step, float(step)) for step in (2, 4, 6)
     ]
     assert "map._type" not in history(others)[-1][1]
-    models = [artifact["name"] for artifact in of_kind("artifact", others) if artifact["type"] == "model"]
+    models = [
+        artifact["name"] for artifact in of_kind("artifact", others) if artifact["type"] == "model"
+    ]
     assert models == [f"model-{ids(folder)['b']}"]
 
     sync = [line for line in logged if f"wandb sync {folder}/wandb/offline-run-*" in line]
@@ -312,8 +350,13 @@ def end(tracker: WandbTracker, how: str) -> None:
     process.wait(100)
 
 
-@pytest.mark.parametrize("how", ["training killed", "stopped by the scheduler", "all processes killed", "service terminated"])
-def test_an_interrupted_run_goes_on_under_its_id_with_each_step_once(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "how",
+    ["training killed", "stopped by the scheduler", "all processes killed", "service terminated"],
+)
+def test_an_interrupted_run_goes_on_under_its_id_with_each_step_once(
+    how: str, tmp_path: Path
+) -> None:
     facts = RunFacts("distill", "label", ["a"], {})
     folder = tmp_path / "run"
 
@@ -359,7 +402,9 @@ def test_a_run_that_is_done_is_not_begun_again(tmp_path: Path) -> None:
 
 
 def test_what_is_read_back_of_a_torn_file_is_what_it_begins_with(tmp_path: Path) -> None:
-    facts = RunFacts("distill", "label", ["a"], {"text": "x" * 70_000})  # a record over several blocks
+    facts = RunFacts(
+        "distill", "label", ["a"], {"text": "x" * 70_000}
+    )  # a record over several blocks
     with to_wandb(tmp_path / "run", facts, mode=TrackerMode.offline) as tracker:
         tracker.rewind({})
         for step in range(1, 40):
@@ -386,7 +431,9 @@ def test_what_is_read_back_of_a_torn_file_is_what_it_begins_with(tmp_path: Path)
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the stand-in for wandb writes what it is asked for."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fake_wandb"), prepend=os.pathsep)
+    monkeypatch.setenv(
+        "PYTHONPATH", str(Path(__file__).parents[1] / "fake_wandb"), prepend=os.pathsep
+    )
     monkeypatch.setenv("WANDB_FAKE_CALLS", str(tmp_path / "calls.jsonl"))
     return tmp_path / "calls.jsonl"
 
@@ -426,7 +473,11 @@ def test_a_wandb_that_hangs_neither_stops_training_nor_outlives_it(
         wait_until(lambda: calls.exists() and asked(calls, "init"))
         assert tracker._process.poll() is None
     tracker.close()
-    assert [line for line in logged if line.startswith("WARNING W&B did not finish within") and "same command" in line]
+    assert [
+        line
+        for line in logged
+        if line.startswith("WARNING W&B did not finish within") and "same command" in line
+    ]
     assert len(lines(tmp_path / "run")) == 2000
     assert tracker._process.wait(100) == 1
 
@@ -438,7 +489,13 @@ def test_what_fails_online_is_done_offline_under_the_same_id(
     train(tmp_path / "run").close()
     assert [line["mode"] for line in asked(calls, "init")] == [None, "offline", "offline"]
     for run_id in ids(tmp_path / "run").values():
-        assert [line["step"] for line in asked(calls, "log") if line["id"] == run_id] == [1, 2, 3, 4, 5]
+        assert [line["step"] for line in asked(calls, "log") if line["id"] == run_id] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
     assert [line for line in logged if line == "WARNING W&B: no way; this run goes on offline"]
     assert len([line for line in logged if "wandb sync" in line]) == 2
 
@@ -451,7 +508,11 @@ def test_a_server_that_has_not_answered_at_the_end_is_not_waited_for(
     assert [line["mode"] for line in asked(calls, "init")] == [None, "offline", "offline"]
     assert [line["step"] for line in asked(calls, "log")][::2] == [1, 2, 3, 4, 5]
     assert [line["exit_code"] for line in asked(calls, "finish")] == [0, 0]
-    assert [line for line in logged if line == "WARNING W&B: the server has not answered yet; this run goes on offline"]
+    assert [
+        line
+        for line in logged
+        if line == "WARNING W&B: the server has not answered yet; this run goes on offline"
+    ]
 
 
 @pytest.mark.parametrize("at", ["init", "log", "finish"])
@@ -463,11 +524,19 @@ def test_what_fails_offline_too_is_a_warning(
     assert len(lines(tmp_path / "run")) == 5
     warnings = [line for line in logged if line.startswith("WARNING")]
     assert len(warnings) == 2
-    assert "stopped (no way); metrics.jsonl goes on, and the same command sends the rest" in warnings[1]
+    assert (
+        "stopped (no way); metrics.jsonl goes on, and the same command sends the rest"
+        in warnings[1]
+    )
 
 
-def test_a_process_that_dies_or_cannot_be_started_is_a_warning(tmp_path: Path, logged: list[str]) -> None:
-    for command, expected in ((["/nowhere/python"], "W&B does not start"), (["false"], "W&B ended with status 1")):
+def test_a_process_that_dies_or_cannot_be_started_is_a_warning(
+    tmp_path: Path, logged: list[str]
+) -> None:
+    for command, expected in (
+        (["/nowhere/python"], "W&B does not start"),
+        (["false"], "W&B ended with status 1"),
+    ):
         tracker = to_wandb(tmp_path / "run")
         tracker._command = command
         tracker.rewind({})
@@ -476,14 +545,22 @@ def test_a_process_that_dies_or_cannot_be_started_is_a_warning(tmp_path: Path, l
         assert expected in [line for line in logged if line.startswith("WARNING")][-1]
 
 
-def test_online_it_goes_on_behind_what_the_server_has(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_it_goes_on_behind_what_the_server_has(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_FAKE_STEP", "4")
     train(tmp_path / "run").close()
-    assert [line["mode"] for line in asked(calls, "init")] == [None, None]  # as WANDB_MODE and the account want it
+    assert [line["mode"] for line in asked(calls, "init")] == [
+        None,
+        None,
+    ]  # as WANDB_MODE and the account want it
     assert [line["step"] for line in asked(calls, "log")] == [4, 4, 5, 5]
     assert {line["resume"] for line in asked(calls, "init")} == {"allow"}
     settings = [line["settings"] for line in asked(calls, "init")]
-    assert [setting["x_disable_stats"] for setting in settings] == [False, True]  # the load of the machine once, of this process
+    assert [setting["x_disable_stats"] for setting in settings] == [
+        False,
+        True,
+    ]  # the load of the machine once, of this process
     assert {setting["x_stats_pid"] for setting in settings} == {os.getpid()}
     assert all(setting["disable_git"] and setting["disable_code"] for setting in settings)
 
@@ -498,7 +575,9 @@ def test_the_last_step_of_an_interrupted_run_waits_for_more_and_the_run_says_how
     assert len(asked(calls, "mark_preempting")) == (2 if status == 75 else 0)
 
 
-def test_leaving_the_context_says_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_the_context_says_how_the_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed: list[int] = []
     monkeypatch.setattr(FileTracker, "close", lambda self, status=0: closed.append(status))
     for error in (None, SystemExit(75), SystemExit("text"), ValueError(), KeyboardInterrupt()):
@@ -508,7 +587,9 @@ def test_leaving_the_context_says_how_the_run_ended(tmp_path: Path, monkeypatch:
     assert closed == [0, 75, 1, 1]  # a second Ctrl-C waits for nothing
 
 
-def test_signals_to_the_training_do_not_reach_the_process_that_sends(calls: Path, tmp_path: Path) -> None:
+def test_signals_to_the_training_do_not_reach_the_process_that_sends(
+    calls: Path, tmp_path: Path
+) -> None:
     tracker = train(tmp_path / "run")
     wait_until(lambda: calls.exists() and asked(calls, "init"))
     assert tracker._process is not None
@@ -529,24 +610,32 @@ signal.pause()
 """
 
 
-def test_it_ends_when_the_training_was_killed_though_a_worker_holds_the_pipe(calls: Path, tmp_path: Path) -> None:
+def test_it_ends_when_the_training_was_killed_though_a_worker_holds_the_pipe(
+    calls: Path, tmp_path: Path
+) -> None:
     tracker = to_wandb(tmp_path / "run")
     tracker.log(1, {"a/loss": 1.0})
     tracker.log(2, {"a/loss": 1.0})
     command = [sys.executable, "-c", PARENT, *tracker._command]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True) as parent:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, start_new_session=True, text=True
+    ) as parent:
         assert parent.stdout is not None
         try:
             sender, training = map(int, parent.stdout.readline().split())
             wait_until(lambda: calls.exists() and asked(calls, "log"))
             os.kill(training, signal.SIGKILL)
             wait_until(lambda: asked(calls, "finish"))
-            wait_until(lambda: not Path(f"/proc/{sender}/exe").exists())  # gone, or waiting for its parent to notice
+            wait_until(
+                lambda: not Path(f"/proc/{sender}/exe").exists()
+            )  # gone, or waiting for its parent to notice
         finally:
             os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_two_processes_never_send_at_once(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_never_send_at_once(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("WANDB_FAKE", "log hangs")
         first = lingering(tmp_path / "run", 1)
@@ -564,7 +653,9 @@ def test_two_processes_never_send_at_once(calls: Path, tmp_path: Path, monkeypat
     assert len(asked(calls, "init")) == 3
 
 
-def test_a_students_file_is_sent_whenever_it_was_written_anew_and_only_on_request(calls: Path, tmp_path: Path) -> None:
+def test_a_students_file_is_sent_whenever_it_was_written_anew_and_only_on_request(
+    calls: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     file = tmp_path / "a.safetensors"
     facts = RunFacts("distill", "label", ["a"], {}, {"a": file})

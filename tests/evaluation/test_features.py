@@ -19,8 +19,12 @@ def encoders() -> dict[str, torch.nn.Module]:
     return {"a": tiny.Encoder(4, bn=True).eval(), "b": tiny.Encoder(6, bn=False).eval()}
 
 
-def extract(indices: NDArray[np.int64], batch_size: int, num_workers: int = 0) -> tuple[dict[str, Tensor], Tensor]:
-    extractor = Extractor(EvalViews(tiny.views_config()), torch.device("cpu"), num_workers, batch_size)
+def extract(
+    indices: NDArray[np.int64], batch_size: int, num_workers: int = 0
+) -> tuple[dict[str, Tensor], Tensor]:
+    extractor = Extractor(
+        EvalViews(tiny.views_config()), torch.device("cpu"), num_workers, batch_size
+    )
     return extractor(encoders(), tiny.Images(), indices)
 
 
@@ -50,9 +54,13 @@ def test_features_are_in_the_order_of_the_indices(batch_size: int, num_workers: 
 
 @pytest.mark.parametrize("num", [1, 2, 5, 11])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_first_of_two_processes_gets_the_same_as_one(num: int, batch_size: int, two_ranks: Ranks) -> None:
+def test_the_first_of_two_processes_gets_the_same_as_one(
+    num: int, batch_size: int, two_ranks: Ranks
+) -> None:
     one, labels = extract(INDICES[:num], batch_size)
-    (features, first_labels), (others_features, others_labels) = two_ranks.run(extract, INDICES[:num], batch_size)
+    (features, first_labels), (others_features, others_labels) = two_ranks.run(
+        extract, INDICES[:num], batch_size
+    )
     for name in one:
         torch.testing.assert_close(features[name], one[name])
     assert torch.equal(first_labels, labels)
@@ -61,7 +69,9 @@ def test_the_first_of_two_processes_gets_the_same_as_one(num: int, batch_size: i
 
 
 def test_no_gradient_is_kept_and_bfloat16_features_come_back_as_float32() -> None:
-    extractor = Extractor(EvalViews(tiny.views_config()), torch.device("cpu"), 0, precision=Precision.bfloat16)
+    extractor = Extractor(
+        EvalViews(tiny.views_config()), torch.device("cpu"), 0, precision=Precision.bfloat16
+    )
     features, _ = extractor(encoders(), tiny.Images(), INDICES)
     full = one_by_one(INDICES)
     for name in full:
@@ -84,7 +94,9 @@ def test_spread_takes_one_image_of_each_stretch() -> None:
 
 
 @pytest.mark.parametrize("num", [100_000, 49_950])
-def test_spread_meets_all_classes_in_a_sorted_list_and_in_one_where_they_take_turns(num: int) -> None:
+def test_spread_meets_all_classes_in_a_sorted_list_and_in_one_where_they_take_turns(
+    num: int,
+) -> None:
     for labels in (np.arange(num) * 10 // num, np.arange(num) % 10):
         counts = np.bincount(labels[evenly_spaced(num, 2000)], minlength=10)
         assert counts.min() > 140

@@ -11,7 +11,11 @@ from seed_exp.evaluation.accuracy import linear_accuracy
 @pytest.mark.parametrize("num_images", [1, 7, 4096, 5000])
 def test_accuracy_is_that_of_a_loop(num_classes: int, num_images: int) -> None:
     torch.manual_seed(num_classes)
-    classifiers = {"a/lr0.1": nn.Linear(6, num_classes), "a/lr1": nn.Linear(6, num_classes), "b/lr1": nn.Linear(3, num_classes)}
+    classifiers = {
+        "a/lr0.1": nn.Linear(6, num_classes),
+        "a/lr1": nn.Linear(6, num_classes),
+        "b/lr1": nn.Linear(3, num_classes),
+    }
     features = {"a": torch.randn(num_images, 6), "b": torch.randn(num_images, 3)}
     labels = torch.randint(num_classes, (num_images,))
     found = linear_accuracy(classifiers, features, labels)

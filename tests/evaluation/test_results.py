@@ -16,16 +16,28 @@ def test_a_result_is_kept_with_all_it_depends_on(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert path.parent == tmp_path / "results"
     assert path.name.startswith("knn-")
-    assert (content["evaluation"], content["protocol"], content["results"]) == ("knn", {"k": 10}, {"resnet18": 63.0})
+    assert (content["evaluation"], content["protocol"], content["results"]) == (
+        "knn",
+        {"k": 10},
+        {"resnet18": 63.0},
+    )
     assert content["versions"].keys() == {"seed_exp", "python", "torch", "torchvision", "timm"}
     assert content["versions"]["seed_exp"] == __version__
 
 
 def test_the_same_evaluation_overwrites_itself_and_no_other(tmp_path: Path) -> None:
-    first = write_results(tmp_path, "knn", {"k": 10, "data": {"source": "x", "split": "val"}}, {"a": 1.0})
-    again = write_results(tmp_path, "knn", {"data": {"split": "val", "source": "x"}, "k": 10}, {"a": 2.0})
-    other = write_results(tmp_path, "knn", {"k": 20, "data": {"source": "x", "split": "val"}}, {"a": 3.0})
-    linear = write_results(tmp_path, "linear", {"k": 10, "data": {"source": "x", "split": "val"}}, {"a": 4.0})
+    first = write_results(
+        tmp_path, "knn", {"k": 10, "data": {"source": "x", "split": "val"}}, {"a": 1.0}
+    )
+    again = write_results(
+        tmp_path, "knn", {"data": {"split": "val", "source": "x"}, "k": 10}, {"a": 2.0}
+    )
+    other = write_results(
+        tmp_path, "knn", {"k": 20, "data": {"source": "x", "split": "val"}}, {"a": 3.0}
+    )
+    linear = write_results(
+        tmp_path, "linear", {"k": 10, "data": {"source": "x", "split": "val"}}, {"a": 4.0}
+    )
     assert again == first
     assert json.loads(first.read_text())["results"] == {"a": 2.0}
     assert len({first, other, linear}) == len(list((tmp_path / "results").iterdir())) == 3

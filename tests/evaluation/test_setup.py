@@ -12,7 +12,14 @@ from seed_exp.config.schema import CropConfig, DataConfig, StudentConfig, ViewsC
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled, num_workers_of
 from seed_exp.models.students import build_student, save_student
 
-VIEWS = ViewsConfig("train", {"global": CropConfig(24, 2)}, eval_size=28, eval_resize=30, mean=[0.1] * 3, std=[0.2] * 3)
+VIEWS = ViewsConfig(
+    "train",
+    {"global": CropConfig(24, 2)},
+    eval_size=28,
+    eval_resize=30,
+    mean=[0.1] * 3,
+    std=[0.2] * 3,
+)
 
 
 @pytest.fixture
@@ -20,8 +27,18 @@ def run(tmp_path: Path) -> Path:
     """A run folder with two students."""
     config = StudentConfig("convnet_w2")
     for name, step in (("a", 10), ("b", 20)):
-        facts = {"command": "distill", "step": step, "data": "digits", "eval_views": eval_options(VIEWS)}
-        save_student(tmp_path / "run" / "students" / f"{name}.safetensors", build_student(config, 4), config, facts)
+        facts = {
+            "command": "distill",
+            "step": step,
+            "data": "digits",
+            "eval_views": eval_options(VIEWS),
+        }
+        save_student(
+            tmp_path / "run" / "students" / f"{name}.safetensors",
+            build_student(config, 4),
+            config,
+            facts,
+        )
     return tmp_path / "run"
 
 
@@ -39,7 +56,9 @@ def test_students_come_frozen_with_their_record_and_views(run: Path) -> None:
 
 def test_some_students_or_one_file(run: Path) -> None:
     assert list(load_frozen(run, ["b"], torch.device("cpu")).students) == ["b"]
-    assert list(load_frozen(run / "students" / "a.safetensors", None, torch.device("cpu")).students) == ["a"]
+    assert list(
+        load_frozen(run / "students" / "a.safetensors", None, torch.device("cpu")).students
+    ) == ["a"]
     with pytest.raises(ValueError, match="unknown student of"):
         load_frozen(run, ["c"], torch.device("cpu"))
 
@@ -70,7 +89,9 @@ def test_labels_that_training_does_not_have_are_refused(monkeypatch: pytest.Monk
 
     sources = {"train": Labelled([0, 1, 2]), "val": Labelled([0, 3])}
     monkeypatch.setattr("seed_exp.evaluation.setup.load_source", lambda _, split: sources[split])
-    with pytest.raises(ValueError, match="validation labels go from 0 to 3, training labels from 0 to 2"):
+    with pytest.raises(
+        ValueError, match="validation labels go from 0 to 3, training labels from 0 to 2"
+    ):
         load_labelled(DataConfig("digits"))
     sources["val"] = Labelled([-1, 2])
     with pytest.raises(ValueError, match="go from -1 to 2"):

@@ -27,11 +27,16 @@ def ties(rows: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 2, (rows, 4), generator=torch.Generator().manual_seed(seed)) - 0.5
 
 
-def slow_nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
+def slow_nearest(
+    bank: Tensor, queries: Tensor, k: int
+) -> tuple[list[list[float]], list[list[int]]]:
     """Sorts all cosines in float64, one query at a time; of equal ones the lower index is first."""
     similarities, indices = [], []
     for query in queries.double():
-        cosines = [float(query @ row / (query.norm() * row.norm()).clamp_min(1e-12)) for row in bank.double()]
+        cosines = [
+            float(query @ row / (query.norm() * row.norm()).clamp_min(1e-12))
+            for row in bank.double()
+        ]
         order = sorted(range(len(bank)), key=lambda j: (-cosines[j], j))[:k]
         similarities.append([cosines[j] for j in order])
         indices.append(order)
@@ -40,7 +45,12 @@ def slow_nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[list[list[float
 
 def slow_vote(weights: list[float], labels: list[int]) -> int:
     """Adds the weights up per class; of equal sums the class whose member comes first wins."""
-    return max(labels, key=lambda label: sum(w for w, other in zip(weights, labels, strict=True) if other == label))
+    return max(
+        labels,
+        key=lambda label: sum(
+            w for w, other in zip(weights, labels, strict=True) if other == label
+        ),
+    )
 
 
 @pytest.mark.parametrize("k", [1, 7, 40])
@@ -171,7 +181,9 @@ def test_votes_equal_the_slow_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.randint(0, 4, (50, 6), generator=generator)
     similarities = torch.rand(50, 6, generator=generator).sort(dim=1, descending=True).values
     ones = [1.0] * 6
-    assert votes.majority_vote(labels, 4).tolist() == [slow_vote(ones, row) for row in labels.tolist()]
+    assert votes.majority_vote(labels, 4).tolist() == [
+        slow_vote(ones, row) for row in labels.tolist()
+    ]
     for temperature in (1.0, 0.07, 0.01):
         weights = similarities.double().div(temperature).exp().tolist()
         expected = [slow_vote(w, row) for w, row in zip(weights, labels.tolist(), strict=True)]
@@ -200,14 +212,18 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_accuracy_on_digits_equals_scikit_learn(k: int) -> None:
     bank, bank_labels, queries, query_labels = digits()
     temperature = 0.07
-    result = votes.knn_accuracy(bank, bank_labels, queries, query_labels, ks=[k], temperature=temperature)
+    result = votes.knn_accuracy(
+        bank, bank_labels, queries, query_labels, ks=[k], temperature=temperature
+    )
     weightings = {
         "majority": "uniform",
         "weighted": lambda distances: np.exp((1 - distances) / temperature),
     }
     assert set(result) == {f"knn{k}_majority", f"knn{k}_weighted"}
     for vote, weights in weightings.items():
-        classifier = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute", weights=weights)
+        classifier = KNeighborsClassifier(
+            n_neighbors=k, metric="cosine", algorithm="brute", weights=weights
+        )
         classifier.fit(bank.numpy(), bank_labels.numpy())
         # scikit-learn gives tied classes to the lowest label, we to the nearest neighbour: a few digits may differ.
         expected = 100 * classifier.score(queries.numpy(), query_labels.numpy())
@@ -217,17 +233,23 @@ def test_accuracy_on_digits_equals_scikit_learn(k: int) -> None:
 
 def test_accuracy_with_several_ks_equals_each_alone() -> None:
     bank, bank_labels, queries, query_labels = digits()
-    together = votes.knn_accuracy(bank, bank_labels, queries, query_labels, ks=[20, 5, 1200], temperature=0.07)
+    together = votes.knn_accuracy(
+        bank, bank_labels, queries, query_labels, ks=[20, 5, 1200], temperature=0.07
+    )
     alone: dict[str, float] = {}
     for k in (20, 5, 1200):
-        alone |= votes.knn_accuracy(bank, bank_labels, queries, query_labels, ks=[k], temperature=0.07)
+        alone |= votes.knn_accuracy(
+            bank, bank_labels, queries, query_labels, ks=[k], temperature=0.07
+        )
     assert together == alone
     assert 0 < together["knn1200_majority"] < together["knn20_majority"] <= 100
 
 
 def test_a_class_that_the_bank_lacks_counts_as_wrong() -> None:
     bank = torch.eye(2)
-    result = votes.knn_accuracy(bank, torch.tensor([0, 1]), bank, torch.tensor([0, 7]), ks=[1], temperature=0.07)
+    result = votes.knn_accuracy(
+        bank, torch.tensor([0, 1]), bank, torch.tensor([0, 7]), ks=[1], temperature=0.07
+    )
     assert result == {"knn1_majority": 50.0, "knn1_weighted": 50.0}
 
 
@@ -283,7 +305,9 @@ print(json.dumps({"growth": peak() - before, "all": peak() - empty}))
 def measure_memory(case: str, *sizes: int) -> dict[str, int]:
     """Bytes by which the resident memory of a new process grows: in `nearest`, and with its arguments."""
     line = [sys.executable, "-c", MEASURE_MEMORY, case, *map(str, sizes)]
-    found: dict[str, int] = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    found: dict[str, int] = json.loads(
+        subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    )
     return found
 
 
@@ -295,7 +319,9 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_stays_within_the_bound(case: str) -> None:
     # All similarities at once would be 200 MB. Allowed beside the bound: result, heap fragmentation, buffers of the matmul.
     memory = 32 * MIB
-    assert 4 * MIB < measure_memory(case, memory, 50_000, 1_000, 64, 20)["growth"] < memory + 24 * MIB
+    assert (
+        4 * MIB < measure_memory(case, memory, 50_000, 1_000, 64, 20)["growth"] < memory + 24 * MIB
+    )
 
 
 @pytest.mark.slow
@@ -304,4 +330,7 @@ def test_peak_memory_stays_within_the_bound(case: str) -> None:
 def test_a_quarter_of_imagenet_takes_its_features_the_bound_and_the_result(case: str) -> None:
     num_bank, num_queries, dim, k, memory = 320_000, 1_500, 512, 200, 256 * MIB
     arguments, result = 4 * dim * (num_bank + num_queries), 12 * k * num_queries
-    assert measure_memory(case, memory, num_bank, num_queries, dim, k)["all"] < arguments + result + memory + 64 * MIB
+    assert (
+        measure_memory(case, memory, num_bank, num_queries, dim, k)["all"]
+        < arguments + result + memory + 64 * MIB
+    )

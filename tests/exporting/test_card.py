@@ -17,10 +17,26 @@ from seed_exp.exporting.formats import FORMATS, Subject, formats_of
 from seed_exp.models.students import build_student
 from seed_exp.models.teachers import TEACHERS
 
-VIEWS = {"eval_size": 224, "eval_resize": 256, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+VIEWS = {
+    "eval_size": 224,
+    "eval_resize": 256,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
 OPTIONS = {
-    **{"teacher.network": "swav_r50", "teacher.name": None, "teacher.checkpoint": None, "teacher_ssl.name": "swav"},
-    **{"objective.name": "seed", "objective.tau_teacher": 0.01, "views.name": "mocov2", "epochs": 200, "optimizer.lr": 0.03},
+    **{
+        "teacher.network": "swav_r50",
+        "teacher.name": None,
+        "teacher.checkpoint": None,
+        "teacher_ssl.name": "swav",
+    },
+    **{
+        "objective.name": "seed",
+        "objective.tau_teacher": 0.01,
+        "views.name": "mocov2",
+        "epochs": 200,
+        "optimizer.lr": 0.03,
+    },
 }
 SHA = "ab" * 32
 
@@ -29,7 +45,13 @@ def header(**changes: Any) -> dict[str, Any]:
     inputs = {"data": "tsv:train.tsv:1281167:0123", "teacher": "cd" * 32}
     facts = {"command": "distill", "step": 1000, "options": OPTIONS, "inputs": inputs}
     return {
-        "student": {"network": "resnet18", "name": None, "hidden_dim": None, "init": None, "epochs": None},
+        "student": {
+            "network": "resnet18",
+            "name": None,
+            "hidden_dim": None,
+            "init": None,
+            "epochs": None,
+        },
         **facts,
         **changes,
     }
@@ -37,7 +59,9 @@ def header(**changes: Any) -> dict[str, Any]:
 
 def card(tmp_path: Path, network: str = "resnet18", **changes: Any) -> str:
     config = StudentConfig(network)
-    subject = Subject("small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False)
+    subject = Subject(
+        "small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False
+    )
     formats = formats_of(subject, None)
     origin = WeightsOrigin(header(**changes), SHA, tmp_path / "results")
     return model_card(subject, origin, formats, dict.fromkeys(formats, 2.5e-6), "digits:x")
@@ -45,7 +69,10 @@ def card(tmp_path: Path, network: str = "resnet18", **changes: Any) -> str:
 
 def front(text: str) -> dict[str, Any]:
     _, matter, _ = text.split("---\n", 2)
-    return {key: json.loads(value) for key, _, value in (line.partition(": ") for line in matter.splitlines())}
+    return {
+        key: json.loads(value)
+        for key, _, value in (line.partition(": ") for line in matter.splitlines())
+    }
 
 
 def test_it_names_method_teacher_data_input_licence_and_how_to_load(tmp_path: Path) -> None:
@@ -54,7 +81,13 @@ def test_it_names_method_teacher_data_input_licence_and_how_to_load(tmp_path: Pa
         "license": "cc-by-nc-4.0",
         "library_name": "timm",
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["image-feature-extraction", "self-supervised-learning", "timm", "knowledge-distillation", "seed"],
+        "tags": [
+            "image-feature-extraction",
+            "self-supervised-learning",
+            "timm",
+            "knowledge-distillation",
+            "seed",
+        ],
     }
     for fact in (
         "timm's `resnet18`: 11,176,512 parameters, features of width 512",
@@ -83,10 +116,20 @@ def test_a_network_that_timm_has_only_nearly_is_not_offered_as_timms(tmp_path: P
     assert "from load import load" in text
 
 
-def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(tmp_path: Path) -> None:
+def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
+    tmp_path: Path,
+) -> None:
     for number, (sha, value) in enumerate({SHA: 67.5, "ef" * 32: 99.25}.items()):
-        protocol = {"ks": [10 + number], "students": {"small": {"sha256": sha}, "other": {"sha256": SHA}}}
-        write_results(tmp_path, "knn", protocol, {"small": {"knn10_majority": value}, "other": {"knn10_majority": 12.25}})
+        protocol = {
+            "ks": [10 + number],
+            "students": {"small": {"sha256": sha}, "other": {"sha256": SHA}},
+        }
+        write_results(
+            tmp_path,
+            "knn",
+            protocol,
+            {"small": {"knn10_majority": value}, "other": {"knn10_majority": 12.25}},
+        )
     text = card(tmp_path)
     assert "### knn" in text
     assert "67.50" in text
@@ -99,15 +142,29 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(tmp
     ("options", "identifier", "words"),
     [
         ({"teacher.network": "moco_v2_r50"}, "mit", "MIT, inherited from the teacher"),
-        ({"teacher.network": "swav_r50", "teacher.checkpoint": "x.pth"}, "unknown", "CC-BY-NC-4.0 is that of its official file"),
+        (
+            {"teacher.network": "swav_r50", "teacher.checkpoint": "x.pth"},
+            "unknown",
+            "CC-BY-NC-4.0 is that of its official file",
+        ),
         ({"teacher.network": "run", "teacher.checkpoint": "runs/x"}, "unknown", "came without one"),
         ({"teacher.network": "simclr_r50"}, "unknown", "came without one"),
-        ({"teacher.network": "timm", "teacher.name": "vit_base_patch14_reg4_dinov2.lvd142m"}, "apache-2.0", "inherited"),
-        ({"teacher.network": "timm", "teacher.name": "hf-hub:me/mine"}, "unknown", "came without one"),
+        (
+            {"teacher.network": "timm", "teacher.name": "vit_base_patch14_reg4_dinov2.lvd142m"},
+            "apache-2.0",
+            "inherited",
+        ),
+        (
+            {"teacher.network": "timm", "teacher.name": "hf-hub:me/mine"},
+            "unknown",
+            "came without one",
+        ),
         ({}, "unknown", "came without one"),
     ],
 )
-def test_the_licence_is_the_teachers_or_unknown(options: dict[str, Any], identifier: str, words: str) -> None:
+def test_the_licence_is_the_teachers_or_unknown(
+    options: dict[str, Any], identifier: str, words: str
+) -> None:
     found, sentence = licence_of(header(options=options))
     assert found == identifier
     assert words in sentence
@@ -116,26 +173,46 @@ def test_the_licence_is_the_teachers_or_unknown(options: dict[str, Any], identif
 def test_every_teacher_that_can_be_downloaded_has_a_licence_the_card_can_name() -> None:
     for name, spec in TEACHERS.items():
         if spec.url is not None:
-            assert licence_of(header(options={"teacher.network": name}))[0] not in ("unknown", "other"), name
+            assert licence_of(header(options={"teacher.network": name}))[0] not in (
+                "unknown",
+                "other",
+            ), name
 
 
 @pytest.mark.parametrize("command", ["pretrain", "released by SEED"])
 def test_without_a_teacher_there_is_nothing_to_inherit(tmp_path: Path, command: str) -> None:
-    bare = {key: value for key, value in header(command=command, step=None).items() if key not in ("options", "inputs")}
-    text = card(tmp_path, **{"command": command, "step": None, "options": {}, "inputs": {}, "student": bare["student"]})
+    bare = {
+        key: value
+        for key, value in header(command=command, step=None).items()
+        if key not in ("options", "inputs")
+    }
+    text = card(
+        tmp_path,
+        **{
+            "command": command,
+            "step": None,
+            "options": {},
+            "inputs": {},
+            "student": bare["student"],
+        },
+    )
     assert front(text)["license"] == "unknown"
     assert "## Teacher" not in text
     assert "- Steps trained: unknown" in text
     assert ("chen2020mocov2" in text) == (command == "pretrain")
 
 
-def test_no_secret_and_no_markup_of_a_header_reaches_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_and_no_markup_of_a_header_reaches_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz012345")
     evil = "`\n## License: public domain\n<script>`hf_abcdefghijklmnopqrstuvwxyz012345"
     signed = "https://user:hunter22@host/x?X-Amz-Signature=abcdef12"
     student = {**header()["student"], "init": evil}
     options = {**OPTIONS, "teacher.network": evil, "teacher.name": signed, "views.name": evil}
-    text = card(tmp_path, options=options, inputs={"data": evil, "teacher": signed}, student=student)
+    text = card(
+        tmp_path, options=options, inputs={"data": evil, "teacher": signed}, student=student
+    )
     for secret in ("hf_abcdef", "hunter22", "abcdef12"):
         assert secret not in text
     assert "\n## License" not in text
@@ -148,7 +225,9 @@ def test_no_secret_and_no_markup_of_a_header_reaches_the_card(tmp_path: Path, mo
 
 def test_formats_that_were_not_exported_are_not_mentioned(tmp_path: Path) -> None:
     config = StudentConfig("resnet18")
-    subject = Subject("small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False)
+    subject = Subject(
+        "small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False
+    )
     chosen = {"onnx": replace(FORMATS["onnx"])}
     text = model_card(subject, WeightsOrigin(header(), SHA, tmp_path), chosen, {"onnx": 0.0}, "x")
     assert "onnxruntime" in text

@@ -26,19 +26,35 @@ from seed_exp.exporting.parity import LIMIT, relative_error
 from seed_exp.models.students import build_student
 from seed_exp.views.recipe import EvalViews
 
-PAPERS = ["resnet18", "resnet34", "resnet50", "mobilenetv3_large", "efficientnet_b0", "efficientnet_b1"]
+PAPERS = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenetv3_large",
+    "efficientnet_b0",
+    "efficientnet_b1",
+]
 
 
 def views(size: int, resize: int) -> dict[str, Any]:
-    return {"eval_size": size, "eval_resize": resize, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    return {
+        "eval_size": size,
+        "eval_resize": resize,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    }
 
 
-def subject(network: str, name: str | None = None, *, size: int = 64, head: bool = False) -> Subject:
+def subject(
+    network: str, name: str | None = None, *, size: int = 64, head: bool = False
+) -> Subject:
     torch.manual_seed(0)
     config = StudentConfig(network, name)
     student = build_student(config, 16).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
-    images = F.interpolate(torch.randn(5, 3, 7, 7, generator=generator), size=(size, size), mode="bilinear")
+    images = F.interpolate(
+        torch.randn(5, 3, 7, 7, generator=generator), size=(size, size), mode="bilinear"
+    )
     layers = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
     for layer in layers:  # statistics as after a training: features then differ between images, and rounding stays small
         layer.train().momentum = None
@@ -77,7 +93,9 @@ def test_a_network_has_the_formats_of_the_libraries_that_equal_it() -> None:
         ("resnet18", ["timm"], True, "head=true needs a format that holds more"),
     ],
 )
-def test_a_format_that_a_network_does_not_have_is_refused(network: str, names: list[str], head: bool, message: str) -> None:
+def test_a_format_that_a_network_does_not_have_is_refused(
+    network: str, names: list[str], head: bool, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         formats_of(subject(network, head=head), names)
 
@@ -87,13 +105,18 @@ def test_programs_take_any_number_of_images_and_give_embeddings_when_asked(tmp_p
     given = subject("convnet_w2", size=32, head=True)
     errors = export_formats(given, formats_of(given, None), tmp_path)
     assert errors.keys() == {"onnx", "torch_export"}
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     program = torch.export.load(tmp_path / "model.pt2").module()
     for num in (1, 2, 5):
         images = given.images[:num]
         with torch.no_grad():
             expected = given.student.features(images), given.student(images)
-        for results in (session.run(["features", "embeddings"], {"images": images.numpy()}), program(images)):
+        for results in (
+            session.run(["features", "embeddings"], {"images": images.numpy()}),
+            program(images),
+        ):
             for result, right in zip(results, expected, strict=True):
                 torch.testing.assert_close(torch.as_tensor(result), right, rtol=1e-4, atol=1e-5)
 
@@ -121,7 +144,9 @@ def test_a_changed_network_exported_as_timms_own_is_an_error_with_the_number(
 def test_timms_own_network_with_a_changed_ones_weights_is_far_off() -> None:
     for network in CHANGES:
         given = subject(network)
-        plain = timm.create_model(loaders.architecture_of(given.student.encoder), num_classes=0).eval()
+        plain = timm.create_model(
+            loaders.architecture_of(given.student.encoder), num_classes=0
+        ).eval()
         plain.load_state_dict(given.student.encoder.state_dict())
         with torch.no_grad():
             assert relative_error(plain(given.images), own_features(given)) > 100 * LIMIT
@@ -137,8 +162,12 @@ def test_resnets_load_in_torchvision(tmp_path: Path) -> None:
         torch.testing.assert_close(model.eval()(given.images), own_features(given))
 
 
-@pytest.mark.parametrize(("network", "name"), [("resnet18", None), ("timm", "vit_tiny_patch16_224")])
-def test_timm_loads_the_folder_by_itself_and_knows_how_images_must_look(network: str, name: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "name"), [("resnet18", None), ("timm", "vit_tiny_patch16_224")]
+)
+def test_timm_loads_the_folder_by_itself_and_knows_how_images_must_look(
+    network: str, name: str | None, tmp_path: Path
+) -> None:
     given = subject(network, name, size=96)
     formats._write_weights(given, tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -146,12 +175,16 @@ def test_timm_loads_the_folder_by_itself_and_knows_how_images_must_look(network:
         torch.testing.assert_close(model(given.images), own_features(given))
     picture = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     picture = np.array(Image.fromarray(picture).resize((200, 150), Image.Resampling.BICUBIC))
-    seen = create_transform(**resolve_model_data_config(model), is_training=False)(Image.fromarray(picture))
+    seen = create_transform(**resolve_model_data_config(model), is_training=False)(
+        Image.fromarray(picture)
+    )
     ours = EvalViews(ViewsConfig("eval", {"global": CropConfig()}, **given.eval_views))
     batch = ours.empty(1)
     ours.host([torch.from_numpy(picture).permute(2, 0, 1)], np.array([-1]), 0, np.array([0]), batch)
     grey_level = 1 / 255 / 0.2
-    torch.testing.assert_close(seen, ours.device(batch)["global"][0, 0], atol=1.5 * grey_level, rtol=0)
+    torch.testing.assert_close(
+        seen, ours.device(batch)["global"][0, 0], atol=1.5 * grey_level, rtol=0
+    )
 
 
 def test_timm_resizes_to_exactly_the_size_that_was_evaluated() -> None:
@@ -169,13 +202,23 @@ def test_config_json_is_not_written_where_it_would_load_another_network(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "name"), [*((paper, None) for paper in PAPERS), ("timm", "vit_tiny_patch16_224"), ("timm", "convnext_atto")]
+    ("network", "name"),
+    [
+        *((paper, None) for paper in PAPERS),
+        ("timm", "vit_tiny_patch16_224"),
+        ("timm", "convnext_atto"),
+    ],
 )
-def test_every_format_of_every_network_agrees_to_1e_4(network: str, name: str | None, tmp_path: Path) -> None:
+def test_every_format_of_every_network_agrees_to_1e_4(
+    network: str, name: str | None, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxruntime")
     given = subject(network, name, size=224, head=True)
     errors = export_formats(given, formats_of(given, None), tmp_path)
     assert set(errors) >= {"timm", "onnx", "torch_export"}
     assert max(errors.values()) <= LIMIT
     written = tmp_path / "config.json"
-    assert not written.exists() or json.loads(written.read_text())["num_features"] == given.student.num_features
+    assert (
+        not written.exists()
+        or json.loads(written.read_text())["num_features"] == given.student.num_features
+    )

@@ -37,11 +37,20 @@ def encoder() -> ConvNet:
     return ConvNet(2).eval()
 
 
-def together(source: Source, folder: Path | None = None, first: int = 40) -> tuple[list[int], torch.Tensor, list[int]]:
-    feature_stream._FIRST_PART, feature_stream._MAX_PART_BYTES = first, 4 * 16 * 100  # at most 100 images of 16 numbers
+def together(
+    source: Source, folder: Path | None = None, first: int = 40
+) -> tuple[list[int], torch.Tensor, list[int]]:
+    feature_stream._FIRST_PART, feature_stream._MAX_PART_BYTES = (
+        first,
+        4 * 16 * 100,
+    )  # at most 100 images of 16 numbers
     found = list(in_parts(extractor(folder), {"a": encoder()}, source))
     indices = [index for part in found for index in part.indices.tolist()]
-    return indices, torch.cat([part.features["a"] for part in found if part.features]), [part.done for part in found]
+    return (
+        indices,
+        torch.cat([part.features["a"] for part in found if part.features]),
+        [part.done for part in found],
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +70,14 @@ def test_parts_are_what_all_at_once_are() -> None:
     torch.testing.assert_close(features, whole["a"])
 
 
-def test_an_image_that_cannot_be_read_has_no_features_and_lends_its_name_to_none(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_has_no_features_and_lends_its_name_to_none(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "in").mkdir()
     for number in range(12):
-        Image.new("RGB", (20, 20), (20 * number, 255 - 20 * number, 7)).save(tmp_path / "in" / f"{number:02}.png")
+        Image.new("RGB", (20, 20), (20 * number, 255 - 20 * number, 7)).save(
+            tmp_path / "in" / f"{number:02}.png"
+        )
     for number in (0, 4, 5, 11):
         (tmp_path / "in" / f"{number:02}.png").write_bytes(b"broken")
     source = ImageFolderSource(tmp_path / "in")
@@ -82,7 +95,12 @@ def on_a_rank() -> tuple[int, list[int], list[float], list[int]]:
     found = list(in_parts(extractor(), {"a": encoder()}, DigitsSource("val")))
     rows = [part.features["a"] for part in found if part.features]
     indices = [index for part in found for index in part.indices.tolist()]
-    return distributed.rank(), indices, torch.cat(rows).flatten().tolist() if rows else [], [part.done for part in found]
+    return (
+        distributed.rank(),
+        indices,
+        torch.cat(rows).flatten().tolist() if rows else [],
+        [part.done for part in found],
+    )
 
 
 def test_two_processes_share_the_work_and_the_first_has_all(two_ranks: Ranks) -> None:

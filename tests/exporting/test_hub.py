@@ -13,7 +13,9 @@ from seed_exp.exporting.hub import check_repository, push
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
-def test_a_new_repository_is_private_and_gets_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_repository_is_private_and_gets_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
 
     class Hub:
@@ -31,14 +33,19 @@ def test_a_new_repository_is_private_and_gets_the_folder(tmp_path: Path, monkeyp
     assert calls[1][1] == {**expected, "commit_message": "Export of seed_exp"}
 
 
-def test_a_refusal_is_one_line_without_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_one_line_without_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Hub:
         def create_repo(self, name: str, **options: Any) -> str:
-            raise OSError("401 for https://me:hunter22@hub/api\nAuthorization: Bearer hf_abcdefghijklmnopqrstuvwxyz012345")
+            raise OSError(
+                "401 for https://me:hunter22@hub/api\nAuthorization: Bearer hf_abcdefghijklmnopqrstuvwxyz012345"
+            )
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     with pytest.raises(
-        ValueError, match=r"is written, but cannot be pushed to me/small: OSError: 401 for https://\*\*\*@hub"
+        ValueError,
+        match=r"is written, but cannot be pushed to me/small: OSError: 401 for https://\*\*\*@hub",
     ) as error:
         push(tmp_path, "me/small", [])
     assert "hf_" not in str(error.value)
@@ -48,7 +55,19 @@ def test_a_refusal_is_one_line_without_the_token(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "name", ["small", "../me/small", "me/../small", "me/small/x", "me/", "/me/small", "me/sm all", "", "me/.git", "https://x/y"]
+    "name",
+    [
+        "small",
+        "../me/small",
+        "me/../small",
+        "me/small/x",
+        "me/",
+        "/me/small",
+        "me/sm all",
+        "",
+        "me/.git",
+        "https://x/y",
+    ],
 )
 def test_a_name_that_is_no_repository_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="expected OWNER/NAME"):

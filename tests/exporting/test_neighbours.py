@@ -49,9 +49,14 @@ def test_of_many_copies_none_is_its_own_neighbour() -> None:
 
 
 def test_near_duplicates_are_those_of_the_first_of_their_group() -> None:
-    angles = torch.tensor([0.0, 3.0, 90.0, 5.0, 91.0, 180.0, 8.0]).deg2rad()  # 8 degrees are near 5 and 3, and not near 0
+    angles = torch.tensor(
+        [0.0, 3.0, 90.0, 5.0, 91.0, 180.0, 8.0]
+    ).deg2rad()  # 8 degrees are near 5 and 3, and not near 0
     features = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.arange(1, 8)[:, None]
-    assert near_duplicates(features, float(torch.tensor(6.0).deg2rad().cos())) == [[0, 1, 3], [2, 4]]
+    assert near_duplicates(features, float(torch.tensor(6.0).deg2rad().cos())) == [
+        [0, 1, 3],
+        [2, 4],
+    ]
     assert near_duplicates(features, 1.0) == []
 
 
@@ -64,10 +69,14 @@ def test_exact_copies_are_one_group_however_many() -> None:
 @pytest.fixture
 def images() -> SearchedImages:
     source = DigitsSource("val")
-    return SearchedImages(source, np.arange(0, 40, 2), torch.randn(20, 4, generator=torch.Generator().manual_seed(1)))
+    return SearchedImages(
+        source, np.arange(0, 40, 2), torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    )
 
 
-def test_rows_name_the_images_of_the_source_not_the_rows_of_the_features(images: SearchedImages, tmp_path: Path) -> None:
+def test_rows_name_the_images_of_the_source_not_the_rows_of_the_features(
+    images: SearchedImages, tmp_path: Path
+) -> None:
     chapter = neighbours_of_images(images, torch.tensor([3]), 2)
     ((first, beside),) = chapter.rows
     assert first.name == images.source.key(6)
@@ -76,7 +85,10 @@ def test_rows_name_the_images_of_the_source_not_the_rows_of_the_features(images:
     nearest = int(cosines(images.features).fill_diagonal_(-2)[3].argmax())
     assert beside[0].name == images.source.key(2 * nearest)
     write_duplicates(tmp_path / "d.jsonl", images, [[0, 5]])
-    assert json.loads((tmp_path / "d.jsonl").read_text()) == [images.source.key(0), images.source.key(10)]
+    assert json.loads((tmp_path / "d.jsonl").read_text()) == [
+        images.source.key(0),
+        images.source.key(10),
+    ]
 
 
 def test_files_find_the_nearest_of_all(images: SearchedImages) -> None:
@@ -98,7 +110,9 @@ class _First:
         return 1
 
 
-def test_the_page_needs_no_other_file_and_names_cannot_become_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_needs_no_other_file_and_names_cannot_become_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_TOKEN", "0123456789abcdef")
     name = '"><script>alert(1)</script>&amp; \udcff 0123456789abcdef'
     shown = Shown(lambda: torch.zeros(3, 300, 900, dtype=torch.uint8), name, 3, 0.5)
@@ -113,7 +127,9 @@ def test_the_page_needs_no_other_file_and_names_cannot_become_markup(tmp_path: P
             self.seen.add(tag)
             self.sources += [value or "" for key, value in attrs if key in ("src", "href")]
             if tag == "img":
-                assert {key: value for key, value in attrs if key in ("width", "height", "loading")} == {
+                assert {
+                    key: value for key, value in attrs if key in ("width", "height", "loading")
+                } == {
                     "width": "240",
                     "height": "80",
                     "loading": "lazy",
@@ -134,7 +150,9 @@ def test_the_page_needs_no_other_file_and_names_cannot_become_markup(tmp_path: P
     assert not re.search(r"https?://", page)
 
 
-def test_groups_of_duplicates_stand_with_their_cosines_largest_first(images: SearchedImages) -> None:
+def test_groups_of_duplicates_stand_with_their_cosines_largest_first(
+    images: SearchedImages,
+) -> None:
     chapter = duplicates(images, [[0, 3, 4], [1, 2]], 0.9)
     (first, beside), _ = chapter.rows
     expected = cosines(images.features)[0, [3, 4]].sort(descending=True)

@@ -16,7 +16,9 @@ def test_what_all_images_have_in_common_hides_no_error() -> None:
     assert relative_error(expected, expected) == 0
 
 
-@pytest.mark.parametrize("given", [torch.zeros(2, 3), torch.full((2, 2), torch.nan), torch.full((2, 2), torch.inf)])
+@pytest.mark.parametrize(
+    "given", [torch.zeros(2, 3), torch.full((2, 2), torch.nan), torch.full((2, 2), torch.inf)]
+)
 def test_other_shapes_and_numbers_that_are_none_are_infinitely_wrong(given: torch.Tensor) -> None:
     assert relative_error(given, torch.randn(2, 2)) == float("inf")
 

@@ -20,7 +20,11 @@ def parts(dtype: Any = np.float32) -> list[Rows]:
     labels = np.array([3, -1, 0, 7, -1])
     whole = Rows(keys, labels, {"small": values, "large": np.tile(values, 2)})
     return [
-        Rows(whole.keys[rows], whole.labels[rows], {name: array[rows] for name, array in whole.features.items()})
+        Rows(
+            whole.keys[rows],
+            whole.labels[rows],
+            {name: array[rows] for name, array in whole.features.items()},
+        )
         for rows in (slice(0, 3), slice(3, 3), slice(3, 5))
     ]
 
@@ -30,7 +34,9 @@ def whole(name: str, dtype: Any = np.float32) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_parquet_has_a_row_for_each_image_and_a_group_for_each_part(tmp_path: Path, dtype: Any) -> None:
+def test_parquet_has_a_row_for_each_image_and_a_group_for_each_part(
+    tmp_path: Path, dtype: Any
+) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     write_table(tmp_path / "f.parquet", iter(parts(dtype)), {"run": "x"})
     file = parquet.ParquetFile(tmp_path / "f.parquet")
@@ -41,9 +47,14 @@ def test_parquet_has_a_row_for_each_image_and_a_group_for_each_part(tmp_path: Pa
     for name in ("small", "large"):
         read = np.array(table[name].to_pylist(), dtype)
         assert np.array_equal(read, whole(name, dtype))
-        assert table.schema.field(name).type.value_type == ("float" if dtype is np.float32 else "halffloat")
+        assert table.schema.field(name).type.value_type == (
+            "float" if dtype is np.float32 else "halffloat"
+        )
         assert table.schema.field(name).type.list_size == whole(name).shape[1]
-    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [3, 2]
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [
+        3,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -71,11 +82,15 @@ def test_what_fails_in_the_middle_leaves_the_file_of_before(tmp_path: Path, name
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "before")]
 
 
-def test_an_unknown_ending_a_taken_name_or_a_missing_library_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_ending_a_taken_name_or_a_missing_library_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ValueError, match=r"unknown format of features '\.csv'; .*\.npz, \.parquet"):
         check_table(Path("f.csv"), ["a"])
     with pytest.raises(ValueError, match="needs the name label"):
         check_table(Path("f.npz"), ["a", "label"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"output=f.parquet needs pyarrow.*pip install 'seed_exp\[export\]'"):
+    with pytest.raises(
+        ValueError, match=r"output=f.parquet needs pyarrow.*pip install 'seed_exp\[export\]'"
+    ):
         check_table(Path("f.parquet"), ["a"])

@@ -19,8 +19,12 @@ def fuzz(num: int, **arguments: SearchStrategy[Any]) -> Callable[[Property], Pro
     """Makes of a function a test of `num` examples, the same ones in every run, and registers it for the long run."""
 
     def decorate(check: Property) -> Property:
-        PROPERTIES[check.__name__] = settings(max_examples=100, derandomize=False, deadline=None)(given(**arguments)(check))
-        return settings(max_examples=num, derandomize=True, database=None, deadline=None)(given(**arguments)(check))
+        PROPERTIES[check.__name__] = settings(max_examples=100, derandomize=False, deadline=None)(
+            given(**arguments)(check)
+        )
+        return settings(max_examples=num, derandomize=True, database=None, deadline=None)(
+            given(**arguments)(check)
+        )
 
     return decorate
 
@@ -44,9 +48,14 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     data = whole
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
-        end = min(len(data), start + draw(st.integers(0, 8) | st.integers(0, len(data)) | st.just(len(data))))
+        end = min(
+            len(data),
+            start + draw(st.integers(0, 8) | st.integers(0, len(data)) | st.just(len(data))),
+        )
         part = data[start:end]
-        changed = st.integers(1, 255).map(lambda bits, part=part: bytes(byte ^ bits for byte in part))
+        changed = st.integers(1, 255).map(
+            lambda bits, part=part: bytes(byte ^ bits for byte in part)
+        )
         made = st.sampled_from([b"", bytes(len(part)), 2 * part, *_EXTREME]) | st.binary(max_size=8)
         data = data[:start] + draw(changed | made) + data[end:]
     return data

@@ -44,13 +44,18 @@ def with_pickle(edit: Callable[[bytes], bytes]) -> bytes:
     with zipfile.ZipFile(io.BytesIO(ZIP)) as given, zipfile.ZipFile(buffer, "w") as written:
         for entry in given.infolist():
             content = given.read(entry)
-            written.writestr(entry.filename, edit(content) if entry.filename.endswith("/data.pkl") else content)
+            written.writestr(
+                entry.filename, edit(content) if entry.filename.endswith("/data.pkl") else content
+            )
     return buffer.getvalue()
 
 
 ZIP, LEGACY = torch_file(STATE), torch_file(STATE, zipped=False)
 PICKLE = zipfile.ZipFile(io.BytesIO(ZIP)).read("archive/data.pkl")
-SAFE = save({"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}, {"note": "x"})
+SAFE = save(
+    {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)},
+    {"note": "x"},
+)
 
 
 def check_read(content: bytes, name: str) -> dict[str, Any] | None:
@@ -117,7 +122,12 @@ def test_behind_a_damaged_checkpoint_the_one_before_is_found(newest: bytes) -> N
     assert torch.equal(state["networks"]["a"]["weight"], STATE["networks"]["a"]["weight"])
 
 
-@fuzz(60, newest=damaged(RUN) | damaged(PICKLE).map(lambda content: with_pickle(lambda _: content)) | st.binary(max_size=60))
+@fuzz(
+    60,
+    newest=damaged(RUN)
+    | damaged(PICKLE).map(lambda content: with_pickle(lambda _: content))
+    | st.binary(max_size=60),
+)
 def test_only_a_damaged_checkpoint_is_a_state_or_our_error(newest: bytes) -> None:
     check_load(newest, None)
 
@@ -129,7 +139,9 @@ def student_file() -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         config = StudentConfig("convnet_w2")
-        save_student(path, build_student(config, 4), config, {"eval_views": {"mean": [0.5] * 3}, "step": 3})
+        save_student(
+            path, build_student(config, 4), config, {"eval_views": {"mean": [0.5] * 3}, "step": 3}
+        )
         return path.read_bytes()
 
 
@@ -166,37 +178,77 @@ def test_a_damaged_student_file_is_a_student_or_our_error(content: bytes) -> Non
 
 
 VALUES = (
-    st.none() | st.booleans() | st.integers() | st.sampled_from([0, -1, 4, 10**7, 10**12]) | st.floats() | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, -1, 4, 10**7, 10**12])
+    | st.floats()
+    | st.text(max_size=5)
 )
 JSON = st.recursive(
-    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
 )
-HEADER = {"network": "convnet_w2", "name": None, "hidden_dim": None, "deep_head": None, "init": None, "epochs": None}
+HEADER = {
+    "network": "convnet_w2",
+    "name": None,
+    "hidden_dim": None,
+    "deep_head": None,
+    "init": None,
+    "epochs": None,
+}
 
 
 @fuzz(
     120,
-    student=st.fixed_dictionaries({}, optional={key: st.just(value) | JSON for key, value in HEADER.items()}) | JSON,
+    student=st.fixed_dictionaries(
+        {}, optional={key: st.just(value) | JSON for key, value in HEADER.items()}
+    )
+    | JSON,
     embedding_dim=st.just(4) | JSON,
     whole=st.none() | JSON.map(json.dumps) | st.text(max_size=9),
 )
-def test_a_student_file_with_any_header_is_a_student_or_our_error(student: Any, embedding_dim: Any, whole: str | None) -> None:
+def test_a_student_file_with_any_header_is_a_student_or_our_error(
+    student: Any, embedding_dim: Any, whole: str | None
+) -> None:
     header = json.dumps({"student": student, "embedding_dim": embedding_dim})
     check_student(with_header(lambda _: header if whole is None else whole))
 
 
 # Weights of teachers, and weights that students start from.
 
-KEYS = st.sampled_from(["state_dict", "model", "module.conv1.weight", "module.encoder_q.fc.0.weight", "0.weight", "module.queue"])
+KEYS = st.sampled_from(
+    [
+        "state_dict",
+        "model",
+        "module.conv1.weight",
+        "module.encoder_q.fc.0.weight",
+        "0.weight",
+        "module.queue",
+    ]
+)
 ENTRIES = st.recursive(
-    st.sampled_from([torch.zeros(2), torch.zeros(2, 3, 3, 3), torch.tensor(1), torch.zeros(0)]) | VALUES,
-    lambda inner: st.dictionaries(KEYS | VALUES.filter(lambda key: key == key), inner, max_size=4) | st.lists(inner, max_size=2),
+    st.sampled_from([torch.zeros(2), torch.zeros(2, 3, 3, 3), torch.tensor(1), torch.zeros(0)])
+    | VALUES,
+    lambda inner: (
+        st.dictionaries(KEYS | VALUES.filter(lambda key: key == key), inner, max_size=4)
+        | st.lists(inner, max_size=2)
+    ),
     max_leaves=6,
 )
 
 
-@fuzz(100, entries=st.dictionaries(KEYS | st.integers(), ENTRIES, max_size=4), convention=st.sampled_from(sorted(TEACHER_SSL)))
-def test_any_dictionary_is_no_teacher_and_our_error(entries: dict[Any, Any], convention: str) -> None:
+@fuzz(
+    100,
+    entries=st.dictionaries(KEYS | st.integers(), ENTRIES, max_size=4),
+    convention=st.sampled_from(sorted(TEACHER_SSL)),
+)
+def test_any_dictionary_is_no_teacher_and_our_error(
+    entries: dict[Any, Any], convention: str
+) -> None:
     with torch.device("meta"):
         encoder = WideResNet((1, 1, 1, 1))
     with pytest.raises(ValueError, match="does not fit") as raised:
@@ -250,7 +302,9 @@ ATTACKS = list(attacks(Path("x")))
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "plain", "protocol 0", "protocol 5"])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path: Path, attack: str, kind: str) -> None:
+def test_a_file_with_code_is_refused_and_the_code_not_run(
+    tmp_path: Path, attack: str, kind: str
+) -> None:
     made = tmp_path / "made"
     content = {"state_dict": {}, "args": attacks(made)[attack]}
     data = {

@@ -38,11 +38,22 @@ def required(command: str) -> list[str]:
 
 
 REQUIRED = {command: required(command) for command in SCHEMAS}
-OPTIONS = {command: sorted(flatten(to_plain(compose(command, given)))) for command, given in REQUIRED.items()}
+OPTIONS = {
+    command: sorted(flatten(to_plain(compose(command, given))))
+    for command, given in REQUIRED.items()
+}
 """Every option of every command, those of nested groups as optimizer.lr."""
-PARENTS = {command: sorted({key.rpartition(".")[0] for key in keys} - {"", *groups()}) for command, keys in OPTIONS.items()}
+PARENTS = {
+    command: sorted({key.rpartition(".")[0] for key in keys} - {"", *groups()})
+    for command, keys in OPTIONS.items()
+}
 
-NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.sampled_from([0.5, 1.0, 2**31, 2**63, 2**64, 1e308, 5e-324])
+NUMBERS = (
+    st.integers(-3, 3)
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([0.5, 1.0, 2**31, 2**63, 2**64, 1e308, 5e-324])
+)
 WORDS = st.sampled_from(
     [
         *(
@@ -63,7 +74,20 @@ WORDS = st.sampled_from(
             "a b",
             "'a\nb'",
         ),
-        *("[]", "{}", "[[]]", "[null]", "{global:{}}", "{a:1}", "${seed}", "${no.such}", "${oc.env:NOT_SET}", "${", "\\", "\0"),
+        *(
+            "[]",
+            "{}",
+            "[[]]",
+            "[null]",
+            "{global:{}}",
+            "{a:1}",
+            "${seed}",
+            "${no.such}",
+            "${oc.env:NOT_SET}",
+            "${",
+            "\\",
+            "\0",
+        ),
     ]
 )
 
@@ -78,12 +102,17 @@ def shown(value: Any) -> str:
 
 VALUES = st.recursive(
     NUMBERS | WORDS | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abglo", min_size=1, max_size=3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text("abglo", min_size=1, max_size=3), inner, max_size=2)
+    ),
     max_leaves=4,
 ).map(shown)
 
 
-NAMES = st.sampled_from([option for options in groups().values() for option in options]) | st.text("abr_18", min_size=1)
+NAMES = st.sampled_from([option for options in groups().values() for option in options]) | st.text(
+    "abr_18", min_size=1
+)
 CHOICES = NAMES | st.lists(NAMES, max_size=3).map(shown)
 
 
@@ -95,7 +124,11 @@ def lines(draw: st.DrawFn) -> tuple[str, list[str]]:
     known = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++"]), keys, VALUES)
     chosen = st.builds("{}={}".format, st.sampled_from(sorted(groups())), CHOICES)
     deleted = st.builds("~{}".format, keys)
-    return command, draw(st.lists(known | known | known | chosen | deleted | st.text(max_size=8), min_size=1, max_size=3))
+    return command, draw(
+        st.lists(
+            known | known | known | chosen | deleted | st.text(max_size=8), min_size=1, max_size=3
+        )
+    )
 
 
 def check(command: str, overrides: list[str]) -> Any:

@@ -63,7 +63,11 @@ def test_a_damaged_image_is_pixels_or_our_error(data: st.DataObject) -> None:
     check(data.draw(damaged(data.draw(st.sampled_from(IMAGES)))))
 
 
-@fuzz(60, header=st.sampled_from([image[:length] for image in IMAGES for length in (2, 12, 40)]), rest=st.binary(max_size=100))
+@fuzz(
+    60,
+    header=st.sampled_from([image[:length] for image in IMAGES for length in (2, 12, 40)]),
+    rest=st.binary(max_size=100),
+)
 def test_any_bytes_behind_a_valid_beginning_are_our_error(header: bytes, rest: bytes) -> None:
     check(header + rest)
 

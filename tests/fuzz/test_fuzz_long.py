@@ -45,5 +45,12 @@ def test_a_property_holds_for_minutes(name: str) -> None:
 
 
 def test_every_property_is_run_for_minutes() -> None:
-    assert all(name in PROPERTIES for module in MODULES for name, test in vars(module).items() if hasattr(test, "hypothesis"))
-    assert {module.__name__ for module in MODULES} == {file.stem for file in FOLDER.glob("test_fuzz_*.py")} - {"test_fuzz_long"}
+    assert all(
+        name in PROPERTIES
+        for module in MODULES
+        for name, test in vars(module).items()
+        if hasattr(test, "hypothesis")
+    )
+    assert {module.__name__ for module in MODULES} == {
+        file.stem for file in FOLDER.glob("test_fuzz_*.py")
+    } - {"test_fuzz_long"}

@@ -25,7 +25,9 @@ def test_an_epoch_is_a_permutation_dealt_to_any_number_of_processes(
     num_samples = batch_size * num_batches + left % batch_size
     one = SampleOrder(num_samples, batch_size, seed)
     assert one.steps_per_epoch == num_batches
-    ranks = [SampleOrder(num_samples, batch_size, seed, rank, world_size) for rank in range(world_size)]
+    ranks = [
+        SampleOrder(num_samples, batch_size, seed, rank, world_size) for rank in range(world_size)
+    ]
     shown = []
     for step in range(epoch * num_batches, (epoch + 1) * num_batches):
         found_epoch, batch = one.batch(step)
@@ -38,4 +40,7 @@ def test_an_epoch_is_a_permutation_dealt_to_any_number_of_processes(
     assert len(shown) == len(set(shown)) == num_batches * batch_size
     assert set(shown) <= set(range(num_samples))
     if batch_size >= 15:  # by chance the same once in 15!
-        assert one.batch(0)[1].tolist() != SampleOrder(num_samples, batch_size, seed ^ 1).batch(0)[1].tolist()
+        assert (
+            one.batch(0)[1].tolist()
+            != SampleOrder(num_samples, batch_size, seed ^ 1).batch(0)[1].tolist()
+        )

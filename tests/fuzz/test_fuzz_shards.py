@@ -21,7 +21,10 @@ def _tar() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for number in range(3):
-            for name, content in ((f"a{number}.png", picture.getvalue()), (f"a{number}.cls", b"%d" % number)):
+            for name, content in (
+                (f"a{number}.png", picture.getvalue()),
+                (f"a{number}.cls", b"%d" % number),
+            ):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -62,7 +65,9 @@ def test_a_damaged_tar_is_images_or_our_error(content: bytes) -> None:
 
 
 @fuzz(60, header=damaged(TAR[:512]))
-def test_a_tar_with_another_header_of_the_right_checksum_is_images_or_our_error(header: bytes) -> None:
+def test_a_tar_with_another_header_of_the_right_checksum_is_images_or_our_error(
+    header: bytes,
+) -> None:
     header = header[:512].ljust(512, b"\0")
     blank = header[:148] + b" " * 8 + header[156:]
     read_everything(header[:148] + b"%06o\0 " % sum(blank) + header[156:] + TAR[512:])

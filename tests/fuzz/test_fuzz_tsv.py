@@ -21,7 +21,9 @@ def _png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-ROWS = [b"key%d\t%d\t%s\n" % (number, number % 3, base64.b64encode(_png(number))) for number in range(4)]
+ROWS = [
+    b"key%d\t%d\t%s\n" % (number, number % 3, base64.b64encode(_png(number))) for number in range(4)
+]
 VALID = b"".join(ROWS)
 STARTS = [len(b"".join(ROWS[:number])) for number in range(len(ROWS))]
 
@@ -64,9 +66,9 @@ def test_a_damaged_file_is_rows_or_our_error(content: bytes) -> None:
 
 @fuzz(
     60,
-    lineidx=st.lists(st.sampled_from([*STARTS, len(VALID)]) | st.integers(-2, 2**70), max_size=6).map(
-        lambda starts: "\n".join(map(str, starts)).encode()
-    )
+    lineidx=st.lists(
+        st.sampled_from([*STARTS, len(VALID)]) | st.integers(-2, 2**70), max_size=6
+    ).map(lambda starts: "\n".join(map(str, starts)).encode())
     | st.binary(max_size=30),
 )
 def test_a_wrong_line_index_is_used_where_it_fits_or_our_error(lineidx: bytes) -> None:

@@ -16,14 +16,18 @@ def ordered(low: float, high: float) -> st.SearchStrategy[list[float]]:
 
 
 SHARE = st.just(0.0) | st.just(1.0) | st.floats(0, 1)
-CROPS = st.builds(CropConfig, size=st.integers(2, 40), num=st.integers(1, 3), scale=ordered(1e-6, 1))
+CROPS = st.builds(
+    CropConfig, size=st.integers(2, 40), num=st.integers(1, 3), scale=ordered(1e-6, 1)
+)
 RECIPES = st.integers(2, 40).flatmap(
     lambda eval_size: st.builds(
         ViewsConfig,
         name=st.just("any"),
         crops=st.fixed_dictionaries({"global": CROPS}, optional={"local": CROPS, "other": CROPS}),
         aspect_ratio=ordered(1e-3, 1e3),
-        jitter=st.tuples(*[st.sampled_from([0.0, 1.0]) | st.floats(0, 4)] * 3, st.floats(0, 0.5)).map(list),
+        jitter=st.tuples(
+            *[st.sampled_from([0.0, 1.0]) | st.floats(0, 4)] * 3, st.floats(0, 0.5)
+        ).map(list),
         jitter_prob=SHARE,
         grayscale_prob=SHARE,
         grayscale_first=st.booleans(),
@@ -37,13 +41,18 @@ RECIPES = st.integers(2, 40).flatmap(
     )
 )
 SIZES = st.lists(
-    st.tuples(st.integers(1, 60), st.integers(1, 60)) | st.sampled_from([(1, 1), (1, 900), (900, 1)]), min_size=1, max_size=4
+    st.tuples(st.integers(1, 60), st.integers(1, 60))
+    | st.sampled_from([(1, 1), (1, 900), (900, 1)]),
+    min_size=1,
+    max_size=4,
 )
 
 
 def images(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+    return [
+        torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes
+    ]
 
 
 def made(
@@ -88,7 +97,9 @@ def test_training_views_are_finite_of_the_right_size_and_the_same_each_time(
 
 
 @fuzz(25, config=RECIPES, sizes=SIZES)
-def test_evaluation_views_are_finite_and_of_the_right_size(config: ViewsConfig, sizes: list[tuple[int, int]]) -> None:
+def test_evaluation_views_are_finite_and_of_the_right_size(
+    config: ViewsConfig, sizes: list[tuple[int, int]]
+) -> None:
     _, out = made(EvalViews(config), sizes, 0, 0)
     assert out["global"].shape == (1, len(sizes), 3, config.eval_size, config.eval_size)
     assert out["global"].dtype == torch.float32
@@ -99,7 +110,10 @@ def test_evaluation_views_are_finite_and_of_the_right_size(config: ViewsConfig, 
 
 def in_range(views: torch.Tensor, config: ViewsConfig) -> None:
     """Without the normalisation every value lies between black and white."""
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+        for values in (config.mean, config.std)
+    )
     pixels = views.double() * std + mean
     assert pixels.min() > -1e-4
     assert pixels.max() < 1 + 1e-4

@@ -10,7 +10,9 @@ from seed_exp.methods.collapse import effective_rank, embedding_std
 
 
 def test_vectors_all_over_the_sphere_have_std_1_and_full_rank() -> None:
-    embeddings = F.normalize(torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    embeddings = F.normalize(
+        torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     assert embedding_std(embeddings).item() == pytest.approx(1, abs=0.02)
     assert effective_rank(embeddings).item() == pytest.approx(16, rel=0.01)
 

@@ -47,21 +47,30 @@ def test_boxes_and_masks_hold_the_colour_of_their_class(tmp_path: Path, flip_pro
     for image, target, index in zip(images, targets, batch.indices.tolist(), strict=True):
         assert tuple(image.shape[1:]) == tuple(detection._source.sizes[index])
         assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]) > 0
-        for box, label, mask in zip(target["boxes"], target["labels"], target["masks"], strict=True):
+        for box, label, mask in zip(
+            target["boxes"], target["labels"], target["masks"], strict=True
+        ):
             left, top, right, bottom = box.int().tolist()
             distance = (image - colours[label - 1][:, None, None]).abs().amax(0)
-            assert (distance[top + 2 : bottom - 2, left + 2 : right - 2] < 0.15).all()  # JPEG blurs the edges
+            assert (
+                distance[top + 2 : bottom - 2, left + 2 : right - 2] < 0.15
+            ).all()  # JPEG blurs the edges
             assert mask.sum() == (right - left) * (bottom - top)
             assert mask[top:bottom, left:right].all()
 
 
-def test_which_images_are_mirrored_is_drawn_anew_in_each_epoch_and_never_changes(tmp_path: Path) -> None:
+def test_which_images_are_mirrored_is_drawn_anew_in_each_epoch_and_never_changes(
+    tmp_path: Path,
+) -> None:
     detection = method(tmp_path, 0.5)
     plain = [target["boxes"] for target in prepared(method(tmp_path, 0.0))[0][1]]
 
     def mirrored(epoch: int) -> list[bool]:
         (_, targets), _ = prepared(detection, epoch)
-        return [not torch.equal(target["boxes"], box) for target, box in zip(targets, plain, strict=True)]
+        return [
+            not torch.equal(target["boxes"], box)
+            for target, box in zip(targets, plain, strict=True)
+        ]
 
     draws = [mirrored(epoch) for epoch in range(8)]
     assert draws == [mirrored(epoch) for epoch in range(8)]
@@ -80,4 +89,8 @@ def test_a_rehearsal_has_its_own_detectors_and_the_same_images(tmp_path: Path) -
 def test_losses_are_summed_and_named(tmp_path: Path) -> None:
     detection = method(tmp_path, 0.5)
     losses = detection.loss("a", detection.trainable["a"], prepared(detection)[0])
-    assert {key: value.item() for key, value in losses.items()} == {"loss": NUM + 0.5, "classifier": NUM, "mask": 0.5}
+    assert {key: value.item() for key, value in losses.items()} == {
+        "loss": NUM + 0.5,
+        "classifier": NUM,
+        "mask": 0.5,
+    }

@@ -36,7 +36,9 @@ def test_every_student_is_trained_with_every_rate_from_the_same_weights() -> Non
 
 
 def test_the_initial_classifier_does_not_depend_on_its_rate() -> None:
-    low, high = (Finetune(STUDENTS, [1.0], factor, 500, seed=2).trainable["a/lr1"] for factor in (1.0, 250.0))
+    low, high = (
+        Finetune(STUDENTS, [1.0], factor, 500, seed=2).trainable["a/lr1"] for factor in (1.0, 250.0)
+    )
     assert torch.allclose(classifier_of(low), classifier_of(high))
     assert classifier_of(low).std().item() == pytest.approx(0.01, rel=0.05)
 
@@ -71,7 +73,9 @@ def test_classifiers_compute_in_float32_under_autocast() -> None:
         features = network.encoder(images)
         logits, loss = network(images), networks.loss("a/lr2", network, (images, labels))["loss"]
     assert features.dtype == torch.bfloat16
-    expected = F.linear(features.float(), classifier_of(network), network.scale * network.classifier.bias)
+    expected = F.linear(
+        features.float(), classifier_of(network), network.scale * network.classifier.bias
+    )
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(loss, F.cross_entropy(expected, labels), rtol=1e-6, atol=0)
 
@@ -82,9 +86,16 @@ def test_encoders_are_trained_as_a_whole_and_the_students_stay_as_they_are(tmp_p
     tiny.train(networks, tmp_path, tiny.fit_config(steps=5), lrs=networks.lrs)
     for name, network in networks.trainable.items():
         start = STUDENTS[name[0]].encoder.state_dict()
-        moved = [key for key, tensor in network.encoder.state_dict().items() if not torch.equal(tensor, start[key])]
+        moved = [
+            key
+            for key, tensor in network.encoder.state_dict().items()
+            if not torch.equal(tensor, start[key])
+        ]
         assert moved == list(start), name  # running statistics of batch norm among them
-    assert not torch.equal(networks.trainable["a/lr0.5"].classifier.weight, networks.trainable["a/lr2"].classifier.weight)
+    assert not torch.equal(
+        networks.trainable["a/lr0.5"].classifier.weight,
+        networks.trainable["a/lr2"].classifier.weight,
+    )
     tiny.assert_same({name: student.state_dict() for name, student in STUDENTS.items()}, before)
 
 
@@ -96,4 +107,6 @@ def test_it_goes_on_bit_for_bit_where_it_was(tmp_path: Path) -> None:
         tiny.train(cut, tmp_path / "cut", source=tiny.Images(fail_after=61), lrs=cut.lrs)
     again = method()
     tiny.train(again, tmp_path / "cut", lrs=again.lrs)
-    tiny.assert_same(tiny.last_checkpoint(tmp_path / "cut"), tiny.last_checkpoint(tmp_path / "whole"))
+    tiny.assert_same(
+        tiny.last_checkpoint(tmp_path / "cut"), tiny.last_checkpoint(tmp_path / "whole")
+    )

@@ -51,7 +51,10 @@ def test_weights_begin_small_and_biases_at_zero() -> None:
 
 
 def test_weights_begin_the_same_for_every_rate_and_depend_on_the_seed_only() -> None:
-    one, two = LinearProbe(encoders(), [1.0, 3.0], 3, seed=2), LinearProbe(encoders(), [3.0], 3, seed=2)
+    one, two = (
+        LinearProbe(encoders(), [1.0, 3.0], 3, seed=2),
+        LinearProbe(encoders(), [3.0], 3, seed=2),
+    )
     other = LinearProbe(encoders(), [3.0], 3, seed=4)
     weight = two.trainable["small/lr3"].weight
     assert torch.equal(one.trainable["small/lr1"].weight, weight)
@@ -64,7 +67,9 @@ def test_classifiers_compute_in_float32_under_autocast() -> None:
     prepared = probe.prepare(views(), BATCH)
     expected = probe.loss("large/lr1", probe.trainable["large/lr1"], prepared)["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(probe.loss("large/lr1", probe.trainable["large/lr1"], prepared)["loss"], expected)
+        assert torch.equal(
+            probe.loss("large/lr1", probe.trainable["large/lr1"], prepared)["loss"], expected
+        )
 
 
 def test_the_loss_is_cross_entropy_on_the_first_global_view() -> None:
@@ -77,7 +82,10 @@ def test_the_loss_is_cross_entropy_on_the_first_global_view() -> None:
         shares = torch.tensor(logits).double().softmax(1)
         expected = -sum(shares[row, label].log().item() for row, label in enumerate(LABELS)) / 5
         assert out["loss"].item() == pytest.approx(expected, abs=1e-5)
-        right = sum(max(range(3), key=row.__getitem__) == label for row, label in zip(logits, LABELS.tolist(), strict=True))
+        right = sum(
+            max(range(3), key=row.__getitem__) == label
+            for row, label in zip(logits, LABELS.tolist(), strict=True)
+        )
         assert out["train_top1"].item() == pytest.approx(20 * right)
 
 
@@ -90,7 +98,10 @@ def test_encoders_are_frozen_and_their_statistics_stay(tmp_path: Path) -> None:
     tiny.assert_same(before, {name: encoder.state_dict() for name, encoder in own.items()})
     for encoder in own.values():
         assert not any(module.training for module in encoder.modules())
-        assert all(parameter.grad is None and not parameter.requires_grad for parameter in encoder.parameters())
+        assert all(
+            parameter.grad is None and not parameter.requires_grad
+            for parameter in encoder.parameters()
+        )
 
 
 def test_each_encoder_runs_once_per_batch_for_all_its_classifiers() -> None:
@@ -106,7 +117,9 @@ def test_each_encoder_runs_once_per_batch_for_all_its_classifiers() -> None:
     assert probe.diagnostics(prepared) == {}
 
 
-def test_training_runs_each_encoder_once_per_batch_whatever_the_number_of_rates(tmp_path: Path) -> None:
+def test_training_runs_each_encoder_once_per_batch_whatever_the_number_of_rates(
+    tmp_path: Path,
+) -> None:
     calls: list[str] = []
     probe = LinearProbe(encoders(), [1.0, 3.0, 10.0], num_classes=3, seed=2)
     for name, encoder in probe.encoders.items():

@@ -16,23 +16,35 @@ TAUS = [1.0, 0.07, 0.01, 1e-4]
 
 
 @pytest.mark.parametrize("tau_teacher", TAUS)
-def test_seed_loss_equals_the_formula(batch: tuple[Tensor, Tensor, Tensor], tau_teacher: float, chunk: None) -> None:
+def test_seed_loss_equals_the_formula(
+    batch: tuple[Tensor, Tensor, Tensor], tau_teacher: float, chunk: None
+) -> None:
     expected = reference.seed_loss(*batch, tau_student=0.2, tau_teacher=tau_teacher)
-    assert losses.seed_loss(*batch, tau_student=0.2, tau_teacher=tau_teacher).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.seed_loss(
+        *batch, tau_student=0.2, tau_teacher=tau_teacher
+    ).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("tau_teacher", TAUS)
-def test_gradient_equals_that_of_the_formula(batch: tuple[Tensor, Tensor, Tensor], tau_teacher: float, chunk: None) -> None:
+def test_gradient_equals_that_of_the_formula(
+    batch: tuple[Tensor, Tensor, Tensor], tau_teacher: float, chunk: None
+) -> None:
     student, teacher, queue = batch
     ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
-    (3 * losses.seed_loss(ours, teacher, queue, tau_student=0.2, tau_teacher=tau_teacher)).backward()
+    (
+        3 * losses.seed_loss(ours, teacher, queue, tau_student=0.2, tau_teacher=tau_teacher)
+    ).backward()
     (3 * reference.seed_loss_matrix(theirs, teacher, queue, 0.2, tau_teacher)).backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5 * float(theirs.grad.abs().max()))
+    torch.testing.assert_close(
+        ours.grad, theirs.grad, rtol=1e-5, atol=1e-5 * float(theirs.grad.abs().max())
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tau_teacher", TAUS)
-def test_autocast_changes_nothing(batch: tuple[Tensor, Tensor, Tensor], tau_teacher: float, dtype: torch.dtype) -> None:
+def test_autocast_changes_nothing(
+    batch: tuple[Tensor, Tensor, Tensor], tau_teacher: float, dtype: torch.dtype
+) -> None:
     outside = losses.seed_loss(*batch, tau_student=0.2, tau_teacher=tau_teacher)
     with torch.autocast("cpu", dtype=dtype):
         inside = losses.seed_loss(*batch, tau_student=0.2, tau_teacher=tau_teacher)
@@ -55,10 +67,15 @@ def test_info_nce_equals_the_formula(batch: tuple[Tensor, Tensor, Tensor], chunk
     torch.testing.assert_close(query.grad, expected.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_entropy_equals_the_formula_and_spans_its_range(batch: tuple[Tensor, Tensor, Tensor], chunk: None) -> None:
+def test_entropy_equals_the_formula_and_spans_its_range(
+    batch: tuple[Tensor, Tensor, Tensor], chunk: None
+) -> None:
     _, teacher, queue = batch
     for tau in TAUS:
-        logits = torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1).double() / tau
+        logits = (
+            torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1).double()
+            / tau
+        )
         expected = torch.distributions.Categorical(logits=logits).entropy()
         entropy = losses.target_entropy(teacher, queue, tau_teacher=tau)
         torch.testing.assert_close(entropy.double(), expected, rtol=1e-3, atol=1e-4)
@@ -77,7 +94,10 @@ def test_only_the_student_gets_a_gradient(batch: tuple[Tensor, Tensor, Tensor]) 
 def test_memory_does_not_hold_the_similarity_matrix() -> None:
     num_rows, queue_size, dim = 256, 65536, 32
     student = tiny.embeddings(num_rows, dim, seed=0).requires_grad_()
-    teacher, queue = tiny.embeddings(num_rows, dim, seed=1), tiny.embeddings(queue_size, dim, seed=2)
+    teacher, queue = (
+        tiny.embeddings(num_rows, dim, seed=1),
+        tiny.embeddings(queue_size, dim, seed=2),
+    )
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -94,7 +114,9 @@ def test_memory_does_not_hold_the_similarity_matrix() -> None:
     assert largest < num_rows * queue_size
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc"
+)
 def test_multi_crop_at_full_size_takes_less_than_64_mib() -> None:
     """N = 1536 local views, K = 65536, D = 128; the N x (K+1) matrix alone would be 384 MiB."""
     code = """if True:
@@ -110,14 +132,27 @@ def test_multi_crop_at_full_size_takes_less_than_64_mib() -> None:
         seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01).backward()
         print((kib("VmHWM") - before) / 1024)
     """
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert float(printed) < 64
 
 
 def test_a_queue_of_a_million_gives_the_formula() -> None:
-    student, teacher, queue = tiny.embeddings(3, 16, seed=0), tiny.embeddings(3, 16, seed=1), tiny.embeddings(1 << 20, 16, seed=2)
-    similarities = [torch.cat([(s * teacher).sum(1, keepdim=True), s @ queue.T], 1).double() for s in (student, teacher)]
-    expected = -((similarities[1] / 0.01).softmax(1) * (similarities[0] / 0.2).log_softmax(1)).sum(1).mean()
+    student, teacher, queue = (
+        tiny.embeddings(3, 16, seed=0),
+        tiny.embeddings(3, 16, seed=1),
+        tiny.embeddings(1 << 20, 16, seed=2),
+    )
+    similarities = [
+        torch.cat([(s * teacher).sum(1, keepdim=True), s @ queue.T], 1).double()
+        for s in (student, teacher)
+    ]
+    expected = (
+        -((similarities[1] / 0.01).softmax(1) * (similarities[0] / 0.2).log_softmax(1))
+        .sum(1)
+        .mean()
+    )
     loss = losses.seed_loss(student, teacher, queue, tau_student=0.2, tau_teacher=0.01)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 

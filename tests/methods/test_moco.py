@@ -18,7 +18,9 @@ BATCH = tiny.host_batch(5)
 
 
 def views(num_images: int = 5) -> dict[str, Tensor]:
-    return {"global": torch.randn(2, num_images, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+    return {
+        "global": torch.randn(2, num_images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    }
 
 
 def move(student: torch.nn.Module) -> None:
@@ -29,9 +31,15 @@ def move(student: torch.nn.Module) -> None:
 
 def test_the_momentum_encoder_begins_as_a_copy_and_follows_by_the_formula() -> None:
     method = tiny.moco(["a", "b"])
-    encoders = {name: [p.clone() for p in encoder.parameters()] for name, encoder in method.contrast.encoders.items()}
+    encoders = {
+        name: [p.clone() for p in encoder.parameters()]
+        for name, encoder in method.contrast.encoders.items()
+    }
     for name, student in method.trainable.items():
-        assert all(torch.equal(one, two) for one, two in zip(encoders[name], student.parameters(), strict=True))
+        assert all(
+            torch.equal(one, two)
+            for one, two in zip(encoders[name], student.parameters(), strict=True)
+        )
     for _ in range(3):
         prepared = method.prepare(views(), BATCH)
         for name, student in method.trainable.items():
@@ -39,7 +47,10 @@ def test_the_momentum_encoder_begins_as_a_copy_and_follows_by_the_formula() -> N
             move(student)
         method.after_step()
         for name, student in method.trainable.items():
-            encoders[name] = [0.9 * old + 0.1 * new for old, new in zip(encoders[name], student.parameters(), strict=True)]
+            encoders[name] = [
+                0.9 * old + 0.1 * new
+                for old, new in zip(encoders[name], student.parameters(), strict=True)
+            ]
     for name, encoder in method.contrast.encoders.items():
         for expected, parameter in zip(encoders[name], encoder.parameters(), strict=True):
             torch.testing.assert_close(parameter, expected)
@@ -52,15 +63,21 @@ def test_the_loss_is_that_of_finding_the_momentum_encoders_key() -> None:
     student = method.trainable["a"]
     out = method.loss("a", student, method.prepare(batch, BATCH))
     queries, keys = student(batch["global"][0]), method.contrast.encoders["a"](batch["global"][1])
-    expected = reference.info_nce(queries.detach(), keys, method.contrast.queues["a"].embeddings, 0.2)
+    expected = reference.info_nce(
+        queries.detach(), keys, method.contrast.queues["a"].embeddings, 0.2
+    )
     assert out["loss"].item() == pytest.approx(expected, abs=1e-5)
-    assert out["positive_cosine"].item() == pytest.approx((queries * keys).sum(1).mean().item(), abs=1e-6)
+    assert out["positive_cosine"].item() == pytest.approx(
+        (queries * keys).sum(1).mean().item(), abs=1e-6
+    )
 
 
 def test_the_momentum_encoder_gets_no_gradient_and_the_student_does() -> None:
     method = tiny.moco()
     method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))["loss"].backward()
-    assert all(p.grad is None and not p.requires_grad for p in method.contrast.encoders["a"].parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for p in method.contrast.encoders["a"].parameters()
+    )
     assert all(p.grad is not None for p in method.trainable["a"].parameters())
 
 
@@ -71,7 +88,9 @@ def test_keys_enter_their_own_students_queue_after_the_step() -> None:
     for name, student in method.trainable.items():
         method.loss(name, student, prepared)
         assert torch.equal(method.contrast.queues[name].embeddings, before[name])
-    keys = {name: encoder(views()["global"][1]) for name, encoder in method.contrast.encoders.items()}
+    keys = {
+        name: encoder(views()["global"][1]) for name, encoder in method.contrast.encoders.items()
+    }
     method.after_step()
     for name, queue in method.contrast.queues.items():
         torch.testing.assert_close(queue.embeddings[:5], keys[name])
@@ -85,7 +104,9 @@ def test_keys_come_from_batch_statistics() -> None:
         assert module.training
     running = method.contrast.encoders["a"].state_dict()["encoder.layers.1.running_mean"].clone()
     method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
-    assert not torch.equal(method.contrast.encoders["a"].state_dict()["encoder.layers.1.running_mean"], running)
+    assert not torch.equal(
+        method.contrast.encoders["a"].state_dict()["encoder.layers.1.running_mean"], running
+    )
 
 
 def test_all_that_goes_on_is_in_the_checkpoint() -> None:
@@ -94,8 +115,12 @@ def test_all_that_goes_on_is_in_the_checkpoint() -> None:
     move(method.trainable["a"])
     method.after_step()
     other.carried.load_state_dict(copy.deepcopy(method.carried.state_dict()))
-    tiny.assert_same(method.contrast.encoders["a"].state_dict(), other.contrast.encoders["a"].state_dict())
-    tiny.assert_same(method.contrast.queues["a"].state_dict(), other.contrast.queues["a"].state_dict())
+    tiny.assert_same(
+        method.contrast.encoders["a"].state_dict(), other.contrast.encoders["a"].state_dict()
+    )
+    tiny.assert_same(
+        method.contrast.queues["a"].state_dict(), other.contrast.queues["a"].state_dict()
+    )
     assert other.contrast.queues["a"].position == 5
 
 
@@ -114,7 +139,9 @@ def keys_here(train: bool, bn: bool) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("bn", [False, True])
 def test_shuffled_keys_come_back_in_their_order(bn: bool, two_ranks: Ranks) -> None:
-    for keys, own in two_ranks.run(keys_here, False, bn):  # in evaluation mode an embedding depends on its image only
+    for keys, own in two_ranks.run(
+        keys_here, False, bn
+    ):  # in evaluation mode an embedding depends on its image only
         torch.testing.assert_close(keys, own)
 
 

@@ -35,23 +35,35 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 FORMULAS: dict[str, tuple[Loss, Loss]] = {
     "compress": (
-        lambda s, t, d: losses.compress_loss(s, losses.compress_target(t, d, temperature=0.1), d, temperature=0.1),
+        lambda s, t, d: losses.compress_loss(
+            s, losses.compress_target(t, d, temperature=0.1), d, temperature=0.1
+        ),
         lambda s, t, d: reference.compress_loss(s, t, d, 0.1),
     ),
     "bingo": (
-        lambda s, t, d: losses.bingo_loss(s, t, losses.bingo_target(t, d, bag_size=4, weight=0.3), d, temperature=0.2),
+        lambda s, t, d: losses.bingo_loss(
+            s, t, losses.bingo_target(t, d, bag_size=4, weight=0.3), d, temperature=0.2
+        ),
         lambda s, t, d: reference.bingo_loss(s, t, d, 0.2, 4, 0.3),
     ),
     "bingo, bag of the whole queue": (
-        lambda s, t, d: losses.bingo_loss(s, t, losses.bingo_target(t, d, bag_size=99, weight=1), d, temperature=0.2),
+        lambda s, t, d: losses.bingo_loss(
+            s, t, losses.bingo_target(t, d, bag_size=99, weight=1), d, temperature=0.2
+        ),
         lambda s, t, d: reference.bingo_loss(s, t, d, 0.2, 99, 1),
     ),
     "binary_contrastive": (
         lambda s, t, d: losses.binary_contrastive_loss(s, t, d, temperature=0.07),
         lambda s, t, d: reference.binary_contrastive_loss(s, t, d, 0.07),
     ),
-    "squared_distance": (lambda s, t, _: losses.squared_distance(s, t), lambda s, t, _: reference.squared_distance(s, t)),
-    "coss": (lambda s, t, _: losses.coss_loss(s, t, weight=0.7), lambda s, t, _: reference.coss_loss(s, t, 0.7)),
+    "squared_distance": (
+        lambda s, t, _: losses.squared_distance(s, t),
+        lambda s, t, _: reference.squared_distance(s, t),
+    ),
+    "coss": (
+        lambda s, t, _: losses.coss_loss(s, t, weight=0.7),
+        lambda s, t, _: reference.coss_loss(s, t, 0.7),
+    ),
 }
 
 
@@ -59,14 +71,18 @@ FORMULAS: dict[str, tuple[Loss, Loss]] = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_loss_and_gradient_equal_the_formula(name: str, batch: tuple[Tensor, Tensor, Tensor], chunk: None) -> None:
+def test_loss_and_gradient_equal_the_formula(
+    name: str, batch: tuple[Tensor, Tensor, Tensor], chunk: None
+) -> None:
     ours, theirs = (tensor.clone().requires_grad_() for tensor in (batch[0], batch[0].double()))
     loss, formula = FORMULAS[name]
     value, expected = loss(ours, *batch[1:]), formula(theirs, *batch[1:])
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     (3 * value).backward()
     (3 * expected).backward()
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5 * float(theirs.grad.abs().max()))
+    torch.testing.assert_close(
+        ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5 * float(theirs.grad.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -89,7 +105,11 @@ def test_only_the_student_gets_a_gradient(name: str, batch: tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("name", ["compress", "bingo", "binary_contrastive"])
 def test_no_loss_holds_the_similarity_matrix(name: str) -> None:
-    student, teacher, queue = tiny.embeddings(64, 8, 0).requires_grad_(), tiny.embeddings(64, 8, 1), tiny.embeddings(65536, 8, 2)
+    student, teacher, queue = (
+        tiny.embeddings(64, 8, 0).requires_grad_(),
+        tiny.embeddings(64, 8, 1),
+        tiny.embeddings(65536, 8, 2),
+    )
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -113,7 +133,9 @@ def test_the_ranges_of_the_losses_are_those_of_the_docstrings() -> None:
     assert losses.coss_loss(-one, one, weight=0.5).item() == pytest.approx(1.5)
     apart = torch.eye(16)[:4], torch.eye(16)[4:8], torch.eye(16)[8:]
     expected = (1 + torch.tensor(8.0)).log() + 8 * (1 + torch.tensor(1 / 8)).log()
-    assert losses.binary_contrastive_loss(*apart, temperature=0.1).item() == pytest.approx(expected.item())
+    assert losses.binary_contrastive_loss(*apart, temperature=0.1).item() == pytest.approx(
+        expected.item()
+    )
 
 
 def test_bad_arguments_are_named() -> None:
@@ -137,14 +159,18 @@ def test_k_means_equals_the_algorithm_written_out(chunk: None) -> None:
     points, start = tiny.embeddings(60, 6, 0), tiny.embeddings(7, 6, 1)
     for iterations in (1, 2, 5):
         expected = reference.k_means(points, start, iterations)
-        torch.testing.assert_close(clustering.k_means(points, start, iterations).double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            clustering.k_means(points, start, iterations).double(), expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_centroids_that_lost_their_points_move_to_the_strangest_ones() -> None:
     points = tiny.embeddings(30, 4, 0)
     start = torch.cat([points[:2], -F.normalize(points.mean(0), dim=0).expand(3, -1)])
     found = clustering.k_means(points, start, 1)
-    torch.testing.assert_close(found.double(), reference.k_means(points, start, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.double(), reference.k_means(points, start, 1), rtol=1e-5, atol=1e-5
+    )
     assert len({tuple(row) for row in found.tolist()}) == 5
 
 
@@ -164,7 +190,10 @@ def test_assignments_are_those_of_sinkhorn_and_knopp(epsilon: float, chunk: None
 
 def test_clusters_are_predicted_as_by_the_formula() -> None:
     teacher, prototypes = tiny.embeddings(5, 6, 0), tiny.embeddings(4, 6, 1)
-    ours, theirs = (tensor.clone().requires_grad_() for tensor in (tiny.embeddings(5, 6, 2), tiny.embeddings(5, 6, 2).double()))
+    ours, theirs = (
+        tensor.clone().requires_grad_()
+        for tensor in (tiny.embeddings(5, 6, 2), tiny.embeddings(5, 6, 2).double())
+    )
     nearest = [[float(c == int((t @ prototypes.T).argmax())) for c in range(4)] for t in teacher]
     target = clustering.nearest_centroid(teacher, prototypes)
     loss, expected = (
@@ -185,10 +214,30 @@ def test_more_clusters_than_the_queue_has_entries_are_refused() -> None:
 # --- the walk that all take -------------------------------------------------------------------------------------------
 
 
-def build(name: str, names: tuple[str, ...] = ("a",), *, bn: bool = True, dropout: float = 0.0, **options: float) -> Seed:
-    values = {"queue_size": 21, "num_clusters": 6, "cluster_every": 3, "momentum": 0.9, "weight": 0.5, **options}
+def build(
+    name: str,
+    names: tuple[str, ...] = ("a",),
+    *,
+    bn: bool = True,
+    dropout: float = 0.0,
+    **options: float,
+) -> Seed:
+    values = {
+        "queue_size": 21,
+        "num_clusters": 6,
+        "cluster_every": 3,
+        "momentum": 0.9,
+        "weight": 0.5,
+        **options,
+    }
     config = ObjectiveConfig(name, 0.2, 0.05, **values)
-    return Seed(tiny.students(names, bn=bn, dropout=dropout), tiny.teacher(), config, ["global", "local"], seed=3)
+    return Seed(
+        tiny.students(names, bn=bn, dropout=dropout),
+        tiny.teacher(),
+        config,
+        ["global", "local"],
+        seed=3,
+    )
 
 
 def views(num_images: int = 5, seed: int = 0) -> dict[str, Tensor]:
@@ -229,7 +278,11 @@ def test_the_objective_named_in_the_options_is_minimised_in_every_resolution(nam
     out = method.loss("a", student, method.prepare(batch, BATCH))
     for resolution, images in batch.items():
         flat = images.flatten(0, 1)
-        memory = method.clusters[resolution].prototypes if method.clusters else method.queues[resolution].embeddings
+        memory = (
+            method.clusters[resolution].prototypes
+            if method.clusters
+            else method.queues[resolution].embeddings
+        )
         expected = OF_EMBEDDINGS[name](student(flat), method.teacher(flat), memory)
         assert out[f"loss_{resolution}"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert out["loss"].item() == pytest.approx((out["loss_global"] + out["loss_local"]).item())
@@ -242,12 +295,18 @@ def test_online_clusters_are_balanced_over_the_queue_after_every_step() -> None:
         method.after_step()
     clusters, queue = method.clusters["global"], method.queues["global"].embeddings
     codes = reference.sinkhorn(queue, clusters.prototypes, 0.05, 3)
-    torch.testing.assert_close(clusters.target(queue).double(), codes @ clusters.prototypes.double(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        clusters.target(queue).double(), codes @ clusters.prototypes.double(), rtol=1e-3, atol=1e-4
+    )
     student, prepared = method.trainable["a"], method.prepare(batch, BATCH)
     flat = batch["global"].flatten(0, 1)
     logits = method.teacher(flat) @ clusters.prototypes.T / 0.05 + clusters.weights
-    expected = reference.cluster_loss(student(flat), logits.double().softmax(1).tolist(), clusters.prototypes, 0.2)
-    assert method.loss("a", student, prepared)["loss_global"].item() == pytest.approx(expected.item(), rel=1e-4)
+    expected = reference.cluster_loss(
+        student(flat), logits.double().softmax(1).tolist(), clusters.prototypes, 0.2
+    )
+    assert method.loss("a", student, prepared)["loss_global"].item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
 
 
 def test_prototypes_move_towards_what_is_assigned_to_them() -> None:
@@ -258,7 +317,9 @@ def test_prototypes_move_towards_what_is_assigned_to_them() -> None:
     method.after_step()
     queue = method.queues["global"].embeddings.double()
     codes = (queue @ before.T / 0.05 + weights).softmax(1)
-    torch.testing.assert_close(clusters.prototypes.double(), F.normalize(codes.T @ queue, dim=1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        clusters.prototypes.double(), F.normalize(codes.T @ queue, dim=1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_k_means_runs_on_the_queue_when_it_is_due_and_only_then() -> None:
@@ -271,7 +332,9 @@ def test_k_means_runs_on_the_queue_when_it_is_due_and_only_then() -> None:
         method.after_step()
         assert torch.equal(clusters.prototypes, before) == (step % 3 != 0)
         if step == 3:
-            expected = reference.k_means(method.queues["local"].embeddings, start, clustering.LLOYD_ITERATIONS)
+            expected = reference.k_means(
+                method.queues["local"].embeddings, start, clustering.LLOYD_ITERATIONS
+            )
             torch.testing.assert_close(clusters.prototypes.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -280,7 +343,11 @@ def test_symmetric_views_are_compared_with_the_teachers_own_and_other_view() -> 
     student = method.trainable["a"]
     out = method.loss("a", student, method.prepare(batch, BATCH))
     queue = method.queues["global"].embeddings
-    pairs = [seed_formula(student(s), method.teacher(t), queue) for s in batch["global"] for t in batch["global"]]
+    pairs = [
+        seed_formula(student(s), method.teacher(t), queue)
+        for s in batch["global"]
+        for t in batch["global"]
+    ]
     assert out["loss_global"].item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-5)
     flat = batch["local"].flatten(0, 1)
     own = seed_formula(student(flat), method.teacher(flat), method.queues["local"].embeddings)
@@ -293,13 +360,17 @@ def test_disco_adds_the_students_own_contrast_to_the_distance() -> None:
     out = method.loss("a", student, method.prepare(batch, BATCH))
     assert method.contrast is not None
     query, key = batch["global"]
-    contrast = reference.info_nce(student(query).detach(), student(key).detach(), method.contrast.queues["a"].embeddings, 0.2)
+    contrast = reference.info_nce(
+        student(query).detach(), student(key).detach(), method.contrast.queues["a"].embeddings, 0.2
+    )
     assert out["loss_contrast"].item() == pytest.approx(contrast, rel=1e-5)
     for resolution, images in batch.items():
         flat = images.flatten(0, 1)
         expected = 0.5 * reference.squared_distance(student(flat), method.teacher(flat))
         assert out[f"loss_{resolution}"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert out["loss"].item() == pytest.approx(sum(out[f"loss_{key}"].item() for key in ("global", "local", "contrast")))
+    assert out["loss"].item() == pytest.approx(
+        sum(out[f"loss_{key}"].item() for key in ("global", "local", "contrast"))
+    )
     idle = copy.deepcopy(method.contrast.queues["b"].state_dict())
     method.after_step()
     torch.testing.assert_close(method.contrast.queues["a"].embeddings[:5], student(key))
@@ -326,12 +397,20 @@ def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(name: str, tmp_path: 
     straight, broken, resumed = (build(name, ("a", "b"), dropout=0.3) for _ in range(3))
     tiny.train(straight, tmp_path / "straight")
     with pytest.raises(ValueError, match="unplugged"):
-        tiny.train(broken, tmp_path / "broken", source=tiny.Images(fail_after=8 * 9 + 3))  # two steps after k-means ran
+        tiny.train(
+            broken, tmp_path / "broken", source=tiny.Images(fail_after=8 * 9 + 3)
+        )  # two steps after k-means ran
     tiny.train(resumed, tmp_path / "broken")
-    tiny.assert_same(tiny.last_checkpoint(tmp_path / "straight"), tiny.last_checkpoint(tmp_path / "broken"))
+    tiny.assert_same(
+        tiny.last_checkpoint(tmp_path / "straight"), tiny.last_checkpoint(tmp_path / "broken")
+    )
     tiny.assert_same(straight.carried.state_dict(), resumed.carried.state_dict())
-    assert (tmp_path / "straight/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
-    rows = [json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()]
+    assert (tmp_path / "straight/metrics.jsonl").read_bytes() == (
+        tmp_path / "broken/metrics.jsonl"
+    ).read_bytes()
+    rows = [
+        json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()
+    ]
     assert {"a/loss", "b/loss_local", "teacher_entropy", "b/embedding_rank"} <= rows[0].keys()
 
 
@@ -345,8 +424,13 @@ def test_a_student_of_a_fleet_becomes_what_it_becomes_alone(name: str, tmp_path:
 
 def test_only_what_an_objective_needs_goes_into_its_checkpoints() -> None:
     of_seed = set(build("seed").carried.state_dict())
-    assert of_seed == {f"{name}.{key}" for name in ("global", "local") for key in ("embeddings", "_extra_state")}
-    more = {name: {key.split(".")[0] for key in set(build(name).carried.state_dict()) - of_seed} for name in OBJECTIVES}
+    assert of_seed == {
+        f"{name}.{key}" for name in ("global", "local") for key in ("embeddings", "_extra_state")
+    }
+    more = {
+        name: {key.split(".")[0] for key in set(build(name).carried.state_dict()) - of_seed}
+        for name in OBJECTIVES
+    }
     assert {name: keys for name, keys in more.items() if keys} == {
         "k_means": {"clusters"},
         "online_clustering": {"clusters"},
@@ -367,7 +451,9 @@ def clusters_after_steps(name: str) -> dict[str, Tensor]:
 def test_clusters_are_the_same_on_all_ranks(name: str, two_ranks: Ranks) -> None:
     one, two = two_ranks.run(clusters_after_steps, name)
     tiny.assert_same(one, two)
-    assert not torch.equal(one["clusters.global.prototypes"], build(name).clusters["global"].prototypes)
+    assert not torch.equal(
+        one["clusters.global.prototypes"], build(name).clusters["global"].prototypes
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -414,15 +500,30 @@ def test_an_option_out_of_its_range_is_refused_by_name(option: str, wrong: float
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it_needs(name: str) -> None:
-    config = compose("distill", [f"objective={name}", "views=swav_multicrop", "student=[resnet18,resnet34]"])
+def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it_needs(
+    name: str,
+) -> None:
+    config = compose(
+        "distill", [f"objective={name}", "views=swav_multicrop", "student=[resnet18,resnet34]"]
+    )
     needed = OBJECTIVES[name].symmetric or OBJECTIVES[name].contrast
-    assert {key: crop.num for key, crop in config.views.crops.items()} == {"global": 2 if needed else 1, "local": 6}
-    assert {student.hidden_dim for student in config.students.values()} == {config.objective.hidden_dim}
-    assert config.objective.hidden_dim == {"seed_strong": 2048, "disco": 2048, "bingo": 2048}.get(name)
+    assert {key: crop.num for key, crop in config.views.crops.items()} == {
+        "global": 2 if needed else 1,
+        "local": 6,
+    }
+    assert {student.hidden_dim for student in config.students.values()} == {
+        config.objective.hidden_dim
+    }
+    assert config.objective.hidden_dim == {"seed_strong": 2048, "disco": 2048, "bingo": 2048}.get(
+        name
+    )
     assert {student.deep_head for student in config.students.values()} == {name == "simreg"}
     layers = {head_layers(student.head) for student in build_students(config, 16).values()}
-    assert layers == {"-".join(["Linear-BatchNorm1d-ReLU-Linear"] * 2) if name == "simreg" else "Linear-ReLU-Linear"}
+    assert layers == {
+        "-".join(["Linear-BatchNorm1d-ReLU-Linear"] * 2)
+        if name == "simreg"
+        else "Linear-ReLU-Linear"
+    }
     assert {field.name for field in fields(ObjectiveConfig)} == set(vars(config.objective))
 
 
@@ -434,18 +535,38 @@ def test_a_students_own_head_goes_before_that_of_the_objective() -> None:
 
 
 def test_one_view_is_refused_where_two_are_compared() -> None:
-    assert {name for name, objective in OBJECTIVES.items() if objective.min_global_views == 2} == {"seed_strong", "disco"}
+    assert {name for name, objective in OBJECTIVES.items() if objective.min_global_views == 2} == {
+        "seed_strong",
+        "disco",
+    }
     assert {objective.min_global_views for objective in OBJECTIVES.values()} == {1, 2}
     for name in ("seed_strong", "disco"):
         config = compose("distill", [f"objective={name}", "views.crops.global.num=1"])
-        with pytest.raises(ValueError, match=rf"objective={name} compares 2 global views .* views\.crops\.global\.num is 1"):
+        with pytest.raises(
+            ValueError,
+            match=rf"objective={name} compares 2 global views .* views\.crops\.global\.num is 1",
+        ):
             distill(config)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-DIGITS = ["data=digits", "data.num_workers=0", "device=cpu", "views=digits", "tracker=files", "batch_size=32", "log_every=5"]
-QUICK = ["knn_bank_size=200", "knn_query_size=100", "optimizer.warmup_epochs=0", "optimizer.lr=0.3", "checkpoint_every=7"]
+DIGITS = [
+    "data=digits",
+    "data.num_workers=0",
+    "device=cpu",
+    "views=digits",
+    "tracker=files",
+    "batch_size=32",
+    "log_every=5",
+]
+QUICK = [
+    "knn_bank_size=200",
+    "knn_query_size=100",
+    "optimizer.warmup_epochs=0",
+    "optimizer.lr=0.3",
+    "checkpoint_every=7",
+]
 
 
 def command(name: str, *options: str) -> list[str]:
@@ -462,12 +583,26 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(name: str, teacher: Path, tmp_path: Path) -> None:
-    options = [f"objective={name}", "student=[convnet_w2,convnet_w32]", "teacher=run", f"teacher.checkpoint={teacher}"]
-    options += ["objective.queue_size=128", "objective.num_clusters=20", "objective.cluster_every=5", "steps=24"]
+def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
+    name: str, teacher: Path, tmp_path: Path
+) -> None:
+    options = [
+        f"objective={name}",
+        "student=[convnet_w2,convnet_w32]",
+        "teacher=run",
+        f"teacher.checkpoint={teacher}",
+    ]
+    options += [
+        "objective.queue_size=128",
+        "objective.num_clusters=20",
+        "objective.cluster_every=5",
+        "steps=24",
+    ]
     straight = command("distill", *options, f"run_dir={tmp_path}/straight")
     subprocess.run(straight, check=True, capture_output=True)
-    rows = [json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()
+    ]
     for student in ("convnet_w2", "convnet_w32"):
         curve = [row[f"{student}/loss"] for row in rows if f"{student}/loss" in row]
         assert len(curve) == 5
@@ -475,10 +610,14 @@ def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(name: str, teache
 
     broken = tmp_path / "broken"
     with subprocess.Popen(
-        command("distill", *options, f"run_dir={broken}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("distill", *options, f"run_dir={broken}"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         while process.poll() is None and not list(broken.glob("checkpoints/step_*.pt")):
             time.sleep(0.05)
         process.kill()
-    subprocess.run(command("distill", *options, f"run_dir={broken}"), check=True, capture_output=True)
+    subprocess.run(
+        command("distill", *options, f"run_dir={broken}"), check=True, capture_output=True
+    )
     tiny.assert_same(tiny.last_checkpoint(tmp_path / "straight"), tiny.last_checkpoint(broken))

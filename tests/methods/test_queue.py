@@ -13,7 +13,9 @@ from seed_exp.methods.queue import Queue
 @given(size=st.integers(1, 13), pushes=st.lists(st.integers(1, 30), max_size=6))
 def test_queue_holds_what_a_deque_holds(size: int, pushes: list[int]) -> None:
     queue = Queue(size, dim=2, seed=0)
-    expected: deque[tuple[float, ...]] = deque((tuple(row) for row in queue.embeddings.tolist()), maxlen=size)
+    expected: deque[tuple[float, ...]] = deque(
+        (tuple(row) for row in queue.embeddings.tolist()), maxlen=size
+    )
     counter = 0
     for num in pushes:
         rows = torch.arange(counter, counter + 2 * num, dtype=torch.float32).reshape(num, 2)

@@ -54,7 +54,9 @@ def test_the_cosine_is_that_of_student_and_teacher_in_global_views() -> None:
     batch = views()
     out = method.loss("a", method.trainable["a"], method.prepare(batch, BATCH))
     flat = batch["global"].flatten(0, 1)
-    cosine = torch.nn.functional.cosine_similarity(method.trainable["a"](flat), embedded(method, flat)).mean()
+    cosine = torch.nn.functional.cosine_similarity(
+        method.trainable["a"](flat), embedded(method, flat)
+    ).mean()
     assert out["teacher_cosine"].item() == pytest.approx(cosine.item(), abs=1e-6)
     assert not out["teacher_cosine"].requires_grad
 
@@ -66,10 +68,16 @@ def test_diagnostics_are_entropy_and_effective_neighbours_of_the_global_target()
     entropies = []
     for embedding in embedded(method, batch["global"].flatten(0, 1)).double():
         entries = [embedding, *method.queues["global"].embeddings.double()]
-        target = torch.tensor(reference.softmax([float(embedding @ entry) / 0.05 for entry in entries]))
+        target = torch.tensor(
+            reference.softmax([float(embedding @ entry) / 0.05 for entry in entries])
+        )
         entropies.append(-(target * target.clamp(min=1e-300).log()).sum())
-    assert found["teacher_entropy"].item() == pytest.approx(torch.stack(entropies).mean().item(), abs=1e-4)
-    assert found["effective_neighbours"].item() == pytest.approx(torch.stack(entropies).exp().mean().item(), rel=1e-4)
+    assert found["teacher_entropy"].item() == pytest.approx(
+        torch.stack(entropies).mean().item(), abs=1e-4
+    )
+    assert found["effective_neighbours"].item() == pytest.approx(
+        torch.stack(entropies).exp().mean().item(), rel=1e-4
+    )
 
 
 def test_each_images_first_view_enters_the_queue_of_its_resolution_after_the_step() -> None:
@@ -130,8 +138,12 @@ def test_queues_are_as_wide_as_the_teacher_and_the_same_in_every_run_with_that_s
 
 
 def test_one_resolution_is_enough() -> None:
-    method = Seed(tiny.students(), tiny.teacher(), ObjectiveConfig("seed", queue_size=8), ["global"], seed=0)
-    out = method.loss("a", method.trainable["a"], method.prepare({"global": views()["global"]}, BATCH))
+    method = Seed(
+        tiny.students(), tiny.teacher(), ObjectiveConfig("seed", queue_size=8), ["global"], seed=0
+    )
+    out = method.loss(
+        "a", method.trainable["a"], method.prepare({"global": views()["global"]}, BATCH)
+    )
     assert out["loss"].item() == out["loss_global"].item()
     method.after_step()
     assert method.queues["global"].position == 5
@@ -148,8 +160,13 @@ def enqueue_share(rank_images: int) -> Any:
 
     method = tiny.seed()
     start = distributed.rank() * rank_images
-    for half in (slice(start, start + rank_images // 2), slice(start + rank_images // 2, start + rank_images)):
-        method.prepare({name: view[:, half] for name, view in views(2 * rank_images).items()}, BATCH)
+    for half in (
+        slice(start, start + rank_images // 2),
+        slice(start + rank_images // 2, start + rank_images),
+    ):
+        method.prepare(
+            {name: view[:, half] for name, view in views(2 * rank_images).items()}, BATCH
+        )
     method.after_step()
     return method.carried.state_dict()
 

@@ -18,12 +18,21 @@ from torch import Tensor
 from seed_exp.methods.teacher_cache import TeacherCache
 
 NUM_VIEWS = {"global": 2, "local": 3}
-KEY = {"teacher": "abc", "views": {"name": "tiny", "crops": {"global": {"scale": [0.2, 1.0]}}}, "seed": 1}
+KEY = {
+    "teacher": "abc",
+    "views": {"name": "tiny", "crops": {"global": {"scale": [0.2, 1.0]}}},
+    "seed": 1,
+}
 FORK = multiprocessing.get_context("fork")
 
 
 def cache(
-    folder: Path, key: dict[str, Any] = KEY, *, dim: int = 4, num_images: int = 40, num_views: dict[str, int] = NUM_VIEWS
+    folder: Path,
+    key: dict[str, Any] = KEY,
+    *,
+    dim: int = 4,
+    num_images: int = 40,
+    num_views: dict[str, int] = NUM_VIEWS,
 ) -> TeacherCache:
     return TeacherCache(folder, key, num_images=num_images, num_views=num_views, embedding_dim=dim)
 
@@ -32,14 +41,23 @@ def embed(epoch: int, indices: Tensor, *, dim: int = 4, seed: int = 0) -> dict[s
     """Unit vectors that depend on epoch and image, as a teacher's do."""
     out = {}
     for number, (name, num) in enumerate(NUM_VIEWS.items()):
-        rows = [np.random.default_rng((seed, epoch, i, number)).standard_normal((num, dim)) for i in indices.tolist()]
+        rows = [
+            np.random.default_rng((seed, epoch, i, number)).standard_normal((num, dim))
+            for i in indices.tolist()
+        ]
         vectors = np.stack(rows, axis=1)
-        out[name] = torch.from_numpy((vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32))
+        out[name] = torch.from_numpy(
+            (vectors / np.linalg.norm(vectors, axis=2, keepdims=True)).astype(np.float32)
+        )
     return out
 
 
 def same(one: dict[str, Tensor] | None, two: dict[str, Tensor]) -> bool:
-    return one is not None and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in two)
+    return (
+        one is not None
+        and one.keys() == two.keys()
+        and all(torch.equal(one[name], two[name]) for name in two)
+    )
 
 
 def held(one: TeacherCache, epoch: int, **options: Any) -> int:
@@ -54,7 +72,9 @@ def held(one: TeacherCache, epoch: int, **options: Any) -> int:
     return num
 
 
-def refuse_to_open_for_writing(path: Any, flags: int, *args: Any, open_: Callable[..., int] = os.open, **options: Any) -> int:
+def refuse_to_open_for_writing(
+    path: Any, flags: int, *args: Any, open_: Callable[..., int] = os.open, **options: Any
+) -> int:
     # Permissions do not bind root, under which tests may run.
     if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -72,7 +92,10 @@ def test_what_is_written_is_read_bit_for_bit_in_any_order_by_any_process(tmp_pat
             found = reader.read(epoch, indices)
             assert same(found, embed(epoch, indices))
             assert found is not None
-            assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in found.values())
+            assert all(
+                tensor.dtype == torch.float32 and tensor.is_contiguous()
+                for tensor in found.values()
+            )
         assert reader.read(2, torch.arange(8)) is None
 
 
@@ -120,7 +143,11 @@ def test_a_row_of_which_a_sector_was_lost_is_not_there(tmp_path: Path, dim: int,
         content[start : start + 512] = bytes(min(512, len(content) - start))
     file.write_bytes(content)
     size = len(content) // 40
-    torn = [index for index in range(40) if any(index * size < start + 512 and start < (index + 1) * size for start in lost)]
+    torn = [
+        index
+        for index in range(40)
+        if any(index * size < start + 512 and start < (index + 1) * size for start in lost)
+    ]
     assert held(one, 0) == 40 - len(torn)
 
 
@@ -138,7 +165,9 @@ def test_a_row_with_a_changed_bit_is_not_there(tmp_path: Path, byte: int) -> Non
 
 
 @pytest.mark.parametrize("size", [0, 1, 84 * 20, 84 * 20 + 50])
-def test_a_file_cut_short_has_the_rows_before_the_cut_and_takes_the_others_again(tmp_path: Path, size: int) -> None:
+def test_a_file_cut_short_has_the_rows_before_the_cut_and_takes_the_others_again(
+    tmp_path: Path, size: int
+) -> None:
     one, indices = cache(tmp_path), torch.arange(40)
     one.write(0, indices, embed(0, indices))
     os.truncate(next(tmp_path.glob("epoch_*")), size)
@@ -162,7 +191,11 @@ def test_rows_of_another_epoch_or_another_cache_do_not_count(tmp_path: Path) -> 
 
 def test_another_key_is_refused_with_the_differences(tmp_path: Path) -> None:
     cache(tmp_path)
-    changed = {"teacher": "abc", "views": {"name": "tiny", "crops": {"global": {"scale": [0.1, 1.0]}}}, "precision": "float32"}
+    changed = {
+        "teacher": "abc",
+        "views": {"name": "tiny", "crops": {"global": {"scale": [0.1, 1.0]}}},
+        "precision": "float32",
+    }
     with pytest.raises(ValueError, match="other options") as refused:
         cache(tmp_path, changed, dim=8)
     assert (
@@ -203,14 +236,19 @@ def test_the_remains_of_a_key_that_was_never_finished_do_not_matter(tmp_path: Pa
 
 def write_for_ever(folder: Path, dim: int, seed: int) -> None:
     one = cache(folder, dim=dim)
-    batches = [(indices, embed(0, indices, dim=dim, seed=seed)) for indices in torch.arange(40).split(8)]
+    batches = [
+        (indices, embed(0, indices, dim=dim, seed=seed)) for indices in torch.arange(40).split(8)
+    ]
     while True:
         for indices, embeddings in batches:
             one.write(0, indices, embeddings)
 
 
 def test_a_killed_writer_leaves_only_right_rows(tmp_path: Path) -> None:
-    dim, counts = 4096, set()  # rows of 20 pages, between any two of which a signal may end the write
+    dim, counts = (
+        4096,
+        set(),
+    )  # rows of 20 pages, between any two of which a signal may end the write
     expected = embed(0, torch.arange(40), dim=dim)
     for attempt in range(12):
         folder = tmp_path / str(attempt)
@@ -224,7 +262,9 @@ def test_a_killed_writer_leaves_only_right_rows(tmp_path: Path) -> None:
         one = cache(folder, dim=dim)
         found = {index: one.read(0, torch.tensor([index])) for index in range(40)}
         for index, row in found.items():
-            assert row is None or same(row, {name: every[:, index : index + 1] for name, every in expected.items()})
+            assert row is None or same(
+                row, {name: every[:, index : index + 1] for name, every in expected.items()}
+            )
         counts.add(sum(row is not None for row in found.values()))
         one.write(0, torch.arange(40), expected)
         assert same(one.read(0, torch.arange(40)), expected)
@@ -247,7 +287,8 @@ def test_runs_that_write_different_values_at_once_never_mix_them_in_a_row(tmp_pa
             row = one.read(0, torch.tensor([index]))
             seen += 1
             assert row is None or any(
-                same(row, {name: every[:, index : index + 1] for name, every in written.items()}) for written in either
+                same(row, {name: every[:, index : index + 1] for name, every in written.items()})
+                for written in either
             )
     finally:
         for writer in writers:
@@ -274,12 +315,16 @@ def test_a_full_disk_costs_rows_and_one_warning_but_not_the_training(
     for indices in torch.arange(40).split(8):
         one.write(0, indices, embed(0, indices))
     assert len(calls) == rows_that_fit + 2
-    assert [line.partition("teacher cache")[0] for line in logged] == ["WARNING cannot write to the "]
+    assert [line.partition("teacher cache")[0] for line in logged] == [
+        "WARNING cannot write to the "
+    ]
     assert "No space left" in logged[0]
     assert held(one, 0) == rows_that_fit
 
 
-def test_a_cache_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
+def test_a_cache_that_cannot_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
     indices = torch.arange(40)
     cache(tmp_path).write(0, indices, embed(0, indices))
     monkeypatch.setattr(os, "open", refuse_to_open_for_writing)
@@ -303,12 +348,18 @@ def test_an_epoch_file_that_cannot_be_read_is_not_there(tmp_path: Path) -> None:
 
 
 def free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2 * num_bytes, num_bytes, num_bytes))
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda folder: shutil._ntuple_diskusage(2 * num_bytes, num_bytes, num_bytes),
+    )
 
 
 def test_the_size_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free_space(monkeypatch, 10**12)
-    one = cache(tmp_path / "one", dim=128, num_images=1_281_167, num_views={"global": 1, "local": 6})
+    one = cache(
+        tmp_path / "one", dim=128, num_images=1_281_167, num_views={"global": 1, "local": 6}
+    )
     assert one.describe(200) == (
         f"teacher cache {tmp_path}/one: (7 views x 128 floats + checksum) x 4 bytes x 1,281,167 images x 200 epochs"
         " = 919GB; 0.00B are there, the disk has 1.00TB free"
@@ -318,21 +369,33 @@ def test_the_size_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert next((tmp_path / "two").glob("epoch_*")).stat().st_size == small.bytes_per_epoch
 
 
-def test_what_is_there_is_what_the_disk_gave_to_the_epochs_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_what_the_disk_gave_to_the_epochs_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free_space(monkeypatch, 10**12)
     one = cache(tmp_path, dim=2048, num_images=10_000)
-    for epoch, indices in ((0, torch.arange(9950, 10_000)), (1, torch.arange(25)), (5, torch.arange(50))):
+    for epoch, indices in (
+        (0, torch.arange(9950, 10_000)),
+        (1, torch.arange(25)),
+        (5, torch.arange(50)),
+    ):
         one.write(epoch, indices, embed(epoch, indices, dim=2048))
     # 75 rows of 41 kB, not the 410 MB at which the first of the sparse files ends.
     assert re.search(r"= 819MB; 3\.\d\dMB are there", one.describe(2))
 
 
-def test_a_new_cache_without_room_is_refused_and_one_begun_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_cache_without_room_is_refused_and_one_begun_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, indices = cache(tmp_path), torch.arange(40)
     free_space(monkeypatch, 10 * one.bytes_per_epoch)
     assert one.describe(10).endswith(" free")
-    with pytest.raises(ValueError, match=r"would need .* x 11 epochs = 37.0kB, but its disk has 33.6kB free"):
+    with pytest.raises(
+        ValueError, match=r"would need .* x 11 epochs = 37.0kB, but its disk has 33.6kB free"
+    ):
         one.describe(11)
     one.write(0, indices, embed(0, indices))
-    assert one.describe(11).endswith("; 3.36kB are there, the disk has 33.6kB free")  # rows, not whole blocks
+    assert one.describe(11).endswith(
+        "; 3.36kB are there, the disk has 33.6kB free"
+    )  # rows, not whole blocks
     assert one.describe(12).endswith(" free, not enough for the rest")

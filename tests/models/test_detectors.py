@@ -13,7 +13,12 @@ from seed_exp.config.schema import StudentConfig
 from seed_exp.models.detectors import DETECTORS, _Trunk, build_detector
 from seed_exp.models.students import STUDENTS
 
-FEW = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 8, "box_batch_size_per_image": 8, "min_size": (32, 48)}
+FEW = {
+    "rpn_post_nms_top_n_train": 20,
+    "rpn_post_nms_top_n_test": 8,
+    "box_batch_size_per_image": 8,
+    "min_size": (32, 48),
+}
 
 
 def encoder(network: str = "timm", name: str | None = "test_resnet") -> nn.Module:
@@ -21,9 +26,16 @@ def encoder(network: str = "timm", name: str | None = "test_resnet") -> nn.Modul
     return STUDENTS[network](StudentConfig(network, name=name)).eval()
 
 
-def detector(name: str, *, masks: bool = False, freeze_bn: bool = False, of: nn.Module | None = None) -> nn.Module:
+def detector(
+    name: str, *, masks: bool = False, freeze_bn: bool = False, of: nn.Module | None = None
+) -> nn.Module:
     torch.manual_seed(1)
-    options: dict[str, Any] = {**FEW, "max_size": 64, "image_mean": [0.5] * 3, "image_std": [0.2] * 3}
+    options: dict[str, Any] = {
+        **FEW,
+        "max_size": 64,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.2] * 3,
+    }
     return build_detector(name, of or encoder(), 3, masks=masks, freeze_bn=freeze_bn, **options)
 
 
@@ -34,7 +46,9 @@ def batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     for image in images:
         masks = torch.zeros(1, *image.shape[1:], dtype=torch.uint8)
         masks[:, 4:30, 6:28] = 1
-        targets.append({"boxes": torch.tensor([[6.0, 4, 28, 30]]), "labels": torch.tensor([2]), "masks": masks})
+        targets.append(
+            {"boxes": torch.tensor([[6.0, 4, 28, 30]]), "labels": torch.tensor([2]), "masks": masks}
+        )
     return images, targets
 
 
@@ -56,12 +70,18 @@ def test_the_last_map_is_what_the_students_features_are_made_of(network: str) ->
 def test_all_that_can_be_trained_gets_a_gradient(name: str, masks: bool) -> None:
     network = detector(name, masks=masks).train()
     losses = network(*batch())
-    expected = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | ({"loss_mask"} if masks else set())
+    expected = {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"} | (
+        {"loss_mask"} if masks else set()
+    )
     assert losses.keys() == expected
     total = sum(losses.values())
     assert torch.isfinite(total)
     total.backward()
-    assert [key for key, value in network.named_parameters() if value.requires_grad != (value.grad is not None)] == []
+    assert [
+        key
+        for key, value in network.named_parameters()
+        if value.requires_grad != (value.grad is not None)
+    ] == []
     frozen = [key for key, value in network.named_parameters() if not value.requires_grad]
     assert frozen == []  # a ResNet has no layer behind its last map
 
@@ -75,7 +95,10 @@ def test_it_finds_objects_in_the_pixels_of_the_image(name: str, masks: bool) -> 
     for image, output in zip(images, outputs, strict=True):
         height, width = image.shape[1:]
         assert len(output["boxes"]) == len(output["labels"]) == len(output["scores"]) > 0
-        assert ((output["boxes"] >= 0) & (output["boxes"] <= torch.tensor([width, height, width, height]))).all()
+        assert (
+            (output["boxes"] >= 0)
+            & (output["boxes"] <= torch.tensor([width, height, width, height]))
+        ).all()
         assert set(output["labels"].tolist()) <= {1, 2, 3}
         if masks:
             assert output["masks"].shape == (len(output["boxes"]), 1, height, width)
@@ -83,7 +106,9 @@ def test_it_finds_objects_in_the_pixels_of_the_image(name: str, masks: bool) -> 
 
 def test_layers_behind_the_last_map_are_not_trained() -> None:
     network = detector("fpn", of=encoder("efficientnet_b0", None))
-    frozen = {key.split(".")[3] for key, value in network.named_parameters() if not value.requires_grad}
+    frozen = {
+        key.split(".")[3] for key, value in network.named_parameters() if not value.requires_grad
+    }
     assert frozen == {"conv_head", "bn2"}
 
 
@@ -109,11 +134,23 @@ def test_frozen_batch_norm_stays_as_the_encoder_has_it() -> None:
 @pytest.mark.parametrize(
     ("network", "name", "kind", "message"),
     [
-        ("convnet_w2", None, "fpn", r"strides 4, 8, 16, 32, ConvNet has none; take a convolutional network of timm"),
+        (
+            "convnet_w2",
+            None,
+            "fpn",
+            r"strides 4, 8, 16, 32, ConvNet has none; take a convolutional network of timm",
+        ),
         ("timm", "vit_tiny_patch16_224", "fpn", r"VisionTransformer has 16; take a convolutional"),
-        ("timm", "test_efficientnet", "c4", r"detector=c4 takes a ResNet's last stage .* EfficientNet has none; take fpn"),
+        (
+            "timm",
+            "test_efficientnet",
+            "c4",
+            r"detector=c4 takes a ResNet's last stage .* EfficientNet has none; take fpn",
+        ),
     ],
 )
-def test_encoders_without_such_maps_are_refused(network: str, name: str | None, kind: str, message: str) -> None:
+def test_encoders_without_such_maps_are_refused(
+    network: str, name: str | None, kind: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         detector(kind, of=encoder(network, name))

@@ -18,7 +18,14 @@ from types import SimpleNamespace
 import pytest
 
 from seed_exp.models import download as module
-from seed_exp.models.download import cached, download, noted_hash, progress_of, refuse_changed, unchanged_since_noted
+from seed_exp.models.download import (
+    cached,
+    download,
+    noted_hash,
+    progress_of,
+    refuse_changed,
+    unchanged_since_noted,
+)
 
 CONTENT = bytes(range(256)) * 1000
 HASH = "md5:" + hashlib.md5(CONTENT).hexdigest()[:8]
@@ -80,9 +87,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             if state.changed is not None and len(state.requests) > 1:
                 state.content, state.headers = state.changed
             known = state.headers.values()
-            if wanted and state.if_range and self.headers.get("If-Range", next(iter(known), None)) not in (None, *known):
+            if (
+                wanted
+                and state.if_range
+                and self.headers.get("If-Range", next(iter(known), None)) not in (None, *known)
+            ):
                 wanted = None
-            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and state.ranges else 0
+            start = (
+                int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if wanted and state.ranges
+                else 0
+            )
             start += state.shift if wanted else 0
             if wanted and state.ranges and start >= len(state.content):
                 self.send_response(416)
@@ -92,7 +107,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             body = state.content[start:]
             self.send_response(206 if wanted and state.ranges else 200)
             if wanted and state.ranges:
-                self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}"
+                )
             for name, value in state.headers.items():
                 self.send_header(name, value)
             if state.length:
@@ -148,7 +165,13 @@ def test_a_file_is_fetched_once_with_progress(
 def test_a_broken_download_goes_on_where_it_broke(server: Server, tmp_path: Path) -> None:
     server.break_after, server.num_breaks = 50_000, 4
     assert _get(server, tmp_path).read_bytes() == CONTENT
-    assert server.requests == [None, "bytes=50000-", "bytes=100000-", "bytes=150000-", "bytes=200000-"]
+    assert server.requests == [
+        None,
+        "bytes=50000-",
+        "bytes=100000-",
+        "bytes=150000-",
+        "bytes=200000-",
+    ]
 
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server: Server, tmp_path: Path) -> None:
@@ -166,9 +189,13 @@ def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) ->
     assert len(server.requests) == 3
 
 
-def test_connections_that_bring_nothing_new_end_in_one_clear_line(server: Server, tmp_path: Path) -> None:
+def test_connections_that_bring_nothing_new_end_in_one_clear_line(
+    server: Server, tmp_path: Path
+) -> None:
     server.ranges, server.break_after, server.num_breaks = False, 50_000, 100
-    with pytest.raises(ValueError, match="the connection closed after 50000 of 256000 bytes") as raised:
+    with pytest.raises(
+        ValueError, match="the connection closed after 50000 of 256000 bytes"
+    ) as raised:
         _get(server, tmp_path)
     assert len(server.requests) == 5
     assert "put it at" in str(raised.value)
@@ -183,7 +210,10 @@ def test_another_part_than_asked_for_is_not_taken(server: Server, tmp_path: Path
         _get(server, tmp_path)
 
 
-@pytest.mark.parametrize(("partial", "requests"), [(CONTENT, ["bytes=256000-"]), (CONTENT + b"x", ["bytes=256001-", None])])
+@pytest.mark.parametrize(
+    ("partial", "requests"),
+    [(CONTENT, ["bytes=256000-"]), (CONTENT + b"x", ["bytes=256001-", None])],
+)
 def test_a_partial_file_that_is_whole_or_too_long(
     server: Server, tmp_path: Path, partial: bytes, requests: list[str | None]
 ) -> None:
@@ -195,7 +225,9 @@ def test_a_partial_file_that_is_whole_or_too_long(
 
 def test_wrong_bytes_are_refused_and_removed(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:-1] + b"x"
-    with pytest.raises(ValueError, match=rf"/folder/file\.pth \(md5 \w+, expected {HASH[4:]}\.\.\.: not the p") as raised:
+    with pytest.raises(
+        ValueError, match=rf"/folder/file\.pth \(md5 \w+, expected {HASH[4:]}\.\.\.: not the p"
+    ) as raised:
         _get(server, tmp_path)
     assert "secret" not in str(raised.value)
     assert _visible(tmp_path / "cache") == []
@@ -208,15 +240,20 @@ def test_refusals_are_named_and_repeated_only_where_that_can_help(
     server: Server, tmp_path: Path, status: int, num_requests: int
 ) -> None:
     server.status = status
-    with pytest.raises(ValueError, match=rf"cannot download http://127\.0\.0\.1/folder/file\.pth \(HTTP {status} "):
+    with pytest.raises(
+        ValueError, match=rf"cannot download http://127\.0\.0\.1/folder/file\.pth \(HTTP {status} "
+    ):
         _get(server, tmp_path)
     assert len(server.requests) == num_requests
 
 
-def test_without_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(
-        ValueError, match=r"cannot download http://127\.0\.0\.1/x \(.*refused.*\); check the network, or fetch"
+        ValueError,
+        match=r"cannot download http://127\.0\.0\.1/x \(.*refused.*\); check the network, or fetch",
     ) as raised:
         download("http://127.0.0.1:9/x?signature=secret", tmp_path / "x", first_wait_s=0.001)
     assert "secret" not in str(raised.value)
@@ -242,24 +279,32 @@ def test_a_file_that_is_there_is_taken_from_a_folder_that_only_others_may_write_
     assert download("http://127.0.0.1:9/x", tmp_path / "x") == tmp_path / "x"
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "data:text/plain,hello", "ftp://127.0.0.1:9/x", "nonsense"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "data:text/plain,hello", "ftp://127.0.0.1:9/x", "nonsense"]
+)
 def test_only_the_web_is_asked(tmp_path: Path, url: str) -> None:
     with pytest.raises(ValueError, match="only http and https are fetched"):
         download(url, tmp_path / "new" / "x")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("url", ["http://user:s3cret@127.0.0.1/x", "http://127.0.0.1:9/a b?signature=s3cret"])
+@pytest.mark.parametrize(
+    "url", ["http://user:s3cret@127.0.0.1/x", "http://127.0.0.1:9/a b?signature=s3cret"]
+)
 def test_an_address_that_is_none_is_refused_at_once_without_its_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("tried again"))
-    with pytest.raises(ValueError, match=r"cannot download http://127\.0\.0\.1/[ab x]+ \(that is no address\)") as raised:
+    with pytest.raises(
+        ValueError, match=r"cannot download http://127\.0\.0\.1/[ab x]+ \(that is no address\)"
+    ) as raised:
         download(url, tmp_path / "x")
     assert "s3cret" not in str(raised.value)
 
 
-def test_what_a_server_says_is_shown_in_one_line_without_secrets(server: Server, tmp_path: Path) -> None:
+def test_what_a_server_says_is_shown_in_one_line_without_secrets(
+    server: Server, tmp_path: Path
+) -> None:
     server.status, server.reason = 403, "see https://h/?sig=s3cret\r\n and\x0bmore"
     with pytest.raises(ValueError, match=r"HTTP 403 see https://h/\?sig=\*\*\*") as raised:
         _get(server, tmp_path)
@@ -267,7 +312,9 @@ def test_what_a_server_says_is_shown_in_one_line_without_secrets(server: Server,
 
 
 @pytest.mark.parametrize("lengths", ["many", "-5", "1.5", " "])
-def test_a_length_that_is_no_number_is_not_believed(server: Server, tmp_path: Path, lengths: str) -> None:
+def test_a_length_that_is_no_number_is_not_believed(
+    server: Server, tmp_path: Path, lengths: str
+) -> None:
     server.lengths = lengths
     assert _get(server, tmp_path).read_bytes() == CONTENT
 
@@ -275,7 +322,10 @@ def test_a_length_that_is_no_number_is_not_believed(server: Server, tmp_path: Pa
 # A file that changes between two parts.
 
 OTHER = CONTENT[::-1]
-DATES = ({"Last-Modified": "Mon, 02 Jan 2023 00:00:00 GMT"}, {"Last-Modified": "Tue, 03 Jan 2023 00:00:00 GMT"})
+DATES = (
+    {"Last-Modified": "Mon, 02 Jan 2023 00:00:00 GMT"},
+    {"Last-Modified": "Tue, 03 Jan 2023 00:00:00 GMT"},
+)
 TAGS = ({"ETag": '"one"'}, {"ETag": '"two"'})
 
 
@@ -290,7 +340,9 @@ def test_a_file_that_changes_meanwhile_starts_over(
     assert server.requests == [None, "bytes=50000-"] + ([] if if_range else [None])
 
 
-def test_a_file_that_is_as_before_goes_on_without_a_published_hash(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_is_as_before_goes_on_without_a_published_hash(
+    server: Server, tmp_path: Path
+) -> None:
     server.break_after, server.num_breaks, server.headers = 50_000, 1, TAGS[0]
     assert _get(server, tmp_path, None).read_bytes() == CONTENT
     assert server.requests == [None, "bytes=50000-"]
@@ -300,7 +352,12 @@ def test_a_file_that_is_as_before_goes_on_without_a_published_hash(server: Serve
 def test_where_nothing_tells_that_the_rest_is_of_the_same_file_all_is_fetched_again(
     server: Server, tmp_path: Path, headers: dict[str, str]
 ) -> None:
-    server.break_after, server.num_breaks, server.headers, server.changed = 50_000, 1, headers, (OTHER, headers)
+    server.break_after, server.num_breaks, server.headers, server.changed = (
+        50_000,
+        1,
+        headers,
+        (OTHER, headers),
+    )
     assert _get(server, tmp_path, None).read_bytes() == OTHER
     assert server.requests == [None, None]
 
@@ -308,12 +365,16 @@ def test_where_nothing_tells_that_the_rest_is_of_the_same_file_all_is_fetched_ag
 def test_a_file_that_changes_its_length_starts_over(server: Server, tmp_path: Path) -> None:
     server.break_after, server.num_breaks, server.if_range = 50_000, 1, False
     server.headers, server.changed = TAGS[0], (CONTENT[:-9], TAGS[0])
-    with pytest.raises(ValueError, match="not the published file, removed"):  # at last: all of it is fetched, none kept
+    with pytest.raises(
+        ValueError, match="not the published file, removed"
+    ):  # at last: all of it is fetched, none kept
         _get(server, tmp_path)
     assert server.requests == [None, "bytes=50000-", None]
 
 
-def test_what_another_address_has_sent_is_continued_only_if_a_hash_will_tell(server: Server, tmp_path: Path) -> None:
+def test_what_another_address_has_sent_is_continued_only_if_a_hash_will_tell(
+    server: Server, tmp_path: Path
+) -> None:
     server.break_after, server.num_breaks, server.headers = 50_000, 5, TAGS[0]
     server.ranges = False
     with pytest.raises(ValueError, match="closed after 50000"):
@@ -325,7 +386,9 @@ def test_what_another_address_has_sent_is_continued_only_if_a_hash_will_tell(ser
     assert server.requests == ["bytes=50000-"]
 
 
-def test_a_broken_record_of_a_partial_file_is_no_reason_to_fail(server: Server, tmp_path: Path) -> None:
+def test_a_broken_record_of_a_partial_file_is_no_reason_to_fail(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / ".file.pth.partial").write_bytes(OTHER[:1000])
     (tmp_path / "cache" / ".file.pth.partial.json").write_bytes(b"\xff[")
@@ -337,13 +400,17 @@ def test_a_broken_record_of_a_partial_file_is_no_reason_to_fail(server: Server, 
 
 
 @pytest.mark.parametrize("status", [503, 429, 408])
-def test_a_server_that_is_busy_for_a_while_is_waited_for(server: Server, tmp_path: Path, status: int) -> None:
+def test_a_server_that_is_busy_for_a_while_is_waited_for(
+    server: Server, tmp_path: Path, status: int
+) -> None:
     server.status, server.failures = status, 3
     assert _get(server, tmp_path).read_bytes() == CONTENT
     assert len(server.requests) == 4
 
 
-def test_a_server_that_falls_silent_is_asked_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_falls_silent_is_asked_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
     server.break_after, server.num_breaks, server.stall_s = 50_000, 1, 0.6
     assert _get(server, tmp_path).read_bytes() == CONTENT
@@ -371,8 +438,12 @@ def test_a_redirect_is_followed(server: Server, tmp_path: Path) -> None:
     assert server.requests == [None, None]
 
 
-@pytest.mark.parametrize("target", ["ftp://127.0.0.1/x?sig=s3cret", "file:///etc/passwd", "data:,x"])
-def test_a_redirect_away_from_the_web_is_refused(server: Server, tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    "target", ["ftp://127.0.0.1/x?sig=s3cret", "file:///etc/passwd", "data:,x"]
+)
+def test_a_redirect_away_from_the_web_is_refused(
+    server: Server, tmp_path: Path, target: str
+) -> None:
     server.redirect = target
     with pytest.raises(ValueError, match=r"HTTP 302 ") as raised:
         _get(server, tmp_path)
@@ -384,21 +455,31 @@ def test_a_redirect_does_not_leave_https() -> None:
     request = module.Request("https://h/x")
     with pytest.raises(module.HTTPError, match=r"redirect to http://h/y refused"):
         module._Redirects().redirect_request(request, None, 302, "", None, "http://h/y?sig=s3cret")
-    assert module._Redirects().redirect_request(request, None, 302, "", {}, "https://h/y").full_url == "https://h/y"
+    assert (
+        module._Redirects().redirect_request(request, None, 302, "", {}, "https://h/y").full_url
+        == "https://h/y"
+    )
 
 
 # Disks.
 
 
-def test_a_file_that_has_no_room_is_not_begun(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_no_room_is_not_begun(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
-    with pytest.raises(ValueError, match=r"cannot write \S+ \(0\.3 MB are still to be fetched, 0\.1 MB are free\).*SEED_CACHE"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot write \S+ \(0\.3 MB are still to be fetched, 0\.1 MB are free\).*SEED_CACHE",
+    ):
         _get(server, tmp_path)
     assert len(server.requests) == 1
     assert progress_of(tmp_path / "cache" / "file.pth") is None
 
 
-def test_a_disk_that_gets_full_is_not_the_servers_fault(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_gets_full_is_not_the_servers_fault(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -424,11 +505,15 @@ def test_no_name_leads_out_of_the_cache(name: str) -> None:
 # Mirrors.
 
 
-def test_mirrors_are_asked_first_and_in_order(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirrors_are_asked_first_and_in_order(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "file.pth").write_bytes(b"wrong")
     base = server.url.partition("/folder/")[0]
-    monkeypatch.setenv("SEED_MIRROR", f"file://{tmp_path}/none file://{tmp_path}/disk/ {base}/mirror?sig=s3cret")
+    monkeypatch.setenv(
+        "SEED_MIRROR", f"file://{tmp_path}/none file://{tmp_path}/disk/ {base}/mirror?sig=s3cret"
+    )
     path = download("http://127.0.0.1:9/never", tmp_path / "cache" / "file.pth", HASH)
     assert path.read_bytes() == CONTENT
     assert server.requests == [None]
@@ -437,26 +522,36 @@ def test_mirrors_are_asked_first_and_in_order(server: Server, tmp_path: Path, mo
     assert server.requests == [None]
 
 
-def test_if_none_has_it_each_is_named_with_its_reason(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_none_has_it_each_is_named_with_its_reason(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.status = 404
     monkeypatch.setenv("SEED_MIRROR", f"file://{tmp_path}/none {server.url}")
-    with pytest.raises(ValueError, match=r"file://\S+/none/\S+ \(.*No such.*\), http://\S+ \(HTTP 404.*\), http://") as raised:
+    with pytest.raises(
+        ValueError, match=r"file://\S+/none/\S+ \(.*No such.*\), http://\S+ \(HTTP 404.*\), http://"
+    ) as raised:
         _get(server, tmp_path)
     assert "secret" not in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("mirror", ["/mnt/weights", "ftp://h/x", "s3://bucket"])
-def test_a_mirror_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
+def test_a_mirror_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
+) -> None:
     monkeypatch.setenv("SEED_MIRROR", mirror)
-    with pytest.raises(ValueError, match=rf"SEED_MIRROR has .*{re.escape(mirror)}; expected addresses with http://"):
+    with pytest.raises(
+        ValueError, match=rf"SEED_MIRROR has .*{re.escape(mirror)}; expected addresses with http://"
+    ):
         download(None, tmp_path / "x")
 
 
 # The hash that is noted at first use.
 
 
-def test_what_was_fetched_is_noted_and_a_later_change_is_noticed(server: Server, tmp_path: Path) -> None:
+def test_what_was_fetched_is_noted_and_a_later_change_is_noticed(
+    server: Server, tmp_path: Path
+) -> None:
     path = _get(server, tmp_path, None)
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     assert noted_hash(path) == sha256
@@ -467,7 +562,10 @@ def test_what_was_fetched_is_noted_and_a_later_change_is_noticed(server: Server,
     os.utime(path.with_name("file.pth.sha256"), ns=(future, future))
     path.write_bytes(OTHER)
     assert not unchanged_since_noted(path)
-    with pytest.raises(ValueError, match=rf"has changed since it was first used \(sha256 ab, was {sha256}\); delete it"):
+    with pytest.raises(
+        ValueError,
+        match=rf"has changed since it was first used \(sha256 ab, was {sha256}\); delete it",
+    ):
         refuse_changed(path, "ab")
     path.with_name("file.pth.sha256").unlink()
     refuse_changed(path, "ab")

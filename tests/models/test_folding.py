@@ -49,7 +49,10 @@ def num_batch_norms(network: nn.Module) -> int:
 
 
 # Not resnet50w4 and w5: they are resnet50w2 but for their gigabytes.
-@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152", pytest.param("resnet50w2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", "resnet101", "resnet152", pytest.param("resnet50w2", marks=pytest.mark.slow)],
+)
 def test_every_teacher_network_folds_wholly_and_computes_the_same(name: str) -> None:
     with torch.device("meta"):
         network = NETWORKS[name]()
@@ -59,8 +62,13 @@ def test_every_teacher_network_folds_wholly_and_computes_the_same(name: str) -> 
     assert num_batch_norms(network) == 0
 
 
-@pytest.mark.parametrize("build", [lambda: ConvNet(4), lambda: timm_encoder("resnet18"), lambda: timm_encoder("resnet26d")])
-def test_encoders_of_our_own_runs_fold_wholly_and_compute_the_same(build: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "build",
+    [lambda: ConvNet(4), lambda: timm_encoder("resnet18"), lambda: timm_encoder("resnet26d")],
+)
+def test_encoders_of_our_own_runs_fold_wholly_and_compute_the_same(
+    build: Callable[[], nn.Module],
+) -> None:
     network = lived(build())
     assert error_of_folding(network) < 1e-5
     assert num_batch_norms(network) == 0
@@ -131,7 +139,9 @@ def test_a_layer_under_two_names_is_replaced_under_both() -> None:
 
 
 def test_the_fold_is_that_of_the_formula() -> None:
-    network = lived(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, groups=1, bias=True), nn.BatchNorm2d(4, eps=0.1)))
+    network = lived(
+        nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, groups=1, bias=True), nn.BatchNorm2d(4, eps=0.1))
+    )
     conv, norm = network[0], network[1]
     scale = norm.weight.double() / (norm.running_var.double() + 0.1).sqrt()
     weight = conv.weight.double() * scale[:, None, None, None]

@@ -25,7 +25,11 @@ def normalised(images: Tensor, spec: InputSpec) -> Tensor:
 
 def test_what_fits_already_passes_as_it_is() -> None:
     views = normalised(pixels(), IMAGENET)
-    for inputs in (Inputs(IMAGENET), Inputs(InputSpec(IMAGENET.mean, IMAGENET.std, multiple_of=10)), Inputs(OTHER)):
+    for inputs in (
+        Inputs(IMAGENET),
+        Inputs(InputSpec(IMAGENET.mean, IMAGENET.std, multiple_of=10)),
+        Inputs(OTHER),
+    ):
         assert inputs(views) is views
     inputs = Inputs(IMAGENET)
     inputs.normalised_with(OTHER.mean, OTHER.std)
@@ -36,7 +40,9 @@ def test_what_fits_already_passes_as_it_is() -> None:
 def test_views_are_normalised_as_the_network_expects() -> None:
     inputs = Inputs(OTHER)
     inputs.normalised_with(IMAGENET.mean, IMAGENET.std)
-    torch.testing.assert_close(inputs(normalised(pixels(), IMAGENET)), normalised(pixels(), OTHER), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        inputs(normalised(pixels(), IMAGENET)), normalised(pixels(), OTHER), atol=1e-5, rtol=0
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = inputs(normalised(pixels(), IMAGENET))
     assert found.dtype == torch.float32
@@ -56,18 +62,27 @@ def test_views_are_normalised_as_the_network_expects() -> None:
         (InputSpec([], []), 97, 97),
     ],
 )
-def test_sizes_are_rounded_up_to_what_the_patches_divide(spec: InputSpec, size: int, expected: int) -> None:
+def test_sizes_are_rounded_up_to_what_the_patches_divide(
+    spec: InputSpec, size: int, expected: int
+) -> None:
     inputs = Inputs(spec)
     assert inputs.size(size) == expected
     assert inputs(torch.zeros(1, 3, size, size)).shape[-2:] == (expected, expected)
 
 
-@pytest.mark.parametrize(("name", "filter_"), [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)])
+@pytest.mark.parametrize(
+    ("name", "filter_"),
+    [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)],
+)
 @pytest.mark.parametrize(("size", "expected"), [(96, 98), (50, 30)])
-def test_views_are_resized_as_pillow_does(name: str, filter_: Image.Resampling, size: int, expected: int) -> None:
+def test_views_are_resized_as_pillow_does(
+    name: str, filter_: Image.Resampling, size: int, expected: int
+) -> None:
     inputs = Inputs(InputSpec([], [], size=expected, interpolation=name))
     image = (pixels(size, 1)[0, 0] * 255).round()
-    reference = np.asarray(Image.fromarray(image.numpy()).resize((expected, expected), filter_))  # mode F: no rounding
+    reference = np.asarray(
+        Image.fromarray(image.numpy()).resize((expected, expected), filter_)
+    )  # mode F: no rounding
     found = inputs(image.expand(1, 3, -1, -1))[0, 1]
     torch.testing.assert_close(found, torch.from_numpy(reference.copy()), atol=1e-2, rtol=0)
 

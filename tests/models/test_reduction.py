@@ -39,13 +39,17 @@ def test_it_is_the_projection_of_the_formula(whiten: bool) -> None:
 def test_all_components_of_pca_keep_the_angles_seen_from_the_mean() -> None:
     reduction = fit_reduction(sample(), 12, whiten=False)
     centred = F.normalize(sample() - sample().mean(0), dim=1)
-    torch.testing.assert_close(reduction(sample()) @ reduction(sample()).T, centred @ centred.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        reduction(sample()) @ reduction(sample()).T, centred @ centred.T, atol=1e-5, rtol=0
+    )
 
 
 def test_whitened_components_have_the_same_variance_before_normalisation() -> None:
     reduction = fit_reduction(sample(), 7, whiten=True)
     projected = (sample() - reduction.mean) @ reduction.components
-    torch.testing.assert_close(projected.T @ projected / len(projected), torch.eye(7), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        projected.T @ projected / len(projected), torch.eye(7), atol=1e-3, rtol=0
+    )
 
 
 def test_it_is_computed_in_float32_under_autocast() -> None:
@@ -69,7 +73,9 @@ def test_a_fresh_one_keeps_the_first_numbers() -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(ValueError, match=r"teacher\.embedding_dim=13 exceeds the 12 numbers"):
         fit_reduction(sample(), 13, whiten=False)
-    with pytest.raises(ValueError, match=r"of 5 images vary in fewer than 5 directions.*teacher\.num_reduce_images"):
+    with pytest.raises(
+        ValueError, match=r"of 5 images vary in fewer than 5 directions.*teacher\.num_reduce_images"
+    ):
         fit_reduction(sample(num=5), 5, whiten=False)
     with pytest.raises(ValueError, match="fewer than 1 directions"):
         fit_reduction(torch.ones(9, 12) / 12**0.5, 1, whiten=False)

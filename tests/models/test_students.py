@@ -17,7 +17,14 @@ from seed_exp.base.files import file_hash
 from seed_exp.config.schema import StudentConfig, TeacherConfig
 from seed_exp.exporting.loaders import CHANGES
 from seed_exp.models import students
-from seed_exp.models.students import NEAR_TWINS, STUDENTS, Student, build_student, load_students, save_student
+from seed_exp.models.students import (
+    NEAR_TWINS,
+    STUDENTS,
+    Student,
+    build_student,
+    load_students,
+    save_student,
+)
 from seed_exp.models.teachers import build_teacher
 from seed_exp.models.weights import read_checkpoint
 
@@ -52,7 +59,9 @@ def test_every_student_has_an_option_file_and_the_other_way_round() -> None:
 def test_keys_and_shapes_are_those_of_timm(network: str) -> None:
     ours = STUDENTS[network](_config(network)).state_dict()
     reference = timm.create_model(TIMM_NAMES[network], num_classes=0).state_dict()
-    assert [(key, tensor.shape) for key, tensor in ours.items()] == [(key, tensor.shape) for key, tensor in reference.items()]
+    assert [(key, tensor.shape) for key, tensor in ours.items()] == [
+        (key, tensor.shape) for key, tensor in reference.items()
+    ]
 
 
 @pytest.mark.parametrize("network", [*TIMM_NAMES, "convnet_w2", "convnet_w32"])
@@ -67,7 +76,9 @@ def test_embeddings_are_unit_vectors_of_features(network: str) -> None:
         assert student(images).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["vgg11", "mobilenetv4_conv_small", "deit_tiny_patch16_224.fb_in1k", "regnetx_002"])
+@pytest.mark.parametrize(
+    "name", ["vgg11", "mobilenetv4_conv_small", "deit_tiny_patch16_224.fb_in1k", "regnetx_002"]
+)
 def test_any_network_of_timm_says_the_width_of_its_pooled_output(name: str) -> None:
     student = build_student(StudentConfig(network="timm", name=name), 128)
     assert student.eval().features(torch.randn(1, 3, 224, 224)).shape == (1, student.num_features)
@@ -76,9 +87,13 @@ def test_any_network_of_timm_says_the_width_of_its_pooled_output(name: str) -> N
 @pytest.mark.parametrize("network", ["efficientnet_b0", "efficientnet_b1"])
 def test_efficientnets_train_as_released(network: str) -> None:
     encoder = STUDENTS[network](_config(network))
-    assert {module.momentum for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)} == {0.01}
+    assert {
+        module.momentum for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)
+    } == {0.01}
     assert encoder.drop_rate == 0.2
-    assert max(module.drop_prob for module in encoder.modules() if isinstance(module, DropPath)) == pytest.approx(0.2, abs=0.02)
+    assert max(
+        module.drop_prob for module in encoder.modules() if isinstance(module, DropPath)
+    ) == pytest.approx(0.2, abs=0.02)
     images = torch.randn(2, 3, 64, 64)
     assert not torch.equal(encoder.train()(images), encoder(images))
     assert (encoder(images) == 0).float().mean() > 0.1  # dropout reaches the feature
@@ -130,7 +145,12 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 
 def test_a_saved_student_comes_back_with_its_metadata(tmp_path: Path) -> None:
     student, config = _trained(hidden_dim=33)
-    save_student(tmp_path / "students" / "small.safetensors", student, config, {"step": 7, "teacher": "swav_r50"})
+    save_student(
+        tmp_path / "students" / "small.safetensors",
+        student,
+        config,
+        {"step": 7, "teacher": "swav_r50"},
+    )
     for place in (tmp_path, tmp_path / "students" / "small.safetensors"):
         loaded, header = load_students(place)["small"]
         assert _same(student, loaded)
@@ -144,7 +164,10 @@ def test_students_of_a_run_are_chosen_by_name(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         save_student(tmp_path / "students" / f"{name}.safetensors", *_trained(), {"name": name})
     assert list(load_students(tmp_path)) == ["a", "b", "c"]
-    assert [header["name"] for _, header in load_students(tmp_path, ["c", "a"]).values()] == ["c", "a"]
+    assert [header["name"] for _, header in load_students(tmp_path, ["c", "a"]).values()] == [
+        "c",
+        "a",
+    ]
     with pytest.raises(ValueError, match=r"unknown student of .* 'd'.*Known: a, b, c"):
         load_students(tmp_path, ["d"])
 
@@ -152,14 +175,19 @@ def test_students_of_a_run_are_chosen_by_name(tmp_path: Path) -> None:
 def test_what_is_no_run_and_no_student_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no run folder or student file"):
         load_students(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"holds no students; expected .*/students/<name>\.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"holds no students; expected .*/students/<name>\.safetensors"
+    ):
         load_students(tmp_path)
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"x\.safetensors is no student file"):
         load_students(tmp_path / "x.safetensors")
     student, _ = _trained()
     save_student(tmp_path / "y.safetensors", student, _config("convnet_w32"), {})
-    with pytest.raises(ValueError, match=r"y\.safetensors does not fit its own network convnet_w32: encoder.* is \["):
+    with pytest.raises(
+        ValueError,
+        match=r"y\.safetensors does not fit its own network convnet_w32: encoder.* is \[",
+    ):
         load_students(tmp_path / "y.safetensors")
 
 
@@ -172,16 +200,21 @@ def test_init_takes_the_encoder_of_a_run(tmp_path: Path) -> None:
         assert _same(started.encoder, student.encoder)
         assert started.embedding_dim == 5
     with pytest.raises(
-        ValueError, match=r"holds 0 students with network resnet18 \(large, small in all\); give a student's file"
+        ValueError,
+        match=r"holds 0 students with network resnet18 \(large, small in all\); give a student's file",
     ):
         build_student(_config("resnet18", init=str(tmp_path)), 5)
 
 
 @pytest.mark.parametrize("container", [None, "state_dict", "model"])
-def test_init_takes_a_state_dict_in_the_names_of_timm(tmp_path: Path, container: str | None) -> None:
+def test_init_takes_a_state_dict_in_the_names_of_timm(
+    tmp_path: Path, container: str | None
+) -> None:
     reference = timm.create_model("resnet18", num_classes=10)
     tensors = reference.state_dict()
-    torch.save(tensors if container is None else {"epoch": 1, container: tensors}, tmp_path / "x.pth.tar")
+    torch.save(
+        tensors if container is None else {"epoch": 1, container: tensors}, tmp_path / "x.pth.tar"
+    )
     encoder = build_student(_config("resnet18", init=str(tmp_path / "x.pth.tar")), 128).encoder
     reference.reset_classifier(0)
     assert _same(encoder, reference)
@@ -192,7 +225,10 @@ def test_init_refuses_what_does_not_fit(tmp_path: Path) -> None:
     tensors = encoder.state_dict()
     path = str(tmp_path / "x.safetensors")
     save_file({**tensors, "fc.weight": torch.ones(1), "more": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match=r"does not fit the encoder convnet_w2 \(timm's names\): unexpected fc.weight, more"):
+    with pytest.raises(
+        ValueError,
+        match=r"does not fit the encoder convnet_w2 \(timm's names\): unexpected fc.weight, more",
+    ):
         build_student(_config("convnet_w2", init=path), 128)
     save_file({key: tensor for key, tensor in tensors.items() if key != "layers.0.weight"}, path)
     with pytest.raises(ValueError, match=r"missing layers\.0\.weight"):
@@ -207,22 +243,38 @@ TWINS = list(NEAR_TWINS.items())
 
 
 @pytest.mark.parametrize(("network", "of_timm"), TWINS)
-def test_init_refuses_weights_of_a_network_that_is_nearly_the_same(tmp_path: Path, network: str, of_timm: str) -> None:
+def test_init_refuses_weights_of_a_network_that_is_nearly_the_same(
+    tmp_path: Path, network: str, of_timm: str
+) -> None:
     own, others = StudentConfig(network), StudentConfig("timm", of_timm)
     for config in (own, others):
-        save_student(tmp_path / f"{config.network}.safetensors", build_student(config, 8), config, {})
+        save_student(
+            tmp_path / f"{config.network}.safetensors", build_student(config, 8), config, {}
+        )
     save_file(build_student(others, 8).encoder.state_dict(), tmp_path / "plain.safetensors")
-    save_file(build_student(own, 8).encoder.state_dict(), tmp_path / "exported.safetensors", {"network": network})
+    save_file(
+        build_student(own, 8).encoder.state_dict(),
+        tmp_path / "exported.safetensors",
+        {"network": network},
+    )
     for config, file in ((own, "timm"), (own, "plain"), (others, network), (others, "exported")):
-        with pytest.raises(ValueError, match=rf"timm's {of_timm} and SEED's {network} have tensors of the same names"):
+        with pytest.raises(
+            ValueError,
+            match=rf"timm's {of_timm} and SEED's {network} have tensors of the same names",
+        ):
             build_student(replace(config, init=str(tmp_path / f"{file}.safetensors")), 8)
     for config, file in ((own, network), (own, "exported"), (others, "timm"), (others, "plain")):
         build_student(replace(config, init=str(tmp_path / f"{file}.safetensors")), 8)
     with pytest.raises(ValueError, match=f"holds weights of {network}, not of timm"):
-        build_teacher(TeacherConfig("timm", of_timm, checkpoint=str(tmp_path / "exported.safetensors")), "swav")
+        build_teacher(
+            TeacherConfig("timm", of_timm, checkpoint=str(tmp_path / "exported.safetensors")),
+            "swav",
+        )
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "small.safetensors"
     save_student(path, *_trained(), {"step": 1})
     later, config = _trained()
@@ -248,15 +300,23 @@ def test_tied_weights_are_saved(tmp_path: Path) -> None:
 
 
 def test_unknown_networks_name_the_closest() -> None:
-    with pytest.raises(ValueError, match="unknown student network 'resnet19'; did you mean 'resnet18'"):
+    with pytest.raises(
+        ValueError, match="unknown student network 'resnet19'; did you mean 'resnet18'"
+    ):
         build_student(StudentConfig(network="resnet19"), 128)
     with pytest.raises(ValueError, match="timm has no network 'resnet262'; did you mean 'resnet26"):
         build_student(StudentConfig(network="timm", name="resnet262"), 128)
-    with pytest.raises(ValueError, match=r"timm has no network 'qqqq'; timm\.list_models\(\) names"):
+    with pytest.raises(
+        ValueError, match=r"timm has no network 'qqqq'; timm\.list_models\(\) names"
+    ):
         build_student(StudentConfig(network="timm", name="qqqq"), 128)
-    with pytest.raises(ValueError, match=r"timm cannot load resnet18\.bogus \(Invalid pretrained tag"):
+    with pytest.raises(
+        ValueError, match=r"timm cannot load resnet18\.bogus \(Invalid pretrained tag"
+    ):
         build_student(StudentConfig(network="timm", name="resnet18.bogus"), 128)
-    with pytest.raises(ValueError, match=r"needs the network's name in timm, e\.g\. students\.timm\.name="):
+    with pytest.raises(
+        ValueError, match=r"needs the network's name in timm, e\.g\. students\.timm\.name="
+    ):
         build_student(StudentConfig(network="timm"), 128)
     with pytest.raises(ValueError, match="only for network=timm; this network is resnet18"):
         build_student(StudentConfig(network="resnet18", name="resnet50"), 128)

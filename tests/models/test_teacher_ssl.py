@@ -40,17 +40,26 @@ def _tensors(convention: str, layers: str, width: int = 1) -> dict[str, torch.Te
     for index, layer in enumerate(names):
         name = spec.head_prefix + (f"{index}." if len(names) > 1 else "")
         if layer == "Linear":
-            tensors |= {name + "weight": torch.randn(dims[1], dims[0]), name + "bias": torch.randn(dims[1])}
+            tensors |= {
+                name + "weight": torch.randn(dims[1], dims[0]),
+                name + "bias": torch.randn(dims[1]),
+            }
             del dims[0]
         elif layer == "BatchNorm1d":
-            last = torch.nn.BatchNorm1d(dims[0], affine=index + 1 < len(names))  # MoCo-V3's last has no scale and shift
+            last = torch.nn.BatchNorm1d(
+                dims[0], affine=index + 1 < len(names)
+            )  # MoCo-V3's last has no scale and shift
             tensors |= {name + key: tensor for key, tensor in last.state_dict().items()}
     return tensors
 
 
-def _checkpoint(convention: str, layers: str, width: int = 1, wrapper: str = "module.") -> dict[str, Any]:
+def _checkpoint(
+    convention: str, layers: str, width: int = 1, wrapper: str = "module."
+) -> dict[str, Any]:
     """The file itself."""
-    content: dict[str, Any] = {wrapper + key: tensor for key, tensor in _tensors(convention, layers, width).items()}
+    content: dict[str, Any] = {
+        wrapper + key: tensor for key, tensor in _tensors(convention, layers, width).items()
+    }
     for entry in reversed(TEACHER_SSL[convention].container):
         content = {"epoch": 200, entry: content}
     return content
@@ -60,31 +69,58 @@ KINDS = [(name, layers) for name, spec in TEACHER_SSL.items() for layers in spec
 
 
 def _assert_reproduced(
-    fill: ModuleType, reference: Path, teacher: str, teacher_ssl: str, folder: Path, tolerance: float = 1e-4
+    fill: ModuleType,
+    reference: Path,
+    teacher: str,
+    teacher_ssl: str,
+    folder: Path,
+    tolerance: float = 1e-4,
 ) -> None:
     torch.save(fill.checkpoint(reference), folder / "file.pth.tar")
-    module = build_teacher(TeacherConfig(teacher, checkpoint=str(folder / "file.pth.tar")), teacher_ssl)
+    module = build_teacher(
+        TeacherConfig(teacher, checkpoint=str(folder / "file.pth.tar")), teacher_ssl
+    )
     assert module.embedding_dim == 128
     for size, expected in json.loads(reference.read_text())["expected_unit_embeddings"].items():
         assert fill.worst_relative_error(module(fill.images(int(size))), expected) < tolerance
 
 
 @pytest.mark.parametrize("convention", FILES)
-def test_embeddings_are_those_of_the_original_code(fill: ModuleType, shared: Path, tmp_path: Path, convention: str) -> None:
+def test_embeddings_are_those_of_the_original_code(
+    fill: ModuleType, shared: Path, tmp_path: Path, convention: str
+) -> None:
     reference, teacher = FILES[convention]
     # One thread adds in another order than two: 1.02e-4 was seen for swav.
-    _assert_reproduced(fill, shared / "fixtures" / f"{reference}.json", teacher, convention, tmp_path, tolerance=1.5e-4)
+    _assert_reproduced(
+        fill,
+        shared / "fixtures" / f"{reference}.json",
+        teacher,
+        convention,
+        tmp_path,
+        tolerance=1.5e-4,
+    )
 
 
 @pytest.mark.slow
-def test_embeddings_of_the_double_width_network(fill: ModuleType, shared: Path, tmp_path: Path) -> None:
+def test_embeddings_of_the_double_width_network(
+    fill: ModuleType, shared: Path, tmp_path: Path
+) -> None:
     # The last digits of torch.randn, from which the weights are rebuilt, depend on the CPU and on torch's version. Here that
     # alone was seen to move the embeddings by 1.2e-4, in float64 too; a wrong pairing moves them by more than 0.5.
-    _assert_reproduced(fill, shared / "fixtures" / "swav_resnet50w2.json", "swav_r50w2", "swav", tmp_path, tolerance=2e-4)
+    _assert_reproduced(
+        fill,
+        shared / "fixtures" / "swav_resnet50w2.json",
+        "swav_r50w2",
+        "swav",
+        tmp_path,
+        tolerance=2e-4,
+    )
 
 
 @pytest.mark.parametrize(("convention", "layers"), KINDS)
-def test_the_teachers_tensors_are_taken_and_the_others_ignored(convention: str, layers: str) -> None:
+def test_the_teachers_tensors_are_taken_and_the_others_ignored(
+    convention: str, layers: str
+) -> None:
     torch.manual_seed(1)
     given = _tensors(convention, layers)
     for wrapper in ("", "module.", "module.module.module."):
@@ -96,10 +132,15 @@ def test_the_teachers_tensors_are_taken_and_the_others_ignored(convention: str, 
         spec = TEACHER_SSL[convention]
         assert head_layers(head) == layers
         for prefix, module in ((spec.prefix, encoder), (spec.head_prefix, head)):
-            assert all(torch.equal(tensor, given[prefix + key]) for key, tensor in module.state_dict().items())
+            assert all(
+                torch.equal(tensor, given[prefix + key])
+                for key, tensor in module.state_dict().items()
+            )
 
 
-@pytest.mark.parametrize("convention", [name for name, spec in TEACHER_SSL.items() if spec.container])
+@pytest.mark.parametrize(
+    "convention", [name for name, spec in TEACHER_SSL.items() if spec.container]
+)
 def test_a_file_may_be_what_lies_in_the_container(convention: str) -> None:
     layers = TEACHER_SSL[convention].heads[0]
     content = _checkpoint(convention, layers)
@@ -110,17 +151,32 @@ def test_a_file_may_be_what_lies_in_the_container(convention: str) -> None:
 
 def test_what_lies_in_place_of_the_container_is_named() -> None:
     assert "model is a list, expected a dictionary" in _refusal({"model": [1]}, "simclr")
-    assert "no entry classy_state_dict.base_model.model.trunk" in _refusal({"classy_state_dict": {"base_model": {}}}, "vissl")
-    assert "no entry classy_state_dict.base_model.model.trunk" in _refusal({"classy_state_dict": [1]}, "vissl")
+    assert "no entry classy_state_dict.base_model.model.trunk" in _refusal(
+        {"classy_state_dict": {"base_model": {}}}, "vissl"
+    )
+    assert "no entry classy_state_dict.base_model.model.trunk" in _refusal(
+        {"classy_state_dict": [1]}, "vissl"
+    )
 
 
 # The names in files of the original projects, written out once each, from their code.
 ORIGINALS = {
     "moco_v3": (
         ["state_dict"],
-        ["module.base_encoder.conv1.weight", "module.base_encoder.layer4.0.downsample.1.running_var"],
-        ["module.base_encoder.fc.0.weight", "module.base_encoder.fc.1.bias", "module.base_encoder.fc.4.running_mean"],
-        ["module.momentum_encoder.conv1.weight", "module.predictor.0.weight", "module.predictor.4.running_var"],
+        [
+            "module.base_encoder.conv1.weight",
+            "module.base_encoder.layer4.0.downsample.1.running_var",
+        ],
+        [
+            "module.base_encoder.fc.0.weight",
+            "module.base_encoder.fc.1.bias",
+            "module.base_encoder.fc.4.running_mean",
+        ],
+        [
+            "module.momentum_encoder.conv1.weight",
+            "module.predictor.0.weight",
+            "module.predictor.4.running_var",
+        ],
     ),
     "torchvision": ([], ["conv1.weight", "layer4.0.downsample.1.running_var"], [], []),
     "dino": (
@@ -169,15 +225,21 @@ def test_the_head_of_moco_v3_ends_in_a_batch_norm_without_scale_and_computes_wit
         torch.nn.BatchNorm1d(4, affine=False),
     )
     reference(torch.randn(16, 2048))
-    tensors = {f"module.base_encoder.{key}": tensor for key, tensor in _small().state_dict().items()}
-    tensors |= {f"module.base_encoder.fc.{key}": tensor for key, tensor in reference.state_dict().items()}
+    tensors = {
+        f"module.base_encoder.{key}": tensor for key, tensor in _small().state_dict().items()
+    }
+    tensors |= {
+        f"module.base_encoder.fc.{key}": tensor for key, tensor in reference.state_dict().items()
+    }
     head = load_weights({"state_dict": tensors}, "moco_v3", _small(), SOURCE)
     features = torch.randn(3, 2048)
     assert torch.equal(head.eval()(features), reference.eval()(features))
 
 
 @pytest.mark.parametrize(("teacher", "dim"), [("dino_r50", 2048), ("moco_v3_r50", 256)])
-def test_a_teacher_is_as_wide_as_its_head_or_without_one_as_its_feature(tmp_path: Path, teacher: str, dim: int) -> None:
+def test_a_teacher_is_as_wide_as_its_head_or_without_one_as_its_feature(
+    tmp_path: Path, teacher: str, dim: int
+) -> None:
     convention = TEACHERS[teacher].teacher_ssl
     assert convention is not None
     spec = TEACHER_SSL[convention]
@@ -192,17 +254,24 @@ def test_a_teacher_is_as_wide_as_its_head_or_without_one_as_its_feature(tmp_path
     assert loaded(images).shape == (2, dim)
     assert torch.equal(loaded(images), built(images))
     if dim == 2048:
-        assert torch.equal(loaded(images), torch.nn.functional.normalize(loaded.encoder(images), dim=1))
+        assert torch.equal(
+            loaded(images), torch.nn.functional.normalize(loaded.encoder(images), dim=1)
+        )
 
 
 @pytest.mark.parametrize(("convention", "layers"), KINDS)
 @pytest.mark.parametrize("asked", TEACHER_SSL)
-def test_another_convention_is_refused_and_the_right_one_named(convention: str, layers: str, asked: str) -> None:
+def test_another_convention_is_refused_and_the_right_one_named(
+    convention: str, layers: str, asked: str
+) -> None:
     checkpoint = _checkpoint(convention, layers)
     if asked == convention:
         load_weights(checkpoint, asked, _small(), SOURCE)
         return
-    with pytest.raises(ValueError, match=f"file.pth does not fit teacher_ssl={asked}: .*; teacher_ssl={convention} fits"):
+    with pytest.raises(
+        ValueError,
+        match=f"file.pth does not fit teacher_ssl={asked}: .*; teacher_ssl={convention} fits",
+    ):
         load_weights(checkpoint, asked, _small(), SOURCE)
 
 
@@ -218,9 +287,15 @@ def _refusal(checkpoint: dict[str, Any], convention: str) -> str:
 
 def test_what_does_not_fit_is_named() -> None:
     checkpoint = _checkpoint("swav", "Linear-ReLU-Linear")
-    assert "unexpected teacher.x;" in _refusal({**checkpoint, "module.teacher.x": torch.ones(1)}, "swav")
+    assert "unexpected teacher.x;" in _refusal(
+        {**checkpoint, "module.teacher.x": torch.ones(1)}, "swav"
+    )
     assert "unexpected epoch;" in _refusal({**checkpoint, "epoch": 3}, "swav")
-    without = {key: value for key, value in checkpoint.items() if not key.startswith("module.layer1.0.conv")}
+    without = {
+        key: value
+        for key, value in checkpoint.items()
+        if not key.startswith("module.layer1.0.conv")
+    }
     assert "missing layer1.0.conv1.weight, layer1.0.conv2.weight" in _refusal(without, "swav")
     wide = _checkpoint("swav", "Linear-ReLU-Linear", width=2)
     assert " is [" in _refusal(wide, "swav")
@@ -246,7 +321,14 @@ def test_weights_of_half_precision_become_float32() -> None:
 def test_a_file_without_counters_of_batches_gives_the_same_embeddings() -> None:
     checkpoint = _checkpoint("swav", "Linear-BatchNorm1d-ReLU-Linear")
     embeddings = []
-    for content in (checkpoint, {key: value for key, value in checkpoint.items() if not key.endswith("num_batches_tracked")}):
+    for content in (
+        checkpoint,
+        {
+            key: value
+            for key, value in checkpoint.items()
+            if not key.endswith("num_batches_tracked")
+        },
+    ):
         encoder = _small()
         head = load_weights(content, "swav", encoder, SOURCE)
         embeddings.append(head.eval()(encoder.eval()(torch.ones(1, 3, 32, 32))))

@@ -21,8 +21,12 @@ from seed_exp.models.teachers import NETWORKS, TEACHERS, Teacher, build_teacher,
 CONF = Path(__file__).parents[2] / "conf"
 
 
-@pytest.mark.parametrize(("group", "registry"), [("teacher", TEACHERS), ("teacher_ssl", TEACHER_SSL)])
-def test_option_files_and_registry_are_the_same_set(group: str, registry: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("group", "registry"), [("teacher", TEACHERS), ("teacher_ssl", TEACHER_SSL)]
+)
+def test_option_files_and_registry_are_the_same_set(
+    group: str, registry: dict[str, object]
+) -> None:
     assert {path.stem for path in (CONF / group).glob("*.yaml")} == set(registry)
 
 
@@ -30,9 +34,9 @@ def test_option_files_say_what_the_registry_says() -> None:
     for name, spec in TEACHERS.items():
         text = (CONF / "teacher" / f"{name}.yaml").read_text()
         assert re.findall(r"^network: (.*)$", text, re.MULTILINE) == [name]
-        assert re.findall(r"^  - override /teacher_ssl@_global_\.teacher_ssl: (.*)$", text, re.MULTILINE) == (
-            [spec.teacher_ssl] if spec.teacher_ssl else []
-        )
+        assert re.findall(
+            r"^  - override /teacher_ssl@_global_\.teacher_ssl: (.*)$", text, re.MULTILINE
+        ) == ([spec.teacher_ssl] if spec.teacher_ssl else [])
         if spec.network:
             assert f", {spec.epochs or 'unknown'} epochs" in text
             assert f"ImageNet-1k: {spec.top1 or 'unknown'}." in text
@@ -92,7 +96,9 @@ def test_a_network_of_our_own_run_is_a_teacher(tmp_path: Path) -> None:
     config = StudentConfig(network="convnet_w2")
     student = build_student(config, 8)
     student(torch.randn(4, 3, 32, 32))
-    save_student(tmp_path / "students" / "a.safetensors", student.eval(), config, {"eval_views": EVAL_VIEWS})
+    save_student(
+        tmp_path / "students" / "a.safetensors", student.eval(), config, {"eval_views": EVAL_VIEWS}
+    )
     images = torch.randn(2, 3, 32, 32)
     for place in (tmp_path, tmp_path / "students" / "a.safetensors"):
         teacher = build_teacher(TeacherConfig("run", checkpoint=str(place)), "swav")
@@ -101,10 +107,22 @@ def test_a_network_of_our_own_run_is_a_teacher(tmp_path: Path) -> None:
         assert teacher.fingerprint == file_hash(tmp_path / "students" / "a.safetensors")
         assert not any(module.training for module in teacher.modules())
         assert torch.equal(teacher(images), student(images))
-    save_student(tmp_path / "students" / "b.safetensors", build_student(config, 9), config, {"eval_views": EVAL_VIEWS})
-    with pytest.raises(ValueError, match=r"holds several networks; choose one with teacher\.student=a\|b"):
+    save_student(
+        tmp_path / "students" / "b.safetensors",
+        build_student(config, 9),
+        config,
+        {"eval_views": EVAL_VIEWS},
+    )
+    with pytest.raises(
+        ValueError, match=r"holds several networks; choose one with teacher\.student=a\|b"
+    ):
         build_teacher(TeacherConfig("run", checkpoint=str(tmp_path)), "swav")
-    assert build_teacher(TeacherConfig("run", checkpoint=str(tmp_path), student="b"), "swav").embedding_dim == 9
+    assert (
+        build_teacher(
+            TeacherConfig("run", checkpoint=str(tmp_path), student="b"), "swav"
+        ).embedding_dim
+        == 9
+    )
     with pytest.raises(ValueError, match=r"'c'.*Known: a, b"):
         build_teacher(TeacherConfig("run", checkpoint=str(tmp_path), student="c"), "swav")
 
@@ -124,12 +142,21 @@ def test_an_untrained_teacher_has_the_tensors_of_the_published_file(
 ) -> None:
     convention = TEACHER_SSL[teacher_ssl]
     keys = json.loads((shared / "fixtures" / f"{reference}.json").read_text())["keys"]
-    expected = {key: shape for key, shape, _ in keys if not key.removeprefix("module.").startswith(convention.ignored)}
+    expected = {
+        key: shape
+        for key, shape, _ in keys
+        if not key.removeprefix("module.").startswith(convention.ignored)
+    }
     with torch.device("meta"):
         teacher = untrained_teacher(TeacherConfig(name), teacher_ssl)
     prefix = {"simclr": "module.module.module."}.get(teacher_ssl, "module.") + convention.prefix
-    given = {prefix + key: list(tensor.shape) for key, tensor in teacher.encoder.state_dict().items()}
-    given |= {f"{prefix}{convention.head}.{key}": list(tensor.shape) for key, tensor in teacher.head.state_dict().items()}
+    given = {
+        prefix + key: list(tensor.shape) for key, tensor in teacher.encoder.state_dict().items()
+    }
+    given |= {
+        f"{prefix}{convention.head}.{key}": list(tensor.shape)
+        for key, tensor in teacher.head.state_dict().items()
+    }
     assert given == expected
     assert teacher.embedding_dim == 128
 
@@ -147,20 +174,34 @@ def test_every_teacher_can_be_built_untrained() -> None:
         untrained_teacher(TeacherConfig("run"), "swav")
 
 
-def test_what_cannot_work_is_refused_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_work_is_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(teachers, "download", None)
     with pytest.raises(ValueError, match="unknown teacher 'swav_r51'; did you mean 'swav_r50'"):
         build_teacher(TeacherConfig("swav_r51"), "swav")
-    with pytest.raises(ValueError, match=r"simclr_r50 has no lasting address.*teacher\.checkpoint=PATH"):
+    with pytest.raises(
+        ValueError, match=r"simclr_r50 has no lasting address.*teacher\.checkpoint=PATH"
+    ):
         build_teacher(TeacherConfig("simclr_r50"), "simclr")
-    with pytest.raises(ValueError, match="official file of teacher=swav_r50 needs teacher_ssl=swav, got moco_v2"):
+    with pytest.raises(
+        ValueError, match="official file of teacher=swav_r50 needs teacher_ssl=swav, got moco_v2"
+    ):
         build_teacher(TeacherConfig("swav_r50"), "moco_v2")
     with pytest.raises(ValueError, match=r"teacher=run needs teacher\.checkpoint=PATH"):
         build_teacher(TeacherConfig("run"), "swav")
 
 
-def test_official_files_are_looked_for_in_the_cache_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_official_files_are_looked_for_in_the_cache_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SEED_CACHE", str(tmp_path))
-    torch.save({"state_dict": {"module.encoder_q.conv1.weight": torch.ones(1)}}, tmp_path / "moco_v2_200ep_pretrain.pth.tar")
-    with pytest.raises(ValueError, match=r"moco_v2_200ep_pretrain\.pth\.tar does not fit teacher_ssl=moco_v2: missing"):
+    torch.save(
+        {"state_dict": {"module.encoder_q.conv1.weight": torch.ones(1)}},
+        tmp_path / "moco_v2_200ep_pretrain.pth.tar",
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"moco_v2_200ep_pretrain\.pth\.tar does not fit teacher_ssl=moco_v2: missing",
+    ):
         build_teacher(TeacherConfig("moco_v2_r50"), "moco_v2")

@@ -19,7 +19,8 @@ from seed_exp.models.encoders import input_spec, timm_encoder
 from seed_exp.models.teachers import Teacher, build_teacher, untrained_teacher
 
 BEFORE_SWIN_TOOK_SIZES = pytest.mark.skipif(
-    tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < (1, 0, 31), reason="this timm takes Swin's images at 224 px only"
+    tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < (1, 0, 31),
+    reason="this timm takes Swin's images at 224 px only",
 )
 NAME = "test_vit"  # timm's smallest: patches of 16 px, width 64, images of 160 px
 
@@ -32,7 +33,9 @@ def views(*sizes: int, mean: float = 0.45, std: float = 0.22) -> ViewsConfig:
 def network(name: str = NAME) -> nn.Module:
     """As it would come from timm, with a classifier, in which every tensor differs from a fresh one's."""
     torch.manual_seed(5)
-    model = timm.create_model(name, num_classes=3, **({"dynamic_img_size": True} if "vit" in name else {}))
+    model = timm.create_model(
+        name, num_classes=3, **({"dynamic_img_size": True} if "vit" in name else {})
+    )
     for parameter in model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return model.eval()
@@ -40,7 +43,9 @@ def network(name: str = NAME) -> nn.Module:
 
 def pooled(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        features: Tensor = F.normalize(model.forward_head(model.forward_features(images), pre_logits=True), dim=1)
+        features: Tensor = F.normalize(
+            model.forward_head(model.forward_features(images), pre_logits=True), dim=1
+        )
     return features
 
 
@@ -68,7 +73,9 @@ def test_images_are_what_the_network_was_trained_on_whatever_the_views_are(file:
     teacher.adapt_to(views(64, 40))
     pixels = torch.rand(2, 3, 40, 40)
     expected = F.interpolate((pixels - 0.5) / 0.5, size=(48, 48), mode="bicubic", antialias=True)
-    torch.testing.assert_close(teacher((pixels - 0.45) / 0.22), pooled(network(), expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        teacher((pixels - 0.45) / 0.22), pooled(network(), expected), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,9 @@ def test_images_are_what_the_network_was_trained_on_whatever_the_views_are(file:
         ("resnet26", None, 1),
     ],
 )
-def test_sizes_are_those_that_the_network_takes(name: str, size: int | None, multiple_of: int) -> None:
+def test_sizes_are_those_that_the_network_takes(
+    name: str, size: int | None, multiple_of: int
+) -> None:
     encoder = timm_encoder(name)
     spec = input_spec(encoder)
     assert (spec.size, spec.multiple_of) == (size, multiple_of)
@@ -106,7 +115,9 @@ def test_a_vit_14_sees_224_as_it_is_and_96_as_98() -> None:
 @pytest.mark.parametrize("container", [None, "state_dict", "model"])
 def test_pytorch_files_with_a_container_are_read(tmp_path: Path, container: str | None) -> None:
     tensors = network().state_dict()
-    torch.save(tensors if container is None else {"epoch": 1, container: tensors}, tmp_path / "x.pth")
+    torch.save(
+        tensors if container is None else {"epoch": 1, container: tensors}, tmp_path / "x.pth"
+    )
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(built(str(tmp_path / "x.pth"))(images), pooled(network(), images))
 
@@ -115,9 +126,16 @@ def test_a_file_in_the_names_of_the_authors_is_converted(tmp_path: Path) -> None
     # DINOv2's: other names for the register tokens, a mask token that only its training needs, positions of the class token.
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
     reference = timm_encoder(name).eval()
-    tensors = {key.replace("reg_token", "register_tokens"): tensor for key, tensor in reference.state_dict().items()}
+    tensors = {
+        key.replace("reg_token", "register_tokens"): tensor
+        for key, tensor in reference.state_dict().items()
+    }
     class_position = torch.zeros(1, 1, tensors["pos_embed"].shape[2])
-    original = {**tensors, "pos_embed": torch.cat([class_position, tensors["pos_embed"]], 1), "mask_token": torch.zeros(1, 384)}
+    original = {
+        **tensors,
+        "pos_embed": torch.cat([class_position, tensors["pos_embed"]], 1),
+        "mask_token": torch.zeros(1, 384),
+    }
     torch.save(original, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
     teacher = built(str(tmp_path / "dinov2_vits14_reg4_pretrain.pth"), name)
     for key, tensor in reference.state_dict().items():
@@ -126,37 +144,59 @@ def test_a_file_in_the_names_of_the_authors_is_converted(tmp_path: Path) -> None
 
 def test_a_file_without_counters_of_batches_is_whole(tmp_path: Path) -> None:
     name = "test_resnet"
-    tensors = {key: value for key, value in network(name).state_dict().items() if not key.endswith("num_batches_tracked")}
+    tensors = {
+        key: value
+        for key, value in network(name).state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     save_file(tensors, tmp_path / "resnet.safetensors")
     images = torch.randn(2, 3, 160, 160)
-    torch.testing.assert_close(built(str(tmp_path / "resnet.safetensors"), name)(images), pooled(network(name), images))
+    torch.testing.assert_close(
+        built(str(tmp_path / "resnet.safetensors"), name)(images), pooled(network(name), images)
+    )
 
 
-def test_weights_that_do_not_fit_are_refused_and_never_loaded_in_part(tmp_path: Path, file: str) -> None:
-    with pytest.raises(ValueError, match=r"vit\.safetensors does not fit the encoder vit_tiny_patch16_224 \(timm's names\)"):
+def test_weights_that_do_not_fit_are_refused_and_never_loaded_in_part(
+    tmp_path: Path, file: str
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"vit\.safetensors does not fit the encoder vit_tiny_patch16_224 \(timm's names\)",
+    ):
         built(file, "vit_tiny_patch16_224")
     tensors = network().state_dict()
     del tensors["blocks.3.attn.qkv.weight"]
     save_file(tensors, tmp_path / "less.safetensors")
     with pytest.raises(ValueError, match=r"missing blocks\.3\.attn\.qkv\.weight"):
         built(str(tmp_path / "less.safetensors"))
-    save_file({f"module.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "other.safetensors")
+    save_file(
+        {f"module.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "other.safetensors"
+    )
     with pytest.raises(ValueError, match=r"missing cls_token.*unexpected module\.") as raised:
         built(str(tmp_path / "other.safetensors"))
     assert "\n" not in str(raised.value)
 
 
 def test_unknown_names_and_missing_ones_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"timm has no network 'vit_tiny_patch17'; did you mean 'vit_"):
+    with pytest.raises(
+        ValueError, match=r"timm has no network 'vit_tiny_patch17'; did you mean 'vit_"
+    ):
         build_teacher(TeacherConfig("timm", "vit_tiny_patch17"), "")
-    with pytest.raises(ValueError, match=r"needs the network's name in timm.*teacher\.name=vit_small_patch14_dinov2"):
+    with pytest.raises(
+        ValueError,
+        match=r"needs the network's name in timm.*teacher\.name=vit_small_patch14_dinov2",
+    ):
         build_teacher(TeacherConfig("timm"), "")
-    with pytest.raises(ValueError, match=r"teacher\.name=x is only for teacher=timm; this teacher is swav_r50"):
+    with pytest.raises(
+        ValueError, match=r"teacher\.name=x is only for teacher=timm; this teacher is swav_r50"
+    ):
         TeacherConfig("swav_r50", "x")
 
 
 @pytest.mark.parametrize("name", [NAME, "hf-hub:org/model"])
-def test_a_download_that_fails_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_download_that_fails_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     create = timm.create_model
 
     def offline(model: str, *, pretrained: bool, **options: object) -> nn.Module:
@@ -170,7 +210,9 @@ def test_a_download_that_fails_is_one_line_that_says_what_to_do(monkeypatch: pyt
         build_teacher(TeacherConfig("timm", name), "")
 
 
-def test_downloaded_weights_are_fingerprinted_by_their_content(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_weights_are_fingerprinted_by_their_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     create = timm.create_model
 
     def online(model: str, *, pretrained: bool, **options: object) -> nn.Module:
@@ -197,7 +239,8 @@ def test_without_weights_it_has_the_same_shapes_and_needs_no_file(name: str) -> 
 def test_views_that_the_network_does_not_take_are_refused_in_one_line() -> None:
     encoder = nn.Conv2d(3, 4, 9)
     with pytest.raises(
-        ValueError, match=r"the teacher does not take views of 8 x 8 pixels: Calculated padded input size"
+        ValueError,
+        match=r"the teacher does not take views of 8 x 8 pixels: Calculated padded input size",
     ) as raised:
         Teacher(encoder, nn.Identity(), 4).adapt_to(views(32, 8))
     assert "\n" not in str(raised.value)

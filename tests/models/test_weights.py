@@ -21,7 +21,9 @@ def test_torch_files_of_either_format_are_read(tmp_path: Path, zipped: bool) -> 
     torch.save({"epoch": 3, "state_dict": TENSORS}, path, _use_new_zipfile_serialization=zipped)
     checkpoint = read_checkpoint(path)
     assert checkpoint["epoch"] == 3
-    assert all(torch.equal(checkpoint["state_dict"][key], tensor) for key, tensor in TENSORS.items())
+    assert all(
+        torch.equal(checkpoint["state_dict"][key], tensor) for key, tensor in TENSORS.items()
+    )
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
@@ -43,8 +45,14 @@ class _Code:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_with_code_is_refused_and_not_executed(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "x.pth"
-    torch.save({"state_dict": TENSORS, "args": _Code(tmp_path / "made")}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"x\.pth needs code \(\w+\.mkdir\) to be unpickled") as raised:
+    torch.save(
+        {"state_dict": TENSORS, "args": _Code(tmp_path / "made")},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(
+        ValueError, match=r"x\.pth needs code \(\w+\.mkdir\) to be unpickled"
+    ) as raised:
         read_checkpoint(path)
     assert not (tmp_path / "made").exists()
     assert "\n" not in str(raised.value)
@@ -59,13 +67,22 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, kept: int) -> No
     else:
         torch.save(TENSORS, path, _use_new_zipfile_serialization=kind == "zip")
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match="cannot be read: broken, incomplete or no checkpoint") as raised:
+    with pytest.raises(
+        ValueError, match="cannot be read: broken, incomplete or no checkpoint"
+    ) as raised:
         read_checkpoint(path)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xd8\xff\xe0 a picture", b"<html>404</html>", b"PK\x03\x04", b"\x80\x02}q\x00.", os.urandom(5000)]
+    "content",
+    [
+        b"\xff\xd8\xff\xe0 a picture",
+        b"<html>404</html>",
+        b"PK\x03\x04",
+        b"\x80\x02}q\x00.",
+        os.urandom(5000),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pth").write_bytes(content)
@@ -86,17 +103,28 @@ def test_what_is_no_dictionary_no_file_or_a_folder_is_refused(tmp_path: Path) ->
 def test_misfit_names_what_is_wrong() -> None:
     assert misfit(TENSORS, TENSORS) == ""
     given = {"a.weight": torch.ones(4), "b": 1, "c": 2, "d": 3, "e": 4}
-    assert misfit(TENSORS, given) == "missing a.bias; unexpected b, c, d, ... (4 keys); a.weight is [4], expected [2, 3000]"
+    assert (
+        misfit(TENSORS, given)
+        == "missing a.bias; unexpected b, c, d, ... (4 keys); a.weight is [4], expected [2, 3000]"
+    )
     assert misfit({"a": torch.ones(1)}, {"a": 5}) == "a is a int, expected a tensor"
-    assert misfit(TENSORS, {**TENSORS, "a.bias": torch.ones(2).int()}) == "a.bias is torch.int32, expected torch.float32"
+    assert (
+        misfit(TENSORS, {**TENSORS, "a.bias": torch.ones(2).int()})
+        == "a.bias is torch.int32, expected torch.float32"
+    )
     assert misfit({"num": torch.tensor(3)}, {"num": torch.tensor(3, dtype=torch.int32)}) == ""
     assert first_keys(["a", "b", "c"]) == "a, b, c"
     assert first_keys([0, None, "a\nb", "c"]) == "0, None, 'a\\nb', ... (4 keys)"
     assert len(first_keys(["a" * 10_000])) == 100
 
 
-def test_options_kept_beside_the_weights_as_dino_does_are_read_and_an_object_in_them_is_not(tmp_path: Path) -> None:
-    torch.save({"teacher": TENSORS, "args": argparse.Namespace(lr=0.1, arch="resnet50")}, tmp_path / "x.pth")
+def test_options_kept_beside_the_weights_as_dino_does_are_read_and_an_object_in_them_is_not(
+    tmp_path: Path,
+) -> None:
+    torch.save(
+        {"teacher": TENSORS, "args": argparse.Namespace(lr=0.1, arch="resnet50")},
+        tmp_path / "x.pth",
+    )
     checkpoint = read_checkpoint(tmp_path / "x.pth")
     assert torch.equal(checkpoint["teacher"]["a.bias"], TENSORS["a.bias"])
     torch.save({"args": argparse.Namespace(lr=_Code(tmp_path / "made"))}, tmp_path / "y.pth")
@@ -109,7 +137,11 @@ def test_the_hash_of_tensors_depends_on_names_values_shapes_and_types_only() -> 
     expected = tensors_hash(TENSORS)
     assert tensors_hash(dict(reversed(TENSORS.items()))) == expected
     assert tensors_hash({**TENSORS, "a.weight": TENSORS["a.weight"].T.contiguous().T}) == expected
-    for other in (TENSORS["a.bias"].clone().fill_(2), TENSORS["a.bias"].half(), TENSORS["a.bias"][:, None]):
+    for other in (
+        TENSORS["a.bias"].clone().fill_(2),
+        TENSORS["a.bias"].half(),
+        TENSORS["a.bias"][:, None],
+    ):
         assert tensors_hash({**TENSORS, "a.bias": other}) != expected
     assert tensors_hash({"b.weight": TENSORS["a.weight"], "a.bias": TENSORS["a.bias"]}) != expected
     assert tensors_hash({"x": torch.tensor(3)}) != tensors_hash({"x": torch.tensor(4)})

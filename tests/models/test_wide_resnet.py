@@ -39,6 +39,9 @@ def test_every_width_is_multiplied(width: int, millions: int) -> None:
     assert features.shape == (1, network.num_features) == (1, 2048 * width)
     for key, tensor in narrow.state_dict().items():
         image = key == "conv1.weight"
-        expected = [size if index > 1 or (image and index == 1) else size * width for index, size in enumerate(tensor.shape)]
+        expected = [
+            size if index > 1 or (image and index == 1) else size * width
+            for index, size in enumerate(tensor.shape)
+        ]
         assert list(network.state_dict()[key].shape) == expected, key
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == millions

@@ -29,14 +29,20 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("SEED_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SEED_MIRROR", raising=False)
     monkeypatch.setitem(NETWORKS, "tiny", lambda: tiny.Encoder(6, bn=True))
-    monkeypatch.setitem(TEACHERS, NAME, TeacherSpec("tiny", "moco_v1", 3, embedding_dim=5, file_name="tiny.pth"))
+    monkeypatch.setitem(
+        TEACHERS, NAME, TeacherSpec("tiny", "moco_v1", 3, embedding_dim=5, file_name="tiny.pth")
+    )
     return tmp_path / "cache"
 
 
 def weights(**changes: Tensor) -> dict[str, dict[str, Tensor]]:
     """A file of the tiny teacher, by its convention."""
     torch.manual_seed(0)
-    named = {**tiny.Encoder(6, bn=True).state_dict(), **nn.Linear(6, 5).state_dict(prefix="fc."), **changes}
+    named = {
+        **tiny.Encoder(6, bn=True).state_dict(),
+        **nn.Linear(6, 5).state_dict(prefix="fc."),
+        **changes,
+    }
     return {"state_dict": {f"module.encoder_q.{key}": tensor for key, tensor in named.items()}}
 
 
@@ -59,7 +65,9 @@ def test_every_published_teacher_and_the_eight_students_are_there() -> None:
     teachers = [name for name, entry in entries.items() if entry.kind == "teacher"]
     assert teachers == [name for name in TEACHERS if name not in ("resnet50", "timm", "run")]
     students = [entry for entry in entries.values() if entry.kind == "student"]
-    assert [(entry.network, entry.method.removeprefix("SEED from "), entry.epochs) for entry in students] == [
+    assert [
+        (entry.network, entry.method.removeprefix("SEED from "), entry.epochs) for entry in students
+    ] == [
         ("resnet18", "ResNet-50 MoCo-V2", 200),
         ("resnet18", "ResNet-50W2 SwAV", 400),
         ("mobilenetv3_large", "ResNet-50 MoCo-V2", 200),
@@ -85,13 +93,22 @@ def test_what_is_said_has_a_source_and_what_is_unknown_is_not_said() -> None:
     assert zoo()["swav_r50w4"].forbids_commercial_use is True
     assert zoo()["moco_v2_r50"].forbids_commercial_use is False
     assert zoo()["simclr_r50"].forbids_commercial_use is None
-    assert "SwAV's weights, which taught it, are CC-BY-NC-4.0" in zoo()["seed_resnet18_swav_r50w2"].note
+    assert (
+        "SwAV's weights, which taught it, are CC-BY-NC-4.0"
+        in zoo()["seed_resnet18_swav_r50w2"].note
+    )
     assert "CC-BY-NC" not in zoo()["seed_resnet18_moco_v2_r50"].note
 
 
 def test_sizes_of_networks_are_those_of_the_papers() -> None:
-    millions = {entry.network: round(num_parameters(entry) / 1e6) for entry in zoo().values() if entry.kind == "teacher"}
-    assert {key: millions[key] for key in ("resnet50", "resnet50w2", "resnet50w4", "resnet50w5")} == {
+    millions = {
+        entry.network: round(num_parameters(entry) / 1e6)
+        for entry in zoo().values()
+        if entry.kind == "teacher"
+    }
+    assert {
+        key: millions[key] for key in ("resnet50", "resnet50w2", "resnet50w4", "resnet50w5")
+    } == {
         "resnet50": 24,
         "resnet50w2": 94,
         "resnet50w4": 375,
@@ -144,9 +161,14 @@ def test_what_is_fetched_is_a_teacher_at_once(
 def test_a_file_without_address_comes_from_a_mirror_or_from_the_user(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"moco_v1_r9 has no lasting address.*put its file at \S+\. SEED's authors give it"):
+    with pytest.raises(
+        ValueError,
+        match=r"moco_v1_r9 has no lasting address.*put its file at \S+\. SEED's authors give it",
+    ):
         fetch(zoo()[NAME])
-    with pytest.raises(ValueError, match=r"no lasting address.*teacher\.checkpoint=PATH or put it at \S+tiny\.pth"):
+    with pytest.raises(
+        ValueError, match=r"no lasting address.*teacher\.checkpoint=PATH or put it at \S+tiny\.pth"
+    ):
         build_teacher(TeacherConfig(NAME), "moco_v1")
     put(tmp_path / "disk" / "tiny.pth")
     monkeypatch.setenv("SEED_MIRROR", f"file://{tmp_path}/disk")
@@ -155,20 +177,32 @@ def test_a_file_without_address_comes_from_a_mirror_or_from_the_user(
     assert fetch(zoo()[NAME]) == cache / "tiny.pth"
 
 
-def test_a_file_that_was_put_there_is_hashed_when_it_is_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_put_there_is_hashed_when_it_is_fetched(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(cache / "tiny.pth")
     publish(monkeypatch, hash="md5:00000000", url="http://127.0.0.1:9/x")
-    with pytest.raises(ValueError, match=r"tiny\.pth is not moco_v1_r9: md5 \w+, expected 0000.*; delete it and fetch it again"):
+    with pytest.raises(
+        ValueError,
+        match=r"tiny\.pth is not moco_v1_r9: md5 \w+, expected 0000.*; delete it and fetch it again",
+    ):
         fetch(zoo()[NAME])
 
 
 # What is in it.
 
 
-def test_a_good_file_is_verified_and_its_hash_noted_where_none_is_published(cache: Path, tmp_path: Path) -> None:
+def test_a_good_file_is_verified_and_its_hash_noted_where_none_is_published(
+    cache: Path, tmp_path: Path
+) -> None:
     sha256 = put(cache / "tiny.pth")
     found = verify(zoo()[NAME])
-    assert (found.path, found.sha256, found.published, found.embedding_dim) == (cache / "tiny.pth", sha256, None, 5)
+    assert (found.path, found.sha256, found.published, found.embedding_dim) == (
+        cache / "tiny.pth",
+        sha256,
+        None,
+        5,
+    )
     assert (cache / "tiny.pth.sha256").read_text() == f"{sha256}  tiny.pth\n"
     put(tmp_path / "mine.pth")
     assert verify(zoo()[NAME], tmp_path / "mine.pth").path == tmp_path / "mine.pth"
@@ -180,8 +214,15 @@ def test_a_file_that_changed_after_its_first_use_is_noticed_by_all(cache: Path) 
     verify(zoo()[NAME])
     put(cache / "tiny.pth", **{"fc.bias": torch.ones(5)})
     os.utime(cache / "tiny.pth.sha256", ns=(0, 0))
-    for use in (lambda: verify(zoo()[NAME]), lambda: fetch(zoo()[NAME]), lambda: build_teacher(TeacherConfig(NAME), "moco_v1")):
-        with pytest.raises(ValueError, match=r"has changed since it was first used.*delete tiny\.pth\.sha256 beside it"):
+    for use in (
+        lambda: verify(zoo()[NAME]),
+        lambda: fetch(zoo()[NAME]),
+        lambda: build_teacher(TeacherConfig(NAME), "moco_v1"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"has changed since it was first used.*delete tiny\.pth\.sha256 beside it",
+        ):
             use()
     (cache / "tiny.pth.sha256").unlink()
     verify(zoo()[NAME])
@@ -190,25 +231,40 @@ def test_a_file_that_changed_after_its_first_use_is_noticed_by_all(cache: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fc.bias": torch.full((5,), torch.nan)}, "embeddings that are not finite: broken weights"),
-        ({"fc.weight": torch.ones(4, 6), "fc.bias": torch.ones(4)}, r"embeddings \[2, 4\] of two images, expected \[2, 5\]"),
-        ({"layers.0.weight": torch.ones(1)}, r"does not fit teacher_ssl=moco_v1: .*layers\.0\.weight is \[1\]"),
+        (
+            {"fc.bias": torch.full((5,), torch.nan)},
+            "embeddings that are not finite: broken weights",
+        ),
+        (
+            {"fc.weight": torch.ones(4, 6), "fc.bias": torch.ones(4)},
+            r"embeddings \[2, 4\] of two images, expected \[2, 5\]",
+        ),
+        (
+            {"layers.0.weight": torch.ones(1)},
+            r"does not fit teacher_ssl=moco_v1: .*layers\.0\.weight is \[1\]",
+        ),
     ],
 )
-def test_a_file_that_does_not_work_is_refused(cache: Path, changes: dict[str, Tensor], message: str) -> None:
+def test_a_file_that_does_not_work_is_refused(
+    cache: Path, changes: dict[str, Tensor], message: str
+) -> None:
     put(cache / "tiny.pth", **changes)
     with pytest.raises(ValueError, match=message):
         verify(zoo()[NAME])
 
 
 def test_a_file_that_is_broken_or_absent_is_named(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"moco_v1_r9 is not in the cache: no file \S+tiny\.pth"):
+    with pytest.raises(
+        FileNotFoundError, match=r"moco_v1_r9 is not in the cache: no file \S+tiny\.pth"
+    ):
         verify(zoo()[NAME])
     with pytest.raises(FileNotFoundError, match=r"^no file \S+mine\.pth"):
         verify(zoo()[NAME], tmp_path / "mine.pth")
     put(tmp_path / "mine.pth")
     (tmp_path / "mine.pth").write_bytes((tmp_path / "mine.pth").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"mine\.pth cannot be read: broken, incomplete or no checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"mine\.pth cannot be read: broken, incomplete or no checkpoint"
+    ):
         verify(zoo()[NAME], tmp_path / "mine.pth")
 
 
@@ -217,12 +273,18 @@ def test_a_released_student_is_recognised(cache: Path, shared: Path, fill: Modul
     file = cache / "seed_resnet18_moco_v2_r50.pth.tar"
     torch.save(fill.checkpoint(shared / "fixtures" / "seed_student_resnet18.json"), file)
     assert verify(zoo()["seed_resnet18_moco_v2_r50"]).embedding_dim == 128
-    with pytest.raises(ValueError, match="holds a student resnet18; seed_resnet50_swav_r50w4 is a resnet50"):
+    with pytest.raises(
+        ValueError, match="holds a student resnet18; seed_resnet50_swav_r50w4 is a resnet50"
+    ):
         verify(zoo()["seed_resnet50_swav_r50w4"], file)
 
 
-def test_a_cache_that_only_others_may_write_into_can_be_verified(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_only_others_may_write_into_can_be_verified(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(cache / "tiny.pth")
-    monkeypatch.setattr(module.os, "access", lambda *_: False)  # as root, permissions would refuse nothing
+    monkeypatch.setattr(
+        module.os, "access", lambda *_: False
+    )  # as root, permissions would refuse nothing
     verify(zoo()[NAME])
     assert not (cache / "tiny.pth.sha256").exists()

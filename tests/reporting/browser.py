@@ -30,7 +30,9 @@ def require_chromium() -> None:
     """Skips the test where there is no browser, unless REQUIRE_CHROMIUM=1."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing and os.environ.get("REQUIRE_CHROMIUM") != "1":
-        pytest.skip(f"no {' and no '.join(missing)} on PATH; REQUIRE_CHROMIUM=1 makes this an error")
+        pytest.skip(
+            f"no {' and no '.join(missing)} on PATH; REQUIRE_CHROMIUM=1 makes this an error"
+        )
     assert not missing, missing
 
 
@@ -42,11 +44,17 @@ class Browser:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._base = f"http://127.0.0.1:{port}"
-        self._driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._driver = subprocess.Popen(
+            ["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             self._wait()
             options = {"args": [*ARGUMENTS, f"--user-data-dir={profile}"]}
-            wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            wanted = {
+                "browserName": "chrome",
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }
             session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
             self._base += f"/session/{session['sessionId']}"
             self.resize(width, height)
@@ -70,7 +78,11 @@ class Browser:
 
     def media(self, **features: str) -> None:
         """Emulates e.g. media="print" or prefers_color_scheme="dark"."""
-        named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items() if name != "media"]
+        named = [
+            {"name": name.replace("_", "-"), "value": value}
+            for name, value in features.items()
+            if name != "media"
+        ]
         self.cdp("Emulation.setEmulatedMedia", media=features.get("media", ""), features=named)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
@@ -101,7 +113,9 @@ class Browser:
 
     def _call(self, method: str, path: str, body: Any) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._base + path, data, {"Content-Type": "application/json"}, method=method
+        )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=120) as answer:

@@ -23,10 +23,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("report")
     for size in (128, 512, 1024):
         for seed in (0, 1):
-            options = [*DIGITS, STUDENTS, "teacher=moco_v2_r50", f"objective.queue_size={size}", f"seed={seed}"]
+            options = [
+                *DIGITS,
+                STUDENTS,
+                "teacher=moco_v2_r50",
+                f"objective.queue_size={size}",
+                f"seed={seed}",
+            ]
             run = make_run(home / "runs" / f"{size}-{seed}", "distill", options)
-            add_results(run, {"convnet_w2": (50 + seed, 60 + seed, 90), "convnet_w32": (70 + seed, 80, 95)})
-    make_run(home / "runs" / "half", "pretrain", [*DIGITS, "student=resnet18"], step=30, finished=False)
+            add_results(
+                run, {"convnet_w2": (50 + seed, 60 + seed, 90), "convnet_w32": (70 + seed, 80, 95)}
+            )
+    make_run(
+        home / "runs" / "half", "pretrain", [*DIGITS, "student=resnet18"], step=30, finished=False
+    )
     return report(ReportConfig(runs=[str(home / "runs")], output=str(home / "out")))
 
 
@@ -59,17 +69,23 @@ def test_only_tables_scroll_sideways(browser: Browser, page: Path, width: int) -
     browser.open(page)
     browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
     assert browser.run(NO_SCROLL) == [width, width]
-    boxes = browser.run("return [...document.querySelectorAll('.box')].map(b => [b.clientWidth, getComputedStyle(b).overflowX])")
+    boxes = browser.run(
+        "return [...document.querySelectorAll('.box')].map(b => [b.clientWidth, getComputedStyle(b).overflowX])"
+    )
     assert all(inner <= width and overflow == "auto" for inner, overflow in boxes)
     if width == 390:
-        assert browser.run("const b = document.querySelector('.box'); return b.scrollWidth > b.clientWidth")
+        assert browser.run(
+            "const b = document.querySelector('.box'); return b.scrollWidth > b.clientWidth"
+        )
 
 
 def test_a_number_shows_where_it_comes_from(browser: Browser) -> None:
     browser.run("document.querySelector('td a').click()")
     shown = browser.run("const d = document.querySelector('dialog'); return [d.open, d.innerText]")
     assert shown[0]
-    assert all(part in shown[1] for part in ("sha256", "knn-00000000.json", "digits:train:1437", "seed"))
+    assert all(
+        part in shown[1] for part in ("sha256", "knn-00000000.json", "digits:train:1437", "seed")
+    )
     browser.run("document.querySelector('dialog button').click()")
     assert not browser.run("return document.querySelector('dialog').open")
 
@@ -90,8 +106,15 @@ def test_pointing_at_a_diagram_tells_its_values(browser: Browser) -> None:
     box = browser.run(
         "const b = document.querySelector('svg[data-chart]').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
     )
-    browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] * 0.6, y=box[1] + box[3] / 2)
-    tip = browser.run("const t = document.querySelector('.tip'); return [t.hidden, t.innerText, t.getBoundingClientRect().right]")
+    browser.cdp(
+        "Input.dispatchMouseEvent",
+        type="mouseMoved",
+        x=box[0] + box[2] * 0.6,
+        y=box[1] + box[3] / 2,
+    )
+    tip = browser.run(
+        "const t = document.querySelector('.tip'); return [t.hidden, t.innerText, t.getBoundingClientRect().right]"
+    )
     assert tip[0] is False
     assert tip[1].startswith("step ")
     assert tip[2] <= 1280
@@ -109,15 +132,25 @@ def test_the_table_of_costs_is_sorted_by_a_click(browser: Browser) -> None:
     assert browser.run(column) == up[::-1]
 
 
-def test_without_scripts_everything_is_there_and_curves_can_still_be_switched(browser: Browser, page: Path) -> None:
+def test_without_scripts_everything_is_there_and_curves_can_still_be_switched(
+    browser: Browser, page: Path
+) -> None:
     browser.cdp("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(page)
         assert browser.run("return document.querySelectorAll('dialog, th button').length") == 0
         browser.run("document.getElementById('g0').checked = false")
-        assert browser.run("return getComputedStyle(document.querySelector('figure .g0')).display") == "none"
+        assert (
+            browser.run("return getComputedStyle(document.querySelector('figure .g0')).display")
+            == "none"
+        )
         browser.run("location.hash = document.querySelector('td a').getAttribute('href')")
-        assert browser.run("return document.querySelector('article:target').getBoundingClientRect().top") < 900
+        assert (
+            browser.run(
+                "return document.querySelector('article:target').getBoundingClientRect().top"
+            )
+            < 900
+        )
     finally:
         browser.cdp("Emulation.setScriptExecutionDisabled", value=False)
 
@@ -138,7 +171,9 @@ return [Math.min(...text), Math.min(...lines), paper];
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_curves_stand_out_from_the_page_by_day_and_by_night(browser: Browser, page: Path, scheme: str) -> None:
+def test_text_and_curves_stand_out_from_the_page_by_day_and_by_night(
+    browser: Browser, page: Path, scheme: str
+) -> None:
     browser.media(prefers_color_scheme=scheme)
     browser.open(page)
     assert browser.run("return document.querySelectorAll('.reference').length") > 0
@@ -148,10 +183,15 @@ def test_text_and_curves_stand_out_from_the_page_by_day_and_by_night(browser: Br
     assert lines >= 3  # graphical objects
 
 
-def test_on_paper_it_is_dark_on_white_and_nothing_is_cut(browser: Browser, page: Path, tmp_path: Path) -> None:
+def test_on_paper_it_is_dark_on_white_and_nothing_is_cut(
+    browser: Browser, page: Path, tmp_path: Path
+) -> None:
     browser.media(media="print", prefers_color_scheme="dark")
     browser.open(page)
-    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        browser.run("return getComputedStyle(document.body).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
     assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
     assert len(browser.cdp("Page.printToPDF", preferCSSPageSize=True)["data"]) > 10_000
 

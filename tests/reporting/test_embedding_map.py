@@ -14,10 +14,17 @@ from seed_exp.reporting.embedding_map import embedding_map
 
 @pytest.mark.parametrize(
     ("features", "num_classes"),
-    [(torch.randn(50, 8), 3), (torch.randn(50, 8), 20), (torch.ones(50, 8), 3), (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 2)],
+    [
+        (torch.randn(50, 8), 3),
+        (torch.randn(50, 8), 20),
+        (torch.ones(50, 8), 3),
+        (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 2),
+    ],
     ids=["few classes", "more classes than hues", "collapsed", "two images"],
 )
-def test_it_is_drawn_of_any_features_and_the_same_again(features: torch.Tensor, num_classes: int, tmp_path: Path) -> None:
+def test_it_is_drawn_of_any_features_and_the_same_again(
+    features: torch.Tensor, num_classes: int, tmp_path: Path
+) -> None:
     labels = torch.arange(len(features)) % num_classes
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -32,9 +39,9 @@ def test_classes_that_lie_apart_are_seen_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     corners = torch.eye(3).repeat_interleave(30, 0) + 0.01 * torch.randn(90, 3)
     embedding_map(corners, torch.arange(90) // 30, "student", tmp_path / "map.png")
-    picture = torch.frombuffer(bytearray(Image.open(tmp_path / "map.png").convert("RGB").tobytes()), dtype=torch.uint8).view(
-        800, 800, 3
-    )
+    picture = torch.frombuffer(
+        bytearray(Image.open(tmp_path / "map.png").convert("RGB").tobytes()), dtype=torch.uint8
+    ).view(800, 800, 3)
     places = []
     for hue in ((0x4E, 0x79, 0xA7), (0xF2, 0x8E, 0x2B), (0xE1, 0x57, 0x59)):
         found = (picture == torch.tensor(hue, dtype=torch.uint8)).all(-1).nonzero().float()

@@ -22,9 +22,14 @@ def arguments(num_images: int = 40, num_classes: int = 3) -> dict[str, Any]:
     encoders = ("student", "teacher")
     return {
         "losses": {"SEED": ([0, 10, 20], [3.0, 2.0, 1.5]), "MoCo-V2": ([0, 10], [7.0, 6.5])},
-        "maps": {name: torch.randn(num_images, 5 + i, generator=generator) for i, name in enumerate(encoders)},
+        "maps": {
+            name: torch.randn(num_images, 5 + i, generator=generator)
+            for i, name in enumerate(encoders)
+        },
         "labels": torch.arange(num_images) % num_classes,
-        "neighbours": {name: torch.randint(0, 20, (3, 4), generator=generator) for name in encoders},
+        "neighbours": {
+            name: torch.randint(0, 20, (3, 4), generator=generator) for name in encoders
+        },
         "query_images": images(3),
         "query_labels": torch.arange(3),
         "bank_images": images(20),
@@ -35,7 +40,9 @@ def arguments(num_images: int = 40, num_classes: int = 3) -> dict[str, Any]:
 def test_the_picture_is_1600_x_900_on_white_and_the_same_every_time(tmp_path: Path) -> None:
     pixels = []
     for name in ("a.png", "new/b.png"):
-        overview_figure(tmp_path / name, **arguments(), class_names=["cat", "dog", "owl"], title="A title")
+        overview_figure(
+            tmp_path / name, **arguments(), class_names=["cat", "dog", "owl"], title="A title"
+        )
         pixels.append(np.asarray(Image.open(tmp_path / name).convert("RGB")))
     assert pixels[0].shape == (900, 1600, 3)
     assert (pixels[0][:10] == 255).all()
@@ -75,7 +82,9 @@ def test_the_map_keeps_separate_clusters_apart() -> None:
 
 def test_frames_say_whether_the_label_agrees_and_images_are_unchanged() -> None:
     queries = torch.full((1, 3, 64, 64), 51, dtype=torch.uint8)
-    neighbours = torch.stack([torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (102, 204)])[None]
+    neighbours = torch.stack(
+        [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (102, 204)]
+    )[None]
     picture = figure._gallery(queries, neighbours, torch.tensor([[True, False]]))
     middle = picture[picture.shape[0] // 2]
     first = middle[0], middle[34]
@@ -98,7 +107,9 @@ def test_frames_say_whether_the_label_agrees_and_images_are_unchanged() -> None:
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "at least 4 images, got 3"),
     ],
 )
-def test_a_figure_without_content_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_figure_without_content_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         overview_figure(tmp_path / "a.png", **(arguments() | change))
     assert not list(tmp_path.iterdir())

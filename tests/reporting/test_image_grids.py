@@ -12,10 +12,19 @@ from seed_exp.reporting.image_grids import Neighbours, neighbours_gallery, view_
 
 
 def test_a_gallery_shows_every_original_and_every_view(tmp_path: Path) -> None:
-    images = [torch.full((3, 30, 50), 10, dtype=torch.uint8), torch.full((3, 400, 7), 20, dtype=torch.uint8)]
+    images = [
+        torch.full((3, 30, 50), 10, dtype=torch.uint8),
+        torch.full((3, 400, 7), 20, dtype=torch.uint8),
+    ]
     views = {
-        "global": torch.tensor([[100, 101]]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 24, 24).to(torch.uint8),
-        "local": torch.tensor([[110, 111], [120, 121]]).view(2, 2, 1, 1, 1).expand(2, 2, 3, 16, 16).to(torch.uint8),
+        "global": torch.tensor([[100, 101]])
+        .view(1, 2, 1, 1, 1)
+        .expand(1, 2, 3, 24, 24)
+        .to(torch.uint8),
+        "local": torch.tensor([[110, 111], [120, 121]])
+        .view(2, 2, 1, 1, 1)
+        .expand(2, 2, 3, 16, 16)
+        .to(torch.uint8),
     }
     path = tmp_path / "folder" / "gallery.png"
     view_gallery(images, views, path)
@@ -44,11 +53,15 @@ class Plain:
 
     def image(self, index: int) -> torch.Tensor:
         size = (1, 1) if index == len(self.reds) - 1 else (50, 20)
-        return torch.tensor([self.reds[index], 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, *size)
+        return (
+            torch.tensor([self.reds[index], 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, *size)
+        )
 
 
 def areas(path: Path) -> dict[tuple[int, int, int], int]:
-    colours, counts = np.unique(np.array(Image.open(path)).reshape(-1, 3), axis=0, return_counts=True)
+    colours, counts = np.unique(
+        np.array(Image.open(path)).reshape(-1, 3), axis=0, return_counts=True
+    )
     return dict(zip(map(tuple, colours.tolist()), counts.tolist(), strict=True))
 
 
@@ -56,7 +69,9 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour[1:]))
 
 
-@pytest.mark.parametrize(("labels", "num_same", "num_other"), [([4, 5, 4], 3, 2), (None, 0, 0), ([-1, 5, 4], 2, 1)])
+@pytest.mark.parametrize(
+    ("labels", "num_same", "num_other"), [([4, 5, 4], 3, 2), (None, 0, 0), ([-1, 5, 4], 2, 1)]
+)
 def test_neighbours_are_framed_by_whether_they_are_of_the_class_of_the_query(
     tmp_path: Path, labels: list[int] | None, num_same: int, num_other: int
 ) -> None:
@@ -65,6 +80,9 @@ def test_neighbours_are_framed_by_whether_they_are_of_the_class_of_the_query(
     neighbours_gallery(queries, bank, found, tmp_path / "folder" / "gallery.png")
     area = areas(tmp_path / "folder" / "gallery.png")
     frame = 4 * 4 * 84
-    assert (area.get(rgb(SAME), 0), area.get(rgb(OTHER), 0)) == (num_same * frame, num_other * frame)
+    assert (area.get(rgb(SAME), 0), area.get(rgb(OTHER), 0)) == (
+        num_same * frame,
+        num_other * frame,
+    )
     reds = {red: count for (red, green, blue), count in area.items() if red > green == blue == 0}
     assert reds == {21: 1000, 22: 1000, 51: 2000, 52: 2000, 53: 80 * 80}

@@ -9,7 +9,17 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from seed_exp.reporting.page.html import Html, join, tag
-from seed_exp.reporting.page.plots import MAX_POINTS, WIDTH, Curve, Point, line_chart, scatter_chart, short, thin, ticks
+from seed_exp.reporting.page.plots import (
+    MAX_POINTS,
+    WIDTH,
+    Curve,
+    Point,
+    line_chart,
+    scatter_chart,
+    short,
+    thin,
+    ticks,
+)
 
 
 def numbers(path: str) -> list[float]:
@@ -30,13 +40,23 @@ def test_a_long_curve_is_thinned_to_means_of_neighbours() -> None:
     assert len(steps) <= MAX_POINTS
     assert steps == [min(start + size, 1000) for start in range(0, 1000, size)]
     assert values == [
-        pytest.approx(sum(y[start : start + size]) / len(y[start : start + size])) for start in range(0, 1000, size)
+        pytest.approx(sum(y[start : start + size]) / len(y[start : start + size]))
+        for start in range(0, 1000, size)
     ]
     assert thin([1, 2], [3, 4]) == ([1, 2], [3, 4])
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0, 200_000), (56.2, 57.9), (-3, 5), (0.0001, 0.00011), (0, 1e-12), (1e6, 1.0000001e6)]
+    ("low", "high"),
+    [
+        (0, 1),
+        (0, 200_000),
+        (56.2, 57.9),
+        (-3, 5),
+        (0.0001, 0.00011),
+        (0, 1e-12),
+        (1e6, 1.0000001e6),
+    ],
 )
 def test_ticks_are_a_few_round_numbers_within(low: float, high: float) -> None:
     found = ticks(low, high)
@@ -82,7 +102,10 @@ def test_a_constant_curve_and_one_at_step_zero_are_drawn() -> None:
 
 
 def test_points_stand_over_a_logarithmic_axis_and_each_name_once() -> None:
-    points = [Point(name, "m", 0, x, y, name) for name, x, y in (("a", 1e6, 50), ("b", 1e7, 60), ("c", 1e8, 70), ("c", 1e8, 80))]
+    points = [
+        Point(name, "m", 0, x, y, name)
+        for name, x, y in (("a", 1e6, 50), ("b", 1e7, 60), ("c", 1e8, 70), ("c", 1e8, 80))
+    ]
     figure = ET.fromstring(scatter_chart("Accuracy", points, "parameters"))
     xs = [float(circle.attrib["cx"]) for circle in figure.iter("circle")]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)

@@ -31,7 +31,10 @@ def linear_options() -> dict[str, Any]:
 
 
 def value(
-    changed: dict[str, Any], linear: dict[str, Any] | None = None, command: str = "distill", overrides: tuple[str, ...] = ()
+    changed: dict[str, Any],
+    linear: dict[str, Any] | None = None,
+    command: str = "distill",
+    overrides: tuple[str, ...] = (),
 ) -> Value:
     """Linear top-1 of a finished run on ImageNet with the defaults, apart from options of its training and evaluation."""
     options = {**composed_options(command, *overrides), **changed}
@@ -57,12 +60,18 @@ def value(
     ("command", "overrides", "theirs"),
     [
         ("distill", (), 57.6),
-        ("distill", ("student=efficientnet_b0", "teacher=swav_r50w2", "views=swav_multicrop", "epochs=800"), 67.6),
+        (
+            "distill",
+            ("student=efficientnet_b0", "teacher=swav_r50w2", "views=swav_multicrop", "epochs=800"),
+            67.6,
+        ),
         ("pretrain", (), 52.5),
         ("pretrain", ("student=mobilenetv3_large",), 36.3),
     ],
 )
-def test_our_recipes_are_those_of_the_papers(command: str, overrides: tuple[str, ...], theirs: float) -> None:
+def test_our_recipes_are_those_of_the_papers(
+    command: str, overrides: tuple[str, ...], theirs: float
+) -> None:
     ours = value({}, command=command, overrides=overrides)
     assert ours.published is not None
     assert ours.reasons == ()
@@ -75,8 +84,14 @@ def test_our_recipes_are_those_of_the_papers(command: str, overrides: tuple[str,
     [
         ({"students.resnet18.epochs": 50}, "50 epochs, published: 200"),
         ({"students.resnet18.init": "seed.pth.tar"}, "the student started from seed.pth.tar"),
-        ({"students.resnet18.hidden_dim": 2048}, "the student's head is 2048 wide, published: as its features"),
-        ({"students.resnet18.deep_head": True}, "the student's head is deep, published: two layers"),
+        (
+            {"students.resnet18.hidden_dim": 2048},
+            "the student's head is 2048 wide, published: as its features",
+        ),
+        (
+            {"students.resnet18.deep_head": True},
+            "the student's head is deep, published: two layers",
+        ),
         ({"teacher.reduce": "whiten"}, "the teacher's embeddings are reduced by whiten"),
         ({"teacher.network": "moco_v2_r50_800ep"}, "a teacher of 800 epochs, published: 200"),
         ({"teacher.network": "resnet50"}, "a teacher of unknown epochs, published: 200"),
@@ -90,7 +105,9 @@ def test_our_recipes_are_those_of_the_papers(command: str, overrides: tuple[str,
         ({"views.blur_prob": 0.0}, "views.blur_prob=0.0, published: 0.5"),
     ],
 )
-def test_another_training_than_the_paper_s_does_not_compare(changed: dict[str, Any], reason: str) -> None:
+def test_another_training_than_the_paper_s_does_not_compare(
+    changed: dict[str, Any], reason: str
+) -> None:
     ours = value(changed)
     assert ours.published is not None
     assert (ours.difference, ours.reasons) == (None, (reason,))
@@ -108,7 +125,9 @@ def test_another_training_than_the_paper_s_does_not_compare(changed: dict[str, A
         ({"lrs": [0.3, 3.0]}, "learning rates 0.3, 3, published: 30"),
     ],
 )
-def test_another_linear_evaluation_than_the_paper_s_does_not_compare(changed: dict[str, Any], reason: str) -> None:
+def test_another_linear_evaluation_than_the_paper_s_does_not_compare(
+    changed: dict[str, Any], reason: str
+) -> None:
     ours = value({}, changed)
     assert (ours.difference, ours.reasons) == (None, (f"linear evaluation with {reason}",))
 
@@ -123,7 +142,11 @@ def test_a_head_of_the_width_of_the_features_is_the_published_one_however_it_is_
 
 
 def test_of_a_paper_whose_training_is_not_known_only_that_is_said() -> None:
-    ours = value({"students.resnet18.hidden_dim": 2048, "optimizer.name": "lars"}, {"epochs": 30}, overrides=("objective=bingo",))
+    ours = value(
+        {"students.resnet18.hidden_dim": 2048, "optimizer.name": "lars"},
+        {"epochs": 30},
+        overrides=("objective=bingo",),
+    )
     assert ours.published is not None
     assert (ours.published.value, ours.difference) == (61.4, None)
     assert ours.reasons == ("how the paper of bingo trained is not known here",)
@@ -136,10 +159,29 @@ def test_the_best_of_several_learning_rates_compares_and_is_said_to_be_that() ->
 
 
 def test_fine_tuning_with_few_labels_compares_if_its_views_are_those_of_linear_evaluation() -> None:
-    row = next(row for row in PUBLISHED if (row.student, row.teacher, row.protocol) == ("resnet18", "resnet50", "semi_1pct"))
-    run = Run(Path("run"), "distill", "0.1.0", composed_options("distill"), {"data": IMAGENET_IMAGES[0]}, ["resnet18"])
+    row = next(
+        row
+        for row in PUBLISHED
+        if (row.student, row.teacher, row.protocol) == ("resnet18", "resnet50", "semi_1pct")
+    )
+    run = Run(
+        Path("run"),
+        "distill",
+        "0.1.0",
+        composed_options("distill"),
+        {"data": IMAGENET_IMAGES[0]},
+        ["resnet18"],
+    )
     options = decisive_options(composed("finetune", ("run=.", "data.fraction=0.01")))
-    for changed, reasons in (({}, []), ({"views.flip_prob": 0.0}, ["fine-tuning with views.flip_prob=0.0, published: 0.5"])):
+    for changed, reasons in (
+        ({}, []),
+        ({"views.flip_prob": 0.0}, ["fine-tuning with views.flip_prob=0.0, published: 0.5"]),
+    ):
         few = f"{IMAGENET_IMAGES[0]}[12811:0123456789abcdef]"
         protocol = {"options": {**options, **changed}, "train": few, "val": IMAGENET_IMAGES[1]}
-        assert reasons_against(row, run, "resnet18", Result(Path("r.json"), "semi_1pct", protocol, {}, {})) == reasons
+        assert (
+            reasons_against(
+                row, run, "resnet18", Result(Path("r.json"), "semi_1pct", protocol, {}, {})
+            )
+            == reasons
+        )

@@ -14,15 +14,30 @@ from seed_exp.reporting.comparison import Table, compare
 from seed_exp.reporting.published import Published, read_published
 from seed_exp.reporting.runs import Result, Run, read_runs
 from seed_exp.reporting.table_cells import Provenance, TableCell, Value
-from seed_exp.reporting.table_formats import CSV_HEADER, comma_separated, latex, markdown, missing_commands
+from seed_exp.reporting.table_formats import (
+    CSV_HEADER,
+    comma_separated,
+    latex,
+    markdown,
+    missing_commands,
+)
 
 
-def value(*ours: float, published: float | None = None, reasons: tuple[str, ...] = (), lrs: tuple[float, ...] = (30.0,)) -> Value:
+def value(
+    *ours: float,
+    published: float | None = None,
+    reasons: tuple[str, ...] = (),
+    lrs: tuple[float, ...] = (30.0,),
+) -> Value:
     run = Run(Path("runs/a"), "distill", "0.1.0", {"seed": 0}, {}, ["a"])
     result = Result(Path("r.json"), "linear", {"options": {"lrs": list(lrs)}}, {}, {})
     sources = tuple(Provenance(run, result, {}, number) for number in ours)
     theirs = (
-        None if published is None else Published("a", "", "", "moco_v2", "linear_top1", "imagenet", published, "a paper", 200, "")
+        None
+        if published is None
+        else Published(
+            "a", "", "", "moco_v2", "linear_top1", "imagenet", published, "a paper", 200, ""
+        )
     )
     return Value(sources, theirs, reasons)
 
@@ -32,16 +47,34 @@ def table() -> Table:
     """One cell of each kind, and names that mean something in each format."""
     cells = {
         ("a_b", 0): TableCell({"T-1": value(57.0, 58.0, published=57.6)}),
-        ("a_b", 1): TableCell({"T-1": value(90.0, published=62.35, reasons=("trained on digits",))}),
-        ("<b>|&", 0): TableCell({"T-1": value(published=30)}, "not run", ("python -m seed_exp.distill x=<1>",)),
+        ("a_b", 1): TableCell(
+            {"T-1": value(90.0, published=62.35, reasons=("trained on digits",))}
+        ),
+        ("<b>|&", 0): TableCell(
+            {"T-1": value(published=30)}, "not run", ("python -m seed_exp.distill x=<1>",)
+        ),
     }
     columns = [TableColumn("lr 50%", {}), TableColumn("teacher $x$", {})]
-    return Table("A table", ["a_b", "<b>|&"], {"a_b": 1234567, "<b>|&": None}, columns, cells, ["T-1"], ["a note"])
+    return Table(
+        "A table",
+        ["a_b", "<b>|&"],
+        {"a_b": 1234567, "<b>|&": None},
+        columns,
+        cells,
+        ["T-1"],
+        ["a note"],
+    )
 
 
-def test_markdown_shows_ours_published_difference_reference_and_what_is_missing(table: Table) -> None:
+def test_markdown_shows_ours_published_difference_reference_and_what_is_missing(
+    table: Table,
+) -> None:
     text = markdown(table)
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
     assert rows[0] == ["student", "parameters", "A T-1", "B T-1"]
     assert rows[2] == ["a_b", "1,234,567", "57.5 ± 0.7, n=2 (57.6, -0.1)", "90.0 [62.35]"]
     assert rows[3] == ["&lt;b>\\|&", "", "not run; – (30.0)", ""]
@@ -78,18 +111,25 @@ def test_csv_has_a_line_for_every_cell_and_measure(table: Table) -> None:
     )
 
 
-def test_a_difference_of_the_best_of_several_learning_rates_is_marked_in_every_format(table: Table) -> None:
+def test_a_difference_of_the_best_of_several_learning_rates_is_marked_in_every_format(
+    table: Table,
+) -> None:
     assert "†" not in markdown(table)
     cell = TableCell({"T-1": value(58.0, published=57.6, lrs=(3, 30))})
     chosen = Table("t", ["a"], {"a": 1}, [TableColumn("b", {})], {("a", 0): cell}, ["T-1"])
     assert "58.0 (57.6, +0.4†)" in markdown(chosen)
     assert "- †: ours is the best of several learning rates" in markdown(chosen)
     assert r"57.6 ($+0.4^\dagger$)" in latex(chosen)
-    assert [row["best_of"] for row in csv.DictReader(io.StringIO(comma_separated([chosen])))] == ["2"]
+    assert [row["best_of"] for row in csv.DictReader(io.StringIO(comma_separated([chosen])))] == [
+        "2"
+    ]
 
 
 def test_a_command_that_fills_several_cells_stands_once(table: Table) -> None:
-    cells = {("a_b", 0): TableCell({}, "not run", ("x",)), ("<b>|&", 0): TableCell({}, "not run", ("x",))}
+    cells = {
+        ("a_b", 0): TableCell({}, "not run", ("x",)),
+        ("<b>|&", 0): TableCell({}, "not run", ("x",)),
+    }
     fleet = Table("t", table.rows, table.parameters, table.columns, cells, [])
     assert missing_commands(fleet) == {"x": "a_b, <b>|&; lr 50%: not run"}
 
@@ -107,7 +147,8 @@ def test_the_published_numbers_of_the_repository_can_be_read() -> None:
     (mine,) = [
         row
         for row in rows
-        if (row.student, row.teacher, row.objective, row.protocol) == ("resnet18", "resnet152", "seed", "linear_top1")
+        if (row.student, row.teacher, row.objective, row.protocol)
+        == ("resnet18", "resnet152", "seed", "linear_top1")
     ]
     assert (mine.value, mine.dataset, mine.epochs) == (59.5, "imagenet", 200)
 
@@ -115,7 +156,9 @@ def test_the_published_numbers_of_the_repository_can_be_read() -> None:
 def test_rows_without_a_number_are_left_out_and_broken_ones_named(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     head = "student,teacher,teacher_ssl,objective,epochs,views,protocol,dataset,value,source\n"
-    path.write_text(f"{head}a,,,moco_v2,,,knn,imagenet,,S\na,,,moco_v2,,,knn,imagenet,many,S\na,,,moco_v2,,,knn,imagenet,3,S\n")
+    path.write_text(
+        f"{head}a,,,moco_v2,,,knn,imagenet,,S\na,,,moco_v2,,,knn,imagenet,many,S\na,,,moco_v2,,,knn,imagenet,3,S\n"
+    )
     rows, problems = read_published(path)
     assert [(row.value, row.epochs) for row in rows] == [(3, None)]
     assert problems == [f"{path}, line 3: could not convert string to float: 'many'"]
@@ -123,7 +166,9 @@ def test_rows_without_a_number_are_left_out_and_broken_ones_named(tmp_path: Path
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("b", "a"):
-        run = make_run(tmp_path / name, "pretrain", [*DIGITS, "student=convnet_w2", f"seed={'ab'.index(name)}"])
+        run = make_run(
+            tmp_path / name, "pretrain", [*DIGITS, "student=convnet_w2", f"seed={'ab'.index(name)}"]
+        )
         add_results(run, {"convnet_w2": (1, 2, 3)})
     texts = []
     for _ in range(2):

@@ -18,7 +18,10 @@ def cluster() -> Iterator[PrivateSlurm]:
         if os.environ.get("REQUIRE_SLURM"):
             pytest.fail(reason)
         pytest.skip(reason)
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder, PrivateSlurm(Path(folder)) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder,
+        PrivateSlurm(Path(folder)) as running,
+    ):
         yield running
 
 

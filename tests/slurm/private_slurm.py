@@ -22,12 +22,33 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo", "setpriv")
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "squeue",
+    "scancel",
+    "sinfo",
+    "setpriv",
+)
 START_S = 30
 SOCKET_PATH_LENGTH = 107
 """What a Unix socket's path may have: why the folder must be a short one."""
 
-FOREIGN = ("SLURM", "SBATCH", "SRUN", "SUBMITIT", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+FOREIGN = (
+    "SLURM",
+    "SBATCH",
+    "SRUN",
+    "SUBMITIT",
+    "MASTER_",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+)
 """Beginnings of variables that belong to a job in which the tests themselves may run."""
 
 CONFIG = """\
@@ -81,7 +102,9 @@ def why_not() -> str | None:
     if missing := [name for name in PROGRAMS if program(name) is None]:
         return f"SLURM is not installed (no {', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge"
     try:  # as SLURM does: with 127.0.0.1 alone on the machine, that is no address
-        socket.getaddrinfo("127.0.0.1", 1, socket.AF_INET, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+        socket.getaddrinfo(
+            "127.0.0.1", 1, socket.AF_INET, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
+        )
     except OSError as error:
         return f"SLURM cannot resolve 127.0.0.1 ({error}): as root, ip addr add 127.0.0.2/8 dev lo"
     return None
@@ -119,30 +142,55 @@ class PrivateSlurm:
     def __init__(self, folder: Path, *, num_nodes: int = 2, cpus: int = 4, gpus: int = 2) -> None:
         self.folder, self.cpus, self.gpus = folder.resolve(), cpus, gpus
         self.nodes = [f"127.0.0.{number + 1}" for number in range(num_nodes)]  # names that resolve
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        self.env = {
+            name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)
+        }
         """What a process needs to be a client of this cluster, and nothing of another one's."""
-        self.env |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        self.env |= {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> PrivateSlurm:
         self._configure()
         try:
             key, socket_path = self.folder / "munge.key", self.folder / "munge.sock"
-            places = [f"--key-file={key}", f"--socket={socket_path}", f"--pid-file={self.folder}/munged.pid"]
-            self._start("munged", "-F", *places, f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed")
+            places = [
+                f"--key-file={key}",
+                f"--socket={socket_path}",
+                f"--pid-file={self.folder}/munged.pid",
+            ]
+            self._start(
+                "munged",
+                "-F",
+                *places,
+                f"--log-file={self.folder}/munged.log",
+                f"--seed-file={self.folder}/munged.seed",
+            )
             wait_until(lambda: self._alive() and socket_path.exists(), "munged's socket", START_S)
             self._start("slurmctld", "-D", "-c")
             for node in self.nodes:
                 self._start("slurmd", "-D", "-N", node, name=f"slurmd-{node}")
             idle = ("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D")
             ready = f"{len(self.nodes)}"
-            wait_until(lambda: self._alive() and self.run(*idle, check=False).stdout.strip() == ready, "idle nodes", START_S)
+            wait_until(
+                lambda: self._alive() and self.run(*idle, check=False).stdout.strip() == ready,
+                "idle nodes",
+                START_S,
+            )
         except BaseException as error:
             self.__exit__(None, None, None)
             raise RuntimeError(f"no SLURM: {error}\n{self.logs()}") from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
             self.cancel_all()
         for daemon in reversed(self._daemons.values()):
@@ -154,7 +202,12 @@ class PrivateSlurm:
                 daemon.wait()
 
     def run(
-        self, *command: str | Path, cwd: Path | None = None, check: bool = True, timeout: float = 120, **env: str
+        self,
+        *command: str | Path,
+        cwd: Path | None = None,
+        check: bool = True,
+        timeout: float = 120,
+        **env: str,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a client of the cluster, such as sbatch or a command of ours, with `env` added to the environment.
 
@@ -163,10 +216,18 @@ class PrivateSlurm:
         """
         environment = {**self.env, **env}
         done = subprocess.run(
-            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         if check and done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
         return done
 
     def jobs(self) -> list[dict[str, str]]:
@@ -188,12 +249,16 @@ class PrivateSlurm:
 
     def wait_for(self, job_id: str, *states: str, seconds: float = 60) -> None:
         """Returns when the job is in one of the states."""
-        wait_until(lambda: self.state(job_id) in states, f"job {job_id} in {' or '.join(states)}", seconds)
+        wait_until(
+            lambda: self.state(job_id) in states, f"job {job_id} in {' or '.join(states)}", seconds
+        )
 
     def cancel_all(self) -> None:
         """Cancels whatever is queued or runs, and waits until it is gone."""
         self.run("scancel", "--user", pwd.getpwuid(os.geteuid()).pw_name, check=False)
-        wait_until(lambda: not self.run("squeue", "-h", check=False).stdout.strip(), "an empty queue")
+        wait_until(
+            lambda: not self.run("squeue", "-h", check=False).stdout.strip(), "an empty queue"
+        )
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
@@ -212,19 +277,25 @@ class PrivateSlurm:
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         for number in range(self.gpus):  # a GPU is a character device whose name ends in a number
             (self.folder / f"gpu{number}").symlink_to("/dev/null")
-        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{self.gpus - 1}]\n")
+        (self.folder / "gres.conf").write_text(
+            f"Name=gpu File={self.folder}/gpu[0-{self.gpus - 1}]\n"
+        )
         ports, host = free_ports(1 + len(self.nodes)), socket.gethostname().partition(".")[0]
         has = f"CPUs={self.cpus} RealMemory=8000 Gres=gpu:{self.gpus}"
         nodes = []
         for node, port in zip(self.nodes, ports[1:], strict=True):
             (self.folder / f"spool-{node}").mkdir()
-            nodes.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {has}")
+            nodes.append(
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {has}"
+            )
         text = CONFIG.format(
             folder=self.folder,
             host=host,
             port=ports[0],
             user=pwd.getpwuid(os.geteuid()).pw_name,
-            communication="CommunicationParameters=NoCtldInAddrAny,NoInAddrAny" if _is_loopback(host) else "",
+            communication="CommunicationParameters=NoCtldInAddrAny,NoInAddrAny"
+            if _is_loopback(host)
+            else "",
             first_job=random.randrange(1, 60_000),
             nodes="\n".join(nodes),
         )

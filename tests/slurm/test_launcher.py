@@ -24,8 +24,20 @@ def sweep(
     slurm: PrivateSlurm, folder: Path, *options: str, launcher: str = "slurm", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """`pretrain -m hydra/launcher=...` on tasks of one CPU each and no GPU; returns when the last job has ended."""
-    line = [sys.executable, "-m", "seed_exp.pretrain", "-m", f"hydra/launcher={launcher}", *DIGITS, *options]
-    cluster = {"SEED_SLURM_CPUS_PER_TASK": "1", "SEED_SLURM_GPUS_PER_NODE": "null", "SEED_SLURM_MINUTES": "5"}
+    line = [
+        sys.executable,
+        "-m",
+        "seed_exp.pretrain",
+        "-m",
+        f"hydra/launcher={launcher}",
+        *DIGITS,
+        *options,
+    ]
+    cluster = {
+        "SEED_SLURM_CPUS_PER_TASK": "1",
+        "SEED_SLURM_GPUS_PER_NODE": "null",
+        "SEED_SLURM_MINUTES": "5",
+    }
     return slurm.run(*line, cwd=folder, check=False, **{**cluster, **env})
 
 
@@ -35,7 +47,9 @@ def meanwhile(action: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def test_a_sweep_of_three_cells_one_of_them_requeued_in_mid_epoch(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_a_sweep_of_three_cells_one_of_them_requeued_in_mid_epoch(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
     def warn() -> None:
         # The last task of an array has the array's own number: requeueing by that would start all of them again.
         wait_until(lambda: step_of(tmp_path / "2") > 0, "training")
@@ -44,7 +58,9 @@ def test_a_sweep_of_three_cells_one_of_them_requeued_in_mid_epoch(slurm: Private
         slurm.run("scancel", "--signal=USR2", f"{last['ArrayJobId']}_2")
 
     warning = meanwhile(warn)
-    done = sweep(slurm, tmp_path, "seed=0,1,2", "run_dir=${seed}", "steps=100", "checkpoint_every=1000")
+    done = sweep(
+        slurm, tmp_path, "seed=0,1,2", "run_dir=${seed}", "steps=100", "checkpoint_every=1000"
+    )
     warning.join()
     assert (done.returncode, done.stdout) == (0, "")
     assert [len(requeues(tmp_path / seed)) for seed in "012"] == [0, 0, 1]
@@ -52,7 +68,9 @@ def test_a_sweep_of_three_cells_one_of_them_requeued_in_mid_epoch(slurm: Private
     assert line["reason"] == "SIGUSR2"
     assert line["step"] % 22 != 0
     assert f"is requeued (SIGUSR2) and goes on after step {line['step']}" in log_of(tmp_path / "2")
-    assert {job["Restarts"] for job in slurm.jobs() if job.get("ArrayTaskId") in ("0", "1")} == {"0"}
+    assert {job["Restarts"] for job in slurm.jobs() if job.get("ArrayTaskId") in ("0", "1")} == {
+        "0"
+    }
     pretrain(slurm, tmp_path, "seed=2", "run_dir=straight", "steps=100", "checkpoint_every=1000")
     same_runs(tmp_path / "straight", tmp_path / "2")
 
@@ -74,7 +92,9 @@ def test_two_nodes_stop_together_and_go_on_together(slurm: PrivateSlurm, tmp_pat
     same_weights(tmp_path / "straight", tmp_path / "broken")
 
 
-def test_a_failing_cell_says_which_it_is_and_why_and_the_others_end(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_a_failing_cell_says_which_it_is_and_why_and_the_others_end(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
     done = sweep(slurm, tmp_path, "batch_size=2000,64", "run_dir=${batch_size}", "steps=5")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -84,12 +104,21 @@ def test_a_failing_cell_says_which_it_is_and_why_and_the_others_end(slurm: Priva
     assert "done: 64" in log_of(tmp_path / "64")
 
 
-def test_an_error_in_rank_1_only_is_the_error_of_the_job(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_an_error_in_rank_1_only_is_the_error_of_the_job(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
     bad = int(SampleOrder(64, 16, 0, rank=1, world_size=2).batch(1)[1][0])
     for number in range(64):
         Image.new("RGB", (32, 32), (3 * number, number, 0)).save(tmp_path / f"{number:03}.png")
     (tmp_path / f"{bad:03}.png").write_bytes(b"broken")
-    options = ["data=image_folder", f"data.root={tmp_path}", "data.on_error=raise", "batch_size=16", "steps=12", "run_dir=run"]
+    options = [
+        "data=image_folder",
+        f"data.root={tmp_path}",
+        "data.on_error=raise",
+        "batch_size=16",
+        "steps=12",
+        "run_dir=run",
+    ]
     done = sweep(slurm, tmp_path, *options, "hydra.launcher.tasks_per_node=2")
     assert done.returncode == 1
     assert f"error (rank 1): cannot decode image '{tmp_path}/{bad:03}.png'" in done.stderr
@@ -101,7 +130,9 @@ def test_a_job_that_leaves_no_result_ends_the_sweep(slurm: PrivateSlurm, tmp_pat
         slurm.run("scancel", slurm.jobs()[-1]["JobId"])
 
     cancelling = meanwhile(cancel)
-    done = sweep(slurm, tmp_path, "run_dir=run", "steps=100000")  # sacct says nothing here: without ours it waits for ever
+    done = sweep(
+        slurm, tmp_path, "run_dir=run", "steps=100000"
+    )  # sacct says nothing here: without ours it waits for ever
     cancelling.join()
     assert done.returncode == 1
     assert done.stderr.startswith("error: Job ")
@@ -110,7 +141,9 @@ def test_a_job_that_leaves_no_result_ends_the_sweep(slurm: PrivateSlurm, tmp_pat
 
 def test_a_job_gets_the_gpus_that_its_profile_asks_for(slurm: PrivateSlurm, tmp_path: Path) -> None:
     setup = {"SEED_SLURM_SETUP": "srun --ntasks=1 env > env.txt", "SEED_SLURM_PARTITION": "urgent"}
-    done = sweep(slurm, tmp_path, "run_dir=run", "steps=2", "hydra.launcher.gpus_per_node=2", **setup)
+    done = sweep(
+        slurm, tmp_path, "run_dir=run", "steps=2", "hydra.launcher.gpus_per_node=2", **setup
+    )
     assert done.returncode == 0, done.stderr
     variables = (tmp_path / "env.txt").read_text().splitlines()
     assert {"CUDA_VISIBLE_DEVICES=0,1", "SLURM_JOB_PARTITION=urgent"} <= set(variables)

@@ -25,10 +25,19 @@ def start(slurm: PrivateSlurm, folder: Path, options: list[str], *sbatch: str) -
     return job
 
 
-def test_a_preempted_job_leaves_in_its_time_of_grace_and_is_started_again(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_a_preempted_job_leaves_in_its_time_of_grace_and_is_started_again(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
     # SLURM takes a job that leaves before the time of grace is over for a failed one.
     job = start(slurm, tmp_path, SHORT, "--nodelist=127.0.0.1", "--exclusive")
-    slurm.run("sbatch", "--partition=urgent", "--nodelist=127.0.0.1", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    slurm.run(
+        "sbatch",
+        "--partition=urgent",
+        "--nodelist=127.0.0.1",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    )
     slurm.wait_for(job, "COMPLETED")
     (line,) = requeues(tmp_path / "run")
     assert (line["reason"], line["restart"], slurm.job(job)["Restarts"]) == ("preempted", 1, "1")
@@ -47,10 +56,14 @@ def test_a_job_whose_node_dies_goes_on_and_says_so(slurm: PrivateSlurm, tmp_path
     slurm.wait_for(job, "COMPLETED")
     (line,) = requeues(tmp_path / "run")
     assert (line["reason"], line["restart"]) == ("by SLURM", 1)
-    assert f"was requeued by SLURM and goes on after step {line['step']}" in log_of(tmp_path / "run")
+    assert f"was requeued by SLURM and goes on after step {line['step']}" in log_of(
+        tmp_path / "run"
+    )
 
 
-def test_a_cancelled_job_stays_cancelled_with_its_checkpoint(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_a_cancelled_job_stays_cancelled_with_its_checkpoint(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
     job = start(slurm, tmp_path, ENDLESS)
     slurm.run("scancel", job)
     slurm.wait_for(job, "CANCELLED")
@@ -64,7 +77,13 @@ def test_a_job_that_gets_no_further_fails(slurm: PrivateSlurm, tmp_path: Path) -
     run = tmp_path / "run"
     run.mkdir()
     job = submit(slurm, tmp_path, [*COMMAND, *ENDLESS, "log_every=1"], "--hold")
-    earlier = {"time": "2026-01-01T00:00:00+00:00", "job": job, "restart": 0, "reason": "SIGUSR2", "step": 0}
+    earlier = {
+        "time": "2026-01-01T00:00:00+00:00",
+        "job": job,
+        "restart": 0,
+        "reason": "SIGUSR2",
+        "step": 0,
+    }
     (run / "requeues.jsonl").write_text(f"{json.dumps(earlier)}\n" * 3)
     slurm.run("scontrol", "release", job)
     wait_until(lambda: step_of(run) > 0, "training")

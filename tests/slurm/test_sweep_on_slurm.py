@@ -18,8 +18,22 @@ from seed_exp.config.compose import config_home
 
 pytestmark = pytest.mark.slurm
 
-GRID = ["data=digits", "views=digits", "views.crops.global.num=2", "student=convnet_w2", "batch_size=32", "moco.queue_size=64"]
-GRID += ["knn_bank_size=50", "knn_query_size=20", "data.num_workers=0", "device=cpu", "tracker=files", "log_every=10"]
+GRID = [
+    "data=digits",
+    "views=digits",
+    "views.crops.global.num=2",
+    "student=convnet_w2",
+    "batch_size=32",
+    "moco.queue_size=64",
+]
+GRID += [
+    "knn_bank_size=50",
+    "knn_query_size=20",
+    "data.num_workers=0",
+    "device=cpu",
+    "tracker=files",
+    "log_every=10",
+]
 ENV = {"SEED_SLURM_GPUS_PER_NODE": "null", "SEED_SLURM_CPUS_PER_TASK": "1", "PYTHONPATH": ""}
 
 
@@ -29,10 +43,21 @@ class Project:
     def __init__(self, folder: Path, slurm: PrivateSlurm) -> None:
         self.folder, self.slurm = folder, slurm
         for part in ("seed_exp", "conf", "experiments"):
-            shutil.copytree(config_home() / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                config_home() / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
 
     def sweep(self, action: str, *arguments: str) -> str:
-        line = [sys.executable, "-m", "seed_exp.sweep", action, *GRID, "--command", "pretrain", *arguments]
+        line = [
+            sys.executable,
+            "-m",
+            "seed_exp.sweep",
+            action,
+            *GRID,
+            "--command",
+            "pretrain",
+            *arguments,
+        ]
         return self.slurm.run(*line, cwd=self.folder, **ENV).stdout
 
     def status(self, *arguments: str) -> list[dict[str, Any]]:
@@ -40,7 +65,9 @@ class Project:
         cells: list[dict[str, Any]] = sweep["cells"]
         return cells
 
-    def wait(self, condition: Callable[[list[dict[str, Any]]], bool], *arguments: str) -> list[dict[str, Any]]:
+    def wait(
+        self, condition: Callable[[list[dict[str, Any]]], bool], *arguments: str
+    ) -> list[dict[str, Any]]:
         """The status as soon as the condition holds of it."""
         seen: list[list[dict[str, Any]]] = []
 
@@ -51,7 +78,10 @@ class Project:
         try:
             wait_until(holds, "the cells", 150)
         except TimeoutError as error:
-            logs = "\n".join(f"--- {log}\n{log.read_text()}" for log in self.folder.glob("runs/sweeps/*/logs/*.log"))
+            logs = "\n".join(
+                f"--- {log}\n{log.read_text()}"
+                for log in self.folder.glob("runs/sweeps/*/logs/*.log")
+            )
             raise AssertionError(f"{error}: {self.sweep('status', *arguments)}\n{logs}") from error
         return seen[-1]
 
@@ -96,24 +126,48 @@ def test_a_sweep_with_a_requeue_and_a_failure_ends_as_if_each_cell_had_run_alone
     edited.write_text(written)
     (tmp_path / "digits.yaml").rename(project.folder / "conf/views/digits.yaml")
     assert "nothing to submit" in project.sweep("submit", *sweep)
-    run = Path(cells[0]["run"]) if Path(cells[0]["run"]).is_absolute() else project.folder / cells[0]["run"]
+    run = (
+        Path(cells[0]["run"])
+        if Path(cells[0]["run"]).is_absolute()
+        else project.folder / cells[0]["run"]
+    )
     shutil.copyfile(run / "students/convnet_w2.safetensors", project.folder / "later.safetensors")
-    assert "1 seed=0 students.convnet_w2.init=later.safetensors" in project.sweep("retry", *sweep, "--cell", "1")
+    assert "1 seed=0 students.convnet_w2.init=later.safetensors" in project.sweep(
+        "retry", *sweep, "--cell", "1"
+    )
     assert "nothing to submit" in project.sweep("submit", *sweep)
     again = project.wait(ended, *sweep)
     assert states(again) == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
-    assert [cell["job"] for cell in again if cell["cell"] != 1] == [cell["job"] for cell in cells if cell["cell"] != 1]
+    assert [cell["job"] for cell in again if cell["cell"] != 1] == [
+        cell["job"] for cell in cells if cell["cell"] != 1
+    ]
     assert project.sweep("collect", *sweep).endswith(
         "3 of 4 cells are finished\n3 seed=1 students.convnet_w2.init=later.safetensors is FAILED\n"
     )
 
-    straight = [sys.executable, "-m", "seed_exp.pretrain", *GRID, "steps=150", "seed=0", f"run_dir={tmp_path}/straight"]
-    subprocess.run(straight, cwd=project.folder, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    straight = [
+        sys.executable,
+        "-m",
+        "seed_exp.pretrain",
+        *GRID,
+        "steps=150",
+        "seed=0",
+        f"run_dir={tmp_path}/straight",
+    ]
+    subprocess.run(
+        straight,
+        cwd=project.folder,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
     for name in ("metrics.jsonl", "students/convnet_w2.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
 
-def test_cancelled_cells_leave_the_queue_and_are_not_started_again(project: Project, slurm: PrivateSlurm) -> None:
+def test_cancelled_cells_leave_the_queue_and_are_not_started_again(
+    project: Project, slurm: PrivateSlurm
+) -> None:
     sweep = ["steps=100000", "seed=0,1"]
     project.sweep("submit", *sweep, "--parallel", "1")
     cells = project.wait(lambda cells: cells[0]["progress"].get("step", 0) >= 10, *sweep)

@@ -19,7 +19,10 @@ def main() -> None:
         method = tiny.seed(["a", "b"], bn=False)
         tiny.train(method, folder)
         name = f"rank {distributed.rank()} of {distributed.world_size()}, {distributed.local_world_size()} on its node"
-        torch.save({"weights": tiny.weights(method), "node": os.environ.get("SLURMD_NODENAME")}, folder / f"{name}.pt")
+        torch.save(
+            {"weights": tiny.weights(method), "node": os.environ.get("SLURMD_NODENAME")},
+            folder / f"{name}.pt",
+        )
 
 
 if __name__ == "__main__":

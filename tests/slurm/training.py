@@ -9,8 +9,22 @@ from pathlib import Path
 import tiny
 from private_slurm import PrivateSlurm
 
-DIGITS = ["data=digits", "views=digits", "views.crops.global.num=2", "student=convnet_w2", "moco.queue_size=64", "batch_size=64"]
-DIGITS += ["data.num_workers=0", "tracker=files", "device=cpu", "log_every=5", "eval_every=0", "optimizer.warmup_epochs=0"]
+DIGITS = [
+    "data=digits",
+    "views=digits",
+    "views.crops.global.num=2",
+    "student=convnet_w2",
+    "moco.queue_size=64",
+    "batch_size=64",
+]
+DIGITS += [
+    "data.num_workers=0",
+    "tracker=files",
+    "device=cpu",
+    "log_every=5",
+    "eval_every=0",
+    "optimizer.warmup_epochs=0",
+]
 COMMAND = [sys.executable, "-m", "seed_exp.pretrain", *DIGITS]
 
 
@@ -23,7 +37,9 @@ def submit(slurm: PrivateSlurm, folder: Path, command: list[str], *options: str)
     """Submits the command as one step of a plain script, as a cluster's manual would have it; returns the job's number."""
     script = folder / "job.sh"
     script.write_text(f"#!/bin/bash\nsrun --kill-on-bad-exit=1 {' '.join(map(repr, command))}\n")
-    return slurm.run("sbatch", "--parsable", "--output=job.out", *options, script, cwd=folder).stdout.strip()
+    return slurm.run(
+        "sbatch", "--parsable", "--output=job.out", *options, script, cwd=folder
+    ).stdout.strip()
 
 
 def log_of(run: Path) -> str:

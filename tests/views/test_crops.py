@@ -11,16 +11,25 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from seed_exp.views.crops import NUM_CROP_DRAWS, crop_resize, random_resized_crop_boxes, resize_center_crop
+from seed_exp.views.crops import (
+    NUM_CROP_DRAWS,
+    crop_resize,
+    random_resized_crop_boxes,
+    resize_center_crop,
+)
 
 RATIO = (3 / 4, 4 / 3)
 
 
-def reference_box(height: int, width: int, draws: list[float], scale: tuple[float, float]) -> tuple[int, int, int, int]:
+def reference_box(
+    height: int, width: int, draws: list[float], scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
     """One box, attempt after attempt, as torchvision's documentation describes it."""
     for attempt in range(10):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[attempt])
-        ratio = math.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * draws[10 + attempt])
+        ratio = math.exp(
+            math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * draws[10 + attempt]
+        )
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(draws[20] * (height - h + 1)), int(draws[21] * (width - w + 1)), h, w
@@ -40,7 +49,11 @@ def generated(num: int) -> list[Image.Image]:
     for number in range(num):
         height, width = 40 + 60 * number, 300 - 25 * number
         gradient = np.linspace(0, 155, width)[None, :, None] * np.ones((height, 1, 3))
-        pictures.append(Image.fromarray((gradient + generator.uniform(0, 100, (height, width, 3))).astype(np.uint8)))
+        pictures.append(
+            Image.fromarray(
+                (gradient + generator.uniform(0, 100, (height, width, 3))).astype(np.uint8)
+            )
+        )
     return pictures
 
 
@@ -56,9 +69,13 @@ def assert_crops_equal_pillows(pictures: list[Image.Image]) -> None:
             np.array([picture.height for picture in pictures]),
             np.array([picture.width for picture in pictures]),
         )
-        for picture, box in zip(pictures, random_resized_crop_boxes(heights, widths, draws, scale, RATIO), strict=True):
+        for picture, box in zip(
+            pictures, random_resized_crop_boxes(heights, widths, draws, scale, RATIO), strict=True
+        ):
             top, left, height, width = box.tolist()
-            expected = picture.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+            expected = picture.crop((left, top, left + width, top + height)).resize(
+                (size, size), Image.Resampling.BILINEAR
+            )
             for image in (tensor(picture), tensor(picture).contiguous()):
                 out = torch.empty(3, size, size, dtype=torch.uint8)
                 crop_resize(image, box.tolist(), out)
@@ -114,28 +131,55 @@ def test_boxes_lie_inside_any_image(
     assert (left + width <= widths).all()
 
 
-@given(height=st.integers(1, 600), width=st.integers(1, 600), scale=st.sampled_from([(0.05, 0.14), (0.2, 1.0), (0.9, 1.0)]))
-def test_boxes_equal_the_loop_over_attempts(height: int, width: int, scale: tuple[float, float]) -> None:
+@given(
+    height=st.integers(1, 600),
+    width=st.integers(1, 600),
+    scale=st.sampled_from([(0.05, 0.14), (0.2, 1.0), (0.9, 1.0)]),
+)
+def test_boxes_equal_the_loop_over_attempts(
+    height: int, width: int, scale: tuple[float, float]
+) -> None:
     draws = np.random.default_rng(height * 1000 + width).random((5, NUM_CROP_DRAWS))
     boxes = random_resized_crop_boxes(np.array(height), np.array(width), draws, scale, RATIO)
-    assert boxes.tolist() == [list(reference_box(height, width, row.tolist(), scale)) for row in draws]
+    assert boxes.tolist() == [
+        list(reference_box(height, width, row.tolist(), scale)) for row in draws
+    ]
 
 
 @pytest.mark.parametrize(
     ("height", "width", "scale"),
-    [(375, 500, (0.2, 1.0)), (375, 500, (0.05, 0.14)), (90, 160, (0.6, 1.0)), (20, 900, (0.2, 1.0))],
+    [
+        (375, 500, (0.2, 1.0)),
+        (375, 500, (0.05, 0.14)),
+        (90, 160, (0.6, 1.0)),
+        (20, 900, (0.2, 1.0)),
+    ],
 )
-def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
+def test_boxes_are_distributed_as_torchvisions(
+    height: int, width: int, scale: tuple[float, float]
+) -> None:
     num = 3000
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
-    theirs = np.array([transforms.RandomResizedCrop.get_params(image, list(scale), list(RATIO)) for _ in range(num)], dtype=float)
+    theirs = np.array(
+        [
+            transforms.RandomResizedCrop.get_params(image, list(scale), list(RATIO))
+            for _ in range(num)
+        ],
+        dtype=float,
+    )
     draws = np.random.default_rng(0).random((num, NUM_CROP_DRAWS))
-    ours = random_resized_crop_boxes(np.array(height), np.array(width), draws, scale, RATIO).astype(float)
+    ours = random_resized_crop_boxes(np.array(height), np.array(width), draws, scale, RATIO).astype(
+        float
+    )
     for mine, other in zip(ours.T, theirs.T, strict=True):
         values = np.sort(np.concatenate((mine, other)))
-        steps = [np.searchsorted(np.sort(sample), values, side="right") / num for sample in (mine, other)]
-        assert np.abs(steps[0] - steps[1]).max() < 1.95 * (2 / num) ** 0.5  # Kolmogorov-Smirnov at 0.1 %
+        steps = [
+            np.searchsorted(np.sort(sample), values, side="right") / num for sample in (mine, other)
+        ]
+        assert (
+            np.abs(steps[0] - steps[1]).max() < 1.95 * (2 / num) ** 0.5
+        )  # Kolmogorov-Smirnov at 0.1 %
 
 
 def test_images_of_one_pixel_work() -> None:

@@ -11,9 +11,21 @@ from seed_exp.views.draws import philox, uniforms
 @pytest.mark.parametrize(
     ("counter", "key", "expected"),
     [  # the known answers that come with Random123 (kat_vectors, philox4x32 10)
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        (
+            "00000000 00000000 00000000 00000000",
+            "00000000 00000000",
+            "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        ),
+        (
+            "ffffffff ffffffff ffffffff ffffffff",
+            "ffffffff ffffffff",
+            "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        ),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
     ],
 )
 def test_philox_gives_the_known_answers(counter: str, key: str, expected: str) -> None:
@@ -46,14 +58,23 @@ def test_a_samples_numbers_do_not_depend_on_the_other_samples_or_on_how_many_are
     assert together.min() >= 0
     assert together.max() < 1
     for row, index in zip(together, indices, strict=True):
-        np.testing.assert_array_equal(uniforms(seed, epoch, np.array([index]), stream, num + 5)[0, :num], row)
+        np.testing.assert_array_equal(
+            uniforms(seed, epoch, np.array([index]), stream, num + 5)[0, :num], row
+        )
 
 
 def test_seeds_epochs_samples_and_streams_share_no_numbers() -> None:
     indices = np.array([0, 1, 2**32, 2**32 + 1])
-    drawn = [uniforms(seed, epoch, indices, stream, 9) for seed in (0, 1, 2**32) for epoch in (0, 1) for stream in (0, 1, 256)]
+    drawn = [
+        uniforms(seed, epoch, indices, stream, 9)
+        for seed in (0, 1, 2**32)
+        for epoch in (0, 1)
+        for stream in (0, 1, 256)
+    ]
     values = np.concatenate([part.ravel() for part in drawn])
-    assert len(np.unique(values)) == len(values)  # 648 numbers of 32 bits: a chance collision has probability 5e-5
+    assert len(np.unique(values)) == len(
+        values
+    )  # 648 numbers of 32 bits: a chance collision has probability 5e-5
 
 
 def test_numbers_are_uniform_and_neighbours_uncorrelated() -> None:

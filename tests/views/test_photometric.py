@@ -76,7 +76,10 @@ def dense_blur(image: Tensor, sigma: float, radius: int) -> Tensor:
     out, total = torch.zeros_like(image, dtype=torch.float64), 0.0
     for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
         weight = math.exp(-(dy * dy + dx * dx) / (2 * sigma * sigma))
-        rows, columns = (torch.arange(size) + dy).clamp(0, size - 1), (torch.arange(size) + dx).clamp(0, size - 1)
+        rows, columns = (
+            (torch.arange(size) + dy).clamp(0, size - 1),
+            (torch.arange(size) + dx).clamp(0, size - 1),
+        )
         out += weight * image[:, rows][:, :, columns]
         total += weight
     return (out / total).float()
@@ -92,7 +95,9 @@ def one_by_one(images: Tensor, rows: Tensor, config: ViewsConfig) -> Tensor:
             image = tv.rgb_to_grayscale(image, 3)
         for step in order(row):
             amount = float(row[step])
-            image = tv.adjust_hue(image, amount) if step == Column.HUE else STEPS[step](image, amount)
+            image = (
+                tv.adjust_hue(image, amount) if step == Column.HUE else STEPS[step](image, amount)
+            )
         if gray and not config.grayscale_first:
             image = tv.rgb_to_grayscale(image, 3)
         image = dense_blur(image, float(row[Column.SIGMA]), math.ceil(3 * config.blur_sigma[1]))
@@ -107,19 +112,28 @@ def test_a_mixed_batch_equals_torchvision_image_by_image(grayscale_first: bool) 
     config = recipe(grayscale_first=grayscale_first)
     images, rows = pictures(60), parameters(60, config)
     expected = one_by_one(images, rows, config)
-    torch.testing.assert_close(photometric(images, rows, config), expected, atol=4 * TOLERANCE / 0.22, rtol=0)
+    torch.testing.assert_close(
+        photometric(images, rows, config), expected, atol=4 * TOLERANCE / 0.22, rtol=0
+    )
 
 
 def test_the_order_of_the_jitter_matters_and_all_24_are_followed() -> None:
     images = pictures(1).expand(24, -1, -1, -1).float() / 255
     rows = torch.zeros(24, len(Column))
     rows[:, : Column.HUE + 1] = torch.tensor([1.5, 0.4, 1.7, 0.2])
-    for row, (blends, before_hue) in zip(rows, itertools.product(itertools.permutations(range(3)), range(4)), strict=True):
+    for row, (blends, before_hue) in zip(
+        rows, itertools.product(itertools.permutations(range(3)), range(4)), strict=True
+    ):
         row[Column.FIRST : Column.BEFORE_HUE + 1] = torch.tensor([*blends, before_hue])
     assert len({tuple(order(row)) for row in rows}) == 24
     out = color_jitter(images.clone(), rows)
     neutral = recipe(mean=[0.0] * 3, std=[1.0] * 3)
-    torch.testing.assert_close(out, one_by_one(pictures(1).expand(24, -1, -1, -1), rows, neutral), atol=TOLERANCE * 4, rtol=0)
+    torch.testing.assert_close(
+        out,
+        one_by_one(pictures(1).expand(24, -1, -1, -1), rows, neutral),
+        atol=TOLERANCE * 4,
+        rtol=0,
+    )
     distances = torch.cdist(out.flatten(1), out.flatten(1)) + torch.eye(24)
     assert distances.min() > 0.01
 
@@ -129,7 +143,9 @@ def test_blend_steps_equal_torchvision(step: Column) -> None:
     images = pictures(5).float() / 255
     factors = torch.tensor([0.0, 0.3, 1.0, 1.2, 1.9])
     out = blend_step(images, torch.full((5,), int(step)), factors)
-    expected = torch.stack([STEPS[step](image, float(factor)) for image, factor in zip(images, factors, strict=True)])
+    expected = torch.stack(
+        [STEPS[step](image, float(factor)) for image, factor in zip(images, factors, strict=True)]
+    )
     torch.testing.assert_close(out, expected, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(out[2], images[2], atol=0, rtol=0)
 
@@ -151,21 +167,27 @@ def test_blend_steps_equal_pillow_within_its_rounding(
     for image, factor, ours in zip(images, factors, out, strict=True):
         theirs = enhance(Image.fromarray(image.permute(1, 2, 0).numpy())).enhance(float(factor))
         difference = (ours - torch.from_numpy(np.array(theirs)).permute(2, 0, 1)).abs()
-        assert difference.max() <= 1.5  # Pillow rounds the luminance (times 1 - factor), then cuts off the result's fraction
+        assert (
+            difference.max() <= 1.5
+        )  # Pillow rounds the luminance (times 1 - factor), then cuts off the result's fraction
         assert difference.mean() < 0.7
 
 
 def test_hue_equals_torchvision() -> None:
     images = pictures(6).float() / 255
     shifts = torch.tensor([-0.5, -0.4, -0.013, 0.0, 0.25, 0.5])
-    expected = torch.stack([tv.adjust_hue(image, float(shift)) for image, shift in zip(images, shifts, strict=True)])
+    expected = torch.stack(
+        [tv.adjust_hue(image, float(shift)) for image, shift in zip(images, shifts, strict=True)]
+    )
     torch.testing.assert_close(adjust_hue(images, shifts), expected, atol=2e-6, rtol=0)
 
 
 def test_grayscale_equals_pillow_and_torchvision() -> None:
     images = pictures(3)
     out = grayscale(images.float() / 255)
-    torch.testing.assert_close(out, tv.rgb_to_grayscale(images.float() / 255, 3), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        out, tv.rgb_to_grayscale(images.float() / 255, 3), atol=TOLERANCE, rtol=0
+    )
     for image, ours in zip(images, out, strict=True):
         theirs = np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
         assert np.abs(ours.numpy() * 255 - theirs).max() <= 0.51
@@ -173,15 +195,21 @@ def test_grayscale_equals_pillow_and_torchvision() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 20])
-def test_blur_equals_the_dense_sum_also_where_the_kernel_is_larger_than_the_image(size: int) -> None:
+def test_blur_equals_the_dense_sum_also_where_the_kernel_is_larger_than_the_image(
+    size: int,
+) -> None:
     images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.0, 0.1, 0.6, 1.3, 2.0])
-    expected = torch.stack([dense_blur(image, float(sigma), 6) for image, sigma in zip(images, sigmas, strict=True)])
+    expected = torch.stack(
+        [dense_blur(image, float(sigma), 6) for image, sigma in zip(images, sigmas, strict=True)]
+    )
     torch.testing.assert_close(gaussian_blur(images, sigmas, 6), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_of_photographs_is_within_a_grey_level_of_pillows_on_average(photographs: list[Image.Image], sigma: float) -> None:
+def test_blur_of_photographs_is_within_a_grey_level_of_pillows_on_average(
+    photographs: list[Image.Image], sigma: float
+) -> None:
     # Pillow approximates the Gaussian by three box filters and rounds to whole grey levels.
     for photograph in photographs:
         picture = photograph.resize((224, 224))
@@ -198,7 +226,9 @@ def test_blur_is_float32_under_autocast() -> None:
     torch.testing.assert_close(out, gaussian_blur(images, sigmas, 6), atol=0, rtol=0)
 
 
-def test_selecting_after_the_fact_as_on_a_gpu_gives_the_same_views(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selecting_after_the_fact_as_on_a_gpu_gives_the_same_views(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = recipe()
     images, rows = pictures(40), parameters(40, config)
     expected = photometric(images, rows, config)
@@ -254,7 +284,10 @@ def test_parameters_have_the_recipes_distribution() -> None:
     assert rows.shape == (num, len(Column))
 
     def close(values: Tensor, expected: float) -> bool:
-        return abs(float(values.double().mean()) - expected) < 5 * float(values.double().std()) / len(values) ** 0.5
+        return (
+            abs(float(values.double().mean()) - expected)
+            < 5 * float(values.double().std()) / len(values) ** 0.5
+        )
 
     jittered = (rows[:, Column.BRIGHTNESS] != 1) | (rows[:, Column.HUE] != 0)
     assert close(jittered, 0.8)
@@ -273,21 +306,34 @@ def test_parameters_have_the_recipes_distribution() -> None:
         assert high - 1e-3 * (high - low) < float(values.max()) <= high + 1e-6
         assert close(values, (low + high) / 2)
         assert close(((values - low) / (high - low)).square(), 1 / 3)
-    assert torch.equal(rows[~jittered][:, :4], torch.tensor([1.0, 1, 1, 0]).double().expand(int((~jittered).sum()), 4))
+    assert torch.equal(
+        rows[~jittered][:, :4],
+        torch.tensor([1.0, 1, 1, 0]).double().expand(int((~jittered).sum()), 4),
+    )
     counts = {
-        tuple(steps): 0 for steps in itertools.permutations((Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION, Column.HUE))
+        tuple(steps): 0
+        for steps in itertools.permutations(
+            (Column.BRIGHTNESS, Column.CONTRAST, Column.SATURATION, Column.HUE)
+        )
     }
     for row in rows[:12_000]:
         counts[tuple(order(row))] += 1
     assert len(counts) == 24
     assert all(abs(count - 500) < 5 * 500**0.5 for count in counts.values())
-    correlations = torch.corrcoef(rows[jittered][:, [0, 1, 2, 3, Column.GRAYSCALE, Column.FLIP]].T) - torch.eye(6)
+    correlations = torch.corrcoef(
+        rows[jittered][:, [0, 1, 2, 3, Column.GRAYSCALE, Column.FLIP]].T
+    ) - torch.eye(6)
     assert correlations.abs().max() < 5 / (0.8 * num) ** 0.5
 
 
 @pytest.mark.parametrize(("probability", "applied"), [(0.0, 0), (1.0, 500)])
 def test_probabilities_0_and_1_mean_never_and_always(probability: float, applied: int) -> None:
-    config = recipe(jitter_prob=probability, grayscale_prob=probability, blur_prob=probability, flip_prob=probability)
+    config = recipe(
+        jitter_prob=probability,
+        grayscale_prob=probability,
+        blur_prob=probability,
+        flip_prob=probability,
+    )
     rows = parameters(500, config)
     assert int((rows[:, Column.HUE] != 0).sum()) == applied
     for column in (Column.GRAYSCALE, Column.SIGMA, Column.FLIP):

@@ -23,7 +23,10 @@ NUM = 12
 def config(num_local: int = 3, num_global: int = 2) -> ViewsConfig:
     return ViewsConfig(
         name="test",
-        crops={"global": CropConfig(24, num_global, [0.2, 1.0]), "local": CropConfig(16, num_local, [0.05, 0.3])},
+        crops={
+            "global": CropConfig(24, num_global, [0.2, 1.0]),
+            "local": CropConfig(16, num_local, [0.05, 0.3]),
+        },
         jitter=[0.4, 0.4, 0.4, 0.1],
         jitter_prob=0.8,
         grayscale_prob=0.2,
@@ -37,7 +40,10 @@ def config(num_local: int = 3, num_global: int = 2) -> ViewsConfig:
 def source() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randint(0, 256, (3, 30 + 3 * index, 60 - 2 * index), generator=generator, dtype=torch.uint8) for index in range(NUM)
+        torch.randint(
+            0, 256, (3, 30 + 3 * index, 60 - 2 * index), generator=generator, dtype=torch.uint8
+        )
+        for index in range(NUM)
     ]
 
 
@@ -48,7 +54,11 @@ def host(views: TrainViews | EvalViews, indices: list[int], epoch: int = 0) -> H
 
 
 def made(
-    views: TrainViews | EvalViews, images: list[Tensor], labels: NDArray[np.int64], epoch: int, indices: NDArray[np.int64]
+    views: TrainViews | EvalViews,
+    images: list[Tensor],
+    labels: NDArray[np.int64],
+    epoch: int,
+    indices: NDArray[np.int64],
 ) -> HostBatch:
     out = views.empty(len(images))
     views.host(images, labels, epoch, indices, out)
@@ -62,8 +72,14 @@ def test_views_have_the_documented_shapes_and_kinds() -> None:
         "global": (4, 2, 3, 24, 24),
         "local": (4, 3, 3, 16, 16),
     }
-    assert all(value.dtype == torch.uint8 and value.movedim(2, -1).is_contiguous() for value in batch.views.values())
-    assert {name: tuple(value.shape[:2]) for name, value in batch.draws.items()} == {"global": (4, 2), "local": (4, 3)}
+    assert all(
+        value.dtype == torch.uint8 and value.movedim(2, -1).is_contiguous()
+        for value in batch.views.values()
+    )
+    assert {name: tuple(value.shape[:2]) for name, value in batch.draws.items()} == {
+        "global": (4, 2),
+        "local": (4, 3),
+    }
     assert batch.labels.tolist() == [30, 10, 40, 50]
     assert batch.indices.tolist() == [3, 1, 4, 5]
     out = views.device(batch)
@@ -93,8 +109,12 @@ def tensors(batch: HostBatch) -> list[Tensor]:
 
 
 @settings(deadline=None, max_examples=10)
-@given(indices=st.lists(st.integers(0, NUM - 1), min_size=1, max_size=NUM), epoch=st.integers(0, 1000))
-def test_pixels_do_not_depend_on_the_batch_an_image_comes_in(indices: list[int], epoch: int) -> None:
+@given(
+    indices=st.lists(st.integers(0, NUM - 1), min_size=1, max_size=NUM), epoch=st.integers(0, 1000)
+)
+def test_pixels_do_not_depend_on_the_batch_an_image_comes_in(
+    indices: list[int], epoch: int
+) -> None:
     views = TrainViews(config(), seed=1)
     batch = host(views, indices, epoch)
     together = views.device(batch)
@@ -107,7 +127,10 @@ def test_pixels_do_not_depend_on_the_batch_an_image_comes_in(indices: list[int],
 
 
 def test_views_of_a_larger_number_begin_with_those_of_a_smaller() -> None:
-    few, many = host(TrainViews(config(1, 1), seed=0), [0, 1]), host(TrainViews(config(4, 2), seed=0), [0, 1])
+    few, many = (
+        host(TrainViews(config(1, 1), seed=0), [0, 1]),
+        host(TrainViews(config(4, 2), seed=0), [0, 1]),
+    )
     for name in few.views:
         assert torch.equal(few.views[name][:, 0], many.views[name][:, 0])
         assert torch.equal(few.draws[name][:, 0], many.draws[name][:, 0])
@@ -116,7 +139,10 @@ def test_views_of_a_larger_number_begin_with_those_of_a_smaller() -> None:
 def test_the_order_of_resolutions_in_the_config_changes_nothing() -> None:
     swapped = config()
     swapped.crops = dict(reversed(swapped.crops.items()))
-    first, second = host(TrainViews(config(), seed=0), [0, 1]), host(TrainViews(swapped, seed=0), [0, 1])
+    first, second = (
+        host(TrainViews(config(), seed=0), [0, 1]),
+        host(TrainViews(swapped, seed=0), [0, 1]),
+    )
     assert all(torch.equal(first.views[name], second.views[name]) for name in ("global", "local"))
 
 
@@ -128,7 +154,10 @@ def test_no_local_views_means_no_such_resolution() -> None:
 def test_epochs_seeds_views_and_samples_differ() -> None:
     indices = [0, 1]
     drawn = [
-        value for seed in (0, 1) for epoch in (0, 1) for value in host(TrainViews(config(), seed), indices, epoch).draws.values()
+        value
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for value in host(TrainViews(config(), seed), indices, epoch).draws.values()
     ]
     sigma_free = torch.cat([value.flatten(0, 1) for value in drawn])[:, :4]
     jittered = sigma_free[sigma_free[:, 3] != 0]
@@ -140,10 +169,14 @@ def test_epochs_seeds_views_and_samples_differ() -> None:
     assert not torch.equal(same.views["global"][0, 0], same.views["global"][0, 1])
 
 
-def test_crops_and_colours_of_every_resolution_have_their_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_and_colours_of_every_resolution_have_their_own_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     streams = []
 
-    def recorded(seed: int, epoch: int, indices: NDArray[np.int64], stream: int, num: int) -> NDArray[np.float64]:
+    def recorded(
+        seed: int, epoch: int, indices: NDArray[np.int64], stream: int, num: int
+    ) -> NDArray[np.float64]:
         streams.append(stream)
         return uniforms(seed, epoch, indices, stream, num)
 

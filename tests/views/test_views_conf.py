@@ -16,7 +16,12 @@ ALL_VIEWS_DIFFER = {"mocov1", "mocov2", "simclr", "swav", "swav_multicrop"}
 
 def load(file: Path) -> ViewsConfig:
     options = yaml.safe_load(file.read_text())
-    return ViewsConfig(**{**options, "crops": {name: CropConfig(**crop) for name, crop in options["crops"].items()}})
+    return ViewsConfig(
+        **{
+            **options,
+            "crops": {name: CropConfig(**crop) for name, crop in options["crops"].items()},
+        }
+    )
 
 
 def test_the_published_recipes_are_there() -> None:
@@ -69,7 +74,12 @@ def test_published_recipes_have_the_published_values(
     config = load(FILES[0].with_name(f"{name}.yaml"))
     assert {key: (crop.size, crop.num, crop.scale) for key, crop in config.crops.items()} == crops
     assert config.jitter == jitter
-    assert (config.jitter_prob, config.grayscale_prob, config.blur_prob, config.flip_prob) == probabilities
+    assert (
+        config.jitter_prob,
+        config.grayscale_prob,
+        config.blur_prob,
+        config.flip_prob,
+    ) == probabilities
     assert config.grayscale_first == (name == "mocov1")
     assert config.blur_sigma == [0.1, 2.0]
     assert (config.eval_resize, config.eval_size) == (256, 224)

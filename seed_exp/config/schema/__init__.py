@@ -18,7 +18,13 @@ from seed_exp.config.schema.enums import (
     SplitName,
     TrackerMode,
 )
-from seed_exp.config.schema.evaluation import DetectConfig, FinetuneConfig, KnnConfig, LinearConfig, OfRunConfig
+from seed_exp.config.schema.evaluation import (
+    DetectConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    OfRunConfig,
+)
 from seed_exp.config.schema.parts import (
     CropConfig,
     DataConfig,
@@ -41,7 +47,12 @@ from seed_exp.config.schema.tools import (
     ReportConfig,
     VerifyConfig,
 )
-from seed_exp.config.schema.training import DistillConfig, EncoderFitConfig, FitConfig, PretrainConfig
+from seed_exp.config.schema.training import (
+    DistillConfig,
+    EncoderFitConfig,
+    FitConfig,
+    PretrainConfig,
+)
 
 SCHEMAS: dict[str, type[Any]] = {
     "distill": DistillConfig,

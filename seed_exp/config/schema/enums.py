@@ -29,7 +29,9 @@ class Resume(Enum):
     must = "must"
 
 
-OnError = Enum("OnError", {"skip": "skip", "raise": "raise"})  # not a class: `raise` is no name in Python
+OnError = Enum(
+    "OnError", {"skip": "skip", "raise": "raise"}
+)  # not a class: `raise` is no name in Python
 """What becomes of an image that cannot be read: `skip` replaces it by the next good one and lists it."""
 
 

@@ -32,9 +32,15 @@ class LinearConfig(FitConfig, OfRunConfig):
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
         OfRunConfig.__post_init__(self)
-        require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
+        require(
+            len(self.lrs) > 0 and min(self.lrs) > 0,
+            f"lrs must be one or more positive learning rates, got {self.lrs}",
+        )
         num = self.views.crops["global"].num
-        require(num == 1, f"linear evaluation uses one view of an image; views.crops.global.num is {num}")
+        require(
+            num == 1,
+            f"linear evaluation uses one view of an image; views.crops.global.num is {num}",
+        )
         require_global_only(self.views, "linear")
 
 
@@ -48,7 +54,10 @@ class FinetuneConfig(FitConfig, OfRunConfig):
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
         OfRunConfig.__post_init__(self)
-        require(len(self.lrs) > 0 and min(self.lrs) > 0, f"lrs must be one or more positive learning rates, got {self.lrs}")
+        require(
+            len(self.lrs) > 0 and min(self.lrs) > 0,
+            f"lrs must be one or more positive learning rates, got {self.lrs}",
+        )
         factor, decay = self.classifier_lr_factor, self.optimizer.weight_decay
         require(factor > 0, f"classifier_lr_factor must be positive, got {factor}")
         require(
@@ -82,9 +91,18 @@ class DetectConfig(FitConfig, OfRunConfig):
         FitConfig.__post_init__(self)
         OfRunConfig.__post_init__(self)
         sides = self.short_sides
-        require(len(sides) > 0 and min(sides) >= 32, f"short_sides must be one or more sizes of at least 32 pixels, got {sides}")
-        require(self.long_side >= max(sides), f"long_side={self.long_side} is below the largest of short_sides={sides}")
-        require(self.compile is False, f"detect does not compile: its images have different sizes; got compile={self.compile}")
+        require(
+            len(sides) > 0 and min(sides) >= 32,
+            f"short_sides must be one or more sizes of at least 32 pixels, got {sides}",
+        )
+        require(
+            self.long_side >= max(sides),
+            f"long_side={self.long_side} is below the largest of short_sides={sides}",
+        )
+        require(
+            self.compile is False,
+            f"detect does not compile: its images have different sizes; got compile={self.compile}",
+        )
         require(
             self.precision is Precision.float32,
             f"detect needs precision=float32, got {self.precision.value}: bfloat16 would round boxes to several pixels",
@@ -108,6 +126,9 @@ class KnnConfig(OfRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.ks) > 0 and min(self.ks) > 0, f"ks must be one or more numbers of neighbours above 0, got {self.ks}")
+        require(
+            len(self.ks) > 0 and min(self.ks) > 0,
+            f"ks must be one or more numbers of neighbours above 0, got {self.ks}",
+        )
         require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")

@@ -18,7 +18,10 @@ def require(condition: bool, message: str) -> None:
 def require_global_only(views: ViewsConfig, command: str) -> None:
     others = [name for name, crop in views.crops.items() if name != "global" and crop.num > 0]
     hint = ", ".join(f"views.crops.{name}.num=0" for name in others)
-    require(not others, f"{command} uses global views only; set {hint} or choose another recipe than {views.name}")
+    require(
+        not others,
+        f"{command} uses global views only; set {hint} or choose another recipe than {views.name}",
+    )
 
 
 @dataclass
@@ -37,8 +40,14 @@ class StudentConfig:
     """Passes over the training images, where this student is to be trained for fewer than the run has; null = all."""
 
     def __post_init__(self) -> None:
-        require(self.hidden_dim is None or self.hidden_dim >= 1, f"hidden_dim must be null or at least 1, got {self.hidden_dim}")
-        require(self.epochs is None or self.epochs >= 1, f"students.<name>.epochs must be null or at least 1, got {self.epochs}")
+        require(
+            self.hidden_dim is None or self.hidden_dim >= 1,
+            f"hidden_dim must be null or at least 1, got {self.hidden_dim}",
+        )
+        require(
+            self.epochs is None or self.epochs >= 1,
+            f"students.<name>.epochs must be null or at least 1, got {self.epochs}",
+        )
 
 
 @dataclass
@@ -68,7 +77,9 @@ class TeacherConfig:
             dim is None or self.reduce is not None,
             f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: without it embeddings are as wide as the teacher's",
         )
-        require(dim is None or dim >= 1, f"teacher.embedding_dim must be null or at least 1, got {dim}")
+        require(
+            dim is None or dim >= 1, f"teacher.embedding_dim must be null or at least 1, got {dim}"
+        )
         require(num >= 2, f"teacher.num_reduce_images must be at least 2, got {num}")
 
 
@@ -91,7 +102,10 @@ class CropConfig:
         require(self.size >= 2, f"crop size must be at least 2 pixels, got {self.size}")
         require(self.num >= 0, f"number of views must not be negative, got {self.num}")
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
-        require(ordered, f"crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, got {self.scale}")
+        require(
+            ordered,
+            f"crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, got {self.scale}",
+        )
 
 
 @dataclass
@@ -133,15 +147,39 @@ class ViewsConfig:
         for option in ("jitter_prob", "grayscale_prob", "blur_prob", "flip_prob"):
             value = getattr(self, option)
             require(0 <= value <= 1, f"views.{option} must be a probability, got {value}")
-        valid_jitter = len(self.jitter) == 4 and all(0 <= change <= 100 for change in self.jitter) and self.jitter[3] <= 0.5
-        require(valid_jitter, f"views.jitter must be four numbers from 0 to 100, the last (hue) <= 0.5, got {self.jitter}")
-        ordered_blur = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= 100
-        require(ordered_blur, f"views.blur_sigma must be [smallest, largest], above 0 and up to 100, got {self.blur_sigma}")
-        ordered_ratio = len(self.aspect_ratio) == 2 and 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]
-        require(ordered_ratio, f"views.aspect_ratio must be [smallest, largest], above 0, got {self.aspect_ratio}")
+        valid_jitter = (
+            len(self.jitter) == 4
+            and all(0 <= change <= 100 for change in self.jitter)
+            and self.jitter[3] <= 0.5
+        )
+        require(
+            valid_jitter,
+            f"views.jitter must be four numbers from 0 to 100, the last (hue) <= 0.5, got {self.jitter}",
+        )
+        ordered_blur = (
+            len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= 100
+        )
+        require(
+            ordered_blur,
+            f"views.blur_sigma must be [smallest, largest], above 0 and up to 100, got {self.blur_sigma}",
+        )
+        ordered_ratio = (
+            len(self.aspect_ratio) == 2 and 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]
+        )
+        require(
+            ordered_ratio,
+            f"views.aspect_ratio must be [smallest, largest], above 0, got {self.aspect_ratio}",
+        )
         three = len(self.mean) == len(self.std) == 3
-        valid_norm = three and all(map(math.isfinite, self.mean + self.std)) and all(std > 0 for std in self.std)
-        require(valid_norm, f"views.mean and views.std need 3 finite values each, std > 0, got {self.mean} and {self.std}")
+        valid_norm = (
+            three
+            and all(map(math.isfinite, self.mean + self.std))
+            and all(std > 0 for std in self.std)
+        )
+        require(
+            valid_norm,
+            f"views.mean and views.std need 3 finite values each, std > 0, got {self.mean} and {self.std}",
+        )
         require(
             0 < self.eval_size <= self.eval_resize,
             f"need 0 < views.eval_size <= views.eval_resize, got {self.eval_size} and {self.eval_resize}",
@@ -176,9 +214,18 @@ class DataConfig:
     """on_error=skip: largest share of the images that may be bad."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.val_fraction < 1, f"data.val_fraction must be in [0, 1), got {self.val_fraction}")
-        require(0 < self.fraction <= 1, f"data.fraction must be above 0 and up to 1, got {self.fraction}")
-        require(0 <= self.fraction_seed < 2**63, f"data.fraction_seed must be from 0 to 2^63 - 1, got {self.fraction_seed}")
+        require(
+            0 <= self.val_fraction < 1,
+            f"data.val_fraction must be in [0, 1), got {self.val_fraction}",
+        )
+        require(
+            0 < self.fraction <= 1,
+            f"data.fraction must be above 0 and up to 1, got {self.fraction}",
+        )
+        require(
+            0 <= self.fraction_seed < 2**63,
+            f"data.fraction_seed must be from 0 to 2^63 - 1, got {self.fraction_seed}",
+        )
         require(
             self.subset is None or self.fraction == 1,
             f"data.subset={self.subset} and data.fraction={self.fraction} both choose images; give one of them",
@@ -215,10 +262,21 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
-        require(self.warmup_epochs >= 0, f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}")
-        require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
-        require(self.trust_coefficient > 0, f"optimizer.trust_coefficient must be positive, got {self.trust_coefficient}")
+        require(
+            self.warmup_epochs >= 0,
+            f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}",
+        )
+        require(
+            0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}"
+        )
+        require(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay must not be negative, got {self.weight_decay}",
+        )
+        require(
+            self.trust_coefficient > 0,
+            f"optimizer.trust_coefficient must be positive, got {self.trust_coefficient}",
+        )
         require(
             self.clip_grad_norm is None or self.clip_grad_norm > 0,
             f"optimizer.clip_grad_norm must be null or positive, got {self.clip_grad_norm}",
@@ -255,9 +313,16 @@ class ObjectiveConfig:
         for option in ("tau_student", "tau_teacher", "queue_size"):
             value = getattr(self, option)
             require(value > 0, f"objective.{option} must be positive, got {value}")
-        require(self.name != "bingo" or self.weight <= 1, f"objective.weight of bingo is a share, up to 1, got {self.weight}")
-        require(0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}")
-        require(0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}")
+        require(
+            self.name != "bingo" or self.weight <= 1,
+            f"objective.weight of bingo is a share, up to 1, got {self.weight}",
+        )
+        require(
+            0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}"
+        )
+        require(
+            0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}"
+        )
         for option in ("bag_size", "num_clusters", "cluster_every"):
             value = getattr(self, option)
             require(value >= 1, f"objective.{option} must be at least 1, got {value}")
@@ -285,7 +350,9 @@ class MocoConfig:
 def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
     """Gives students that say nothing of their projection head the objective's."""
     for student in students.values():
-        student.hidden_dim = objective.hidden_dim if student.hidden_dim is None else student.hidden_dim
+        student.hidden_dim = (
+            objective.hidden_dim if student.hidden_dim is None else student.hidden_dim
+        )
         student.deep_head = objective.deep_head if student.deep_head is None else student.deep_head
 
 

@@ -108,7 +108,10 @@ class BenchConfig:
             require(value >= 1, f"{option} must be at least 1, got {value}")
         give_heads(self.students, self.objective)
         require(self.processes >= 2, f"processes must be at least 2, got {self.processes}")
-        require(self.threads is None or self.threads >= 1, f"threads must be null or at least 1, got {self.threads}")
+        require(
+            self.threads is None or self.threads >= 1,
+            f"threads must be null or at least 1, got {self.threads}",
+        )
         require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
 
 
@@ -144,7 +147,9 @@ class ExportConfig(OfRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.formats != [], "formats=[] leaves nothing to export; name some, or null for all")
+        require(
+            self.formats != [], "formats=[] leaves nothing to export; name some, or null for all"
+        )
 
 
 @dataclass
@@ -181,7 +186,10 @@ class EmbedConfig(OfRunConfig):
         for option in ("neighbours", "num_queries", "batch_size"):
             value = getattr(self, option)
             require(value >= 1, f"{option} must be at least 1, got {value}")
-        require(self.query is None or self.gallery is not None, "query=[...] needs gallery=PAGE.html, which shows its neighbours")
+        require(
+            self.query is None or self.gallery is not None,
+            "query=[...] needs gallery=PAGE.html, which shows its neighbours",
+        )
         require(
             self.duplicates is None or 0 < self.duplicates <= 1,
             f"duplicates must be a cosine above 0 and up to 1, got {self.duplicates}",

@@ -71,16 +71,27 @@ class FitConfig:
         for option in ("epochs", "accumulation", "log_every", "checkpoint_every"):
             value = getattr(self, option)
             require(value >= 1, f"{option} must be at least 1, got {value}")
-        valid_batch = self.batch_size == "auto" if isinstance(self.batch_size, str) else self.batch_size >= 1
-        require(valid_batch, f"batch_size must be a number of images of at least 1, or auto, got {self.batch_size}")
+        valid_batch = (
+            self.batch_size == "auto" if isinstance(self.batch_size, str) else self.batch_size >= 1
+        )
+        require(
+            valid_batch,
+            f"batch_size must be a number of images of at least 1, or auto, got {self.batch_size}",
+        )
         require(
             self.batch_size != "auto" or self.steps is None,
             f"steps={self.steps} of batch_size=auto would be training of unknown length; give epochs",
         )
-        require(self.steps is None or self.steps >= 1, f"steps must be null or at least 1, got {self.steps}")
+        require(
+            self.steps is None or self.steps >= 1,
+            f"steps must be null or at least 1, got {self.steps}",
+        )
         require(self.eval_every >= 0, f"eval_every must not be negative, got {self.eval_every}")
         require(self.max_skipped >= 0, f"max_skipped must not be negative, got {self.max_skipped}")
-        require(self.keep_every is None or self.keep_every >= 1, f"keep_every must be null or at least 1, got {self.keep_every}")
+        require(
+            self.keep_every is None or self.keep_every >= 1,
+            f"keep_every must be null or at least 1, got {self.keep_every}",
+        )
 
 
 @dataclass
@@ -104,7 +115,10 @@ class EncoderFitConfig(FitConfig):
         require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
         for name, student in self.students.items():
             if student.epochs is not None:
-                require(self.steps is None, f"students.{name}.epochs={student.epochs} says nothing beside steps={self.steps}")
+                require(
+                    self.steps is None,
+                    f"students.{name}.epochs={student.epochs} says nothing beside steps={self.steps}",
+                )
                 require(
                     student.epochs <= self.epochs,
                     f"students.{name}.epochs={student.epochs} exceeds epochs={self.epochs}, the length of the run; raise that",
@@ -136,7 +150,12 @@ class PretrainConfig(EncoderFitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.embedding_dim >= 1, f"embedding_dim must be at least 1, got {self.embedding_dim}")
+        require(
+            self.embedding_dim >= 1, f"embedding_dim must be at least 1, got {self.embedding_dim}"
+        )
         num = self.views.crops["global"].num
-        require(num == 2, f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}")
+        require(
+            num == 2,
+            f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}",
+        )
         require_global_only(self.views, "pretrain")

@@ -33,13 +33,18 @@ def page(report: PageContent) -> str:
         (
             "problems",
             "What could not be read",
-            tag("ul", *(tag("li", line) for line in report.problems)) if report.problems else Html(),
+            tag("ul", *(tag("li", line) for line in report.problems))
+            if report.problems
+            else Html(),
         ),
     ]
     shown = [(name, title, content) for name, title, content in sections if content]
     seeds = {run.options.get("seed") for run in report.runs}
     summary = f"{plural(len(report.runs), 'run')} of {plural(len(seeds), 'seed')}."
-    toggles = "".join(f"body:has(#g{number}:not(:checked)) .g{number}{{display:none}}" for number in range(len(groups)))
+    toggles = "".join(
+        f"body:has(#g{number}:not(:checked)) .g{number}{{display:none}}"
+        for number in range(len(groups))
+    )
     here = Path(__file__).parent
     head = tag(
         "head",
@@ -57,8 +62,16 @@ def page(report: PageContent) -> str:
             tag("p", summary, class_="muted"),
             tag("nav", *(tag("a", title, href=f"#{name}") for name, title, _ in shown)),
         ),
-        tag("main", *(tag("section", tag("h2", title), content, id=name) for name, title, content in shown)),
-        tag("footer", tag("p", tag("small", f"Written by seed_exp {__version__}, python -m seed_exp.report."))),
+        tag(
+            "main",
+            *(tag("section", tag("h2", title), content, id=name) for name, title, content in shown),
+        ),
+        tag(
+            "footer",
+            tag(
+                "p", tag("small", f"Written by seed_exp {__version__}, python -m seed_exp.report.")
+            ),
+        ),
         tag("script", Html((here / "page.js").read_text(encoding="utf-8"))),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

@@ -42,17 +42,36 @@ def parameters_section(report: PageContent) -> Html:
             for (row, number), cell in table.cells.items():
                 value, size = cell.values[name], table.parameters[row]
                 if value.mean is not None and size:
-                    points.append(Point(row, f"ours, {table.columns[number].label}", number, size, value.mean, row))
+                    points.append(
+                        Point(
+                            row,
+                            f"ours, {table.columns[number].label}",
+                            number,
+                            size,
+                            value.mean,
+                            row,
+                        )
+                    )
                     if value.published is not None and not value.reasons:
                         theirs.append(
-                            Point(row, f"published, {table.columns[number].label}", 7, size, value.published.value, f"{row} ")
+                            Point(
+                                row,
+                                f"published, {table.columns[number].label}",
+                                7,
+                                size,
+                                value.published.value,
+                                f"{row} ",
+                            )
                         )
             if points:
                 legend = _marks(
-                    {number: column.label for number, column in enumerate(table.columns)} | ({7: "published"} if theirs else {})
+                    {number: column.label for number, column in enumerate(table.columns)}
+                    | ({7: "published"} if theirs else {})
                 )
                 chart = scatter_chart(
-                    f"{table.title}: {MEASURES[name].meaning}, %", [*points, *theirs], "parameters of the encoder"
+                    f"{table.title}: {MEASURES[name].meaning}, %",
+                    [*points, *theirs],
+                    "parameters of the encoder",
                 )
                 charts.append(tag("div", chart, legend))
                 break
@@ -66,23 +85,54 @@ def _figure_1(report: PageContent) -> Html:
     points = []
     for row in report.published:
         of_paper = (
-            row.source.startswith("SEED") and row.protocol == "linear_top1" and (row.objective == "seed" or not row.teacher)
+            row.source.startswith("SEED")
+            and row.protocol == "linear_top1"
+            and (row.objective == "seed" or not row.teacher)
         )
         if of_paper and row.student in report.models:
-            origin = f"SEED from {row.teacher}, {row.teacher_ssl}" if row.teacher else f"no teacher ({row.objective})"
+            origin = (
+                f"SEED from {row.teacher}, {row.teacher_ssl}"
+                if row.teacher
+                else f"no teacher ({row.objective})"
+            )
             group = origins.setdefault(origin, len(origins))
-            points.append(Point(row.student, origin, group, report.models[row.student].parameters, row.value, row.student))
+            points.append(
+                Point(
+                    row.student,
+                    origin,
+                    group,
+                    report.models[row.student].parameters,
+                    row.value,
+                    row.student,
+                )
+            )
     if not points:
         return Html()
     datasets = ", ".join(sorted({row.dataset for row in report.published}))
-    note = tag("p", f"Published numbers, all for {datasets}; they say nothing about runs on other images.", class_="muted")
-    chart = scatter_chart(f"Published (SEED, {datasets}): linear evaluation, top-1, %", points, "parameters of the encoder")
+    note = tag(
+        "p",
+        f"Published numbers, all for {datasets}; they say nothing about runs on other images.",
+        class_="muted",
+    )
+    chart = scatter_chart(
+        f"Published (SEED, {datasets}): linear evaluation, top-1, %",
+        points,
+        "parameters of the encoder",
+    )
     return tag("div", chart, _marks({group: name for name, group in origins.items()}), note)
 
 
 def _marks(names: Mapping[int, str]) -> Html:
     shapes = [
-        tag("label", tag("svg", tag("circle", cx=13, cy=4, r=4, class_=f"point {style_of(group)}"), aria_hidden="true"), name)
+        tag(
+            "label",
+            tag(
+                "svg",
+                tag("circle", cx=13, cy=4, r=4, class_=f"point {style_of(group)}"),
+                aria_hidden="true",
+            ),
+            name,
+        )
         for group, name in names.items()
     ]
     return tag("div", *shapes, class_="legend")
@@ -99,7 +149,12 @@ def curves_section(groups: Sequence[Group]) -> Html:
         tag(
             "label",
             tag("input", type="checkbox", id=f"g{number}", checked=True),
-            tag("svg", tag("path", d="M0 4H26", class_=f"curve {style_of(number)}"), viewBox="0 0 26 8", aria_hidden="true"),
+            tag(
+                "svg",
+                tag("path", d="M0 4H26", class_=f"curve {style_of(number)}"),
+                viewBox="0 0 26 8",
+                aria_hidden="true",
+            ),
             group.name,
         )
         for number, group in enumerate(groups)
@@ -114,7 +169,12 @@ def _by_objective(metric: str, groups: Sequence[Group]) -> dict[str, list[Curve]
     for number, group in enumerate(groups):
         for student, run in group.members:
             rows = [*run.metrics, *run.speed]
-            points = [(row["step"], row[key]) for row in rows for key in (f"{student}/{metric}", metric) if key in row]
+            points = [
+                (row["step"], row[key])
+                for row in rows
+                for key in (f"{student}/{metric}", metric)
+                if key in row
+            ]
             if points:
                 objective = objective_of(run.command, run.options)
                 name = f", {objective}" if metric == "loss" else ""
@@ -139,10 +199,22 @@ def pictures_section(groups: Sequence[Group]) -> Html:
                 if content is None or len(figures) == MOST_PICTURES:
                     left_out += 1
                     continue
-                caption = redact(f"{path.relative_to(run.folder / 'media').with_suffix('')}: {group.name}")
+                caption = redact(
+                    f"{path.relative_to(run.folder / 'media').with_suffix('')}: {group.name}"
+                )
                 source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-                figures.append(tag("figure", tag("figcaption", caption), tag("img", src=source, alt=caption, loading="lazy")))
-    note = tag("p", f"{plural(left_out, 'more picture')} in the run folders.", class_="muted") if left_out else Html()
+                figures.append(
+                    tag(
+                        "figure",
+                        tag("figcaption", caption),
+                        tag("img", src=source, alt=caption, loading="lazy"),
+                    )
+                )
+    note = (
+        tag("p", f"{plural(left_out, 'more picture')} in the run folders.", class_="muted")
+        if left_out
+        else Html()
+    )
     return join(tag("div", *figures, class_="charts"), note) if figures else note
 
 

@@ -47,7 +47,9 @@ def groups_of(tables: Sequence[Table]) -> list[Group]:
     seen: set[tuple[str, str]] = set()
     for table in tables:
         for (row, number), cell in table.cells.items():
-            members = [(name, run) for name, run in cell.runs if (name, str(run.folder)) not in seen]
+            members = [
+                (name, run) for name, run in cell.runs if (name, str(run.folder)) not in seen
+            ]
             seen |= {(name, str(run.folder)) for name, run in members}
             if members:
                 label = f"{row}, {table.columns[number].label}" if len(table.columns) > 1 else row

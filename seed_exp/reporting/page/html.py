@@ -21,11 +21,14 @@ def tag(name: str, /, *children: str | Html, **attributes: Any) -> Html:
     underscores for hyphens.
     """
     written = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
+        f" {key.rstrip('_').replace('_', '-')}"
+        + ("" if value is True else f'="{html.escape(str(value))}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    return Html(f"<{name}{written}>" if name in VOID else f"<{name}{written}>{join(*children)}</{name}>")
+    return Html(
+        f"<{name}{written}>" if name in VOID else f"<{name}{written}>{join(*children)}</{name}>"
+    )
 
 
 def join(*parts: str | Html) -> Html:

@@ -73,7 +73,10 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Html:
     """A figure of the curves over optimiser steps; each has at least one point."""
     thinned = [Curve(curve.name, curve.group, *thin(curve.x, curve.y)) for curve in curves]
     axes = Axes(
-        (0, max(x for curve in thinned for x in curve.x)), _padded([y for curve in thinned for y in curve.y]), False, WIDTH
+        (0, max(x for curve in thinned for x in curve.x)),
+        _padded([y for curve in thinned for y in curve.y]),
+        False,
+        WIDTH,
     )
     lines = []
     for curve in thinned:
@@ -81,34 +84,59 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Html:
         classes = f"curve g{curve.group} {style_of(curve.group)}"
         if len(places) == 1:
             shape = tag(
-                "circle", tag("title", curve.name), cx=_px(places[0][0]), cy=_px(places[0][1]), r=3, class_=f"{classes} dot"
+                "circle",
+                tag("title", curve.name),
+                cx=_px(places[0][0]),
+                cy=_px(places[0][1]),
+                r=3,
+                class_=f"{classes} dot",
             )
         else:
             path = "M" + "L".join(f"{_px(x)} {_px(y)}" for x, y in places)
             shape = tag("path", tag("title", curve.name), d=path, class_=classes)
         lines.append(shape)
     data = [
-        {"name": curve.name, "group": curve.group, "x": list(curve.x), "y": [float(f"{y:.5g}") for y in curve.y]}
+        {
+            "name": curve.name,
+            "group": curve.group,
+            "x": list(curve.x),
+            "y": [float(f"{y:.5g}") for y in curve.y],
+        }
         for curve in thinned
     ]
-    return _figure(title, axes, join(*lines), f"{title} over steps: {len(curves)} curves", "steps", {"curves": data})
+    return _figure(
+        title,
+        axes,
+        join(*lines),
+        f"{title} over steps: {len(curves)} curves",
+        "steps",
+        {"curves": data},
+    )
 
 
 def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Html:
     """A figure of points over a logarithmic x axis, those of a series joined by a line; needs at least one point."""
-    axes = Axes(_decades([point.x for point in points]), _padded([point.y for point in points]), True, WIDE)
+    axes = Axes(
+        _decades([point.x for point in points]), _padded([point.y for point in points]), True, WIDE
+    )
     marks: list[Html] = []
     series: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: (point.x, point.y)):
         series.setdefault(point.series, []).append(point)
     for same in series.values():
         path = "M" + "L".join(f"{_px(axes.x(point.x))} {_px(axes.y(point.y))}" for point in same)
-        marks.append(tag("path", d=path, class_=f"joined {style_of(same[0].group)}") if len(same) > 1 else Html())
+        marks.append(
+            tag("path", d=path, class_=f"joined {style_of(same[0].group)}")
+            if len(same) > 1
+            else Html()
+        )
     marks += _labels(points, axes)  # below the points, none of which they may hide
     for point in points:
         text = f"{point.label}, {point.meaning}: {point.y:.1f} at {point.x:,.0f}"
         place = {"cx": _px(axes.x(point.x)), "cy": _px(axes.y(point.y))}
-        marks.append(tag("circle", tag("title", text), **place, r=5, class_=f"point {style_of(point.group)}"))
+        marks.append(
+            tag("circle", tag("title", text), **place, r=5, class_=f"point {style_of(point.group)}")
+        )
     return _figure(title, axes, join(*marks), f"{title}: {len(points)} points", x_label, None)
 
 
@@ -129,7 +157,10 @@ def ticks(low: float, high: float, num: int = 5) -> list[float]:
         return [low]
     power = 10 ** math.floor(math.log10(span / num))
     step = next(factor * power for factor in (1, 2, 5, 10, 20) if span / (factor * power) <= num)
-    return [round(number * step, 12) for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(number * step, 12)
+        for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def short(number: float) -> str:
@@ -140,7 +171,9 @@ def short(number: float) -> str:
     return f"{number:.4g}"
 
 
-def _figure(title: str, axes: Axes, marks: Html, description: str, x_label: str, data: dict[str, Any] | None) -> Html:
+def _figure(
+    title: str, axes: Axes, marks: Html, description: str, x_label: str, data: dict[str, Any] | None
+) -> Html:
     bottom, right = HEIGHT - BOTTOM, axes.width - RIGHT
     grid: list[Html] = []
     for value in ticks(*axes.y_range):
@@ -152,11 +185,18 @@ def _figure(title: str, axes: Axes, marks: Html, description: str, x_label: str,
     grid.append(tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
     grid.append(tag("text", x_label, x=right, y=HEIGHT - 7, class_="tick label"))
     scale = {"x": axes.x_range, "left": LEFT, "right": right}
-    attributes: dict[str, Any] = {"viewBox": f"0 0 {axes.width} {HEIGHT}", "role": "img", "aria_label": description}
+    attributes: dict[str, Any] = {
+        "viewBox": f"0 0 {axes.width} {HEIGHT}",
+        "role": "img",
+        "aria_label": description,
+    }
     if data is not None:
         attributes["data_chart"] = json.dumps(data | scale, separators=(",", ":"))
     return tag(
-        "figure", tag("figcaption", title), tag("svg", *grid, marks, **attributes), class_="wide" if axes.width > WIDTH else None
+        "figure",
+        tag("figcaption", title),
+        tag("svg", *grid, marks, **attributes),
+        class_="wide" if axes.width > WIDTH else None,
     )
 
 
@@ -166,24 +206,41 @@ def _labels(points: Sequence[Point], axes: Axes) -> list[Html]:
     for point in points:
         if point.label not in highest or point.y > highest[point.label].y:
             highest[point.label] = point
-    taken = [(axes.x(point.x) - 5, axes.y(point.y) - 5, axes.x(point.x) + 5, axes.y(point.y) + 5) for point in points]
+    taken = [
+        (axes.x(point.x) - 5, axes.y(point.y) - 5, axes.x(point.x) + 5, axes.y(point.y) + 5)
+        for point in points
+    ]
     made: list[Html] = []
     for label, point in sorted(highest.items(), key=lambda item: (item[1].x, item[1].y)):
         x, y, width = axes.x(point.x), axes.y(point.y), LETTER * len(label)
         corners = [(x + 8, y - 5), (x - 8 - width, y - 5), (x - width / 2, y - 12), (x + 8, y + 10)]
         boxes = [(left, base - 9, left + width, base + 2) for left, base in corners]
-        free = [box for box in boxes if box[0] >= 0 and box[2] <= axes.width and not any(_overlap(box, other) for other in taken)]
+        free = [
+            box
+            for box in boxes
+            if box[0] >= 0
+            and box[2] <= axes.width
+            and not any(_overlap(box, other) for other in taken)
+        ]
         box = free[0] if free else boxes[0]
         taken.append(box)
         to_left = box == boxes[1]
         made.append(
-            tag("text", label, x=_px(box[2 if to_left else 0]), y=_px(box[3] - 2), class_="name end" if to_left else "name")
+            tag(
+                "text",
+                label,
+                x=_px(box[2 if to_left else 0]),
+                y=_px(box[3] - 2),
+                class_="name end" if to_left else "name",
+            )
         )
     return made
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(
+        one[3], other[3]
+    )
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -204,7 +261,11 @@ def _decade_ticks(of: tuple[float, float]) -> list[float]:
         for factor in (1, 2, 5)
     ]
     inside = [mark for mark in marks if low <= mark <= high]
-    return inside if len(inside) <= 8 else [mark for mark in inside if round(math.log10(mark), 6).is_integer()]
+    return (
+        inside
+        if len(inside) <= 8
+        else [mark for mark in inside if round(math.log10(mark), 6).is_integer()]
+    )
 
 
 def _px(value: float) -> str:

@@ -25,7 +25,13 @@ def table_section(index: int, table: Table) -> Html:
     width = len(table.measures)
     top = [tag("th", column.label, colspan=width, scope="colgroup") for column in table.columns]
     second = [
-        tag("th", name, title=MEASURES[name].meaning, scope="col", class_="first" if name == table.measures[0] else None)
+        tag(
+            "th",
+            name,
+            title=MEASURES[name].meaning,
+            scope="col",
+            class_="first" if name == table.measures[0] else None,
+        )
         for _ in table.columns
         for name in table.measures
     ]
@@ -34,17 +40,28 @@ def table_section(index: int, table: Table) -> Html:
         size = table.parameters[row]
         cells = [
             tag("th", row, scope="row"),
-            tag("td", "" if size is None else short(size), title="" if size is None else f"{size:,}"),
+            tag(
+                "td", "" if size is None else short(size), title="" if size is None else f"{size:,}"
+            ),
         ]
         for number in range(len(table.columns)):
-            cells += _cells(table.cells.get((row, number)), table.measures, anchor_of(index, position, number))
+            cells += _cells(
+                table.cells.get((row, number)), table.measures, anchor_of(index, position, number)
+            )
         rows.append(tag("tr", *cells))
     head = tag(
         "thead",
         tag("tr", tag("th", ""), tag("th", ""), *top),
         tag("tr", tag("th", "student", scope="col"), tag("th", "parameters", scope="col"), *second),
     )
-    box = tag("div", tag("table", head, tag("tbody", *rows)), class_="box", tabindex="0", role="region", aria_label=table.title)
+    box = tag(
+        "div",
+        tag("table", head, tag("tbody", *rows)),
+        class_="box",
+        tabindex="0",
+        role="region",
+        aria_label=table.title,
+    )
     return join(box, _legend(table), _settings(table), _missing(table))
 
 
@@ -53,11 +70,20 @@ def _cells(cell: TableCell | None, measures: Sequence[str], anchor: str) -> list
         return [tag("td", class_="first" if name == measures[0] else None) for name in measures]
     values = [cell.values[name] for name in measures]
     if not any(value.sources or value.published for value in values):
-        return [tag("td", tag("span", cell.state, class_="state"), colspan=len(measures), class_="first missing")]
+        return [
+            tag(
+                "td",
+                tag("span", cell.state, class_="state"),
+                colspan=len(measures),
+                class_="first missing",
+            )
+        ]
     made = []
     for position, value in enumerate(values):
         empty = cell.state if position == 0 else "–"
-        parts = [_ours(value, anchor)] if value.sources else [tag("span", empty or "–", class_="state")]
+        parts = (
+            [_ours(value, anchor)] if value.sources else [tag("span", empty or "–", class_="state")]
+        )
         if value.published is not None:
             parts.append(_theirs(value))
         if position == 0 and cell.state and value.sources:
@@ -70,7 +96,9 @@ def _cells(cell: TableCell | None, measures: Sequence[str], anchor: str) -> list
 def _ours(value: Value, anchor: str) -> Html:
     text = value_text(value)
     number, _, spread = text.partition(" ")
-    hover = "\n".join(f"seed {source.seed}: {source.value:.2f}, {source.result.path}" for source in value.sources)
+    hover = "\n".join(
+        f"seed {source.seed}: {source.value:.2f}, {source.result.path}" for source in value.sources
+    )
     link = tag("a", number, href=f"#{anchor}", title=hover)
     return join(link, tag("span", f" {spread}", class_="spread")) if spread else link
 
@@ -87,20 +115,29 @@ def _theirs(value: Value) -> Html:
         )
     if value.difference is None:
         return tag("small", f"({shown})", title=value.published.source)
-    difference = tag("span", difference_text(value).replace("-", "−"), class_="better" if value.difference >= 0 else "worse")
+    difference = tag(
+        "span",
+        difference_text(value).replace("-", "−"),
+        class_="better" if value.difference >= 0 else "worse",
+    )
     return tag("small", f"({shown}, ", difference, ")", title=value.published.source)
 
 
 def _legend(table: Table) -> Html:
     values = [value for cell in table.cells.values() for value in cell.values.values()]
-    lines: list[str | Html] = ["; ".join(f"{name}: {MEASURES[name].meaning}" for name in table.measures) + "; all in percent."]
+    lines: list[str | Html] = [
+        "; ".join(f"{name}: {MEASURES[name].meaning}" for name in table.measures)
+        + "; all in percent."
+    ]
     if any(value.std is not None for value in values):
         lines.append("± is the standard deviation over n training seeds.")
     if any(value.published and not value.reasons for value in values):
         lines.append("In parentheses: the published number, and ours less it in points.")
     if any(value.difference is not None and value.best_of > 1 for value in values):
         lines.append(f"{BEST}: {BEST_MEANING}.")
-    if reasons := dict.fromkeys(reason for value in values if value.published for reason in value.reasons):
+    if reasons := dict.fromkeys(
+        reason for value in values if value.published for reason in value.reasons
+    ):
         lines.append(
             tag(
                 "span",
@@ -126,12 +163,22 @@ def others_section(others: Sequence[OtherResult]) -> Html:
         )
         for other in others
     ]
-    table = tag("table", tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header))), tag("tbody", *rows))
-    return tag("div", table, class_="box", tabindex="0", role="region", aria_label="Other evaluations")
+    table = tag(
+        "table",
+        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in header))),
+        tag("tbody", *rows),
+    )
+    return tag(
+        "div", table, class_="box", tabindex="0", role="region", aria_label="Other evaluations"
+    )
 
 
 def _files(other: OtherResult) -> list[str]:
-    return list(dict.fromkeys(str(source.result.path) for value in other.values.values() for source in value.sources))
+    return list(
+        dict.fromkeys(
+            str(source.result.path) for value in other.values.values() for source in value.sources
+        )
+    )
 
 
 def _settings(table: Table) -> Html:
@@ -139,17 +186,28 @@ def _settings(table: Table) -> Html:
     names = sorted({name for column in table.columns for name in column.options})
     if not names:
         return Html()
-    head = tag("tr", tag("th", "option", scope="col"), *(tag("th", column.label, scope="col") for column in table.columns))
+    head = tag(
+        "tr",
+        tag("th", "option", scope="col"),
+        *(tag("th", column.label, scope="col") for column in table.columns),
+    )
     rows = [
         tag(
             "tr",
             tag("th", name, scope="row"),
-            *(tag("td", tag("code", shown_value(column.options[name]))) for column in table.columns),
+            *(
+                tag("td", tag("code", shown_value(column.options[name])))
+                for column in table.columns
+            ),
         )
         for name in names
     ]
     box = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="box")
-    return tag("details", tag("summary", f"What the columns differ in: {plural(len(names), 'option')}"), box)
+    return tag(
+        "details",
+        tag("summary", f"What the columns differ in: {plural(len(names), 'option')}"),
+        box,
+    )
 
 
 def _missing(table: Table) -> Html:
@@ -158,5 +216,8 @@ def _missing(table: Table) -> Html:
         return Html()
     lines = [join(tag("small", state), tag("pre", command)) for command, state in commands.items()]
     return tag(
-        "details", tag("summary", f"Missing: {plural(len(commands), 'command')} would fill it"), *lines, open=len(commands) <= 3
+        "details",
+        tag("summary", f"Missing: {plural(len(commands), 'command')} would fill it"),
+        *lines,
+        open=len(commands) <= 3,
     )

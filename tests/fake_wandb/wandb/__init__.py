@@ -24,7 +24,11 @@ def call(name: str, /, **facts: Any) -> None:
     """WANDB_FAKE is "<name> hangs" or "<name> fails", and maybe " online"."""
     with Path(os.environ["WANDB_FAKE_CALLS"]).open("a") as file:
         file.write(json.dumps({"call": name, **facts}, default=vars) + "\n")
-    bad, _, how = os.environ.get("WANDB_FAKE", "").removesuffix(" online" if facts.get("mode") is None else "").partition(" ")
+    bad, _, how = (
+        os.environ.get("WANDB_FAKE", "")
+        .removesuffix(" online" if facts.get("mode") is None else "")
+        .partition(" ")
+    )
     if (bad, how) == (name, "hangs"):
         time.sleep(1000)
     if (bad, how) == (name, "fails"):
@@ -33,7 +37,11 @@ def call(name: str, /, **facts: Any) -> None:
 
 class Run:
     def __init__(self, arguments: dict[str, Any]) -> None:
-        self.id, self.url, self.offline = arguments["id"], f"https://host/{arguments['id']}", arguments["mode"] == "offline"
+        self.id, self.url, self.offline = (
+            arguments["id"],
+            f"https://host/{arguments['id']}",
+            arguments["mode"] == "offline",
+        )
         self.starting_step = int(os.environ.get("WANDB_FAKE_STEP", "0"))
 
     def log(self, row: dict[str, Any], step: int) -> None:
