@@ -34,7 +34,7 @@ ROOMS = {
         "engine.distributed",
         "engine.method",
     },
-    "engine": {"engine", "data.loader", "data.order", "data.sources", "views.recipe"},
+    "engine": {"engine", "data.bad_samples", "data.loader", "data.order", "data.sources", "views.recipe"},
     "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},
     "reporting": {"reporting", "evaluation", "methods", "models", "data", "views"},
     "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},

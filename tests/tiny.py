@@ -26,7 +26,7 @@ from seed_exp.config.schema import (
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.method import Method
-from seed_exp.engine.tracking import RunFacts, build_tracker
+from seed_exp.engine.run import Run
 from seed_exp.methods.linear_probe import LinearProbe
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
@@ -177,9 +177,12 @@ def train(
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = build_tracker(
-        folder, TrackerConfig("files"), RunFacts("tiny", "tiny", list(method.trainable), {})
+    config = dataclasses.replace(
+        config or fit_config(),
+        optimizer=optimizer or optimizer_config(),
+        tracker=TrackerConfig("files"),
     )
+    run = Run("tiny", "tiny", config, folder, {}, torch.device("cpu"), num_workers, None)
 
     def norms(
         names: Collection[str],
@@ -190,23 +193,17 @@ def train(
             for name, network in networks.items()
         }
 
-    try:
+    with run.tracked(list(method.trainable)):
         fit(
             method,
             source or Images(),
             TrainViews(views_config(), seed=1),
-            dataclasses.replace(config or fit_config(), optimizer=optimizer or optimizer_config()),
-            folder=folder,
-            tracker=tracker,
-            device=torch.device("cpu"),
-            num_workers=num_workers,
+            run,
             evaluate=evaluate or norms,
             on_checkpoint=on_checkpoint,
             epochs=epochs,
             lrs=lrs,
         )
-    finally:
-        tracker.close()
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from seed_exp.data.loader import load_batches
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import autocast
+from seed_exp.engine.run import Run
 from seed_exp.views.recipe import EvalViews
 
 
@@ -94,3 +96,14 @@ class Extractor:
             together = np.concatenate([together, np.repeat(together[-1:], -len(together) % ranks)])
             rounds.append(np.split(together, ranks)[distributed.rank()])
         return rounds
+
+
+def run_extractor(run: Run[Any]) -> Extractor:
+    """An extractor with a run's views, device, workers and precision, whose unreadable images the run lists."""
+    return Extractor(
+        EvalViews(run.config.views),
+        run.device,
+        run.num_workers,
+        precision=run.config.precision,
+        bad_samples=run.bad_samples,
+    )

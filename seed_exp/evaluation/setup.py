@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seed_exp.config.schema import CropConfig, DataConfig, OnError, ViewsConfig
-from seed_exp.data.bad_samples import BadSamples
-from seed_exp.data.loader import default_num_workers
+from seed_exp.config.schema import CropConfig, DataConfig, ViewsConfig
 from seed_exp.data.sources import Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.models.students import Student, load_students
@@ -104,26 +101,3 @@ def load_labelled(config: DataConfig) -> LabelledSources:
             f"{num_classes - 1}; they must be the same classes, numbered from 0"
         )
     return LabelledSources(train, val, num_classes)
-
-
-def bad_samples_of(config: DataConfig, folder: Path) -> Callable[[Source], BadSamples] | None:
-    """Makes for a source what lists its unreadable images in `folder`; None where such an image is an error at once."""
-    if config.on_error is not OnError.skip:
-        return None
-    lists: dict[
-        str, BadSamples
-    ] = {}  # what training and evaluation read of the same source counts once
-
-    def of(source: Source) -> BadSamples:
-        return lists.setdefault(source.fingerprint(), BadSamples(folder, source, config.max_bad))
-
-    return of
-
-
-def num_workers_of(config: DataConfig) -> int:
-    """Worker processes per rank: as asked for, or this rank's share of the machine."""
-    return (
-        default_num_workers(distributed.local_world_size())
-        if config.num_workers is None
-        else config.num_workers
-    )

@@ -19,7 +19,7 @@ from seed_exp.config.compose import compose
 from seed_exp.config.options import MAY_CHANGE, decisive_options, flatten, to_plain
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.engine.run_folder import open_run
+from seed_exp.engine.run_folder import folder_of
 from seed_exp.evaluation.results import with_best
 from seed_exp.models.students import load_students, read_header
 from seed_exp.models.teachers import Teacher
@@ -368,7 +368,8 @@ def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(hom
     assert OTHER_VALUES.keys() == MAY_CHANGE
 
     def folder(*overrides: str) -> Path:
-        return open_run("distill", "x", compose("distill", [*DISTILL, *overrides]), {}, home)
+        config = compose("distill", [*DISTILL, *overrides])
+        return folder_of("distill", "x", config, {}, home)
 
     changed = [f"{key}={value}" for key, value in OTHER_VALUES.items() if value is not None]
     assert folder(*changed) == folder()
