@@ -20,7 +20,10 @@ PATIENCE_S = 120
 
 
 class Ranks:
-    """`world_size` gloo processes that wait for functions to run; started once, because importing torch takes seconds."""
+    """`world_size` gloo processes that wait for functions to run.
+
+    They start once, because importing torch takes seconds.
+    """
 
     def __init__(self, world_size: int) -> None:
         with socket.socket() as probe:

@@ -140,7 +140,10 @@ def views_config(**changes: Any) -> ViewsConfig:
 
 
 def fit_config(**changes: Any) -> FitConfig:
-    """12 steps are two epochs and a bit of `Images()`; intervals of logs, checkpoints and epochs do not fit each other."""
+    """Options of 12 steps, which are two epochs and a bit of `Images()`.
+
+    Intervals of logs, checkpoints and epochs do not fit each other.
+    """
     options: dict[str, Any] = {
         "steps": 12,
         "batch_size": 8,
@@ -211,7 +214,10 @@ def train(
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
-    """All that the newest checkpoint holds, less what depends on the clock: the place in speed.jsonl, hence the hash."""
+    """All that the newest checkpoint holds, less what depends on the clock.
+
+    That is the place in speed.jsonl, hence the hash.
+    """
     state: dict[str, Any] = torch.load(
         max((folder / "checkpoints").glob("step_*.pt")), weights_only=True
     )

@@ -1,4 +1,4 @@
-"""Secrets do not reach what is written, the rest does, and what is named by an address keeps its name."""
+"""No secret reaches what is written, the rest does, and what an address names keeps its name."""
 
 from __future__ import annotations
 

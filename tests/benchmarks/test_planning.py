@@ -1,4 +1,7 @@
-"""`python -m seed_exp.plan`: the arithmetic against numbers worked out by hand, the sizes against real runs, never the clock."""
+"""`python -m seed_exp.plan`: the arithmetic against numbers worked out by hand.
+
+Sizes are compared with real runs, times never with the clock.
+"""
 
 from __future__ import annotations
 
@@ -464,7 +467,8 @@ def test_several_devices_and_a_cache_have_columns_of_their_own(measured: list[Co
     [
         (
             "table1_moco_r50",
-            "no option 'table1_moco_r50' in config group 'experiments'; did you mean 'table1_moco_v2_r50'?",
+            "no option 'table1_moco_r50' in config group 'experiments'; "
+            "did you mean 'table1_moco_v2_r50'?",
         ),
         (
             "table1_moco_v2_r50 seed=0,1",

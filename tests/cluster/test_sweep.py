@@ -1,4 +1,7 @@
-"""`python -m seed_exp.sweep` with tools that stand in for SLURM's: what is submitted, what is never submitted, what is shown."""
+"""`python -m seed_exp.sweep` with stand-ins for SLURM's tools.
+
+Checks what is submitted, what is never submitted, and what is shown.
+"""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ def test_workers_need_not_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_no_children()
 
 
-# --- images that cannot be read ---------------------------------------------------------------------------------------
+# --- images that cannot be read -------------------------------------------------------------------
 
 
 class Holes(DigitsSource):
@@ -515,7 +515,7 @@ def test_no_thread_is_left_behind() -> None:
         assert watching() == 0
 
 
-# --- with a GPU -------------------------------------------------------------------------------------------------------
+# --- with a GPU -----------------------------------------------------------------------------------
 
 
 def on_gpu(num_workers: int) -> Iterator[tuple[HostBatch, HostBatch]]:

@@ -1,4 +1,7 @@
-"""SIGKILL at random instants, checkpoint writing included: the run that is started again ends as if nothing had happened."""
+"""SIGKILL at random instants, checkpoint writing included.
+
+The run that is started again ends as if nothing had happened.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whatever bytes a file of weights holds: tensors, or an error that names the file. Never code, never much memory."""
+"""Whatever bytes a file of weights holds: tensors, or an error that names the file.
+
+Never code, never much memory.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ SAFE = save(
 
 
 def check_read(content: bytes, name: str) -> dict[str, Any] | None:
-    """What `read_checkpoint` makes of a file with this content; an error of another kind than ours is raised."""
+    """Reads this content with `read_checkpoint`; raises errors of other kinds than ours."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)

@@ -1,4 +1,7 @@
-"""Downloads survive broken connections, resume, check what they got, and never leave half a file under its name."""
+"""Downloads survive broken connections, resume, and check what they got.
+
+They never leave half a file under its name.
+"""
 
 from __future__ import annotations
 

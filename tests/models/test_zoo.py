@@ -1,4 +1,4 @@
-"""The zoo says what is known of published files and nothing else, and finds out what a file here is."""
+"""The zoo says what is known of published files and no more, and finds out what a file here is."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ def test_a_file_that_was_put_there_is_hashed_when_it_is_fetched(
     publish(monkeypatch, hash="md5:00000000", url="http://127.0.0.1:9/x")
     with pytest.raises(
         ValueError,
-        match=r"tiny\.pth is not moco_v1_r9: md5 \w+, expected 0000.*; delete it and fetch it again",
+        match=r"tiny\.pth is not moco_v1_r9: md5 \w+, expected 0000.*; "
+        r"delete it and fetch it again",
     ):
         fetch(zoo()[NAME])
 

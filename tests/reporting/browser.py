@@ -1,4 +1,7 @@
-"""Headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver): nothing to install but the two programs."""
+"""Headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver).
+
+Nothing needs to be installed but the two programs.
+"""
 
 from __future__ import annotations
 

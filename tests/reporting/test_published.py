@@ -36,7 +36,10 @@ def value(
     command: str = "distill",
     overrides: tuple[str, ...] = (),
 ) -> Value:
-    """Linear top-1 of a finished run on ImageNet with the defaults, apart from options of its training and evaluation."""
+    """Linear top-1 of a finished run on ImageNet with the defaults.
+
+    The arguments change options of its training and evaluation.
+    """
     options = {**composed_options(command, *overrides), **changed}
     (name,) = {key.split(".")[1] for key in options if key.startswith("students.")}
     epochs = options[f"students.{name}.epochs"] or options["epochs"]

@@ -1,4 +1,7 @@
-"""Stands for wandb in the process that sends: writes down what it is asked for, and misbehaves as WANDB_FAKE says."""
+"""Stands for wandb in the process that sends.
+
+Writes down what it is asked to do, and misbehaves as WANDB_FAKE says.
+"""
 
 from __future__ import annotations
 
