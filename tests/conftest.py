@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures that tests of several rooms share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def two_ranks() -> Iterator[Ranks]:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What the package logs during the test, whatever `log_to` made of its logger before."""
+    """Log lines of the package during the test, whatever `log_to` did to its logger before."""
     lines: list[str] = []
     log = logging.getLogger("seed_exp")
     before = (log.level, log.propagate, list(log.handlers))

@@ -43,7 +43,7 @@ class Ranks:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """What `function(*args)` returns on each rank; the function is one that can be imported."""
+        """Results of `function(*args)`, one per rank; the function must be importable."""
         for connection in self._connections:
             connection.send((sys.path, pickle.dumps((function, args))))
         results = []

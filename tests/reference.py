@@ -37,7 +37,7 @@ def seed_loss(
 def seed_loss_matrix(
     student: Tensor, teacher: Tensor, queue: Tensor, tau_student: float, tau_teacher: float
 ) -> Tensor:
-    """The same formula with the N x (K+1) matrices written out, in float64 and differentiable."""
+    """SEED's formula with the N x (K+1) matrices written out, in float64 and differentiable."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     target_logits = (
         torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1) / tau_teacher

@@ -97,7 +97,7 @@ def usage(pid: int) -> tuple[float, int] | None:
 
 
 def slope_per_hour(samples: list[tuple[float, float]]) -> float:
-    """Of values over seconds."""
+    """Growth per hour of values over seconds."""
     return 3600 * statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 

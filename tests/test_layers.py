@@ -66,14 +66,14 @@ ROOMS = {
 }
 ROOMS["training"] = ROOMS["protocols"] | {"training"}
 ROOMS["tools"] = ROOMS["training"] | {"tools", "benchmarks", "cluster", "exporting"}
-"""What each room may import besides what is for everyone: itself and what is below it.
+"""Rooms that each room may import besides those for everyone: itself and those below it.
 
 `engine.distributed` is the door to torch.distributed, and `engine.method` says what a method is;
 both stand below the methods. The rest of the engine trains any method and knows none.
 """
 
 WITHIN = {"config.schema": {"config.schema"}, "config.options": {"config.schema"}, "base": {"base"}}
-"""All that these may import."""
+"""The only modules that these may import."""
 DOORS = {file.stem for file in MODULES if file.parent == PACKAGE} - {"__init__"}
 NOT_COMPOSED = {"plan", "sweep", "zoo", "__main__"}
 """Commands without an options file of their own.
@@ -122,7 +122,7 @@ def within(name: str, places: set[str]) -> bool:
 
 
 def allowed(name: str) -> set[str]:
-    """What module `name` may import of this package."""
+    """Modules of this package that module `name` may import."""
     for place, below in WITHIN.items():
         if within(name, {place}):
             return below
@@ -220,7 +220,7 @@ def test_imports_are_absolute_and_never_computed(file: Path) -> None:
     ] == []
 
 
-# That these tests can fail.
+# These tests can fail.
 
 
 @pytest.mark.parametrize(

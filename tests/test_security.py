@@ -69,9 +69,9 @@ RUNS_CODE = {
         "torch.package.PackageImporter",
     ),
 }
-"""What runs code that stands in what it is given."""
+"""Functions that run code which stands in their arguments."""
 HARMLESS = {"torch.serialization.safe_globals([argparse.Namespace])"}
-"""A bag of values: whatever it is filled with is itself of what weights_only=True takes."""
+"""A bag of values: weights_only=True checks its contents too."""
 WRITES_ANYWHERE = {"shutil.unpack_archive", "tempfile.mktemp"}
 UNPACKS = {"extract", "extractall"}
 """Methods of tarfile and zipfile that write where the archive says; members may be read instead."""
@@ -127,7 +127,7 @@ def test_no_option_file_names_code_to_be_called() -> None:
     ] == []
 
 
-# That these tests can fail.
+# These tests can fail.
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 def students(
     names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0
 ) -> dict[str, Student]:
-    """By name; weights depend on the name only."""
+    """Students by name; weights depend on the name only."""
     out = {}
     for name in names:
         torch.manual_seed(derive_seed("weights", name))
@@ -95,14 +95,14 @@ def students(
 
 
 def host_batch(num: int, labels: Tensor | None = None, epoch: int = 0) -> HostBatch:
-    """Of `num` images, for methods: they get the views beside it."""
+    """A batch of `num` images for methods, which get the views beside it."""
     return HostBatch(
         {}, {}, torch.full((num,), -1) if labels is None else labels, torch.arange(num), epoch
     )
 
 
 def teacher() -> Teacher:
-    """With batch norm whose running statistics are not those of any batch."""
+    """A teacher with batch norm whose running statistics are not those of any batch."""
     torch.manual_seed(11)
     encoder = Encoder(8, bn=True)
     encoder.layers[1].running_mean.uniform_(-0.1, 0.1)

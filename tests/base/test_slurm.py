@@ -22,7 +22,7 @@ from seed_exp.data.loader import default_num_workers
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in a job, whatever runs the tests."""
+    """Takes the tests out of any job that runs them."""
     for name in os.environ:
         if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             monkeypatch.delenv(name)

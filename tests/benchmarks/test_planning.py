@@ -74,7 +74,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """What was "measured": COST for whatever it is."""
+    """The steps that were "measured": each one costs COST."""
     steps: list[Config] = []
 
     def measure(options: Config, device: torch.device, seconds: float) -> StepCost:
@@ -212,7 +212,7 @@ def test_the_total_is_the_sum_of_the_jobs(measured: list[Config]) -> None:
     )
 
 
-# What is measured, and how often.
+# The steps that are measured, and how often.
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def type_line(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """What a command line prints."""
+    """The output of a command line."""
 
     def call(*arguments: str) -> str:
         type_line(monkeypatch, *arguments)

@@ -51,7 +51,7 @@ class Lab:
         (self.folder / "bin" / name).chmod(0o755)
 
     def queue(self, *lines: str) -> None:
-        """What squeue says from now on."""
+        """Sets the answer that squeue gives from now on."""
         (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
 
     @property

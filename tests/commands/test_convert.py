@@ -238,7 +238,7 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "val").glob("*.tar")} == before
 
 
-# What is refused.
+# Refusals.
 
 
 def test_an_output_with_something_else_in_it_is_refused(folder: Path, tmp_path: Path) -> None:

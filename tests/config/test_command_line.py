@@ -23,7 +23,7 @@ DIGITS = ["data=digits", "views=digits", "data.num_workers=0"]
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another working directory, and an environment without the variables that matter."""
+    """Changes to another working directory, and removes the variables that matter."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it: this way it is put back
     monkeypatch.delenv("SEED_DATA", raising=False)

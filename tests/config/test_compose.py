@@ -63,7 +63,7 @@ BY_PRIMARY = {
     ("linear", "views"): ["crops.local.num"],
     ("finetune", "views"): ["crops.local.num"],
 }
-"""What a primary file sets itself, whatever the option says."""
+"""Values that a primary file sets itself, whatever the option says."""
 
 
 def options_of(group: str) -> list[str]:

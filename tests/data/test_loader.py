@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Sums:
-    """Of each image's pixels and the epoch."""
+    """Collects sums of each image's pixels, and the epoch."""
 
     def empty(self, num: int) -> Batch:
         return Batch(*torch.full((3, num), -7), epoch=0)
@@ -135,7 +135,7 @@ def test_batches_do_not_depend_on_the_slices_and_are_not_made_before_there_is_ro
         zip([made(source, *item) for item in order()], batches, strict=True), 1
     ):
         assert same(batch, expected)
-        # Of three buffers one holds this batch: not even the work for a fourth is out.
+        # One of three buffers holds this batch: not even the work for a fourth is out.
         assert taken - 8 <= number + (2 if num_workers else 0)
 
 

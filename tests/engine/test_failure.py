@@ -51,7 +51,7 @@ def works(torn: threading.Event) -> None:
 
 
 def waits(torn: threading.Event) -> None:
-    """In a collective with all the others."""
+    """Waits as in a collective with all other ranks."""
     assert torn.wait(10)
     raise RuntimeError("Connection closed by peer")
 

@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 KILLS = 5
-"""Of each variant: 30 in all."""
+"""Kills of each variant: 30 in all."""
 
 
 def start(folder: Path, variant: str, seconds: str | float) -> list[int]:

@@ -433,7 +433,7 @@ def test_what_is_read_back_of_a_torn_file_is_what_it_begins_with(tmp_path: Path)
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the stand-in for wandb writes what it is asked for."""
+    """The file in which the stand-in for wandb lists the calls that it gets."""
     monkeypatch.setenv(
         "PYTHONPATH", str(Path(__file__).parents[1] / "fake_wandb"), prepend=os.pathsep
     )

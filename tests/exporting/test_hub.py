@@ -1,4 +1,4 @@
-"""What goes to the Hugging Face hub, seen by a hub of our own."""
+"""Uploads to the Hugging Face hub, seen by a hub of our own."""
 
 from __future__ import annotations
 

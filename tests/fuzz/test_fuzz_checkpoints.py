@@ -92,7 +92,7 @@ def test_a_zip_with_another_pickle_is_a_dictionary_or_our_error(content: bytes) 
 
 
 def check_load(newest: bytes, before: bytes | None) -> dict[str, Any] | None:
-    """What `load_checkpoint` makes of a run with these files."""
+    """Loads the checkpoint of a run with these files."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "checkpoints").mkdir()

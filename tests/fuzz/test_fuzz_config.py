@@ -23,7 +23,7 @@ VALID = {"bench": "loss", "to": "tsv"}
 
 
 def required(command: str) -> list[str]:
-    """What a command cannot do without."""
+    """Options that a command cannot do without."""
     given: list[str] = []
     while True:
         try:

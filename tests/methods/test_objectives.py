@@ -442,7 +442,7 @@ def test_only_what_an_objective_needs_goes_into_its_checkpoints() -> None:
 
 
 def clusters_after_steps(name: str) -> dict[str, Tensor]:
-    """On each rank: the state after steps with images that the ranks do not have in common."""
+    """The state of a rank after steps with images that the ranks do not share."""
     method = build(name)
     for step in range(4):
         method.prepare(views(seed=10 * step + rank()), BATCH)

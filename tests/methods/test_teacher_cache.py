@@ -344,7 +344,7 @@ def test_an_epoch_file_that_cannot_be_read_is_not_there(tmp_path: Path) -> None:
     assert one.read(0, torch.arange(8)) is None
 
 
-# What it costs.
+# Costs.
 
 
 def free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

@@ -57,7 +57,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
     monkeypatch.setitem(TEACHERS, NAME, replace(TEACHERS[NAME], **changes))
 
 
-# What is known.
+# Known files.
 
 
 def test_every_published_teacher_and_the_eight_students_are_there() -> None:
@@ -116,7 +116,7 @@ def test_sizes_of_networks_are_those_of_the_papers() -> None:
     }
 
 
-# What is here.
+# Files here.
 
 
 def test_the_state_of_a_file_is_told_without_reading_it(
@@ -190,7 +190,7 @@ def test_a_file_that_was_put_there_is_hashed_when_it_is_fetched(
         fetch(zoo()[NAME])
 
 
-# What is in it.
+# Contents of a file.
 
 
 def test_a_good_file_is_verified_and_its_hash_noted_where_none_is_published(

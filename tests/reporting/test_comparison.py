@@ -29,7 +29,7 @@ IMAGENET = [
     "teacher=moco_v2_r50",
 ]
 STEPS = 400 * 44
-"""As many as the longest of these runs has."""
+"""Steps of the longest of these runs."""
 THEIRS = [
     Published(
         "resnet18",

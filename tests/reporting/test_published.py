@@ -26,7 +26,7 @@ def composed_options(command: str, *overrides: str) -> dict[str, Any]:
 
 @functools.cache
 def linear_options() -> dict[str, Any]:
-    """Of the command as it is typed, but at the paper's learning rate alone."""
+    """Decisive options of `linear` as typed, but with the paper's learning rate alone."""
     return {**decisive_options(composed("linear", ("run=.",))), "lrs": [30.0]}
 
 

@@ -38,7 +38,7 @@ PROGRAMS = (
 )
 START_S = 30
 SOCKET_PATH_LENGTH = 107
-"""What a Unix socket's path may have: why the folder must be a short one."""
+"""Bytes that a Unix socket's path may have; hence the folder must be a short one."""
 
 FOREIGN = (
     "SLURM",
@@ -96,7 +96,7 @@ PartitionName=urgent Nodes=ALL DefaultTime=10 MaxTime=INFINITE PriorityTier=2 Pr
 
 
 def program(name: str) -> str | None:
-    """Where it is; daemons are not on every user's PATH."""
+    """The path of the program; daemons are not on every user's PATH."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
@@ -117,7 +117,7 @@ def why_not() -> str | None:
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+    """Ports of this machine without a listener."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(num)]
         for probe in probes:
@@ -153,7 +153,7 @@ class PrivateSlurm:
         self.env = {
             name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)
         }
-        """What a process needs to be a client of this cluster, and nothing of another one's."""
+        """Variables that make a process a client of this cluster and of no other."""
         self.env |= {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "GLOO_SOCKET_IFNAME": "lo",
@@ -243,13 +243,13 @@ class PrivateSlurm:
         return done
 
     def jobs(self) -> list[dict[str, str]]:
-        """What `scontrol show job` says of each job, also of those that ended."""
+        """Answers of `scontrol show job` for each job, also for jobs that ended."""
         shown = self.run("scontrol", "-o", "show", "job", check=False).stdout
         found = [dict(re.findall(r"(?:^| )([\w/:]+)=(\S*)", line)) for line in shown.splitlines()]
         return [job for job in found if "JobId" in job]
 
     def job(self, job_id: str) -> dict[str, str]:
-        """That of one job, 12, or of a task of an array, 12_0."""
+        """The answer for one job, such as 12, or for a task of an array, such as 12_0."""
         for job in self.jobs():
             if job_id in (job["JobId"], f"{job.get('ArrayJobId')}_{job.get('ArrayTaskId')}"):
                 return job

@@ -1,4 +1,4 @@
-"""What the tests on the cluster train: seconds of MoCo on digits, by command."""
+"""Trainings for the tests on the cluster: seconds of MoCo on digits, by command."""
 
 from __future__ import annotations
 

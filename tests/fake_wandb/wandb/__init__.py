@@ -15,7 +15,7 @@ from typing import Any
 
 
 class UsageError(Exception):
-    """Nobody is logged in."""
+    """Raised when nobody is logged in."""
 
 
 errors = SimpleNamespace(UsageError=UsageError)
