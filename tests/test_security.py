@@ -80,7 +80,7 @@ UNPACKS = {"extract", "extractall"}
 def dangers(tree: ast.AST) -> list[str]:
     """Dangerous calls, and imports that hide them.
 
-    By a dangerous call a file, an address or an option could run code or write outside its folder.
+    A dangerous call lets a file, an address or an option run code or write outside its folder.
     """
     return [
         ast.unparse(call) for function, call in calls(tree) if is_dangerous(function, call)

@@ -238,7 +238,7 @@ def flat(state: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def assert_same(first: Any, second: Any) -> None:
-    """Both nested states are equal, bit for bit."""
+    """Checks that both nested states are equal, bit for bit."""
     one, two = flat(first), flat(second)
     assert one.keys() == two.keys()
     different = [key for key in one if not _equal(one[key], two[key])]

@@ -1,6 +1,6 @@
 """`python -m seed_exp.plan`: the arithmetic against numbers worked out by hand.
 
-Sizes are compared with real runs, times never with the clock.
+Sizes are compared with real runs; no test looks at the clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs run from a copy of the code that nothing changes, and what it is a copy of is known."""
+"""Jobs run from a copy of the code that nothing changes, and the origin of the copy is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a cell is, from what its jobs left and what the scheduler says."""
+"""The state of a cell, from what its jobs left and what the scheduler says."""
 
 from __future__ import annotations
 

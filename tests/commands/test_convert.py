@@ -32,7 +32,7 @@ def png(value: int) -> bytes:
 
 
 def run(data: str, root: Path, to: str, output: Path, *more: str) -> Source:
-    """Calls the command; gives what can then be read."""
+    """Calls the command; returns what can then be read."""
     convert.convert(
         compose(
             "convert",

@@ -1,6 +1,6 @@
-"""The loop: what a run computes depends on nothing beside its options.
+"""The loop: what a run computes does not depend on how it runs.
 
-Not on interruptions, workers, parts, processes or the rest of the fleet.
+Interruptions, workers, parts, processes and the rest of the fleet change nothing.
 """
 
 from __future__ import annotations

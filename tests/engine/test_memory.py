@@ -1,4 +1,4 @@
-"""A step's memory for its backward pass is counted right; the batch size found is the largest."""
+"""Memory of a backward pass is counted right; the batch size found is the largest that fits."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ print(json.dumps({"growth": peak() - before, "all": peak() - empty}))
 
 
 def measure_memory(case: str, *sizes: int) -> dict[str, int]:
-    """Bytes by which a new process's memory grows: in `nearest`, and in all with its arguments."""
+    """Bytes by which a new process's memory grows: in `nearest` alone, and with its arguments."""
     line = [sys.executable, "-c", MEASURE_MEMORY, case, *map(str, sizes)]
     found: dict[str, int] = json.loads(
         subprocess.run(line, capture_output=True, text=True, check=True).stdout

@@ -1,6 +1,6 @@
 """Features streamed part by part equal those computed at once, each under its image's number.
 
-Whether one process computes them or two.
+One process or two may compute them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tuning: what moves, at which rate, and that it goes on exactly where it was."""
+"""Fine-tuning: the parameters that move, their rates, and exact resumption."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Project:
     def wait(
         self, condition: Callable[[list[dict[str, Any]]], bool], *arguments: str
     ) -> list[dict[str, Any]]:
-        """The status as soon as the condition holds of it."""
+        """The status as soon as it meets the condition."""
         seen: list[list[dict[str, Any]]] = []
 
         def holds() -> bool:

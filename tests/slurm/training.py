@@ -65,6 +65,6 @@ def same_weights(first: Path, second: Path) -> None:
 
 
 def same_runs(first: Path, second: Path) -> None:
-    """Both ended with the same state and the same metrics, bit for bit."""
+    """Checks that both ended with the same state and the same metrics, bit for bit."""
     tiny.assert_same(tiny.last_checkpoint(first), tiny.last_checkpoint(second))
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
