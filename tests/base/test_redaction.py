@@ -25,7 +25,7 @@ NAMES = [
 
 @pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine that runs the tests has in its environment."""
+    """Clears the environment, which may hold secrets of the machine that runs the tests."""
     monkeypatch.setattr("os.environ", {})
 
 

@@ -161,7 +161,7 @@ def test_a_queue_of_a_million_gives_the_formula() -> None:
 
 
 def test_no_weight_is_a_denormal_number() -> None:
-    """They would be right, and a CPU's matrix product of them twenty times slower."""
+    """Denormal weights are right, but a CPU's matrix product of them is twenty times slower."""
     softmax = streaming.RunningSoftmax(torch.zeros(4))
     weights, _ = softmax.add(-torch.linspace(0, 200, 4000).view(4, 1000))
     assert weights.min() >= torch.finfo(torch.float32).tiny
