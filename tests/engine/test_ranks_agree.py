@@ -98,7 +98,10 @@ def test_ranks_that_would_go_on_at_different_steps_do_not(two_ranks: Ranks, tmp_
 
 
 def batch_size() -> int:
-    """Found where rank 1 has memory for one step of the smallest size only, which the ranks take together."""
+    """The batch size found where rank 1 has memory for one step of the smallest size only.
+
+    The ranks take that size together.
+    """
     config = compose("pretrain", [*OPTIONS, "batch_size=auto", "steps=null"])
     method = Moco(build_students(config, config.embedding_dim), config.moco, 0)
     available = memory.available_memory

@@ -33,7 +33,7 @@ def overlap(one: list[float], other: list[float]) -> float:
 
 
 def reference(truth: dict[str, Any], found: Found, threshold: float, recall_steps: int) -> float:
-    """Percent: of each class, the best precision at or beyond each level of recall, averaged; then over classes."""
+    """Percent: a class's best precision at or beyond each recall, averaged; then over classes."""
     averages = []
     for category in {annotation["category_id"] for annotation in truth["annotations"]}:
         objects = [

@@ -1,4 +1,7 @@
-"""The card says what is known, says of the rest that it is unknown, and neither secrets nor markup get through it."""
+"""The card says what is known, and that the rest is unknown.
+
+Neither secrets nor markup get through it.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,8 @@ def test_it_names_method_teacher_data_input_licence_and_how_to_load(tmp_path: Pa
         f"- Fingerprint of its weights: `{'cd' * 32}`",
         "shorter side resized to 256 px (bilinear, antialiased), centre of 224 x 224 px",
         "mean [0.485, 0.456, 0.406]",
-        'model = timm.create_model("resnet18", num_classes=0, checkpoint_path="model.safetensors").eval()',
+        'model = timm.create_model("resnet18", num_classes=0, '
+        'checkpoint_path="model.safetensors").eval()',
         "model = torchvision.models.resnet18()",
         "2.5e-06",
         "@article{fang2020seed,",
