@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seed_exp.data.sources import Source
 
-# A warning says what is being read each time that a batch has been waited for this long again.
+# Seconds of waiting for a batch after which a warning says what is being read, again and again.
 _STALL_SECONDS = 60.0
 
 log = logging.getLogger("seed_exp")

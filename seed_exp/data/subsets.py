@@ -33,7 +33,7 @@ def share_of_each_class(
     # Sorted random words and not Generator.permutation, whose result may change with NumPy's
     # version.
     shuffled = np.argsort(np.random.Philox(key=seed).random_raw(len(labels)), kind="stable")
-    # By class, in random order within each.
+    # Sorted by class, in random order within each class.
     shuffled = shuffled[np.argsort(labels[shuffled], kind="stable")]
     _, starts, counts = np.unique(labels[shuffled], return_index=True, return_counts=True)
     sizes = np.maximum(np.rint(counts * fraction).astype(np.int64), np.minimum(at_least, counts))

@@ -76,12 +76,12 @@ class ZooEntry:
 
     @property
     def path(self) -> Path:
-        """Path of its file in the cache, whether it exists or not."""
+        """Path of the file in the cache, whether it exists or not."""
         return cached(self.file_name)
 
     @property
     def forbids_commercial_use(self) -> bool | None:
-        """Whether its licence forbids commercial use; None = the licence is unknown."""
+        """Whether the licence forbids commercial use; None = the licence is unknown."""
         return None if self.licence is None else self.licence in NON_COMMERCIAL
 
 
@@ -163,7 +163,7 @@ def zoo() -> dict[str, ZooEntry]:
 
 
 def num_parameters(entry: ZooEntry) -> int:
-    """Number of parameters of its encoder."""
+    """Number of parameters of the entry's encoder."""
     with torch.device("meta"):
         if entry.kind == "teacher":
             encoder: nn.Module = NETWORKS[entry.network]()
@@ -173,7 +173,7 @@ def num_parameters(entry: ZooEntry) -> int:
 
 
 def cache_state(entry: ZooEntry) -> str:
-    """State of its file: `absent`, `partial 37 %`, `unverified`, `noted` or `verified`.
+    """State of the entry's file: `absent`, `partial 37 %`, `unverified`, `noted` or `verified`.
 
     `verified`: the file had the published hash and was not touched since. `noted`: nobody has
     published a hash, and the file is still the first one that was in the cache. The state is
@@ -194,7 +194,7 @@ def cache_state(entry: ZooEntry) -> str:
 
 
 def fetch(entry: ZooEntry) -> Path:
-    """Its file in the cache, downloaded if it is not there, and checked against its hash.
+    """The entry's file in the cache, downloaded if absent, and checked against its hash.
 
     Raises:
         ValueError: the file has no address, cannot be downloaded, or has another hash.
@@ -211,7 +211,7 @@ def fetch(entry: ZooEntry) -> Path:
 
 
 def verify(entry: ZooEntry, path: Path | None = None) -> Found:
-    """Findings about its file, after checking the hash, and loading and trying the network.
+    """Findings about the entry's file, after checking its hash and trying the network in it.
 
     The network must return finite embeddings of the right width.
 
