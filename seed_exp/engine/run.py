@@ -100,7 +100,10 @@ def open_run(
 
 
 def list_bad_samples(config: DataConfig, folder: Path) -> BadSamplesOf | None:
-    """Makes the list in `folder` of a source's unreadable images; None where such an image is an error at once."""
+    """Function from a source to the list of its unreadable images, which is kept in `folder`.
+
+    None if `config` makes such an image an error at once.
+    """
     if config.on_error is not OnError.skip:
         return None
     lists: dict[

@@ -245,7 +245,7 @@ def test_an_output_with_something_else_in_it_is_refused(folder: Path, tmp_path: 
     run("image_folder", folder, "tsv", tmp_path / "out")
     with pytest.raises(
         ValueError,
-        match=r"was made with .*'to': 'tsv'.*asked for is .*'to': 'shards'.*choose another output",
+        match=r"was made with .*'to': 'tsv'.*but .*'to': 'shards'.* is asked for; choose",
     ):
         run("image_folder", folder, "shards", tmp_path / "out")
     with pytest.raises(ValueError, match="choose another output"):
