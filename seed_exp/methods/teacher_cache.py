@@ -94,12 +94,12 @@ class TeacherCache:
         data = bytearray()
         try:
             with self._path(epoch).open("rb", buffering=0) as file:
-                # pread, not a memory map: a map would read 128 kB around each row, and would end
-                # the process when the disk fails.
-                # The advice lets the disk fetch all rows at once instead of in turn. macOS has none.
+                # The advice lets the disk fetch all rows at once, not in turn. macOS has none.
                 if hasattr(os, "posix_fadvise"):
                     for offset in offsets:
                         os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+                # pread, not a memory map: a map would read 128 kB around each row, and would end
+                # the process when the disk fails.
                 for offset in offsets:
                     row = os.pread(file.fileno(), size, offset)
                     if zlib.crc32(memoryview(row)[4:], start) != int.from_bytes(row[:4], "little"):
