@@ -32,10 +32,10 @@ def page(report: PageContent) -> str:
         ("curves", "Curves", curves_section(groups)),
         ("pictures", "Pictures of the runs", pictures_section(groups)),
         ("cost", "Cost", cost_section(groups, report.models)),
-        ("numbers", "Where the numbers come from", numbers_section(report.tables, others)),
+        ("numbers", "Sources of the numbers", numbers_section(report.tables, others)),
         (
             "problems",
-            "What could not be read",
+            "Files and folders that could not be read",
             tag("ul", *(tag("li", line) for line in report.problems))
             if report.problems
             else Html(),

@@ -36,7 +36,7 @@ class PageContent:
     models: Mapping[str, Model]
     """Costs of the networks, by the network's name; only those that are known."""
     problems: Sequence[str]
-    """One line for each file that could not be read."""
+    """One line for each file or folder that could not be read."""
 
 
 class Group(NamedTuple):
