@@ -119,7 +119,7 @@ def test_a_file_that_gives_other_features_leaves_nothing(
         (["formats=[]"], r"formats=\[\] leaves nothing to export"),
         (
             ["networks=[tiny]", "formats=[timm]"],
-            "timm has no network that equals tiny; its formats are onnx, torch_export",
+            "timm has no network that equals tiny; choose formats from onnx, torch_export",
         ),
         (["push=me/x"], r"push takes one network, run has a b, tiny; choose it with networks=\["),
         (["networks=[tiny]", "push=../x"], r"push=\.\./x names no repository"),

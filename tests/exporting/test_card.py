@@ -149,10 +149,10 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
         (
             {"teacher.network": "swav_r50", "teacher.checkpoint": "x.pth"},
             "unknown",
-            "CC-BY-NC-4.0 is that of its official file",
+            "its official file has CC-BY-NC-4.0",
         ),
-        ({"teacher.network": "run", "teacher.checkpoint": "runs/x"}, "unknown", "came without one"),
-        ({"teacher.network": "simclr_r50"}, "unknown", "came without one"),
+        ({"teacher.network": "run", "teacher.checkpoint": "runs/x"}, "unknown", "came without a licence"),
+        ({"teacher.network": "simclr_r50"}, "unknown", "came without a licence"),
         (
             {"teacher.network": "timm", "teacher.name": "vit_base_patch14_reg4_dinov2.lvd142m"},
             "apache-2.0",
@@ -161,9 +161,9 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
         (
             {"teacher.network": "timm", "teacher.name": "hf-hub:me/mine"},
             "unknown",
-            "came without one",
+            "came without a licence",
         ),
-        ({}, "unknown", "came without one"),
+        ({}, "unknown", "came without a licence"),
     ],
 )
 def test_the_licence_is_the_teachers_or_unknown(

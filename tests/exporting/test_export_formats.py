@@ -88,7 +88,7 @@ def test_a_network_has_the_formats_of_the_libraries_that_equal_it() -> None:
             "efficientnet_b1",
             ["torchvision"],
             False,
-            "torchvision has no network that equals efficientnet_b1; its formats are timm,",
+            "torchvision has no network that equals efficientnet_b1; choose formats from timm,",
         ),
         ("convnet_w2", ["timm"], False, "timm has no network that equals convnet_w2"),
         ("resnet18", ["timm"], True, "head=true needs a format that holds more"),
