@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,92 +12,14 @@ from seed_exp.base.registry import lookup
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
-from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
 from seed_exp.methods.collapse import effective_rank, embedding_std
-from seed_exp.methods.losses import (
-    binary_contrastive_loss,
-    bingo_loss,
-    bingo_target,
-    compress_loss,
-    compress_target,
-    coss_loss,
-    info_nce,
-    seed_loss,
-    seed_target,
-    squared_distance,
-    target_entropy,
-)
-from seed_exp.methods.momentum import MomentumContrast
+from seed_exp.methods.losses import target_entropy
+from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.queue import Queue
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import Teacher
 from seed_exp.views.recipe import HostBatch
-
-
-class Objective(NamedTuple):
-    """A loss between student and teacher embeddings [N, D] of the same views, with a memory of others [K, D].
-
-    The memory is the queue of the teacher's embeddings or, with `clusters`, the prototypes that are found in it.
-    """
-
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor, ObjectiveConfig], Tensor]
-    """Of (student, teacher, target, memory, config): the scalar that is minimised."""
-    target: Callable[[Tensor, Tensor, ObjectiveConfig], Tensor] = lambda teacher, _memory, _config: (
-        teacher
-    )
-    """Of (teacher, memory, config): what of the loss does not depend on the student [N, D]."""
-    clusters: type[Clusters] | None = None
-    """What finds the prototypes, and the targets among them."""
-    symmetric: bool = False
-    """Whether a student's global view is compared with the teacher's embedding of every global view of its image."""
-    contrast: bool = False
-    """Whether MoCo's loss between the first two global views is added, with each student's own momentum encoder."""
-
-    @property
-    def min_global_views(self) -> int:
-        """Global views of an image that it compares, at least."""
-        return 2 if self.symmetric or self.contrast else 1
-
-
-SEED = Objective(
-    lambda s, t, m, d, config: seed_loss(
-        s, t, d, tau_student=config.tau_student, tau_teacher=config.tau_teacher, target=m
-    ),
-    lambda t, d, config: seed_target(t, d, tau_teacher=config.tau_teacher),
-)
-DISTANCE = Objective(lambda s, t, _m, _d, _config: squared_distance(s, t))
-CLUSTERING = Objective(
-    lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student)
-)
-
-# s and t: embeddings of student and teacher; d: the memory; m: the target. docs/objectives.md compares them.
-OBJECTIVES: dict[str, Objective] = {
-    "seed": SEED,
-    "seed_strong": SEED._replace(symmetric=True),
-    "l2": DISTANCE,
-    "k_means": CLUSTERING._replace(clusters=KMeansClusters),
-    "online_clustering": CLUSTERING._replace(clusters=OnlineClusters),
-    "binary_contrastive": Objective(
-        lambda s, t, _m, d, config: binary_contrastive_loss(s, t, d, temperature=config.tau_student)
-    ),
-    "infonce": Objective(
-        lambda s, t, _m, d, config: info_nce(s, t, d, temperature=config.tau_student)
-    ),
-    "compress": Objective(
-        lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student),
-        lambda t, d, config: compress_target(t, d, temperature=config.tau_student),
-    ),
-    "simreg": DISTANCE,
-    "disco": Objective(
-        lambda s, t, _m, _d, config: config.weight * squared_distance(s, t), contrast=True
-    ),
-    "bingo": Objective(
-        lambda s, t, m, d, config: bingo_loss(s, t, m, d, temperature=config.tau_student),
-        lambda t, d, config: bingo_target(t, d, bag_size=config.bag_size, weight=config.weight),
-    ),
-    "coss": Objective(lambda s, t, _m, _d, config: coss_loss(s, t, weight=config.weight)),
-}
 
 
 class Targets(NamedTuple):
@@ -152,7 +74,8 @@ class Seed(Method):
             if clusters is None
             else {name: clusters(teacher.embedding_dim, config, seed) for name in self.queues}
         )
-        self.contrast = _contrast(students, config, seed) if self.objective.contrast else None
+        contrast = self.objective.contrast
+        self.contrast = None if contrast is None else contrast(students, config, seed)
         self.carried = nn.ModuleDict(self.queues)
         if self.clusters:
             self.carried["clusters"] = nn.ModuleDict(self.clusters)
@@ -210,7 +133,7 @@ class Seed(Method):
         """Of global views: the target's entropy in nats and effective neighbours, means; each student's effective rank."""
         queue = self.queues["global"].embeddings
         entropy = target_entropy(
-            targets.teacher["global"], queue, tau_teacher=self.config.tau_teacher
+            targets.teacher["global"], queue, tau_teacher=self.config.diagnostic_tau
         )
         ranks = {
             f"{name}/embedding_rank": effective_rank(embeddings)
@@ -276,8 +199,3 @@ class Seed(Method):
             }
             self.cache.write(batch.epoch, batch.indices, by_view)
         return embeddings
-
-
-def _contrast(students: dict[str, Student], config: ObjectiveConfig, seed: int) -> MomentumContrast:
-    options = {"temperature": config.tau_student, "momentum": config.momentum}
-    return MomentumContrast(students, **options, queue_size=config.queue_size, seed=seed)

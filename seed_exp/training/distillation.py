@@ -28,7 +28,8 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.precision import resolve
 from seed_exp.evaluation.setup import eval_options, num_workers_of
-from seed_exp.methods.seed import OBJECTIVES, Seed
+from seed_exp.methods.objectives import OBJECTIVES
+from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.reduction import Reduction, fit_reduction

@@ -285,54 +285,6 @@ class OptimizerConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    name: str = MISSING
-    """Key of methods.seed.OBJECTIVES."""
-    tau_student: float = 0.2
-    """Temperature of the student's similarity distribution."""
-    tau_teacher: float = 0.01
-    """Temperature of the teacher's similarity distribution; towards 0 the objective becomes InfoNCE."""
-    queue_size: int = 65536
-    """Teacher embeddings kept, per resolution."""
-    weight: float = 1.0
-    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag, the own embedding has the rest."""
-    bag_size: int = 5
-    """bingo: nearest neighbours that are positives."""
-    num_clusters: int = 3000
-    """k_means, online_clustering: centroids or prototypes, per resolution."""
-    cluster_every: int = 100
-    """k_means: steps between two runs of k-means on the queue."""
-    momentum: float = 0.999
-    """Share that each step keeps: of the momentum encoder in disco, of the prototypes in online_clustering."""
-    hidden_dim: int | None = None
-    """Hidden width of the projection head of students that name none; null = feature width of each one's encoder."""
-    deep_head: bool = False
-    """Whether students that do not say it get SimReg's deeper projection head."""
-
-    def __post_init__(self) -> None:
-        for option in ("tau_student", "tau_teacher", "queue_size"):
-            value = getattr(self, option)
-            require(value > 0, f"objective.{option} must be positive, got {value}")
-        require(
-            self.name != "bingo" or self.weight <= 1,
-            f"objective.weight of bingo is a share, up to 1, got {self.weight}",
-        )
-        require(
-            0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}"
-        )
-        require(
-            0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}"
-        )
-        for option in ("bag_size", "num_clusters", "cluster_every"):
-            value = getattr(self, option)
-            require(value >= 1, f"objective.{option} must be at least 1, got {value}")
-        require(
-            self.hidden_dim is None or self.hidden_dim >= 1,
-            f"objective.hidden_dim must be null or at least 1, got {self.hidden_dim}",
-        )
-
-
-@dataclass
 class MocoConfig:
     temperature: float = 0.2
     """Temperature of InfoNCE."""
@@ -345,15 +297,6 @@ class MocoConfig:
         require(self.temperature > 0, f"moco.temperature must be positive, got {self.temperature}")
         require(0 <= self.momentum <= 1, f"moco.momentum must be in [0, 1], got {self.momentum}")
         require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
-
-
-def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
-    """Gives students that say nothing of their projection head the objective's."""
-    for student in students.values():
-        student.hidden_dim = (
-            objective.hidden_dim if student.hidden_dim is None else student.hidden_dim
-        )
-        student.deep_head = objective.deep_head if student.deep_head is None else student.deep_head
 
 
 @dataclass

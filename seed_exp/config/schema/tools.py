@@ -8,15 +8,14 @@ from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import DataFormat, FeatureType, Precision, SplitName
 from seed_exp.config.schema.evaluation import OfRunConfig
+from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
 from seed_exp.config.schema.parts import (
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     StudentConfig,
     TeacherConfig,
     TeacherSSLConfig,
     ViewsConfig,
-    give_heads,
     require,
 )
 

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import Precision, Resume
+from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
 from seed_exp.config.schema.parts import (
     DataConfig,
     MocoConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     StudentConfig,
     TeacherConfig,
     TeacherSSLConfig,
     TrackerConfig,
     ViewsConfig,
-    give_heads,
     require,
     require_global_only,
 )
