@@ -1,4 +1,4 @@
-"""What `objective=NAME` minimises between a student and the teacher; docs/objectives.md compares them."""
+"""Losses between a student and the teacher, by objective; docs/objectives.md compares them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Objective(Generic[Options]):
     clusters: Callable[[int, Options, int], Clusters] | None = None
     """(embedding width, config, seed) -> the prototypes, and the targets among them."""
     contrast: Callable[[Mapping[str, Student], Options, int], MomentumContrast] | None = None
-    """(students, config, seed) -> MoCo's loss between the first two global views, which is added."""
+    """(students, config, seed) -> MoCo's loss between the first two global views, added."""
     symmetric: bool = False
     """Whether a student's global view meets the teacher's embedding of each global view."""
 
     @property
     def min_global_views(self) -> int:
-        """Global views of an image that it compares, at least."""
+        """Smallest number of global views per image that the loss can compare."""
         return 2 if self.symmetric or self.contrast is not None else 1
 
 

@@ -1,4 +1,4 @@
-"""SEED: students learn the similarities that a frozen teacher sees between an instance and a queue of others."""
+"""SEED: students learn a frozen teacher's similarities of an instance to a queue of others."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from seed_exp.views.recipe import HostBatch
 
 
 class Targets(NamedTuple):
-    """What the whole fleet shares of a batch, per resolution."""
+    """Part of a batch that the whole fleet shares, by resolution."""
 
     views: dict[str, Tensor]
     """[V x N, 3, S, S], all images' first view first."""
     num_images: int
-    """N."""
+    """N, images of the batch."""
     teacher: dict[str, Tensor]
     """The teacher's embeddings of these views [V x N, D]."""
     target: dict[str, Tensor]
-    """What the objective makes of them and the memory [V x N, D]."""
+    """The objective's targets from these embeddings and the memory [V x N, D]."""
 
 
 class Seed(Method):
     """One teacher, one queue per resolution, any number of students (arXiv:2101.04731, Section 3.2).
 
-    The queues hold teacher embeddings only, so all students share them, and prototypes that are found in them. Other objectives
-    than SEED's take the same walk.
+    The queues hold teacher embeddings only. So all students share them and the prototypes found in
+    them. Every objective takes the same walk.
 
     Args:
         students: Networks to train, by name.
@@ -86,7 +86,10 @@ class Seed(Method):
 
     @torch.no_grad()
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Targets:
-        """The teacher's embeddings of views [V, N, 3, S, S]; those of each image's first view are kept for the queue."""
+        """Teacher embeddings and targets of views [V, N, 3, S, S].
+
+        Keeps the embeddings of each image's first view for the queue.
+        """
         num_images = views["global"].shape[1]
         flat = {name: view.flatten(0, 1) for name, view in views.items()}
         teacher = self._embeddings(views, flat, batch)
@@ -96,7 +99,10 @@ class Seed(Method):
         return Targets(flat, num_images, teacher, target)
 
     def loss(self, name: str, network: nn.Module, targets: Targets) -> dict[str, Tensor]:
-        """The student's loss: the sum over resolutions; each one's part; of global views, mean cosine to the teacher and std."""
+        """The student's loss and its parts, one for each resolution; the loss is their sum.
+
+        For global views also the mean cosine to the teacher and the std of the embeddings.
+        """
         out = {}
         for resolution, view in targets.views.items():
             embeddings = network(view)
@@ -117,20 +123,23 @@ class Seed(Method):
         return {"loss": torch.stack(parts).sum(), **out}
 
     def compile_shared(self) -> None:
-        """Compiles the teacher's encoder, beside which its head is nothing, and momentum encoders."""
+        """Compiles the teacher's encoder, whose head costs next to nothing, and momentum encoders."""
         self.teacher.encoder.compile(dynamic=False)
         if self.contrast is not None:
             self.contrast.compile_encoders()
 
     def rehearsal(self) -> Method:
-        """A copy, to try out a step that leaves no trace: it has no cache."""
+        """A copy without a cache, so that trying out a step leaves no trace."""
         cache, self.cache = self.cache, None
         twin = super().rehearsal()
         self.cache = cache
         return twin
 
     def diagnostics(self, targets: Targets) -> dict[str, Tensor]:
-        """Of global views: the target's entropy in nats and effective neighbours, means; each student's effective rank."""
+        """Mean entropy of the target (nats), effective neighbours, each student's effective rank.
+
+        All of them for global views.
+        """
         queue = self.queues["global"].embeddings
         entropy = target_entropy(
             targets.teacher["global"], queue, tau_teacher=self.config.diagnostic_tau
@@ -146,7 +155,10 @@ class Seed(Method):
         }
 
     def after_step(self) -> None:
-        """The teacher's embeddings of the whole global batch replace the oldest in the queues; what follows these moves on."""
+        """Replaces the oldest embeddings in the queues by the teacher's of the whole global batch.
+
+        Prototypes and momentum encoders then move on.
+        """
         for name, embeddings in self._new.items():
             self.queues[name].enqueue(all_gather(torch.cat(embeddings)))
             embeddings.clear()
@@ -162,7 +174,10 @@ class Seed(Method):
         return self.objective.target(teacher, self.queues[resolution].embeddings, self.config)
 
     def _compare(self, resolution: str, student: Tensor, targets: Targets) -> Tensor:
-        """The objective between embeddings and targets of the same views; with `symmetric`, of every pair of global views."""
+        """The loss between embeddings and targets of the same views.
+
+        With `symmetric`, the mean over every pair of global views.
+        """
         memory = (
             self.clusters[resolution].prototypes
             if self.clusters
@@ -183,7 +198,7 @@ class Seed(Method):
     def _embeddings(
         self, views: dict[str, Tensor], flat: dict[str, Tensor], batch: HostBatch
     ) -> dict[str, Tensor]:
-        """The teacher's, per resolution [V x N, D]: from the cache if it has all of them."""
+        """Teacher embeddings by resolution [V x N, D], from the cache if it has all of them."""
         if (
             self.cache is not None
             and (cached := self.cache.read(batch.epoch, batch.indices)) is not None

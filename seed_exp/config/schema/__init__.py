@@ -1,6 +1,7 @@
-"""Every option of every command: name, type, default, meaning, unit. The values of named options are in conf/.
+"""Every option of every command: name, type, default, meaning, unit.
 
-Checks in `__post_init__` run when `typed()` turns the composed config into these classes, before anything starts.
+The values of config groups are in conf/. Checks in `__post_init__` run when `typed()` turns the
+composed config into these classes, before anything starts.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ SCHEMAS: dict[str, type[Any]] = {
 """Schema of each command's primary file conf/<command>.yaml."""
 
 __all__ = [
+    "OBJECTIVE_CONFIGS",
+    "SCHEMAS",
     "BenchConfig",
     "BinaryContrastiveConfig",
     "BingoConfig",
@@ -114,7 +117,6 @@ __all__ = [
     "L2Config",
     "LinearConfig",
     "MocoConfig",
-    "OBJECTIVE_CONFIGS",
     "ObjectiveConfig",
     "OfRunConfig",
     "OnError",
@@ -127,7 +129,6 @@ __all__ = [
     "Reduce",
     "ReportConfig",
     "Resume",
-    "SCHEMAS",
     "ScheduleName",
     "SeedConfig",
     "SeedStrongConfig",

@@ -1,4 +1,4 @@
-"""Options of the objectives of `distill`: one dataclass each, with exactly what that objective reads.
+"""Options of the objectives of `distill`: one dataclass each, with exactly what it reads.
 
 The defaults are the values of conf/objective/NAME.yaml, which says where they come from.
 """
@@ -170,7 +170,7 @@ class OnlineClusteringConfig(ClusteringConfig):
     queue_size: int = 3840
     """Teacher embeddings kept, per resolution."""
     tau_teacher: float = 0.05
-    """Temperature of the teacher's assignment to prototypes, SwAV's epsilon; towards 0 it is hard."""
+    """SwAV's epsilon: temperature of the teacher's assignment to prototypes."""
     momentum: float = 0.99
     """Share of the prototypes that a step keeps."""
 
