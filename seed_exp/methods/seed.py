@@ -36,7 +36,7 @@ class Targets(NamedTuple):
 
 
 class Seed(Method):
-    """One teacher, one queue per resolution, any number of students (arXiv:2101.04731, Section 3.2).
+    """One teacher, one queue per resolution, any number of students (arXiv:2101.04731, Sec. 3.2).
 
     The queues hold teacher embeddings only. So all students share them and the prototypes found in
     them. Every objective takes the same walk.
@@ -123,7 +123,7 @@ class Seed(Method):
         return {"loss": torch.stack(parts).sum(), **out}
 
     def compile_shared(self) -> None:
-        """Compiles the teacher's encoder, whose head costs next to nothing, and momentum encoders."""
+        """Compiles the teacher's encoder (its head costs next to nothing) and momentum encoders."""
         self.teacher.encoder.compile(dynamic=False)
         if self.contrast is not None:
             self.contrast.compile_encoders()

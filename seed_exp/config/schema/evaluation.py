@@ -78,9 +78,9 @@ class FinetuneConfig(FitConfig, OfRunConfig):
 @dataclass
 class DetectConfig(FitConfig, OfRunConfig):
     detector: str = "fpn"
-    """Key of models.detectors.DETECTORS: fpn (pyramid) or c4 (a ResNet's last stage is the head)."""
+    """Key of models.detectors.DETECTORS: fpn (pyramid) or c4 (head = a ResNet's last stage)."""
     masks: bool = False
-    """Mask R-CNN, which needs data with masks (coco), instead of Faster R-CNN."""
+    """Whether to train Mask R-CNN (needs data with masks: coco) instead of Faster R-CNN."""
     short_sides: list[int] = field(default_factory=list)
     """Shorter sides of images in pixels: one at random in training, the largest in evaluation."""
     long_side: int = 1333
@@ -120,7 +120,7 @@ class KnnConfig(OfRunConfig):
     batch_size: int = 256
     """Images per forward pass."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
     data: DataConfig = MISSING

@@ -65,7 +65,7 @@ class TeacherConfig:
     embedding_dim: int | None = None
     """reduce: width of the reduced embedding; null = 128."""
     num_reduce_images: int = 10000
-    """reduce: training images, evenly spaced, to fit the projection on, at most."""
+    """reduce: training images, evenly spaced, on which the projection is fitted, at most."""
 
     def __post_init__(self) -> None:
         require(
@@ -119,13 +119,13 @@ class ViewsConfig:
     aspect_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     """Smallest and largest width/height of a crop."""
     jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
-    """Brightness, contrast, saturation (factor 1 +- x) and hue (+- x turns, at most 0.5)."""
+    """Largest change of brightness, contrast, saturation (1 +- x) and hue (+- x turns, <= 0.5)."""
     jitter_prob: float = 0.0
     """Probability of colour jitter, per view."""
     grayscale_prob: float = 0.0
     """Probability of grayscale, per view."""
     grayscale_first: bool = False
-    """Grayscale before the jitter (MoCo-V1) instead of after it."""
+    """Whether grayscale comes before the jitter (MoCo-V1) instead of after it."""
     blur_prob: float = 0.0
     """Probability of Gaussian blur, per view."""
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])

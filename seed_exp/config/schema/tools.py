@@ -78,7 +78,7 @@ class BenchConfig:
     threads: int | None = None
     """CPU threads, of each process for scaling; null = PyTorch's choice, for scaling 1."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of our forward passes; plain ones: float32 on a CPU, float16 on a GPU."""
     compile: bool | None = None
@@ -119,7 +119,7 @@ class ConvertConfig:
     data: DataConfig = MISSING
     """Source of the images."""
     split: SplitName = SplitName.train
-    """Which of them."""
+    """Split to convert."""
     to: DataFormat = MISSING
     """Target format."""
     output: str = MISSING
@@ -154,7 +154,7 @@ class ExportConfig(OfRunConfig):
 @dataclass
 class EmbedConfig(OfRunConfig):
     split: SplitName = SplitName.train
-    """Which of the images."""
+    """Split to embed."""
     output: str = "features.parquet"
     """File of the features, .parquet or .npz."""
     head: bool = False
@@ -162,19 +162,19 @@ class EmbedConfig(OfRunConfig):
     dtype: FeatureType = FeatureType.float32
     """Number format of the file."""
     gallery: str | None = None
-    """HTML page of images with their nearest neighbours; null = none."""
+    """HTML page to write of images with their nearest neighbours; null = none."""
     neighbours: int = 8
     """gallery: neighbours of each query."""
     query: list[str] | None = None
     """gallery: query image files; null = images evenly spaced over the data."""
     num_queries: int = 12
-    """gallery: evenly spaced queries."""
+    """gallery: number of evenly spaced query images."""
     duplicates: float | None = None
     """Smallest cosine of near-duplicates, which are listed beside the output; null = no list."""
     batch_size: int = 256
     """Images per forward pass."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
     data: DataConfig = MISSING
@@ -200,7 +200,7 @@ class VerifyConfig:
     data: DataConfig = MISSING
     """Source of the images."""
     split: SplitName | None = None
-    """Which of them; null = all."""
+    """Split to check; null = all."""
     output: str = "verify-report.jsonl"
     """File that lists the unreadable images."""
 

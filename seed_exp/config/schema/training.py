@@ -43,7 +43,7 @@ class FitConfig:
     compile: bool | None = None
     """torch.compile of networks and views: slower to start, faster to run; null = on a GPU."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     checkpoint_every: int = 1000
@@ -63,7 +63,7 @@ class FitConfig:
     data: DataConfig = MISSING
     """Source of the images."""
     tracker: TrackerConfig = MISSING
-    """Target of the metrics."""
+    """Tracker of the metrics."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")
