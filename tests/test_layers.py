@@ -31,6 +31,7 @@ ROOMS = {
         "methods.clustering",
         "methods.collapse",
         "methods.momentum",
+        "methods.objectives",
         "methods.queue",
         "methods.streaming",
         "methods.teacher_cache",

@@ -17,9 +17,9 @@ from seed_exp.config.schema import (
     CropConfig,
     FitConfig,
     MocoConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleName,
+    SeedConfig,
     TrackerConfig,
     ViewsConfig,
 )
@@ -113,7 +113,7 @@ def teacher() -> Teacher:
 def seed(
     names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0, queue_size: int = 21
 ) -> Seed:
-    config = ObjectiveConfig("seed", 0.2, 0.05, queue_size)
+    config = SeedConfig(tau_student=0.2, tau_teacher=0.05, queue_size=queue_size)
     return Seed(
         students(names, bn=bn, dropout=dropout), teacher(), config, ["global", "local"], seed=3
     )

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.benchmarks.references import plain_loss
-from seed_exp.config.schema import BenchConfig
+from seed_exp.config.schema import BenchConfig, SeedConfig
 from seed_exp.engine.distributed import local_device
-from seed_exp.methods.seed import OBJECTIVES
+from seed_exp.methods.objectives import SEED
 from seed_exp.models.teachers import EMBEDDING_DIM
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -28,7 +28,7 @@ def bench(config: BenchConfig) -> BenchReport:
     Raises:
         ValueError: the objective is not SEED's, the only one whose plain way is written here.
     """
-    if config.objective.name != "seed":
+    if type(config.objective) is not SeedConfig:
         raise ValueError(
             "bench=loss compares with the plain way of objective=seed, got objective="
             f"{config.objective.name}"
@@ -39,7 +39,7 @@ def bench(config: BenchConfig) -> BenchReport:
         F.normalize(torch.randn(num, EMBEDDING_DIM, device=device), dim=1)
         for num in (config.rows, config.rows, config.objective.queue_size)
     )
-    options, objective = config.objective, OBJECTIVES["seed"]
+    options, objective = config.objective, SEED
 
     def ours(student: Tensor, teacher: Tensor, queue: Tensor) -> Tensor:
         return objective.loss(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.benchmarks.references import PlainTraining
-from seed_exp.config.schema import BenchConfig, FitConfig, Precision
+from seed_exp.config.schema import BenchConfig, FitConfig, Precision, SeedConfig
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
@@ -125,11 +125,14 @@ class TimedStep:
 
     def plain(self, name: str) -> Callable[[], None]:
         """Returns a function that makes the plain step on a copy of this student."""
-        config = self.config
+        config, objective = self.config, self.config.objective
+        # The plain way is SEED's, whatever ours minimises.
+        if not isinstance(objective, SeedConfig):
+            objective = SeedConfig(queue_size=objective.queue_size)
         training = PlainTraining(
             self.students[name],
             self.plain_teacher,
-            config.objective,
+            objective,
             config.optimizer,
             list(self.images),
             self.device,

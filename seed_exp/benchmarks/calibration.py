@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,9 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
     if isinstance(config, PretrainConfig):
         moco = MocoConfig(queue_size=config.moco.queue_size)
         return PretrainConfig(**options, embedding_dim=config.embedding_dim, moco=moco)
-    objective = replace(config.objective, tau_student=1.0, tau_teacher=1.0, weight=1.0)
+    names = {field.name for field in fields(config.objective)}
+    factors: dict[str, Any] = dict.fromkeys(names & {"tau_student", "tau_teacher", "weight"}, 1.0)
+    objective = replace(config.objective, **factors)
     return DistillConfig(
         **options,
         teacher=_alike(config.teacher),

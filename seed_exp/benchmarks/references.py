@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.dlpack import from_dlpack
 from torchvision import transforms
 
-from seed_exp.config.schema import CropConfig, ObjectiveConfig, OptimizerConfig, ViewsConfig
+from seed_exp.config.schema import CropConfig, OptimizerConfig, SeedConfig, ViewsConfig
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import Teacher
 
@@ -130,7 +130,7 @@ class PlainTraining:
         self,
         student: Student,
         teacher: Teacher,
-        objective: ObjectiveConfig,
+        objective: SeedConfig,
         optimizer: OptimizerConfig,
         resolutions: Sequence[str],
         device: torch.device,

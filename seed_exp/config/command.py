@@ -198,7 +198,9 @@ def _options(owner: type[Any], config: Any, prefix: str) -> Iterator[tuple[str, 
             for entry, value in config[field.name].items():
                 yield from _options(typing.get_args(of)[1], value, f"{key}.{entry}.")
         elif dataclasses.is_dataclass(of):
-            yield from _options(typing.cast("type[Any]", of), config[field.name], f"{key}.")
+            nested = config[field.name]
+            own: Any = OmegaConf.get_type(nested)  # perhaps a subclass, as an objective's is
+            yield from _options(own, nested, f"{key}.")
         else:
             # Of `X | None`, too.
             choices: list[Enum] = next(

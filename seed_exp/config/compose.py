@@ -18,7 +18,7 @@ from hydra.errors import OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS
 
 VERSION_BASE = "1.3"
 
@@ -53,6 +53,8 @@ class ExperimentsSearchPath(SearchPathPlugin):
 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
+for _objective, _options in OBJECTIVE_CONFIGS.items():
+    ConfigStore.instance().store(group="objective", name=f"{_objective}_schema", node=_options)
 Plugins.instance().register(ExperimentsSearchPath)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema import SCHEMAS, DataConfig, StudentConfig
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS, DataConfig, StudentConfig
 
 MAY_CHANGE = frozenset(
     {
@@ -81,6 +81,9 @@ def effective_options(command: str, options: dict[str, Any]) -> dict[str, Any]:
     defaults = dict(_defaults(SCHEMAS[command], ""))
     for name in options.get("students") or {}:
         defaults |= _defaults(StudentConfig, f"students.{name}.")
+    objective = (options.get("objective") or {}).get("name")
+    if objective in OBJECTIVE_CONFIGS:
+        defaults |= _defaults(OBJECTIVE_CONFIGS[objective], "objective.")
     return {**decisive_options(to_plain(defaults)), **decisive_options(options)}
 
 

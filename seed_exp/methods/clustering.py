@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_exp.config.schema import ObjectiveConfig
+from seed_exp.config.schema import ClusteringConfig, KMeansConfig, OnlineClusteringConfig
 from seed_exp.engine.distributed import broadcast_buffers
 from seed_exp.methods.streaming import chunk_length
 
@@ -132,22 +132,13 @@ class Clusters(nn.Module):
         dim: Width D of an embedding.
         config: Number of clusters C and the options that say how they move.
         seed: Seed of the initial vectors.
-
-    Raises:
-        ValueError: there are more clusters than the queue has entries.
     """
 
     prototypes: Tensor
     """The vectors [C, D], unit length."""
 
-    def __init__(self, dim: int, config: ObjectiveConfig, seed: int) -> None:
+    def __init__(self, dim: int, config: ClusteringConfig, seed: int) -> None:
         super().__init__()
-        if config.num_clusters > config.queue_size:
-            raise ValueError(
-                f"objective.num_clusters={config.num_clusters} exceeds objective.queue_size="
-                f"{config.queue_size}, in which they are found; lower the first or raise the second"
-            )
-        self.config = config
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer(
             "prototypes",
@@ -171,13 +162,14 @@ class Clusters(nn.Module):
 
 
 class KMeansClusters(Clusters):
-    """Centroids that k-means finds in the queue every `config.cluster_every` steps.
+    """Centroids that k-means finds in the queue every `cluster_every` steps.
 
     The target of an embedding is its nearest centroid.
     """
 
-    def __init__(self, dim: int, config: ObjectiveConfig, seed: int) -> None:
+    def __init__(self, dim: int, config: KMeansConfig, seed: int) -> None:
         super().__init__(dim, config, seed)
+        self.cluster_every = config.cluster_every
         self.step = 0
 
     def target(self, teacher: Tensor) -> Tensor:
@@ -185,7 +177,7 @@ class KMeansClusters(Clusters):
 
     def after_step(self, queue: Tensor) -> None:
         self.step += 1
-        if self.step % self.config.cluster_every == 0:
+        if self.step % self.cluster_every == 0:
             self.prototypes.copy_(k_means(queue, self.prototypes, LLOYD_ITERATIONS))
             broadcast_buffers(self)
 
@@ -208,20 +200,22 @@ class OnlineClusters(Clusters):
     weights: Tensor
     """Offsets [C] of the logits that balance the assignments."""
 
-    def __init__(self, dim: int, config: ObjectiveConfig, seed: int) -> None:
+    def __init__(self, dim: int, config: OnlineClusteringConfig, seed: int) -> None:
         super().__init__(dim, config, seed)
+        self.epsilon, self.momentum = config.tau_teacher, config.momentum
         self.register_buffer("weights", torch.zeros(config.num_clusters))
 
     def target(self, teacher: Tensor) -> Tensor:
-        return mean_prototype(teacher, self.prototypes, self.weights, self.config.tau_teacher)
+        return mean_prototype(teacher, self.prototypes, self.weights, self.epsilon)
 
     @torch.no_grad()
     def after_step(self, queue: Tensor) -> None:
-        epsilon = self.config.tau_teacher
         sums = torch.zeros_like(self.prototypes)
         for chunk in torch.split(queue, chunk_length(self.prototypes)):
-            sums.addmm_(_codes(chunk, self.prototypes, self.weights, epsilon).T, chunk)
-        moved = torch.lerp(F.normalize(sums, dim=1), self.prototypes, self.config.momentum)
+            sums.addmm_(_codes(chunk, self.prototypes, self.weights, self.epsilon).T, chunk)
+        moved = torch.lerp(F.normalize(sums, dim=1), self.prototypes, self.momentum)
         self.prototypes.copy_(F.normalize(moved, dim=1))
-        self.weights.copy_(balancing_weights(queue, self.prototypes, epsilon, SINKHORN_ITERATIONS))
+        self.weights.copy_(
+            balancing_weights(queue, self.prototypes, self.epsilon, SINKHORN_ITERATIONS)
+        )
         broadcast_buffers(self)

@@ -1,8 +1,8 @@
-"""SEED: students learn the similarities that a frozen teacher sees between an instance and a queue of others."""
+"""SEED: students learn a frozen teacher's similarities of an instance to a queue of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,22 +12,9 @@ from seed_exp.base.registry import lookup
 from seed_exp.config.schema import ObjectiveConfig
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
-from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
 from seed_exp.methods.collapse import effective_rank, embedding_std
-from seed_exp.methods.losses import (
-    binary_contrastive_loss,
-    bingo_loss,
-    bingo_target,
-    compress_loss,
-    compress_target,
-    coss_loss,
-    info_nce,
-    seed_loss,
-    seed_target,
-    squared_distance,
-    target_entropy,
-)
-from seed_exp.methods.momentum import MomentumContrast
+from seed_exp.methods.losses import target_entropy
+from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.queue import Queue
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.students import Student
@@ -35,89 +22,24 @@ from seed_exp.models.teachers import Teacher
 from seed_exp.views.recipe import HostBatch
 
 
-class Objective(NamedTuple):
-    """A loss between student and teacher embeddings [N, D] of the same views, with a memory of others [K, D].
-
-    The memory is the queue of the teacher's embeddings or, with `clusters`, the prototypes that are found in it.
-    """
-
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor, ObjectiveConfig], Tensor]
-    """Of (student, teacher, target, memory, config): the scalar that is minimised."""
-    target: Callable[[Tensor, Tensor, ObjectiveConfig], Tensor] = lambda teacher, _memory, _config: (
-        teacher
-    )
-    """Of (teacher, memory, config): what of the loss does not depend on the student [N, D]."""
-    clusters: type[Clusters] | None = None
-    """What finds the prototypes, and the targets among them."""
-    symmetric: bool = False
-    """Whether a student's global view is compared with the teacher's embedding of every global view of its image."""
-    contrast: bool = False
-    """Whether MoCo's loss between the first two global views is added, with each student's own momentum encoder."""
-
-    @property
-    def min_global_views(self) -> int:
-        """Global views of an image that it compares, at least."""
-        return 2 if self.symmetric or self.contrast else 1
-
-
-SEED = Objective(
-    lambda s, t, m, d, config: seed_loss(
-        s, t, d, tau_student=config.tau_student, tau_teacher=config.tau_teacher, target=m
-    ),
-    lambda t, d, config: seed_target(t, d, tau_teacher=config.tau_teacher),
-)
-DISTANCE = Objective(lambda s, t, _m, _d, _config: squared_distance(s, t))
-CLUSTERING = Objective(
-    lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student)
-)
-
-# s and t: embeddings of student and teacher; d: the memory; m: the target. docs/objectives.md compares them.
-OBJECTIVES: dict[str, Objective] = {
-    "seed": SEED,
-    "seed_strong": SEED._replace(symmetric=True),
-    "l2": DISTANCE,
-    "k_means": CLUSTERING._replace(clusters=KMeansClusters),
-    "online_clustering": CLUSTERING._replace(clusters=OnlineClusters),
-    "binary_contrastive": Objective(
-        lambda s, t, _m, d, config: binary_contrastive_loss(s, t, d, temperature=config.tau_student)
-    ),
-    "infonce": Objective(
-        lambda s, t, _m, d, config: info_nce(s, t, d, temperature=config.tau_student)
-    ),
-    "compress": Objective(
-        lambda s, _t, m, d, config: compress_loss(s, m, d, temperature=config.tau_student),
-        lambda t, d, config: compress_target(t, d, temperature=config.tau_student),
-    ),
-    "simreg": DISTANCE,
-    "disco": Objective(
-        lambda s, t, _m, _d, config: config.weight * squared_distance(s, t), contrast=True
-    ),
-    "bingo": Objective(
-        lambda s, t, m, d, config: bingo_loss(s, t, m, d, temperature=config.tau_student),
-        lambda t, d, config: bingo_target(t, d, bag_size=config.bag_size, weight=config.weight),
-    ),
-    "coss": Objective(lambda s, t, _m, _d, config: coss_loss(s, t, weight=config.weight)),
-}
-
-
 class Targets(NamedTuple):
-    """What the whole fleet shares of a batch, per resolution."""
+    """Part of a batch that the whole fleet shares, by resolution."""
 
     views: dict[str, Tensor]
     """[V x N, 3, S, S], all images' first view first."""
     num_images: int
-    """N."""
+    """N, images of the batch."""
     teacher: dict[str, Tensor]
     """The teacher's embeddings of these views [V x N, D]."""
     target: dict[str, Tensor]
-    """What the objective makes of them and the memory [V x N, D]."""
+    """The objective's targets from these embeddings and the memory [V x N, D]."""
 
 
 class Seed(Method):
-    """One teacher, one queue per resolution, any number of students (arXiv:2101.04731, Section 3.2).
+    """One teacher, one queue per resolution, any number of students (arXiv:2101.04731, Sec. 3.2).
 
-    The queues hold teacher embeddings only, so all students share them, and prototypes that are found in them. Other objectives
-    than SEED's take the same walk.
+    The queues hold teacher embeddings only. So all students share them and the prototypes found in
+    them. Every objective takes the same walk.
 
     Args:
         students: Networks to train, by name.
@@ -152,7 +74,8 @@ class Seed(Method):
             if clusters is None
             else {name: clusters(teacher.embedding_dim, config, seed) for name in self.queues}
         )
-        self.contrast = _contrast(students, config, seed) if self.objective.contrast else None
+        contrast = self.objective.contrast
+        self.contrast = None if contrast is None else contrast(students, config, seed)
         self.carried = nn.ModuleDict(self.queues)
         if self.clusters:
             self.carried["clusters"] = nn.ModuleDict(self.clusters)
@@ -163,7 +86,10 @@ class Seed(Method):
 
     @torch.no_grad()
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Targets:
-        """The teacher's embeddings of views [V, N, 3, S, S]; those of each image's first view are kept for the queue."""
+        """Teacher embeddings and targets of views [V, N, 3, S, S].
+
+        Keeps the embeddings of each image's first view for the queue.
+        """
         num_images = views["global"].shape[1]
         flat = {name: view.flatten(0, 1) for name, view in views.items()}
         teacher = self._embeddings(views, flat, batch)
@@ -173,7 +99,10 @@ class Seed(Method):
         return Targets(flat, num_images, teacher, target)
 
     def loss(self, name: str, network: nn.Module, targets: Targets) -> dict[str, Tensor]:
-        """The student's loss: the sum over resolutions; each one's part; of global views, mean cosine to the teacher and std."""
+        """The student's loss and its parts, one for each resolution; the loss is their sum.
+
+        For global views also the mean cosine to the teacher and the std of the embeddings.
+        """
         out = {}
         for resolution, view in targets.views.items():
             embeddings = network(view)
@@ -194,23 +123,26 @@ class Seed(Method):
         return {"loss": torch.stack(parts).sum(), **out}
 
     def compile_shared(self) -> None:
-        """Compiles the teacher's encoder, beside which its head is nothing, and momentum encoders."""
+        """Compiles the teacher's encoder (its head costs next to nothing) and momentum encoders."""
         self.teacher.encoder.compile(dynamic=False)
         if self.contrast is not None:
             self.contrast.compile_encoders()
 
     def rehearsal(self) -> Method:
-        """A copy, to try out a step that leaves no trace: it has no cache."""
+        """A copy without a cache, so that trying out a step leaves no trace."""
         cache, self.cache = self.cache, None
         twin = super().rehearsal()
         self.cache = cache
         return twin
 
     def diagnostics(self, targets: Targets) -> dict[str, Tensor]:
-        """Of global views: the target's entropy in nats and effective neighbours, means; each student's effective rank."""
+        """Mean entropy of the target (nats), effective neighbours, each student's effective rank.
+
+        All of them for global views.
+        """
         queue = self.queues["global"].embeddings
         entropy = target_entropy(
-            targets.teacher["global"], queue, tau_teacher=self.config.tau_teacher
+            targets.teacher["global"], queue, tau_teacher=self.config.diagnostic_tau
         )
         ranks = {
             f"{name}/embedding_rank": effective_rank(embeddings)
@@ -223,7 +155,10 @@ class Seed(Method):
         }
 
     def after_step(self) -> None:
-        """The teacher's embeddings of the whole global batch replace the oldest in the queues; what follows these moves on."""
+        """Replaces the oldest embeddings in the queues by the teacher's of the whole global batch.
+
+        Prototypes and momentum encoders then move on.
+        """
         for name, embeddings in self._new.items():
             self.queues[name].enqueue(all_gather(torch.cat(embeddings)))
             embeddings.clear()
@@ -239,7 +174,10 @@ class Seed(Method):
         return self.objective.target(teacher, self.queues[resolution].embeddings, self.config)
 
     def _compare(self, resolution: str, student: Tensor, targets: Targets) -> Tensor:
-        """The objective between embeddings and targets of the same views; with `symmetric`, of every pair of global views."""
+        """The loss between embeddings and targets of the same views.
+
+        With `symmetric`, the mean over every pair of global views.
+        """
         memory = (
             self.clusters[resolution].prototypes
             if self.clusters
@@ -260,7 +198,7 @@ class Seed(Method):
     def _embeddings(
         self, views: dict[str, Tensor], flat: dict[str, Tensor], batch: HostBatch
     ) -> dict[str, Tensor]:
-        """The teacher's, per resolution [V x N, D]: from the cache if it has all of them."""
+        """Teacher embeddings by resolution [V x N, D], from the cache if it has all of them."""
         if (
             self.cache is not None
             and (cached := self.cache.read(batch.epoch, batch.indices)) is not None
@@ -276,8 +214,3 @@ class Seed(Method):
             }
             self.cache.write(batch.epoch, batch.indices, by_view)
         return embeddings
-
-
-def _contrast(students: dict[str, Student], config: ObjectiveConfig, seed: int) -> MomentumContrast:
-    options = {"temperature": config.tau_student, "momentum": config.momentum}
-    return MomentumContrast(students, **options, queue_size=config.queue_size, seed=seed)

@@ -17,7 +17,8 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
-from seed_exp.methods.seed import OBJECTIVES, Seed
+from seed_exp.methods.objectives import OBJECTIVES
+from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.reduction import Reduction

@@ -25,7 +25,7 @@ from seed_exp.benchmarks.references import (
     kornia_views,
     plain_loss,
 )
-from seed_exp.config.schema import CropConfig, ObjectiveConfig, ViewsConfig
+from seed_exp.config.schema import CropConfig, SeedConfig, ViewsConfig
 from seed_exp.data.tsv import TsvSource
 from seed_exp.views.recipe import TrainViews
 
@@ -204,7 +204,7 @@ def test_plain_training_leaves_the_networks_it_is_given_alone() -> None:
     training = PlainTraining(
         student,
         teacher,
-        ObjectiveConfig("seed", queue_size=8),
+        SeedConfig(queue_size=8),
         tiny.optimizer_config(),
         ["global"],
         CPU,

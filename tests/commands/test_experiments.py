@@ -22,7 +22,7 @@ from seed_exp import distill, pretrain
 from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.sweep import jobs
-from seed_exp.methods.seed import OBJECTIVES
+from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import NETWORKS, TEACHERS

@@ -48,6 +48,11 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill experimnets=table1", "no option 'experimnets'; did you mean 'experiments'?"),
         ("distill experiments=table1_moco_r50", "did you mean 'table1_moco_v2_r50'?"),
         ("distill objective.tau_techer=1", "did you mean objective.tau_teacher?"),
+        (
+            "distill objective=l2 objective.tau_student=1",
+            "objective has: deep_head, hidden_dim, name, queue_size",
+        ),
+        ("distill objective.name=l2", "choose the objective with objective=l2"),
         ("distill students.resnet18.hiden_dim=1", "did you mean students.resnet18.hidden_dim?"),
         ("distill students.resnet81.hidden_dim=1", "did you mean students.resnet18?"),
         ("preview views.crops.globl.size=3", "did you mean views.crops.global?"),

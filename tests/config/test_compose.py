@@ -27,12 +27,12 @@ from seed_exp.config.schema import (
     KnnConfig,
     LinearConfig,
     MocoConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     PretrainConfig,
     PreviewConfig,
     QuickstartConfig,
     ScheduleName,
+    SeedConfig,
     StudentConfig,
     ViewsConfig,
 )
@@ -40,7 +40,7 @@ from seed_exp.config.sweep import jobs
 from seed_exp.data.sources import SOURCES
 from seed_exp.engine.optimizers import OPTIMIZERS
 from seed_exp.engine.tracking import TRACKERS
-from seed_exp.methods.seed import OBJECTIVES
+from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import TEACHERS
@@ -345,8 +345,8 @@ FLOATS: list[
     (optimizer, "clip_grad_norm", 0, math.inf, "(]"),
     (optimizer, "warmup_epochs", 0, math.inf, "[]"),
     (optimizer, "gamma", 0, math.inf, "(]"),
-    (ObjectiveConfig, "tau_student", 0, math.inf, "(]"),
-    (ObjectiveConfig, "tau_teacher", 0, math.inf, "(]"),
+    (SeedConfig, "tau_student", 0, math.inf, "(]"),
+    (SeedConfig, "tau_teacher", 0, math.inf, "(]"),
     (MocoConfig, "temperature", 0, math.inf, "(]"),
     (MocoConfig, "momentum", 0, 1, "[]"),
     (FitConfig, "eval_every", 0, math.inf, "[]"),
@@ -359,7 +359,7 @@ INTEGERS: list[tuple[Make, str, int]] = [  # make, option, smallest accepted val
     (CropConfig, "num", 0),
     (StudentConfig, "hidden_dim", 1),
     (DataConfig, "num_workers", 0),
-    (ObjectiveConfig, "queue_size", 1),
+    (SeedConfig, "queue_size", 1),
     (MocoConfig, "queue_size", 1),
     (FitConfig, "epochs", 1),
     (FitConfig, "steps", 1),

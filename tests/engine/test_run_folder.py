@@ -23,9 +23,9 @@ from seed_exp.config.schema import (
     CropConfig,
     DataConfig,
     DistillConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ScheduleName,
+    SeedConfig,
     StudentConfig,
     TeacherConfig,
     TeacherSSLConfig,
@@ -47,7 +47,7 @@ def config() -> DistillConfig:
         tracker=TrackerConfig("files"),
         teacher=TeacherConfig("swav_r50"),
         teacher_ssl=TeacherSSLConfig("swav"),
-        objective=ObjectiveConfig("seed"),
+        objective=SeedConfig(),
     )
 
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seed_exp.config.compose import compose
-from seed_exp.config.schema import ObjectiveConfig
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, ObjectiveConfig
 from seed_exp.engine.distributed import rank
 from seed_exp.methods import clustering, losses, streaming
-from seed_exp.methods.seed import OBJECTIVES, Seed
+from seed_exp.methods.objectives import OBJECTIVES
+from seed_exp.methods.seed import Seed
 from seed_exp.models.heads import head_layers, projection_head
 from seed_exp.training.distillation import distill
 from seed_exp.training.encoders import build_students
@@ -227,20 +228,32 @@ def build(
 ) -> Seed:
     values = {
         "queue_size": 21,
+        "tau_student": 0.2,
+        "tau_teacher": 0.05,
         "num_clusters": 6,
         "cluster_every": 3,
         "momentum": 0.9,
         "weight": 0.5,
         **options,
     }
-    config = ObjectiveConfig(name, 0.2, 0.05, **values)
-    return Seed(
-        tiny.students(names, bn=bn, dropout=dropout),
-        tiny.teacher(),
-        config,
-        ["global", "local"],
-        seed=3,
-    )
+    schema = OBJECTIVE_CONFIGS[name]
+    config = schema(**{key: values[key] for key in options_of(schema) & values.keys()})
+    return seed_method(config, names, bn=bn, dropout=dropout)
+
+
+def options_of(schema: type[ObjectiveConfig]) -> set[str]:
+    return {field.name for field in fields(schema)}
+
+
+def seed_method(
+    config: ObjectiveConfig,
+    names: tuple[str, ...] = ("a",),
+    *,
+    bn: bool = True,
+    dropout: float = 0.0,
+) -> Seed:
+    students = tiny.students(names, bn=bn, dropout=dropout)
+    return Seed(students, tiny.teacher(), config, ["global", "local"], seed=3)
 
 
 def views(num_images: int = 5, seed: int = 0) -> dict[str, Tensor]:
@@ -485,21 +498,81 @@ def test_the_deep_head_is_that_of_simreg() -> None:
 # --- options --------------------------------------------------------------------------------------
 
 
+OUT_OF_RANGE: dict[str, list[float]] = {
+    "queue_size": [0],
+    "hidden_dim": [0],
+    "tau_student": [0, math.nan],
+    "tau_teacher": [0, math.nan],
+    "weight": [-0.1, math.inf],
+    "momentum": [-0.1, 1.1],
+    "bag_size": [0],
+    "num_clusters": [0],
+    "cluster_every": [0],
+}
+
+
 @pytest.mark.parametrize(
-    ("option", "wrong"),
+    ("name", "option"),
     [
-        ("weight", -0.1),
-        ("weight", float("inf")),
-        ("momentum", 1.1),
-        ("bag_size", 0),
-        ("num_clusters", 0),
-        ("cluster_every", 0),
-        ("hidden_dim", 0),
+        (name, option)
+        for name, schema in OBJECTIVE_CONFIGS.items()
+        for option in sorted(options_of(schema) - {"name", "deep_head"})
     ],
 )
-def test_an_option_out_of_its_range_is_refused_by_name(option: str, wrong: float) -> None:
-    with pytest.raises(ValueError, match=rf"objective\.{option} .* got {wrong}"):
-        ObjectiveConfig("seed", **{option: wrong})
+def test_an_option_out_of_its_range_is_refused_by_name(name: str, option: str) -> None:
+    for wrong in OUT_OF_RANGE[option]:
+        with pytest.raises(ValueError, match=rf"objective\.{option} .* got {wrong}"):
+            OBJECTIVE_CONFIGS[name](**{option: wrong})
+
+
+def test_a_share_above_the_whole_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"objective\.weight must be in \[0, 1\], got 1\.5"):
+        OBJECTIVE_CONFIGS["bingo"](**{"weight": 1.5})
+
+
+def recording(name: str, read: set[str], **options: float) -> ObjectiveConfig:
+    """Options of an objective that note in `read` which of them are looked at."""
+    schema = OBJECTIVE_CONFIGS[name]
+
+    def look(self: ObjectiveConfig, option: str) -> object:
+        read.add(option)
+        return object.__getattribute__(self, option)
+
+    config: ObjectiveConfig = type("Recording", (schema,), {"__getattribute__": look})(**options)
+    read.clear()
+    return config
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name: str) -> None:
+    read: set[str] = set()
+    clusters = {"num_clusters": 6} if "num_clusters" in options_of(OBJECTIVE_CONFIGS[name]) else {}
+    method = seed_method(recording(name, read, queue_size=21, **clusters))
+    method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
+    method.after_step()
+    of_students = {"hidden_dim", "deep_head"}  # give_heads hands them to the students
+    schema = OBJECTIVE_CONFIGS[name]
+    assert read & options_of(schema) == options_of(schema) - of_students
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_diagnostics_take_the_teachers_temperature_or_that_of_seed(name: str) -> None:
+    method = build(name)
+    prepared = method.prepare(views(), BATCH)
+    queue, teacher = method.queues["global"].embeddings, prepared.teacher["global"]
+    tau = {"seed": 0.05, "seed_strong": 0.05, "online_clustering": 0.05, "compress": 0.2}
+    entropy = losses.target_entropy(teacher, queue, tau_teacher=tau.get(name, 0.01)).mean()
+    assert torch.equal(method.diagnostics(prepared)["teacher_entropy"], entropy)
+
+
+@pytest.mark.parametrize(("scale", "num"), [("full", 3000), ("small", 300), ("smoke", 16)])
+@pytest.mark.parametrize("name", ["k_means", "online_clustering"])
+def test_a_scale_sets_the_number_of_clusters_and_the_command_line_wins(
+    name: str, scale: str, num: int
+) -> None:
+    chosen = [f"objective={name}", f"scale={scale}"]
+    assert compose("distill", chosen).objective.num_clusters == num
+    assert compose("distill", [*chosen, "objective.num_clusters=9"]).objective.num_clusters == 9
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -527,7 +600,7 @@ def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it
         if name == "simreg"
         else "Linear-ReLU-Linear"
     }
-    assert {field.name for field in fields(ObjectiveConfig)} == set(vars(config.objective))
+    assert config.objective == OBJECTIVE_CONFIGS[name]()
 
 
 def test_a_students_own_head_goes_before_that_of_the_objective() -> None:
@@ -572,6 +645,9 @@ QUICK = [
 ]
 
 
+CLUSTERS = {"num_clusters": 20, "cluster_every": 5}
+
+
 def command(name: str, *options: str) -> list[str]:
     return [sys.executable, "-m", f"seed_exp.{name}", *DIGITS, *QUICK, *options]
 
@@ -589,6 +665,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
     name: str, teacher: Path, tmp_path: Path
 ) -> None:
+    own = options_of(OBJECTIVE_CONFIGS[name])
     options = [
         f"objective={name}",
         "student=[convnet_w2,convnet_w32]",
@@ -597,8 +674,7 @@ def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
     ]
     options += [
         "objective.queue_size=128",
-        "objective.num_clusters=20",
-        "objective.cluster_every=5",
+        *(f"objective.{key}={value}" for key, value in CLUSTERS.items() if key in own),
         "steps=24",
     ]
     straight = command("distill", *options, f"run_dir={tmp_path}/straight")

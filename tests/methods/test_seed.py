@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ranks import Ranks
 from torch import Tensor
 
-from seed_exp.config.schema import ObjectiveConfig
+from seed_exp.config.schema import ObjectiveConfig, SeedConfig
 from seed_exp.methods.seed import Seed
 
 BATCH = tiny.host_batch(5)
@@ -138,9 +139,7 @@ def test_queues_are_as_wide_as_the_teacher_and_the_same_in_every_run_with_that_s
 
 
 def test_one_resolution_is_enough() -> None:
-    method = Seed(
-        tiny.students(), tiny.teacher(), ObjectiveConfig("seed", queue_size=8), ["global"], seed=0
-    )
+    method = Seed(tiny.students(), tiny.teacher(), SeedConfig(queue_size=8), ["global"], seed=0)
     out = method.loss(
         "a", method.trainable["a"], method.prepare({"global": views()["global"]}, BATCH)
     )
@@ -149,9 +148,14 @@ def test_one_resolution_is_enough() -> None:
     assert method.queues["global"].position == 5
 
 
+@dataclass
+class Mistyped(ObjectiveConfig):
+    name: str = "sed"
+
+
 def test_an_unknown_objective_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown objective 'sed'; did you mean 'seed'"):
-        Seed(tiny.students(), tiny.teacher(), ObjectiveConfig("sed"), ["global"], seed=0)
+        Seed(tiny.students(), tiny.teacher(), Mistyped(), ["global"], seed=0)
 
 
 def enqueue_share(rank_images: int) -> Any:

@@ -1,6 +1,7 @@
-"""Every option of every command: name, type, default, meaning, unit. The values of named options are in conf/.
+"""Every option of every command: name, type, default, meaning, unit.
 
-Checks in `__post_init__` run when `typed()` turns the composed config into these classes, before anything starts.
+The values of config groups are in conf/. Checks in `__post_init__` run when `typed()` turns the
+composed config into these classes, before anything starts.
 """
 
 from __future__ import annotations
@@ -25,11 +26,27 @@ from seed_exp.config.schema.evaluation import (
     LinearConfig,
     OfRunConfig,
 )
+from seed_exp.config.schema.objectives import (
+    OBJECTIVE_CONFIGS,
+    BinaryContrastiveConfig,
+    BingoConfig,
+    ClusteringConfig,
+    CompressConfig,
+    CossConfig,
+    DiscoConfig,
+    InfoNCEConfig,
+    KMeansConfig,
+    L2Config,
+    ObjectiveConfig,
+    OnlineClusteringConfig,
+    SeedConfig,
+    SeedStrongConfig,
+    SimRegConfig,
+)
 from seed_exp.config.schema.parts import (
     CropConfig,
     DataConfig,
     MocoConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     StudentConfig,
     TeacherConfig,
@@ -73,13 +90,20 @@ SCHEMAS: dict[str, type[Any]] = {
 """Schema of each command's primary file conf/<command>.yaml."""
 
 __all__ = [
+    "OBJECTIVE_CONFIGS",
     "SCHEMAS",
     "BenchConfig",
+    "BinaryContrastiveConfig",
+    "BingoConfig",
+    "ClusteringConfig",
+    "CompressConfig",
     "ConvertConfig",
+    "CossConfig",
     "CropConfig",
     "DataConfig",
     "DataFormat",
     "DetectConfig",
+    "DiscoConfig",
     "DistillConfig",
     "EmbedConfig",
     "EncoderFitConfig",
@@ -87,12 +111,16 @@ __all__ = [
     "FeatureType",
     "FinetuneConfig",
     "FitConfig",
+    "InfoNCEConfig",
+    "KMeansConfig",
     "KnnConfig",
+    "L2Config",
     "LinearConfig",
     "MocoConfig",
     "ObjectiveConfig",
     "OfRunConfig",
     "OnError",
+    "OnlineClusteringConfig",
     "OptimizerConfig",
     "Precision",
     "PretrainConfig",
@@ -102,6 +130,9 @@ __all__ = [
     "ReportConfig",
     "Resume",
     "ScheduleName",
+    "SeedConfig",
+    "SeedStrongConfig",
+    "SimRegConfig",
     "SplitName",
     "StudentConfig",
     "TeacherConfig",

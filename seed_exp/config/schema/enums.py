@@ -14,7 +14,7 @@ class Precision(Enum):
 
 
 class ScheduleName(Enum):
-    """How the learning rate goes from its peak to the end of training."""
+    """Course of the learning rate from its peak to the end of training."""
 
     cosine = "cosine"
     step = "step"
@@ -22,28 +22,31 @@ class ScheduleName(Enum):
 
 
 class Resume(Enum):
-    """What a run does when its folder holds a checkpoint: go on, or refuse; `must` refuses when there is none."""
+    """What a run does with a checkpoint in its folder."""
 
-    auto = "auto"
-    never = "never"
-    must = "must"
+    auto = "auto"  # goes on from it
+    never = "never"  # refuses to start where there is one
+    must = "must"  # refuses to start where there is none
 
 
 OnError = Enum(
     "OnError", {"skip": "skip", "raise": "raise"}
 )  # not a class: `raise` is no name in Python
-"""What becomes of an image that cannot be read: `skip` replaces it by the next good one and lists it."""
+"""What happens to an image that cannot be read.
+
+`skip` replaces it by the next good one and lists it; `raise` ends the command.
+"""
 
 
 class SplitName(Enum):
-    """A part of the images."""
+    """Split of a data set."""
 
     train = "train"
     val = "val"
 
 
 class DataFormat(Enum):
-    """What images can be converted to."""
+    """Format to which images can be converted."""
 
     tsv = "tsv"
     image_folder = "image_folder"
@@ -51,21 +54,24 @@ class DataFormat(Enum):
 
 
 class Reduce(Enum):
-    """How a teacher's embeddings become narrower: both are projections onto principal components."""
+    """Projection of a teacher's embeddings onto principal components, which narrows them."""
 
     pca = "pca"  # keeps the proportions of the components
     whiten = "whiten"  # gives all of them the same variance
 
 
 class FeatureType(Enum):
-    """Number format in which features are kept."""
+    """Number format of stored features."""
 
     float32 = "float32"
     float16 = "float16"
 
 
 class TrackerMode(Enum):
-    """Where W&B writes: `auto` is online when logged in and the server answers, otherwise offline."""
+    """Where W&B writes.
+
+    `auto` is online when logged in and the server answers, otherwise offline.
+    """
 
     auto = "auto"
     offline = "offline"

@@ -1,4 +1,4 @@
-"""Options of the commands that measure a run's students."""
+"""Options of the commands that evaluate a run's students."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from seed_exp.config.schema.training import FitConfig
 
 @dataclass
 class OfRunConfig:
-    """What the commands on trained students have in common."""
+    """Options that the commands on trained students share."""
 
     run: str = MISSING
     """Run folder of `distill` or `pretrain`, or a student file of one."""
     networks: list[str] | None = None
-    """Which students of the run; null = all."""
+    """Names of the students of the run; null = all."""
 
     def __post_init__(self) -> None:
         require(self.networks != [], "networks=[] names no student; name some, or null for all")
@@ -27,7 +27,7 @@ class OfRunConfig:
 @dataclass
 class LinearConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
-    """Learning rates (at a batch of 256, times optimizer.lr) of the classifiers trained side by side on the same features."""
+    """Learning rates (at a batch of 256, times optimizer.lr), each of one classifier."""
 
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
@@ -47,9 +47,9 @@ class LinearConfig(FitConfig, OfRunConfig):
 @dataclass
 class FinetuneConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
-    """Learning rates (at a batch of 256, times optimizer.lr) of the encoders, copies of each student trained side by side."""
+    """Encoder learning rates (at a batch of 256, times optimizer.lr), each of one copy."""
     classifier_lr_factor: float = 20.0
-    """Learning rate of the new classifier as a multiple of its encoder's; other than 1, it needs optimizer.weight_decay=0."""
+    """Learning rate of the classifier / encoder; unless 1, needs optimizer.weight_decay=0."""
 
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
@@ -62,12 +62,13 @@ class FinetuneConfig(FitConfig, OfRunConfig):
         require(factor > 0, f"classifier_lr_factor must be positive, got {factor}")
         require(
             factor == 1 or decay == 0,
-            f"optimizer.weight_decay={decay} would not decay a classifier that learns {factor:g} times as fast by as much; "
-            "use optimizer.weight_decay=0 or classifier_lr_factor=1",
+            f"optimizer.weight_decay={decay} would not decay a classifier that learns {factor:g} "
+            "times as fast by as much; use optimizer.weight_decay=0 or classifier_lr_factor=1",
         )
         require(
             self.optimizer.name == "sgd",
-            f"finetune trains classifiers at rates of their own, which needs optimizer.name=sgd, got {self.optimizer.name}",
+            "finetune trains classifiers at rates of their own, which needs optimizer.name=sgd, "
+            f"got {self.optimizer.name}",
         )
         num = self.views.crops["global"].num
         require(num == 1, f"fine-tuning uses one view of an image; views.crops.global.num is {num}")
@@ -77,15 +78,15 @@ class FinetuneConfig(FitConfig, OfRunConfig):
 @dataclass
 class DetectConfig(FitConfig, OfRunConfig):
     detector: str = "fpn"
-    """Key of models.detectors.DETECTORS: fpn, a feature pyramid; or c4, for ResNets, whose last stage becomes the head."""
+    """Key of models.detectors.DETECTORS: fpn (pyramid) or c4 (head = a ResNet's last stage)."""
     masks: bool = False
-    """Mask R-CNN, which also says each object's pixels; needs data that has them (coco). Otherwise Faster R-CNN."""
+    """Whether to train Mask R-CNN (needs data with masks: coco) instead of Faster R-CNN."""
     short_sides: list[int] = field(default_factory=list)
-    """Pixels to which the shorter side of training images is resized, one of them at random; the largest one in evaluation."""
+    """Shorter sides of images in pixels: one at random in training, the largest in evaluation."""
     long_side: int = 1333
-    """Pixels that the longer side is not to exceed."""
+    """Longest side of an image in pixels."""
     freeze_bn: bool = False
-    """Whether the encoder's batch norm keeps its running statistics, scales and shifts."""
+    """Whether the encoder's batch norm is frozen: statistics, scales and shifts."""
 
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
@@ -105,24 +106,25 @@ class DetectConfig(FitConfig, OfRunConfig):
         )
         require(
             self.precision is Precision.float32,
-            f"detect needs precision=float32, got {self.precision.value}: bfloat16 would round boxes to several pixels",
+            f"detect needs precision=float32, got {self.precision.value}: "
+            "bfloat16 would round boxes to several pixels",
         )
 
 
 @dataclass
 class KnnConfig(OfRunConfig):
     ks: list[int] = field(default_factory=lambda: [10, 20, 200])
-    """Numbers of neighbours; majority and weighted votes are reported for each."""
+    """Numbers of neighbours, each with a majority and a weighted vote."""
     temperature: float = 0.07
     """Temperature of the weighted vote."""
     batch_size: int = 256
     """Images per forward pass."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
     data: DataConfig = MISSING
-    """Where labelled images come from."""
+    """Source of the labelled images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

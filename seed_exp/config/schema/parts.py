@@ -31,13 +31,13 @@ class StudentConfig:
     name: str | None = None
     """Model name in timm; only for network=timm."""
     hidden_dim: int | None = None
-    """Hidden width of the projection head; null = feature width of the encoder, 2048 = the strong variant."""
+    """Hidden width of the projection head; null = the objective's, else the feature width."""
     deep_head: bool | None = None
-    """Whether it has SimReg's four layers with batch norm instead of two; null = if the objective asks for it."""
+    """SimReg's projection head (4 layers, batch norm) instead of 2 layers; null = objective's."""
     init: str | None = None
-    """Weights to start from (encoder; head if equally wide): run folder, student file, SEED's file, timm's state dict."""
+    """Initial weights (head too if it fits): run folder, student/SEED/timm file; null = random."""
     epochs: int | None = None
-    """Passes over the training images, where this student is to be trained for fewer than the run has; null = all."""
+    """Passes over the training images, if fewer than the run's epochs; null = all."""
 
     def __post_init__(self) -> None:
         require(
@@ -53,19 +53,19 @@ class StudentConfig:
 @dataclass
 class TeacherConfig:
     network: str = MISSING
-    """Key of models.teachers.TEACHERS; `run` is a network of our own `pretrain` or `distill`, `timm` any of timm."""
+    """Key of models.teachers.TEACHERS; run = of our own run folder, timm = any model of timm."""
     name: str | None = None
-    """network=timm: its name there, e.g. vit_base_patch14_reg4_dinov2.lvd142m, or on the Hugging Face hub, hf-hub:ORG/MODEL."""
+    """network=timm: model name in timm, or hf-hub:ORG/MODEL on the Hugging Face hub."""
     checkpoint: str | None = None
-    """Checkpoint file (for network=run: run folder or student file); null downloads the official file."""
+    """Checkpoint file (network=run: run folder or student file); null = the official download."""
     student: str | None = None
-    """network=run: which network of the run, when it trained several."""
+    """network=run: name of the network, if the run trained several."""
     reduce: Reduce | None = None
-    """Narrower embeddings: a projection fitted before training, then fixed (kept in the run folder); null = as they are."""
+    """Projection to narrower embeddings, fitted before training, then fixed; null = none."""
     embedding_dim: int | None = None
     """reduce: width of the reduced embedding; null = 128."""
     num_reduce_images: int = 10000
-    """reduce: training images, evenly spread, on whose evaluation views the projection is fitted, at most."""
+    """reduce: training images, evenly spaced, on which the projection is fitted, at most."""
 
     def __post_init__(self) -> None:
         require(
@@ -75,7 +75,8 @@ class TeacherConfig:
         dim, num = self.embedding_dim, self.num_reduce_images
         require(
             dim is None or self.reduce is not None,
-            f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: without it embeddings are as wide as the teacher's",
+            f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: "
+            "without it embeddings are as wide as the teacher's",
         )
         require(
             dim is None or dim >= 1, f"teacher.embedding_dim must be null or at least 1, got {dim}"
@@ -86,7 +87,7 @@ class TeacherConfig:
 @dataclass
 class TeacherSSLConfig:
     name: str = MISSING
-    """Key of models.teacher_ssl.TEACHER_SSL: how the teacher's checkpoint names its tensors."""
+    """Key of models.teacher_ssl.TEACHER_SSL: convention of the checkpoint's tensor names."""
 
 
 @dataclass
@@ -104,7 +105,8 @@ class CropConfig:
         ordered = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
         require(
             ordered,
-            f"crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, got {self.scale}",
+            "crop scale must be [smallest, largest] with 0 < smallest <= largest <= 1, "
+            f"got {self.scale}",
         )
 
 
@@ -117,13 +119,13 @@ class ViewsConfig:
     aspect_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     """Smallest and largest width/height of a crop."""
     jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
-    """Largest change of brightness, contrast, saturation (factor 1 +- x) and hue (shift +- x turns, at most 0.5)."""
+    """Largest change of brightness, contrast, saturation (1 +- x) and hue (+- x turns, <= 0.5)."""
     jitter_prob: float = 0.0
     """Probability of colour jitter, per view."""
     grayscale_prob: float = 0.0
     """Probability of grayscale, per view."""
     grayscale_first: bool = False
-    """Grayscale before the jitter (MoCo-V1) instead of after it."""
+    """Whether grayscale comes before the jitter (MoCo-V1) instead of after it."""
     blur_prob: float = 0.0
     """Probability of Gaussian blur, per view."""
     blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
@@ -154,14 +156,16 @@ class ViewsConfig:
         )
         require(
             valid_jitter,
-            f"views.jitter must be four numbers from 0 to 100, the last (hue) <= 0.5, got {self.jitter}",
+            "views.jitter must be four numbers from 0 to 100, the last (hue) <= 0.5, "
+            f"got {self.jitter}",
         )
         ordered_blur = (
             len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= 100
         )
         require(
             ordered_blur,
-            f"views.blur_sigma must be [smallest, largest], above 0 and up to 100, got {self.blur_sigma}",
+            "views.blur_sigma must be [smallest, largest], above 0 and up to 100, "
+            f"got {self.blur_sigma}",
         )
         ordered_ratio = (
             len(self.aspect_ratio) == 2 and 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]
@@ -178,11 +182,13 @@ class ViewsConfig:
         )
         require(
             valid_norm,
-            f"views.mean and views.std need 3 finite values each, std > 0, got {self.mean} and {self.std}",
+            "views.mean and views.std need 3 finite values each, std > 0, "
+            f"got {self.mean} and {self.std}",
         )
         require(
             0 < self.eval_size <= self.eval_resize,
-            f"need 0 < views.eval_size <= views.eval_resize, got {self.eval_size} and {self.eval_resize}",
+            "need 0 < views.eval_size <= views.eval_resize, "
+            f"got {self.eval_size} and {self.eval_resize}",
         )
 
 
@@ -193,25 +199,25 @@ class DataConfig:
     root: str | None = None
     """Folder or file of the images."""
     val_root: str | None = None
-    """Folder or file of the validation images; null = what `root` holds (val.tsv, val/, the test split)."""
+    """Folder or file of the validation images; null = within root (val.tsv, val/, test split)."""
     val_fraction: float = 0.0
-    """Share of `root`'s images held out for validation where no other validation images exist; the same in every run."""
+    """Share of root's images held out for validation, if there are no others; always the same."""
     fraction: float = 1.0
-    """Share of each class's training images that is used, at least one of each; a smaller share is part of a larger one."""
+    """Share of each class's training images to use, at least one image; shares are nested."""
     fraction_seed: int = 0
-    """fraction: seeds the choice."""
+    """fraction: seed of the choice."""
     subset: str | None = None
-    """File with the names of the training images that are used, one a line, such as SimCLR's 1percent.txt; null = all."""
+    """File of training images to use, one name a line (SimCLR's 1percent.txt); null = all."""
     name: str | None = None
     """source=torchvision: class in torchvision.datasets, e.g. CIFAR10."""
     download: bool = False
-    """source=torchvision: download the files when they are absent."""
+    """source=torchvision: whether absent files are downloaded."""
     num_workers: int | None = None
-    """Processes per rank that decode and crop; null = this rank's share of the cores, 0 = in the training process."""
+    """Decoding processes per rank; null = its share of the cores, 0 = the training process."""
     on_error: OnError = OnError.skip
-    """What an image that cannot be read does: skip = the next good one replaces it, bad_samples.jsonl lists it; raise = error."""
+    """Unreadable image: skip = replace and list it in bad_samples.jsonl; raise = error."""
     max_bad: float = 0.01
-    """on_error=skip: largest share of the images that may be bad."""
+    """on_error=skip: largest share of unreadable images."""
 
     def __post_init__(self) -> None:
         require(
@@ -228,7 +234,8 @@ class DataConfig:
         )
         require(
             self.subset is None or self.fraction == 1,
-            f"data.subset={self.subset} and data.fraction={self.fraction} both choose images; give one of them",
+            f"data.subset={self.subset} and data.fraction={self.fraction} both choose images; "
+            "give one of them",
         )
         require(
             self.num_workers is None or self.num_workers >= 0,
@@ -258,7 +265,7 @@ class OptimizerConfig:
     milestones: list[float] = field(default_factory=list)
     """schedule=step: epochs after which the learning rate is multiplied by gamma."""
     gamma: float = 0.1
-    """schedule=step: the factor."""
+    """schedule=step: factor of the learning rate at each milestone."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
@@ -285,54 +292,6 @@ class OptimizerConfig:
 
 
 @dataclass
-class ObjectiveConfig:
-    name: str = MISSING
-    """Key of methods.seed.OBJECTIVES."""
-    tau_student: float = 0.2
-    """Temperature of the student's similarity distribution."""
-    tau_teacher: float = 0.01
-    """Temperature of the teacher's similarity distribution; towards 0 the objective becomes InfoNCE."""
-    queue_size: int = 65536
-    """Teacher embeddings kept, per resolution."""
-    weight: float = 1.0
-    """disco: of the distance to the teacher; coss: of the space similarity; bingo: of the bag, the own embedding has the rest."""
-    bag_size: int = 5
-    """bingo: nearest neighbours that are positives."""
-    num_clusters: int = 3000
-    """k_means, online_clustering: centroids or prototypes, per resolution."""
-    cluster_every: int = 100
-    """k_means: steps between two runs of k-means on the queue."""
-    momentum: float = 0.999
-    """Share that each step keeps: of the momentum encoder in disco, of the prototypes in online_clustering."""
-    hidden_dim: int | None = None
-    """Hidden width of the projection head of students that name none; null = feature width of each one's encoder."""
-    deep_head: bool = False
-    """Whether students that do not say it get SimReg's deeper projection head."""
-
-    def __post_init__(self) -> None:
-        for option in ("tau_student", "tau_teacher", "queue_size"):
-            value = getattr(self, option)
-            require(value > 0, f"objective.{option} must be positive, got {value}")
-        require(
-            self.name != "bingo" or self.weight <= 1,
-            f"objective.weight of bingo is a share, up to 1, got {self.weight}",
-        )
-        require(
-            0 <= self.weight < math.inf, f"objective.weight must not be negative, got {self.weight}"
-        )
-        require(
-            0 <= self.momentum <= 1, f"objective.momentum must be in [0, 1], got {self.momentum}"
-        )
-        for option in ("bag_size", "num_clusters", "cluster_every"):
-            value = getattr(self, option)
-            require(value >= 1, f"objective.{option} must be at least 1, got {value}")
-        require(
-            self.hidden_dim is None or self.hidden_dim >= 1,
-            f"objective.hidden_dim must be null or at least 1, got {self.hidden_dim}",
-        )
-
-
-@dataclass
 class MocoConfig:
     temperature: float = 0.2
     """Temperature of InfoNCE."""
@@ -347,28 +306,19 @@ class MocoConfig:
         require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
 
 
-def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
-    """Gives students that say nothing of their projection head the objective's."""
-    for student in students.values():
-        student.hidden_dim = (
-            objective.hidden_dim if student.hidden_dim is None else student.hidden_dim
-        )
-        student.deep_head = objective.deep_head if student.deep_head is None else student.deep_head
-
-
 @dataclass
 class TrackerConfig:
     name: str = MISSING
-    """Key of engine.tracking.TRACKERS; metrics.jsonl is written in any case."""
+    """Key of engine.tracking.TRACKERS; metrics.jsonl is always written."""
     project: str = "seed_exp"
     """W&B project."""
     entity: str | None = None
     """W&B team or user; null = the account's default."""
     group: str | None = None
-    """W&B group, under which runs stand together; an experiment's is its name; null = what the run folder's name begins with."""
+    """W&B group of runs; an experiment sets its name; null = beginning of the run folder's name."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
     mode: TrackerMode = TrackerMode.auto
-    """Where W&B writes."""
+    """Mode of W&B: auto = online if logged in and the server answers, otherwise offline."""
     artifacts: bool = False
-    """Whether W&B also gets the students' files, each time that a checkpoint is written."""
+    """Whether W&B also gets the students' files with every checkpoint."""

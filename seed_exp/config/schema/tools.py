@@ -1,4 +1,4 @@
-"""Options of the other commands."""
+"""Options of the commands that neither train nor evaluate."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import DataFormat, FeatureType, Precision, SplitName
 from seed_exp.config.schema.evaluation import OfRunConfig
+from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
 from seed_exp.config.schema.parts import (
     DataConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     StudentConfig,
     TeacherConfig,
     TeacherSSLConfig,
     ViewsConfig,
-    give_heads,
     require,
 )
 
@@ -24,17 +23,17 @@ from seed_exp.config.schema.parts import (
 @dataclass
 class PreviewConfig:
     views: ViewsConfig = MISSING
-    """The recipe to show."""
+    """Recipe of the views to show."""
     data: DataConfig = MISSING
-    """Where images come from."""
+    """Source of the images."""
     seed: int = 0
-    """Seeds every draw of the views."""
+    """Seed of every draw of the views."""
     epoch: int = 0
     """Epoch whose views are shown."""
     num_images: int = 8
-    """Rows of the picture."""
+    """Images, each a row of the picture."""
     output: str = "preview.png"
-    """Where the picture is written."""
+    """File of the picture."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
@@ -45,11 +44,11 @@ class PreviewConfig:
 @dataclass
 class QuickstartConfig:
     run_dir: str = "runs/quickstart"
-    """Folder of the three runs, the table and the picture; an interrupted quickstart goes on there."""
+    """Folder of runs, table and picture; the same command resumes an interrupted quickstart."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Each seed repeats everything, teacher included; the table then has means, and the spread of SEED's gain."""
+    """Seeds, each of which repeats everything; several give means and standard deviations."""
     steps: int = 600
-    """Optimiser steps of each of the three trainings."""
+    """Optimiser steps of each of the three runs."""
 
     def __post_init__(self) -> None:
         require(len(self.seeds) > 0, "seeds must name at least one seed, e.g. seeds=[0]")
@@ -59,47 +58,47 @@ class QuickstartConfig:
 @dataclass
 class BenchConfig:
     bench: str = MISSING
-    """Key of bench.BENCHES: what is measured."""
+    """Key of tools.bench.BENCHES: what is measured."""
     seconds: float = 60
-    """Time that the measurement takes, beside its warm-up."""
+    """Seconds of measurement, after the warm-up."""
     batch_size: int = 32
     """Images per repetition."""
     rows: int = 256
-    """loss: embeddings compared with the queue, images x views."""
+    """loss: embeddings compared with the queue (images x views)."""
     bank_size: int = 100000
-    """knn: features that are searched."""
+    """knn: features to search."""
     query_size: int = 2000
-    """knn: features whose neighbours are looked for."""
+    """knn: features whose neighbours are searched."""
     feature_dim: int = 512
-    """knn: their width."""
+    """knn: width of a feature."""
     k: int = 20
-    """knn: neighbours of each."""
+    """knn: neighbours of each query."""
     processes: int = 2
-    """scaling: how many train together."""
+    """scaling: processes that train together."""
     threads: int | None = None
-    """CPU threads; null = as many as PyTorch takes by itself; scaling: of each process, null = 1."""
+    """CPU threads, of each process for scaling; null = PyTorch's choice, for scaling 1."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
-    """Number format of our forward passes; the plain ones are float32 on a CPU, float16 on a GPU."""
+    """Number format of our forward passes; plain ones: float32 on a CPU, float16 on a GPU."""
     compile: bool | None = None
     """Whether our networks are compiled; null = on a GPU."""
     json: bool = False
-    """Prints JSON instead of a table; also --json."""
+    """Whether JSON is printed instead of a table; also --json."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
-    """Networks to train, by name: the options of the group `student`."""
+    """Networks to train, by name; each has the options of the group student."""
     teacher: TeacherConfig = MISSING
-    """The frozen network, with random weights."""
+    """Frozen network, with random weights."""
     teacher_ssl: TeacherSSLConfig = MISSING
-    """Convention of the teacher's checkpoint, which says what head it has."""
+    """Checkpoint convention of the teacher, which says what head it has."""
     objective: ObjectiveConfig = MISSING
-    """What is minimised, and the size of the queue."""
+    """Loss to minimise, with its options."""
     optimizer: OptimizerConfig = MISSING
-    """How weights are updated."""
+    """Optimiser of the weights."""
     views: ViewsConfig = MISSING
-    """What is drawn from an image."""
+    """Recipe of the views of an image."""
     data: DataConfig = MISSING
-    """Where the images of `bench=views` come from; the other benches make their own."""
+    """views: source of the images; other benches make their own."""
 
     def __post_init__(self) -> None:
         require(self.seconds >= 0, f"seconds must not be negative, got {self.seconds}")
@@ -118,13 +117,13 @@ class BenchConfig:
 @dataclass
 class ConvertConfig:
     data: DataConfig = MISSING
-    """Where the images come from."""
+    """Source of the images."""
     split: SplitName = SplitName.train
-    """Which of them."""
+    """Split to convert."""
     to: DataFormat = MISSING
-    """What they become."""
+    """Target format."""
     output: str = MISSING
-    """Folder of the result, to be read with data=<to> data.root=<output>; both splits may go into the same one."""
+    """Folder of the result, for both splits; read it with data=<to> data.root=<output>."""
     shard_size: int = 10000
     """to=shards: images per file."""
 
@@ -135,15 +134,15 @@ class ConvertConfig:
 @dataclass
 class ExportConfig(OfRunConfig):
     formats: list[str] | None = None
-    """Keys of exporting.formats.FORMATS; null = all that the network has."""
+    """Keys of exporting.formats.FORMATS; null = all that the network supports."""
     output: str | None = None
-    """Folder in which each network gets one of its own; null = export/ in the run's folder."""
+    """Folder with a subfolder for each network; null = export/ in the run folder."""
     head: bool = False
-    """Whether onnx and torch_export give embeddings too, the output of the projection head."""
+    """Whether onnx and torch_export also return embeddings (output of the projection head)."""
     push: str | None = None
-    """OWNER/NAME of a repository on the Hugging Face hub to which the network's folder is uploaded; null = it stays here."""
+    """OWNER/NAME of a Hugging Face repository to upload the network to; null = no upload."""
     data: DataConfig = MISSING
-    """Images on which each exported file must give the features of the run's own network."""
+    """Images on which each exported file must reproduce the features of the run's network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,31 +154,31 @@ class ExportConfig(OfRunConfig):
 @dataclass
 class EmbedConfig(OfRunConfig):
     split: SplitName = SplitName.train
-    """Which of the images."""
+    """Split to embed."""
     output: str = "features.parquet"
-    """File of the features; its ending says the format: .parquet or .npz."""
+    """File of the features, .parquet or .npz."""
     head: bool = False
-    """Embeddings, the output of the projection head, instead of features."""
+    """Whether to write embeddings (output of the projection head) instead of features."""
     dtype: FeatureType = FeatureType.float32
-    """Number format in the file."""
+    """Number format of the file."""
     gallery: str | None = None
-    """HTML page of images with their nearest neighbours; null = none."""
+    """HTML page to write of images with their nearest neighbours; null = none."""
     neighbours: int = 8
     """gallery: neighbours of each query."""
     query: list[str] | None = None
-    """gallery: image files whose neighbours are looked for; null = images spread over the data."""
+    """gallery: query image files; null = images evenly spaced over the data."""
     num_queries: int = 12
-    """gallery: how many images are spread over the data."""
+    """gallery: number of evenly spaced query images."""
     duplicates: float | None = None
-    """Cosine from which on two images count as near-duplicates, whose groups are listed beside the output; null = none are."""
+    """Smallest cosine of near-duplicates, which are listed beside the output; null = no list."""
     batch_size: int = 256
     """Images per forward pass."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
     data: DataConfig = MISSING
-    """Where the images come from; they need no labels."""
+    """Source of the images; they need no labels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,23 +198,23 @@ class EmbedConfig(OfRunConfig):
 @dataclass
 class VerifyConfig:
     data: DataConfig = MISSING
-    """Where the images come from."""
+    """Source of the images."""
     split: SplitName | None = None
-    """Which of them; null = all."""
+    """Split to check; null = all."""
     output: str = "verify-report.jsonl"
-    """Where the images that cannot be read are listed."""
+    """File that lists the unreadable images."""
 
 
 @dataclass
 class ReportConfig:
     runs: list[str] = field(default_factory=lambda: ["runs"])
-    """Folders at and below which run folders are looked for."""
+    """Folders to search for run folders, at any depth."""
     sweeps: list[str] = field(default_factory=list)
-    """What the table is about, each as it is typed: "distill experiments=table1 seed=0,1,2"; [] = the runs that are found."""
+    """Sweeps of the table, each as typed ("distill experiments=table1"); [] = all runs found."""
     output: str = "report"
     """Folder of the page and the tables."""
     title: str = "Self-supervised distillation"
-    """Heading of the page."""
+    """Title of the page."""
 
     def __post_init__(self) -> None:
         require(len(self.runs) > 0, "runs=[] leaves nothing to report; name at least one folder")

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import Precision, Resume
+from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
 from seed_exp.config.schema.parts import (
     DataConfig,
     MocoConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     StudentConfig,
     TeacherConfig,
     TeacherSSLConfig,
     TrackerConfig,
     ViewsConfig,
-    give_heads,
     require,
     require_global_only,
 )
@@ -25,46 +24,46 @@ from seed_exp.config.schema.parts import (
 
 @dataclass
 class FitConfig:
-    """What every command that trains has in common (engine.fit)."""
+    """Options that all training commands share (engine.fit)."""
 
     run_dir: str | None = None
-    """Folder of the run; null = runs/<command>/<options and their hash>. The same command resumes it."""
+    """Run folder, resumed by the same command; null = runs/<command>/<label and hash>."""
     seed: int = 0
-    """Seeds initial weights, order of the images, every draw of the views, dropout."""
+    """Seed of initial weights, image order, views and dropout."""
     epochs: int = 200
     """Passes over the training images."""
     steps: int | None = None
     """Optimiser steps, instead of `epochs`."""
     batch_size: int | str = 256
-    """Images per optimiser step over all processes; auto = the largest power of two per process that fits into its memory."""
+    """Images per optimiser step over all processes; auto = largest power of two that fits."""
     accumulation: int = 1
-    """Parts into which each process splits its share of the batch, to save memory."""
+    """Parts into which each process splits its share of the batch to save memory."""
     precision: Precision = Precision.auto
     """Number format of the forward pass."""
     compile: bool | None = None
-    """Whether networks and views are compiled (torch.compile): slower to start, faster to run; null = on a GPU."""
+    """torch.compile of networks and views: slower to start, faster to run; null = on a GPU."""
     device: str = "auto"
-    """auto = a GPU when there is one; or cpu, cuda."""
+    """Device: auto = a GPU if there is one; or cpu, cuda."""
     log_every: int = 50
     """Steps between two lines of metrics."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints, of which the newest two are kept; further ones are written before each evaluation."""
+    """Steps between two checkpoints, also written before evaluations; the newest two are kept."""
     max_skipped: int = 10
-    """Steps of a network whose gradient is not finite that are skipped; with more it has diverged and is trained no further."""
+    """Steps with a non-finite gradient that a network may skip; with more it has diverged."""
     keep_every: int | None = None
-    """Epochs between two checkpoints that are kept for good; null = none is."""
+    """Epochs between two checkpoints that are kept for good; null = none."""
     resume: Resume = Resume.auto
-    """What a checkpoint in the run's folder means: auto = go on from it, must = refuse without one, never = refuse with one."""
+    """Checkpoint in the run folder: auto = resume, must = refuse without, never = refuse with."""
     eval_every: float = 10
-    """Epochs between two evaluations during training, where the data has labels; 0 = only the one at the end."""
+    """Epochs between two evaluations, if the data has labels; 0 = only at the end."""
     views: ViewsConfig = MISSING
-    """What is drawn from an image."""
+    """Recipe of the views of an image."""
     optimizer: OptimizerConfig = MISSING
-    """How weights are updated, the same for every student."""
+    """Optimiser of the weights, the same for every student."""
     data: DataConfig = MISSING
-    """Where images come from."""
+    """Source of the images."""
     tracker: TrackerConfig = MISSING
-    """Where metrics go."""
+    """Tracker of the metrics."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed must be from 0 to 2^63 - 1, got {self.seed}")
@@ -80,7 +79,8 @@ class FitConfig:
         )
         require(
             self.batch_size != "auto" or self.steps is None,
-            f"steps={self.steps} of batch_size=auto would be training of unknown length; give epochs",
+            f"steps={self.steps} of batch_size=auto would be training of unknown length; "
+            "give epochs",
         )
         require(
             self.steps is None or self.steps >= 1,
@@ -96,16 +96,16 @@ class FitConfig:
 
 @dataclass
 class EncoderFitConfig(FitConfig):
-    """What the commands that train encoders have in common."""
+    """Options that the commands that train encoders share."""
 
     knn_bank_size: int = 20000
-    """Labelled training images with which the k-NN evaluation during training compares, at most."""
+    """Labelled training images that k-NN during training searches, at most."""
     knn_query_size: int = 5000
-    """Validation images that the k-NN evaluation during training classifies, at most."""
+    """Validation images that k-NN during training classifies, at most."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
-    """Networks to train, by name: the options of the group `student`."""
+    """Networks to train, by name; each has the options of the group student."""
     evaluations: list[str] = field(default_factory=list)
-    """Evaluations of the trained students in the same job, each with options of its own: [knn, "linear lrs=[30]"]."""
+    """Evaluations after training, each with its own options: [knn, "linear lrs=[30]"]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,24 +117,26 @@ class EncoderFitConfig(FitConfig):
             if student.epochs is not None:
                 require(
                     self.steps is None,
-                    f"students.{name}.epochs={student.epochs} says nothing beside steps={self.steps}",
+                    f"students.{name}.epochs={student.epochs} says nothing beside "
+                    f"steps={self.steps}",
                 )
                 require(
                     student.epochs <= self.epochs,
-                    f"students.{name}.epochs={student.epochs} exceeds epochs={self.epochs}, the length of the run; raise that",
+                    f"students.{name}.epochs={student.epochs} exceeds epochs={self.epochs}, "
+                    "the length of the run; raise that",
                 )
 
 
 @dataclass
 class DistillConfig(EncoderFitConfig):
     teacher: TeacherConfig = MISSING
-    """The frozen network to learn from."""
+    """Frozen network to learn from."""
     teacher_ssl: TeacherSSLConfig = MISSING
-    """Convention of the teacher's checkpoint; each teacher brings its own."""
+    """Checkpoint convention of the teacher; each teacher brings its own."""
     objective: ObjectiveConfig = MISSING
-    """What is minimised."""
+    """Loss to minimise, with its options."""
     teacher_cache: str | None = None
-    """Folder where the teacher's embeddings are looked for and kept, for later students of the same teacher, views and seed."""
+    """Folder of teacher embeddings, shared by runs with the same teacher, views and seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,7 +148,7 @@ class PretrainConfig(EncoderFitConfig):
     embedding_dim: int = 128
     """Width of the embedding."""
     moco: MocoConfig = field(default_factory=MocoConfig)
-    """What is minimised, and the momentum encoder."""
+    """Contrastive loss and momentum encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,6 +158,7 @@ class PretrainConfig(EncoderFitConfig):
         num = self.views.crops["global"].num
         require(
             num == 2,
-            f"pretrain needs two global views of an image, a query and a key; views.crops.global.num is {num}",
+            "pretrain needs two global views of an image, a query and a key; "
+            f"views.crops.global.num is {num}",
         )
         require_global_only(self.views, "pretrain")

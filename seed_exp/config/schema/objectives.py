@@ -1,0 +1,298 @@
+"""Options of the objectives of `distill`: one dataclass each, with exactly what it reads.
+
+The defaults are the values of conf/objective/NAME.yaml, which says where they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from seed_exp.config.schema.parts import StudentConfig, require
+
+
+@dataclass
+class ObjectiveConfig:
+    """Options that all objectives share."""
+
+    name: str = MISSING
+    """Key of methods.objectives.OBJECTIVES."""
+    queue_size: int = 65536
+    """Teacher embeddings kept, per resolution."""
+    hidden_dim: int | None = None
+    """Hidden width of the projection head of students that name none; null = feature width."""
+    deep_head: bool = False
+    """Whether students that do not say it get SimReg's deeper projection head."""
+
+    @property
+    def diagnostic_tau(self) -> float:
+        """Temperature of the logged teacher_entropy and effective_neighbours.
+
+        The teacher's own, where the objective has one; otherwise SEED's, so that runs compare.
+        """
+        return 0.01
+
+    def __post_init__(self) -> None:
+        own = type(self).name
+        require(
+            self.name == own,
+            f"objective.name={self.name} does not go with the options of {own}; "
+            f"choose the objective with objective={self.name}",
+        )
+        _require_positive(self, "queue_size")
+        require(
+            self.hidden_dim is None or self.hidden_dim >= 1,
+            f"objective.hidden_dim must be null or at least 1, got {self.hidden_dim}",
+        )
+
+
+@dataclass
+class SeedConfig(ObjectiveConfig):
+    name: str = "seed"
+    """Key of methods.objectives.OBJECTIVES."""
+    tau_student: float = 0.2
+    """Temperature of the student's similarity distribution."""
+    tau_teacher: float = 0.01
+    """Temperature of the teacher's similarity distribution; towards 0 the loss becomes InfoNCE."""
+
+    @property
+    def diagnostic_tau(self) -> float:
+        return self.tau_teacher
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student", "tau_teacher")
+
+
+@dataclass
+class SeedStrongConfig(SeedConfig):
+    name: str = "seed_strong"
+    """Key of methods.objectives.OBJECTIVES."""
+    hidden_dim: int | None = 2048
+    """Hidden width of the projection head of students that name none; null = feature width."""
+
+
+@dataclass
+class PairwiseConfig(ObjectiveConfig):
+    """An objective that compares student and teacher without a memory of other images."""
+
+    queue_size: int = 65536
+    """Teacher embeddings kept, per resolution, for the diagnostics only."""
+
+
+@dataclass
+class L2Config(PairwiseConfig):
+    name: str = "l2"
+    """Key of methods.objectives.OBJECTIVES."""
+
+
+@dataclass
+class SimRegConfig(PairwiseConfig):
+    name: str = "simreg"
+    """Key of methods.objectives.OBJECTIVES."""
+    deep_head: bool = True
+    """Whether students that do not say it get SimReg's deeper projection head."""
+
+
+@dataclass
+class CossConfig(PairwiseConfig):
+    name: str = "coss"
+    """Key of methods.objectives.OBJECTIVES."""
+    weight: float = 1.0
+    """Factor of the space similarity; the cosines of the embeddings have 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_factor(self, "weight")
+
+
+@dataclass
+class DiscoConfig(ObjectiveConfig):
+    name: str = "disco"
+    """Key of methods.objectives.OBJECTIVES."""
+    queue_size: int = 65536
+    """Each student's own keys kept as negatives; as many of the teacher's, for the diagnostics."""
+    hidden_dim: int | None = 2048
+    """Hidden width of the projection head of students that name none; null = feature width."""
+    tau_student: float = 0.2
+    """Temperature of the contrast between the student's views."""
+    weight: float = 64.0
+    """Factor of the distance to the teacher; the contrast has 1."""
+    momentum: float = 0.999
+    """Share of each student's momentum encoder that a step keeps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+        _require_factor(self, "weight")
+        _require_share(self, "momentum")
+
+
+@dataclass
+class ClusteringConfig(ObjectiveConfig):
+    """An objective whose student predicts clusters of the queue."""
+
+    tau_student: float = 0.1
+    """Temperature of the student's distribution over the clusters."""
+    num_clusters: int = 3000
+    """Clusters, per resolution; at most queue_size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+        _require_at_least_one(self, "num_clusters")
+        require(
+            self.num_clusters <= self.queue_size,
+            f"objective.num_clusters={self.num_clusters} exceeds "
+            f"objective.queue_size={self.queue_size}, in which they are found; "
+            "lower the first or raise the second",
+        )
+
+
+@dataclass
+class KMeansConfig(ClusteringConfig):
+    name: str = "k_means"
+    """Key of methods.objectives.OBJECTIVES."""
+    cluster_every: int = 100
+    """Steps between two runs of k-means on the queue."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_at_least_one(self, "cluster_every")
+
+
+@dataclass
+class OnlineClusteringConfig(ClusteringConfig):
+    name: str = "online_clustering"
+    """Key of methods.objectives.OBJECTIVES."""
+    queue_size: int = 3840
+    """Teacher embeddings kept, per resolution."""
+    tau_teacher: float = 0.05
+    """SwAV's epsilon: temperature of the teacher's assignment to prototypes."""
+    momentum: float = 0.99
+    """Share of the prototypes that a step keeps."""
+
+    @property
+    def diagnostic_tau(self) -> float:
+        return self.tau_teacher
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_teacher")
+        _require_share(self, "momentum")
+
+
+@dataclass
+class BinaryContrastiveConfig(ObjectiveConfig):
+    name: str = "binary_contrastive"
+    """Key of methods.objectives.OBJECTIVES."""
+    queue_size: int = 16384
+    """Teacher embeddings kept as negatives, per resolution."""
+    tau_student: float = 0.07
+    """Temperature of the similarities between student and teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+
+
+@dataclass
+class InfoNCEConfig(ObjectiveConfig):
+    name: str = "infonce"
+    """Key of methods.objectives.OBJECTIVES."""
+    tau_student: float = 0.2
+    """Temperature of the student's similarity distribution."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+
+
+@dataclass
+class CompressConfig(ObjectiveConfig):
+    name: str = "compress"
+    """Key of methods.objectives.OBJECTIVES."""
+    queue_size: int = 128000
+    """Teacher embeddings kept, per resolution."""
+    tau_student: float = 0.04
+    """Temperature of both similarity distributions, the student's and the teacher's."""
+
+    @property
+    def diagnostic_tau(self) -> float:
+        return self.tau_student
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+
+
+@dataclass
+class BingoConfig(ObjectiveConfig):
+    name: str = "bingo"
+    """Key of methods.objectives.OBJECTIVES."""
+    hidden_dim: int | None = 2048
+    """Hidden width of the projection head of students that name none; null = feature width."""
+    tau_student: float = 0.2
+    """Temperature of the student's similarity distribution."""
+    weight: float = 0.5
+    """Share of the bag in the loss, from 0 to 1; the image's own embedding has the rest."""
+    bag_size: int = 5
+    """Nearest neighbours in the queue that are positives."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+        _require_share(self, "weight")
+        _require_at_least_one(self, "bag_size")
+
+
+OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
+    "seed": SeedConfig,
+    "seed_strong": SeedStrongConfig,
+    "l2": L2Config,
+    "k_means": KMeansConfig,
+    "online_clustering": OnlineClusteringConfig,
+    "binary_contrastive": BinaryContrastiveConfig,
+    "infonce": InfoNCEConfig,
+    "compress": CompressConfig,
+    "simreg": SimRegConfig,
+    "disco": DiscoConfig,
+    "bingo": BingoConfig,
+    "coss": CossConfig,
+}
+"""Options of each objective in methods.objectives.OBJECTIVES."""
+
+
+def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
+    """Gives students that say nothing of their projection head the objective's."""
+    for student in students.values():
+        if student.hidden_dim is None:
+            student.hidden_dim = objective.hidden_dim
+        if student.deep_head is None:
+            student.deep_head = objective.deep_head
+
+
+def _require_positive(config: ObjectiveConfig, *options: str) -> None:
+    for option in options:
+        value = getattr(config, option)
+        require(value > 0, f"objective.{option} must be positive, got {value}")
+
+
+def _require_at_least_one(config: ObjectiveConfig, option: str) -> None:
+    value = getattr(config, option)
+    require(value >= 1, f"objective.{option} must be at least 1, got {value}")
+
+
+def _require_share(config: ObjectiveConfig, option: str) -> None:
+    value = getattr(config, option)
+    require(0 <= value <= 1, f"objective.{option} must be in [0, 1], got {value}")
+
+
+def _require_factor(config: ObjectiveConfig, option: str) -> None:
+    value = getattr(config, option)
+    require(
+        0 <= value < math.inf,
+        f"objective.{option} must be a finite factor of at least 0, got {value}",
+    )
