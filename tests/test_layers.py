@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seed_exp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOR_EVERYONE = {"", "base", "config.schema", "config.options"}
+FOR_EVERYONE = {"", "base", "config.schema", "config.options", "config.identity"}
 """The package itself (its version), leaves that import nothing of it, and what options there are."""
 
 ROOMS = {
@@ -69,7 +69,12 @@ ROOMS["tools"] = ROOMS["training"] | {"tools", "benchmarks", "cluster", "exporti
 the engine trains any method and knows none.
 """
 
-WITHIN = {"config.schema": {"config.schema"}, "config.options": {"config.schema"}, "base": {"base"}}
+WITHIN = {
+    "config.schema": {"config.schema"},
+    "config.options": {"config.schema"},
+    "config.identity": {"config.options", "config.schema", "base"},
+    "base": {"base"},
+}
 """All that these may import."""
 DOORS = {file.stem for file in MODULES if file.parent == PACKAGE} - {"__init__"}
 NOT_COMPOSED = {"plan", "sweep", "zoo", "__main__"}

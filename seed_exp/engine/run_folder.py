@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from seed_exp import __version__
 from seed_exp.base.files import write_json
-from seed_exp.base.redaction import redact, redact_all, unsigned
-from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.base.redaction import redact, redact_all
+from seed_exp.config.identity import differences, digest, identity
+from seed_exp.config.options import to_plain
 from seed_exp.config.schema import FitConfig
 from seed_exp.engine import distributed
 
@@ -47,17 +47,13 @@ def open_run(
         "options": to_plain(config),
         "inputs": inputs,
     }
-    decisive = _decisive(content)
     if config.run_dir is not None:
         folder = Path(config.run_dir)
     else:
-        digest = hashlib.sha256(
-            json.dumps([command, decisive], sort_keys=True).encode()
-        ).hexdigest()
-        folder = root / f"{label}-{digest[:8]}"
+        folder = root / f"{label}-{digest(command, identity(config, inputs))}"
     file = folder / "config.json"
     if file.exists():
-        _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
+        _refuse_another_run(folder, json.loads(file.read_text()), command, config, inputs)
     elif (folder / "checkpoints").exists() or (folder / "students").exists():
         raise ValueError(
             f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
@@ -101,35 +97,18 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _decisive(content: dict[str, Any]) -> dict[str, Any]:
-    """Of the content of a config.json all that changes what is computed; an address that was signed anew is the same."""
-    options = {
-        key: unsigned(value) if isinstance(value, str) else value
-        for key, value in decisive_options(content["options"]).items()
-    }
-    return options | {f"content of {name}": value for name, value in content["inputs"].items()}
-
-
-def _refuse_other_options(
-    folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]
+def _refuse_another_run(
+    folder: Path, found: dict[str, Any], command: str, config: FitConfig, inputs: dict[str, str]
 ) -> None:
     if found["command"] != command:
         raise ValueError(
             f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir"
         )
-    differences = list(_differences(_decisive(found), redact_all(decisive)))
-    if differences:
+    if lines := differences(found, config, inputs):
         raise ValueError(
-            f"{folder} holds a run with other options: {'; '.join(differences)}. "
+            f"{folder} holds a run with other options: {'; '.join(lines)}. "
             "Give the old options to resume it, or choose another run_dir"
         )
-
-
-def _differences(found: dict[str, Any], given: dict[str, Any]) -> Iterator[str]:
-    absent = "absent"
-    for key in sorted(found.keys() | given.keys()):
-        if found.get(key, absent) != given.get(key, absent):
-            yield f"{key} was {found.get(key, absent)}, now {given.get(key, absent)}"
 
 
 class _Redacting(logging.Formatter):
