@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from seed_exp.base.table import markdown_table
+from seed_exp.config.identity import identity
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import DetectConfig, FinetuneConfig, LinearConfig
 from seed_exp.data.bad_samples import BadSamples
@@ -164,7 +166,14 @@ class Evaluation:
             "val": self.val.fingerprint(),
             "students": self.frozen.record,
         }
-        path = write_results(run_home(Path(config.run)), self.command, content, results)
+        chosen = identity(dataclasses.replace(config, run="."), {})
+        path = write_results(
+            run_home(Path(config.run)),
+            self.command,
+            content,
+            results,
+            {**content, "options": chosen},
+        )
         rows = [
             [name, *(f"{value:.2f}" for value in values.values())]
             for name, values in results.items()
