@@ -68,9 +68,10 @@ def test_an_interrupted_run_goes_on_after_an_option_was_added(
             raise KilledError
         return image(source, index)
 
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
+    with monkeypatch.context() as patch:
         patch.setattr(DigitsSource, "image", unplugged)
-        pretrain.pretrain(dataclasses.replace(config))
+        with pytest.raises(KilledError):
+            pretrain.pretrain(dataclasses.replace(config))
     (folder,) = Path("runs/pretrain").iterdir()
     with pytest.raises(ValueError, match=r"noise was 0\.0, now 0\.5\."):
         pretrain.pretrain(newer(dataclasses.replace(config, run_dir=str(folder)), 0.5))

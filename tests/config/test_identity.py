@@ -190,9 +190,10 @@ def test_an_entry_for_a_removed_option_does_not_free_the_one_that_is_there(
 
 
 def test_a_crop_with_defaults_only_is_another_run(config: PretrainConfig) -> None:
-    crops = {**config.views.crops, "local": CropConfig()}
-    other = dataclasses.replace(config, views=dataclasses.replace(config.views, crops=crops))
-    line = "views.crops.* was ['global'], now ['global', 'local']"
+    crops = {**config.views.crops, "other": CropConfig()}
+    other = dataclasses.replace(config)
+    other.views = dataclasses.replace(config.views, crops=crops)  # one that pretrain refuses
+    line = "views.crops.* was ['global', 'local'], now ['global', 'local', 'other']"
     assert_other_run(config, other, line)
 
 
