@@ -1,4 +1,4 @@
-"""A run is a folder named by its options: the same command finds it again, another command cannot continue it."""
+"""Run folders, named by their options: the same command finds its own, no other can continue it."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def _refuse_another_run(
 
 
 class _Redacting(logging.Formatter):
-    """Without the secrets that a path or an error message may hold."""
+    """Formats without the secrets that a path or an error message may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class _Console(logging.Handler):
-    """Lines above a progress bar, not through it."""
+    """Writes lines above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
