@@ -182,23 +182,28 @@ def _told_apart(
     return values | {f"content of {name}": found for name, found in inputs.items()}
 
 
-def _walk(owner: Any, recorded: Mapping[str, Any], prefix: str) -> Iterator[Option]:
-    """The options of `owner`; those that `recorded` lacks have their first values."""
+def _walk(
+    owner: Any, recorded: Mapping[str, Any], prefix: str, declared: type[Any] | None = None
+) -> Iterator[Option]:
+    """The options of `owner`; those that `recorded` lacks have their first values.
+
+    `declared` is the schema of the field that holds `owner`, which may be a narrower one.
+    """
     schema = owner if isinstance(owner, type) else type(owner)
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         path, value = f"{prefix}{field.name}", recorded.get(field.name, ABSENT)
         own = None if owner is schema else getattr(owner, field.name)
-        inner, first = _schema_in(hints[field.name]), _first(schema, field)
+        inner, first = _schema_in(hints[field.name]), _first(schema, field, declared)
         nested = value if isinstance(value, dict) else {}
         if typing.get_origin(hints[field.name]) is dict and inner is not None:
             yield Option(f"{path}.*", sorted(first), sorted(nested))
             for name, entry in nested.items():
                 given = own.get(name, inner) if isinstance(own, dict) else inner
                 fields = entry if isinstance(entry, dict) else {}
-                yield from _walk(given, fields, f"{path}.{name}.")
+                yield from _walk(given, fields, f"{path}.{name}.", inner)
         elif dataclasses.is_dataclass(own):
-            yield from _walk(own, nested, f"{path}.")
+            yield from _walk(own, nested, f"{path}.", inner)
         elif inner is not None:
             yield from _walk(inner, nested, f"{path}.")
         else:
@@ -211,10 +216,19 @@ def _schema_in(hint: Any) -> type[Any] | None:
     return held if dataclasses.is_dataclass(held) and isinstance(held, type) else None
 
 
-def _first(schema: type[Any], field: dataclasses.Field[Any]) -> Any:
+def _first(
+    schema: type[Any], field: dataclasses.Field[Any], declared: type[Any] | None = None
+) -> Any:
+    """The first value of a field; ABSENT if it must be given.
+
+    A field that `declared` has too takes its default from there, because narrower schemas of the
+    same field, such as those of the objectives, are told apart by their defaults.
+    """
     for one in schema.__mro__:
         if (change := CHANGED_DEFAULTS.get(f"{one.__name__}.{field.name}")) is not None:
             return change.before
+    shared = {one.name: one for one in dataclasses.fields(declared)} if declared else {}
+    field = shared.get(field.name, field)
     if field.default_factory is not dataclasses.MISSING:
         return to_plain(field.default_factory())
     return ABSENT if field.default in (MISSING, dataclasses.MISSING) else to_plain(field.default)

@@ -1,4 +1,4 @@
-"""Runs outlive changes of the options: what has its first value neither names a run nor stops it."""
+"""Runs outlive changes of options: what has its first value neither names a run nor stops it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from seed_exp.config.identity import (
     identity,
 )
 from seed_exp.config.options import decisive_options, to_plain
-from seed_exp.config.schema import SCHEMAS, CropConfig, PretrainConfig, StudentConfig
+from seed_exp.config.schema import SCHEMAS, CropConfig, MocoConfig, PretrainConfig, StudentConfig
 
 WITH_RUN_FOLDERS = ("distill", "pretrain", "linear", "finetune", "detect")
 FIRST_VALUES = Path(__file__).with_name("first_values.json")
@@ -100,6 +100,18 @@ def test_a_new_option_of_a_student_changes_a_run_by_another_value_only(
     assert_same_run(config, dataclasses.replace(config, students=student(1)))
     other = dataclasses.replace(config, students=student(2))
     assert_other_run(config, other, "students.convnet_w2.new was 1, now 2")
+
+
+def test_narrower_schemas_of_one_field_are_told_apart_by_their_defaults(
+    config: PretrainConfig,
+) -> None:
+    """The objectives are schemas that differ in their default name."""
+    one, two = (
+        dataclasses.make_dataclass(name, [("queue_size", int, size)], bases=(MocoConfig,))()
+        for name, size in (("One", 7), ("Two", 8))
+    )
+    first, second = (dataclasses.replace(config, moco=moco) for moco in (one, two))
+    assert_other_run(first, second, "moco.queue_size was 7, now 8")
 
 
 def test_a_new_option_whose_default_does_not_reproduce_old_runs_is_another_run_unless_given(
