@@ -14,7 +14,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from seed_exp.base.redaction import redact, redact_all
-from seed_exp.config.schema import SCHEMAS
 from seed_exp.models.students import read_header
 
 TRAINING = frozenset({"distill", "pretrain"})
@@ -164,7 +163,7 @@ def _read_run(file: Path, decisive: Decisive, problems: list[str]) -> Run | None
         networks=dict(_networks(folder, problems)),
         metrics=_read_lines(folder / "metrics.jsonl", problems),
         speed=_read_lines(folder / "speed.jsonl", problems),
-        results=list(_results(folder / "results", decisive, problems)),
+        results=list(_results(folder / "results", problems)),
         pictures=sorted((folder / "media").rglob("*.png")),
     )
 
@@ -194,7 +193,7 @@ def _count_parameters(path: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
-def _results(folder: Path, decisive: Decisive, problems: list[str]) -> Iterator[Result]:
+def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
     for path in sorted(folder.glob("*.json")):
         content = _read_json(path, problems)
         if content is None:
@@ -208,8 +207,6 @@ def _results(folder: Path, decisive: Decisive, problems: list[str]) -> Iterator[
             }
             versions = {_word(name): _word(value) for name, value in content["versions"].items()}
             protocol = redact_all(dict(content["protocol"]))
-            if content["evaluation"] in SCHEMAS and isinstance(protocol.get("options"), dict):
-                protocol["options"] = decisive(content["evaluation"], protocol["options"])
             yield Result(
                 Path(redact(str(path))),
                 _kind(_word(content["evaluation"]), protocol),
