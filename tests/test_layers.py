@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seed_exp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOR_EVERYONE = {"", "base", "config.schema", "config.options"}
+FOR_EVERYONE = {"", "base", "config.schema", "config.options", "config.identity"}
 """The package itself (its version), leaves that import nothing of it, and the options."""
 
 ROOMS = {
@@ -38,7 +38,14 @@ ROOMS = {
         "engine.distributed",
         "engine.method",
     },
-    "engine": {"engine", "data.bad_samples", "data.loader", "data.order", "data.sources", "views.recipe"},
+    "engine": {
+        "engine",
+        "data.bad_samples",
+        "data.loader",
+        "data.order",
+        "data.sources",
+        "views.recipe",
+    },
     "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},
     "reporting": {"reporting", "evaluation", "methods", "models", "data", "views"},
     "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},
@@ -73,7 +80,12 @@ ROOMS["tools"] = ROOMS["training"] | {"tools", "benchmarks", "cluster", "exporti
 both stand below the methods. The rest of the engine trains any method and knows none.
 """
 
-WITHIN = {"config.schema": {"config.schema"}, "config.options": {"config.schema"}, "base": {"base"}}
+WITHIN = {
+    "config.schema": {"config.schema"},
+    "config.options": {"config.schema"},
+    "config.identity": {"config.options", "config.schema", "base"},
+    "base": {"base"},
+}
 """The only modules that these may import."""
 DOORS = {file.stem for file in MODULES if file.parent == PACKAGE} - {"__init__"}
 NOT_COMPOSED = {"plan", "sweep", "zoo", "__main__"}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 from seed_exp.base.redaction import redact
 from seed_exp.cluster.sweep_cells import Cell, labels
 from seed_exp.config.compose import compose
-from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.config.identity import digest, identity
 from seed_exp.config.sweep import jobs
 
 LAUNCHER_WORDS = ("hydra.launcher.", "+hydra.launcher.", "++hydra.launcher.")
@@ -47,12 +45,11 @@ def expand(command: str, words: Sequence[str]) -> list[tuple[str, Cell]]:
             raise ValueError(
                 f"run_dir={config.run_dir} would be the folder of {len(grid)} cells; leave it out"
             )
-        content = json.dumps([command, decisive_options(to_plain(config))], sort_keys=True)
-        identity = hashlib.sha256(content.encode()).hexdigest()[:8]
-        if identity in cells:
-            same = " ".join(cells[identity].overrides)
+        name = digest(command, identity(config, {}))
+        if name in cells:
+            same = " ".join(cells[name].overrides)
             raise ValueError(
                 f"the cells {same!r} and {' '.join(overrides)!r} compute the same; leave one out"
             )
-        cells[identity] = Cell(identity, command, overrides)
+        cells[name] = Cell(name, command, overrides)
     return list(zip(labels(grid), cells.values(), strict=True))

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: written whole or not at all, in a thread of their own; the newest readable one is where it goes on."""
+"""Checkpoints of a run: written whole or not at all, in a thread of their own.
+
+A run goes on from the newest one that can be read.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from seed_exp.engine import distributed
 log = logging.getLogger("seed_exp")
 
 KEEP = 2
-"""Checkpoints kept: the newest, and the one before in case the newest is damaged."""
+"""Checkpoints that are kept: the newest, and the one before in case the newest is damaged."""
 LAST_TRIES = 6
-"""How often the checkpoint at the end of training is tried when the disk does not take it."""
+"""Attempts to write the checkpoint at the end of training when the disk does not take it."""
 PAUSE_S = 10.0
-"""Seconds between these tries."""
+"""Seconds between these attempts."""
 UNREACHED = frozenset(
     {
         errno.EACCES,
@@ -38,19 +41,22 @@ UNREACHED = frozenset(
         errno.ENOMEM,
     }
 )
-"""Errors of the system that say nothing about what a file holds."""
+"""System errors that say nothing about the content of a file."""
 
 
 class CheckpointWriter:
     """Writes checkpoints/step_<step>.pt of the run folder on rank 0, while training goes on.
 
-    The state is copied when it is handed over; after that the loop waits only if the checkpoint before is not yet on disk. A
-    disk that is full or away costs that checkpoint, not the run: the next one is another try.
+    The state is copied when it is handed over; after that the loop waits only if the checkpoint
+    before is not yet on disk. A disk that is full or away costs that checkpoint, not the run: the
+    next one is another attempt.
 
     Args:
         folder: Run folder.
-        keep: Of the number of steps done, whether that checkpoint stays for good; of the others only the newest KEEP do.
-        before_write: Called in the thread with each state before it is written, for other files of the same moment.
+        keep: Whether the checkpoint after so many steps stays for good; only the newest KEEP of the
+            others do.
+        before_write: Called in the thread with each state before it is written, for other files of
+            the same moment.
     """
 
     def __init__(
@@ -65,10 +71,13 @@ class CheckpointWriter:
         self._pending: tuple[dict[str, Any], Future[None]] | None = None
 
     def submit(self, state: dict[str, Any]) -> None:
-        """Has `state` written: tensors, numbers, strings in dicts and lists, `state["step"]` among them.
+        """Hands `state` to the thread, which writes it.
+
+        Args:
+            state: Tensors, numbers and strings in dicts and lists, with `state["step"]`.
 
         Raises:
-            Exception: what the writing of the state before met, other than an OSError.
+            Exception: the state before could not be written, other than by an OSError.
         """
         if distributed.rank() != 0:
             return
@@ -77,7 +86,9 @@ class CheckpointWriter:
         self._pending = copied, self._thread.submit(self._write, copied)
 
     def close(self, *, finished: bool) -> None:
-        """Waits for the last checkpoint; if the run has `finished` and the disk did not take it, tries again for a minute.
+        """Waits for the last checkpoint.
+
+        If the run has `finished` and the disk did not take it, tries again for a minute.
 
         Raises:
             OSError: it could not be written.
@@ -96,7 +107,7 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def _written(self) -> dict[str, Any] | None:
-        """Waits for the state that is being written; returns it if the disk did not take it."""
+        """The state that was being written, if the disk did not take it; waits for it."""
         if self._pending is None:
             return None
         (state, future), self._pending = self._pending, None
@@ -121,7 +132,7 @@ class CheckpointWriter:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint of the run that can be read, with tensors on the CPU; None if there is none.
+    """The newest checkpoint that can be read, with tensors on the CPU; None if there is none.
 
     Raises:
         ValueError: there are checkpoints, and none of them can be read.
@@ -131,9 +142,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in paths:
         try:
             return _read(path)
-        except (
-            Exception
-        ) as error:  # broken bytes make the readers raise errors of nearly every kind
+        except Exception as error:  # broken bytes raise errors of nearly every kind
             if isinstance(error, MemoryError) or (
                 isinstance(error, OSError) and error.errno in UNREACHED
             ):
@@ -145,7 +154,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             )
     if paths:
         raise ValueError(
-            f"none of the checkpoints in {folder / 'checkpoints'} can be read; remove them to start anew"
+            f"none of the checkpoints in {folder / 'checkpoints'} can be read; "
+            "remove them to start anew"
         )
     return None
 
@@ -156,7 +166,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def content_hash(state: dict[str, Any]) -> str:
-    """SHA-256 over all that the state holds: keys, numbers, and the tensors' formats, shapes and bytes."""
+    """SHA-256 over the whole state: keys, numbers, and the tensors' formats, shapes and bytes."""
     digest = hashlib.sha256()
     for key, value in _flat(state):
         if isinstance(value, Tensor):
@@ -168,9 +178,8 @@ def content_hash(state: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(
-        path
-    ) as archive:  # torch.load compares no checksums: it would hand out zeroed blocks as weights
+    # torch.load compares no checksums: it would hand out zeroed blocks as weights.
+    with zipfile.ZipFile(path) as archive:
         if (wrong := archive.testzip()) is not None:
             raise ValueError(f"checksum of {wrong} differs")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -182,7 +191,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _checkpoints(folder: Path) -> dict[Path, int]:
-    """Steps by path, newest first."""
+    """Number of steps by path, newest first."""
     files = (folder / "checkpoints").glob("step_*.pt")
     steps = {
         path: int(match[1])

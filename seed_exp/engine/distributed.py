@@ -1,4 +1,7 @@
-"""The one door to torch.distributed. Without torchrun or srun every function here is the identity of a single process."""
+"""The one door to torch.distributed.
+
+Without torchrun or srun every function here is the identity of a single process.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,9 @@ SETUP_TIMEOUT = datetime.timedelta(hours=12)
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun or srun started, with NCCL on GPUs and gloo on the CPU; leaves them at the end.
+    """Joins the processes that torchrun or srun started, with NCCL on GPUs and gloo on the CPU.
 
+    Leaves them at the end.
     Inside of another one it does nothing: an evaluation in the job of a training.
 
     Raises:
@@ -52,7 +56,9 @@ def _leave() -> None:
 
 
 def local_device(name: str) -> torch.device:
-    """The device of this process: `auto` is the GPU of its local rank where there is one, otherwise the CPU.
+    """The device of this process.
+
+    `auto` is the GPU of its local rank where there is one, otherwise the CPU.
 
     Raises:
         ValueError: no such device here.
@@ -63,14 +69,16 @@ def local_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError(
-            "device=cuda, but torch sees no GPU; use device=cpu, or check the driver and torch's CUDA build"
+            "device=cuda, but torch sees no GPU; "
+            "use device=cpu, or check the driver and torch's CUDA build"
         )
     os.environ |= torchrun_variables()
     # A scheduler may show each process its own GPU only, or all of the machine's.
     index = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.device_count() > 1 else 0
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
-    # Convolutions would otherwise round float32 to 10 bits, and in some containers all products would, the loss's too.
+    # Convolutions would otherwise round float32 to 10 bits, and in some containers all products
+    # would, the loss's too.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
@@ -92,7 +100,10 @@ def local_world_size() -> int:
 
 @contextmanager
 def rank0_first() -> Iterator[None]:
-    """Runs the block on rank 0, then on the others: for files that the first one makes and the others read."""
+    """Runs the block on rank 0, then on the others.
+
+    For files that the first one makes and the others read.
+    """
     if world_size() == 1:
         yield
         return
@@ -108,7 +119,11 @@ def rank0_first() -> Iterator[None]:
 
 @torch.no_grad()
 def all_gather(tensor: Tensor) -> Tensor:
-    """The tensors [N, ...] of all ranks, concatenated in the order of ranks: [N x world_size, ...]. No gradient."""
+    """The tensors [N, ...] of all ranks, concatenated in the order of ranks. No gradient.
+
+    Returns:
+        [N x world_size, ...].
+    """
     if world_size() == 1:
         return tensor
     tensor = tensor.contiguous()  # first: the parts take its memory format, and NCCL copies bytes
@@ -126,7 +141,10 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 class Vote:
-    """Asks in every step for the ranks' largest number. The answer is that of the step before: nobody waits for the slowest."""
+    """Asks in every step for the ranks' largest number.
+
+    The answer is that of the step before: nobody waits for the slowest.
+    """
 
     def __init__(self) -> None:
         # Not NCCL: the GPU would have to finish its work before the host hears the answer.
@@ -134,7 +152,10 @@ class Vote:
         self._asked: tuple[Tensor, Any] | None = None
 
     def highest(self, number: int) -> int:
-        """The largest number, >= 0, that a rank gave in the last call before this one; in a single process, in this one."""
+        """The largest number, >= 0, that a rank gave in the last call before this one.
+
+        In a single process, in this one.
+        """
         if self._group is None:
             return number
         before, votes = self._asked, torch.tensor(number)
@@ -159,16 +180,20 @@ def everyones(number: int) -> list[int]:
 
 @torch.no_grad()
 def broadcast_buffers(module: nn.Module) -> None:
-    """Gives every rank rank 0's buffers (running BN statistics), so that evaluating on several ranks is one evaluation."""
+    """Gives every rank rank 0's buffers (running BN statistics).
+
+    So evaluating on several ranks is one evaluation.
+    """
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its gradients averaged over ranks. Buffers stay each rank's own until `broadcast_buffers`.
+    """The module with its gradients averaged over ranks.
 
-    DDP would broadcast them at every forward pass, and a network that sees several resolutions has several per step.
+    Buffers stay each rank's own until `broadcast_buffers`. DDP would broadcast them at every
+    forward pass, and a network that sees several resolutions has several per step.
     """
     if world_size() == 1:
         return module
@@ -185,7 +210,10 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def no_sync(module: nn.Module, skip: bool) -> Any:
-    """A context in which gradients are only added up locally, where `skip`: for all but the last part of a batch."""
+    """A context in which gradients are only added up locally, where `skip`.
+
+    For all but the last part of a batch.
+    """
     return (
         module.no_sync() if skip and isinstance(module, DistributedDataParallel) else nullcontext()
     )

@@ -1,4 +1,7 @@
-"""An error in one rank as the error of all: otherwise the others wait for it, and a launcher hears of rank 0's only."""
+"""Makes an error of one rank the error of all.
+
+Otherwise the others wait for that rank, and a launcher hears of rank 0's errors only.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,28 @@ from typing import Any
 from seed_exp.base.stopping import Stopped
 
 PATIENCE_S = 10.0
-"""How long a rank may hang in a collective with one that has failed, and how long rank 0 waits for the others to hear of it."""
+"""Seconds that a rank may hang in a collective with one that has failed.
+
+Rank 0 waits as long for the others to hear of an error.
+"""
 SILENCE_S = 40.0
-"""After how long without a sign of life a rank counts as dead."""
+"""Seconds without a sign of life after which a rank counts as dead."""
 _LOOK_S = 0.5
 _STOPPED = "stopped"
 
 
 class SharedFailure:
-    """Around the work of a process group: the first error of any rank is raised by all, and rank 0 is the last to leave.
+    """Context of a process group's work: every rank raises the first error of any rank.
 
-    Ranks notice by an error of the collective that they were in when the process of the other has ended; a thread ends those
-    that hang in it, as NCCL lets them. A rank that was killed says nothing, and where it had not connected yet, nothing breaks:
-    so each gives signs of life, and the rank before it listens.
+    Rank 0 is the last to leave. When a rank has ended, the others' collective fails, which is how
+    they notice; a thread ends those that hang in it, as they may with NCCL. A rank that was killed
+    says nothing, and where it had not connected yet, nothing fails. So each rank gives signs of
+    life, and the rank before it listens.
 
     Args:
-        store: What the ranks rendezvoused at (torch.distributed.Store); rank 0's process may hold it.
-        rank: This one.
-        world_size: How many there are.
+        store: Store of the rendezvous (torch.distributed.Store); rank 0's process may hold it.
+        rank: Number of this process.
+        world_size: Number of processes.
         leave: Leaves the process group.
     """
 
@@ -91,7 +98,7 @@ class SharedFailure:
             raise Stopped(signal.SIGTERM) if first == _STOPPED else ValueError(first) from None
 
     def _publish(self, ours: str) -> str:
-        """What the first rank said that left before the end."""
+        """The message of the first rank that left before the end."""
         try:
             return self._heard or str(self._store.compare_set("failure", "", ours).decode())
         except RuntimeError:  # rank 0 has gone, and the store with it
@@ -107,14 +114,14 @@ class SharedFailure:
             self._looked.set()
 
     def _look_around(self) -> None:
-        """Gives signs of life, and looks for those of the next rank and for errors, until there is one."""
+        """Gives signs of life; looks for the next rank's and for errors, until there is one."""
         signs, silent, rank0_leaves = 0, 0, False
         after = (self._rank + 1) % self._world_size
         while not self._leaving.wait(_LOOK_S) and not self._heard:
             try:
                 self._sign()
                 before, signs = signs, self._store.add(f"alive {after}", 0)
-                # Counted in looks, not by the clock: where the whole job was suspended, nobody was silent.
+                # Counted in looks, not by the clock: nobody was silent in a job that was suspended.
                 silent = (
                     silent + 1
                     if signs == before > 0 and not self._store.check([f"heard {after}"])
@@ -133,7 +140,10 @@ class SharedFailure:
             self._mark("heard")
 
     def _watch(self) -> None:
-        """Ends the process where it hangs. Without the store: that may be what hangs, when its machine has lost power."""
+        """Ends the process where it hangs.
+
+        Does not use the store, which may be what hangs, when its machine has lost power.
+        """
         looks, silent = 0, 0
         while not self._left.wait(_LOOK_S) and not self._heard:
             before, looks = looks, self._looks
@@ -152,7 +162,7 @@ class SharedFailure:
         self._store.add(f"alive {self._rank}", 1)
 
     def _wait_for(self, mark: str) -> None:
-        """Until all the others have set it."""
+        """Waits until all the others have set the mark, for a while."""
         end = time.monotonic() + PATIENCE_S / 2
         marks = [f"{mark} {rank}" for rank in range(1, self._world_size)]
         while not self._store.check(marks) and time.monotonic() < end:
@@ -165,13 +175,14 @@ class SharedFailure:
 
 def _silence(rank: int) -> str:
     return (
-        f"rank {rank} has died without a word: it was killed, perhaps for memory, or its machine is gone; "
+        f"rank {rank} has died without a word: it was killed, perhaps for memory, "
+        "or its machine is gone; "
         "start the same command again, it goes on from the last checkpoint"
     )
 
 
 def _text(error: BaseException) -> str:
-    """An error that a user can cause is its message; any other, its traceback."""
+    """The message of an error that a user can cause; the traceback of any other."""
     if isinstance(error, ValueError | OSError):
         return str(error)
     return "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()

@@ -23,27 +23,30 @@ from seed_exp.views.recipe import HostBatch, Views
 
 
 class Outcome(NamedTuple):
-    """Of a step, on the device."""
+    """Numbers that a step leaves, on the device."""
 
     means: dict[str, Tensor]
     """Each network's scalars, means over the batch, by <name>/<key>; 0 where it was not updated."""
     skipped: dict[str, Tensor]
     """By network, whether it was not updated because its gradient was not finite: bool []."""
     measured: dict[str, Tensor]
-    """Gradient norms before clipping and the method's diagnostics, of the last part of the batch where it is split."""
+    """Gradient norms before clipping, and the method's diagnostics.
+
+    Where the batch is split, the diagnostics are those of its last part.
+    """
 
 
 class Fleet:
-    """A method's networks, replicated over the processes. None of them notices what becomes of the others.
+    """A method's networks, replicated over the processes. No network influences another.
 
     Args:
         method: What to train, in place.
         views: The views of its images.
         config: Accumulation, precision, optimiser and schedule, the same for every network.
-        device: Where to train.
+        device: Device of the training.
         batch_size: Images per step over all processes; the learning rate is proportional to it.
-        steps_per_epoch: For the schedule.
-        num_steps: How many steps each network is trained for, by name.
+        steps_per_epoch: Steps per epoch, for the schedule.
+        num_steps: Number of steps that each network is trained for, by name.
         lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
     """
 
@@ -62,23 +65,23 @@ class Fleet:
         self.method, self.config, self.device = method, config, device
         self.steps_per_epoch, self.num_steps = steps_per_epoch, dict(num_steps)
         self.diverged: dict[str, int] = {}
-        """Networks that were found to have diverged, and after which step; they are trained no further."""
+        """The step after which a network was found to have diverged; it is trained no further."""
         # Channels last: convolutions are faster, on a GPU as on a CPU.
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
         for network in method.trainable.values():
             network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,unused-ignore]
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
         if device.type == "cuda" if config.compile is None else config.compile:
-            # All students share the code of one forward(), and each needs a graph of its own for each resolution.
+            # All students share the code of one forward(), and each needs a graph of its own for
+            # each resolution.
             torch.compiler.config.recompile_limit = max(
                 torch.compiler.config.recompile_limit, 8 * len(method.trainable)
             )
             self._device_half = torch.compile(views.device, dynamic=False)
             method.compile_shared()
             for network in method.trainable.values():
-                network.compile(
-                    dynamic=False
-                )  # before DDP, whose reducer would break the graph; the keys stay the same
+                # Before DDP, whose reducer would break the graph; the keys stay the same.
+                network.compile(dynamic=False)
         self._networks = {
             name: distributed.replicate(network, device)
             for name, network in method.trainable.items()
@@ -199,7 +202,9 @@ class Fleet:
 def find_batch_size(
     method: Method, views: Views, config: FitConfig, device: torch.device, num_images: int
 ) -> int:
-    """The largest batch, over all processes, of which each process's part fits into its memory: it tries steps of a copy.
+    """The largest batch over all processes whose parts fit into each process's memory.
+
+    Tries steps of a copy of the method.
 
     Raises:
         ValueError: not even the smallest fits.

@@ -1,4 +1,4 @@
-"""What losses and gradients say of a fleet between two log lines: means for the log, and whom to train no further."""
+"""Watches losses and gradients of a fleet: means for the log, and which networks have diverged."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ from seed_exp.engine.fleet import Fleet
 log = logging.getLogger("seed_exp")
 
 COLLAPSED_STD = 0.02
-"""Standard deviation of the embeddings, relative to that of vectors all over the sphere, below which a student has collapsed."""
+"""Standard deviation of the embeddings below which a student has collapsed.
+
+It is relative to that of vectors all over the sphere.
+"""
 COLLAPSED_RANK = 1.2
-"""Effective rank of the embeddings below which it has."""
+"""Effective rank of the embeddings below which a student has collapsed."""
 _SHOWN_SAMPLES = 8
 
 
 class Health:
-    """Sums since the last log line, on the device: nothing waits for a GPU until `close` or `settle`.
+    """Sums since the last log line, on the device.
+
+    Nothing waits for a GPU until `close` or `settle`.
 
     Args:
-        fleet: Whose steps are watched; what diverges is noted in it.
+        fleet: The networks to watch; those that diverge are noted in it.
         folder: Run folder, to name the last checkpoint.
-        max_skipped: Steps with gradients that are not finite that a network may have in all; with more it has diverged.
+        max_skipped: Steps in all in which a network's gradient may be not finite; with more it has
+            diverged.
     """
 
     def __init__(self, fleet: Fleet, folder: Path, max_skipped: int) -> None:
@@ -45,7 +51,14 @@ class Health:
     def add(
         self, step: int, indices: Tensor, means: Mapping[str, Tensor], skipped: Mapping[str, Tensor]
     ) -> None:
-        """Takes in a step: the images in it, its scalars by <name>/<key>, and which networks were not updated in it."""
+        """Adds a step.
+
+        Args:
+            step: Number of the step, from 0.
+            indices: The images in it.
+            means: Its scalars by <name>/<key>.
+            skipped: By network, whether it was not updated.
+        """
         for key, value in means.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
             self._counts[key] = self._counts.get(key, 0) + 1
@@ -58,12 +71,13 @@ class Health:
     def close(
         self, measured: Mapping[str, Tensor], steps_done: int, *, warmed_up: bool
     ) -> dict[str, float]:
-        """Means over steps and ranks, and over ranks of `measured`; the next interval begins.
+        """Means over steps and ranks, and of `measured` over ranks; begins the next interval.
 
-        Steps in which a network was not updated are left out of its means, and counted in <name>/skipped_steps.
+        Steps in which a network was not updated are left out of its means, and counted in
+        <name>/skipped_steps.
 
         Raises:
-            ValueError: no network is left that could be trained on, or what they share is not finite.
+            ValueError: no network is left to train, or what they share is not finite.
         """
         keys = [*self._sums, *measured, *self._skipped]
         on_device = [
@@ -91,7 +105,9 @@ class Health:
         return shown
 
     def settle(self, steps_done: int) -> None:
-        """Before a checkpoint: finds out who has diverged, and averages over ranks what rank 0 writes and all resume from.
+        """Finds networks that have diverged, before a checkpoint.
+
+        Averages the sums over ranks, because rank 0 writes them and all ranks resume from them.
 
         Raises:
             ValueError: as `close`.
@@ -112,7 +128,7 @@ class Health:
             del self._sums[key], self._counts[key]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The part of a checkpoint that `load` takes."""
         return {
             "sums": self._sums,
             "counts": self._counts,
@@ -134,7 +150,7 @@ class Health:
         *,
         settled: bool = False,
     ) -> None:
-        """Takes networks that diverged out of training and out of `values`; says which steps were skipped."""
+        """Takes diverged networks out of training and `values`; logs which steps were skipped."""
         fleet = self._fleet
         found: dict[str, list[str]] = {}
         for name, num in skipped.items():
@@ -164,9 +180,11 @@ class Health:
         names = [name for name in found if name]
         lrs = ", ".join(f"{name} {fleet.lr(name, steps_done - 1):.3g}" for name in names)
         samples = "; ".join(self._samples(name) for name in names)
+        reasons = ", ".join(reason for one in found.values() for reason in one)
         text = (
-            f"step {steps_done}: {', '.join(reason for reasons in found.values() for reason in reasons)} (learning rate {lrs}; "
-            f"{samples}; last good checkpoint: {last or 'none'}); lower optimizer.lr or set optimizer.clip_grad_norm=1"
+            f"step {steps_done}: {reasons} (learning rate {lrs}; {samples}; "
+            f"last good checkpoint: {last or 'none'}); "
+            "lower optimizer.lr or set optimizer.clip_grad_norm=1"
         )
         fleet.diverged |= {name: steps_done for name in names if name not in fleet.diverged}
         left = fleet.method.trainable.keys() - fleet.diverged.keys()
@@ -179,7 +197,7 @@ class Health:
             del values[key]
 
     def _samples(self, name: str) -> str:
-        """Which images were in the first step that was skipped."""
+        """The images in the first step that was skipped, as words."""
         flagged = [
             (step, indices)
             for step, indices, flags in self._steps
@@ -189,7 +207,8 @@ class Health:
             return "in earlier steps"
         step, indices = flagged[0]
         more = ", ..." if len(indices) > _SHOWN_SAMPLES else ""
-        return f"first step {step + 1} with images {', '.join(map(str, indices[:_SHOWN_SAMPLES].tolist()))}{more}"
+        shown = ", ".join(map(str, indices[:_SHOWN_SAMPLES].tolist()))
+        return f"first step {step + 1} with images {shown}{more}"
 
     def _warn_of_collapse(self, shown: Mapping[str, float]) -> None:
         for name in self._fleet.method.trainable:
@@ -202,7 +221,8 @@ class Health:
             elif name not in self._collapsed:
                 self._collapsed.add(name)
                 log.warning(
-                    "%s HAS COLLAPSED: it sees all images alike (embedding std %.3g of 1, effective rank %.3g); "
+                    "%s HAS COLLAPSED: it sees all images alike "
+                    "(embedding std %.3g of 1, effective rank %.3g); "
                     "lower optimizer.lr, or check teacher and views",
                     name,
                     std,

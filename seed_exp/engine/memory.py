@@ -1,4 +1,4 @@
-"""How much memory there is, how much a step needs, and the largest batch that fits."""
+"""Memory: how much there is, how much a step needs, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 SMALLEST_BATCH = 8
-"""Where the search begins: smaller batches say little about larger ones, and batch norm refuses a single value."""
+"""Images with which the search begins.
+
+Smaller batches say little about larger ones, and batch norm refuses a single value.
+"""
 CPU_OVERHEAD = 1.5
-"""Peak memory of a step over what autograd held: up to 1.42 was seen (ResNet-18 at 224 px; gradients, work space)."""
+"""Peak memory of a step divided by the memory that autograd held.
+
+Up to 1.42 was seen (ResNet-18 at 224 px; gradients, work space).
+"""
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process can still allocate on the device: free ones, and on a GPU those that torch holds unused.
+    """Bytes that this process can still allocate on the device.
 
-    On the CPU that is what the machine has, or the tightest of the control groups (v2) that the process is in.
+    On a GPU these are the free ones and those that torch holds unused. On the CPU they are what the
+    machine has, or the tightest of the control groups (v2) that the process is in.
 
     Raises:
         ValueError: the system does not say.
@@ -66,8 +73,8 @@ def _left_in_cgroups() -> list[int]:
 def activation_bytes(function: Callable[[], Any]) -> int:
     """The most bytes that autograd holds at one time for backward passes while `function()` runs.
 
-    Tensors that share memory count once, parameters do not count. It depends on shapes and formats alone, so that a network
-    on the meta device tells it without computing anything.
+    Tensors that share memory count once, parameters do not count. The result depends on shapes and
+    formats alone, so a network on the meta device gives it without computing anything.
     """
     ledger = _Ledger()
     with torch.autograd.graph.saved_tensors_hooks(ledger.pack, lambda saved: saved.tensor):
@@ -76,7 +83,7 @@ def activation_bytes(function: Callable[[], Any]) -> int:
 
 
 class _Ledger:
-    """Memory that saved tensors hold together, now and at most."""
+    """Bytes that saved tensors hold together, now and at most."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -114,21 +121,23 @@ def largest_batch_size(
     device: torch.device,
     share: float = 0.9,
 ) -> int:
-    """The largest of multiple_of x 1, 2, 4, ... images for which a step fits into the memory that is left.
+    """The largest of multiple_of x 1, 2, 4, ... images whose step fits into the memory left.
 
-    On a GPU, larger and larger steps are run until one does not fit, or would not, judging by the growth so far. On the CPU,
-    where asking for too much ends the process, two small steps are run and all else is extrapolated from what autograd saved.
+    On a GPU, larger and larger steps are run until one does not fit, or would not, judging by the
+    growth so far. On the CPU, where asking for too much ends the process, two small steps are run
+    and all else is extrapolated from what autograd saved.
 
     Args:
-        step: Runs the forward and backward passes on so many images, and leaves no gradients behind.
-        limit: Largest size of use, in images.
-        multiple_of: Smallest size and what the result is a multiple of, in images.
-        device: Where the step runs.
-        share: Part of the available memory that it may use; the rest is for what a step on its own does not show.
+        step: Runs the forward and backward passes on so many images; leaves no gradients behind.
+        limit: Largest size that makes sense, in images.
+        multiple_of: Smallest size, of which the result is a multiple, in images.
+        device: Device of the step.
+        share: Part of the available memory that a step may use; the rest is for what one step alone
+            does not show.
 
     Raises:
-        ValueError: `limit` is below `multiple_of`, not even the smallest step fits, or one of several processes has no memory
-            for a step that the others are in.
+        ValueError: `limit` is below `multiple_of`, not even the smallest step fits, or one of
+            several processes has no memory for a step that the others are in.
     """
     sizes = [
         multiple_of << doublings
@@ -140,9 +149,8 @@ def largest_batch_size(
             f"batch_size=auto needs at least {multiple_of} images per process, there are {limit}"
         )
     sizes = [size for size in sizes if size >= SMALLEST_BATCH] or sizes[-1:]
-    budget = share * min(
-        distributed.everyones(available_memory(device))
-    )  # steps are collective: all try the same sizes
+    # Steps are collective: all try the same sizes.
+    budget = share * min(distributed.everyones(available_memory(device)))
     largest, needed, growth = 0, 0.0, 0.0
     for number, size in enumerate(sizes):
         before, needed = needed, needed + growth * (size - largest)
@@ -152,8 +160,9 @@ def largest_batch_size(
             except torch.OutOfMemoryError:
                 if distributed.world_size() > 1:  # the others wait in the step's collectives
                     raise ValueError(
-                        f"a trial step of {size} images per process ran out of this process's memory; "
-                        f"instead of auto, give a batch_size below {size * distributed.world_size()}"
+                        f"a trial step of {size} images per process ran out of this process's "
+                        "memory; instead of auto, give a batch_size below "
+                        f"{size * distributed.world_size()}"
                     ) from None
                 break
             growth = (needed - before) / (size - largest)
@@ -162,8 +171,8 @@ def largest_batch_size(
         largest = size
     if largest == 0:
         raise ValueError(
-            f"not even {sizes[0]} images fit into the {budget / 2**30:.2f} GiB that a step may use on {device}; "
-            "train fewer or smaller students, or use smaller or fewer views"
+            f"not even {sizes[0]} images fit into the {budget / 2**30:.2f} GiB that a step may use "
+            f"on {device}; train fewer or smaller students, or use smaller or fewer views"
         )
     return largest
 

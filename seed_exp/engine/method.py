@@ -1,4 +1,4 @@
-"""What the engine trains."""
+"""The interface between the engine and what it trains."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from seed_exp.views.recipe import HostBatch
 class Method(nn.Module):
     """What is trained: a fleet of networks that share a batch and whatever is computed of it once.
 
-    The modules that it registers are what they share; the networks are in a dict, hence not among them. `prepare` and `loss` are
-    each method's own; the rest is as a method needs it whose networks share nothing.
+    The modules that it registers are what they share; the networks are in a dict, hence not among
+    them. `prepare` and `loss` are each method's own; the rest is as a method needs it whose
+    networks share nothing.
     """
 
     trainable: dict[str, nn.Module]
@@ -46,4 +47,7 @@ class Method(nn.Module):
         return {}
 
     def after_step(self) -> None:
-        """Called when the optimisers have made their step; networks without a loss since the last call did not take part."""
+        """Called when the optimisers have made their step.
+
+        Networks without a loss since the last call did not take part.
+        """

@@ -16,8 +16,8 @@ from seed_exp.config.schema import OptimizerConfig
 class Lars(Optimizer):
     """Layer-wise adaptive rate scaling, arXiv:1708.03888, Algorithm 1.
 
-    With the local rate trust_coefficient x |w| / (|g| + weight_decay x |w|), or 1 where that is no positive number:
-    v = momentum x v + lr x local rate x (g + weight_decay x w), w = w - v.
+    The local rate is trust_coefficient x |w| / (|g| + weight_decay x |w|), or 1 where that is no
+    positive number: v = momentum x v + lr x local rate x (g + weight_decay x w), w = w - v.
     Vectors (biases, normalisation) take part neither in the scaling nor in weight decay.
     """
 
@@ -39,7 +39,10 @@ class Lars(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One update of every parameter that has a gradient, in kernels over all of them; nothing waits for a GPU."""
+        """Updates every parameter that has a gradient, in kernels over all of them.
+
+        Nothing waits for a GPU.
+        """
         for group in self.param_groups:
             used = [parameter for parameter in group["params"] if parameter.grad is not None]
             matrices = [parameter for parameter in used if parameter.ndim > 1]
@@ -52,9 +55,8 @@ class Lars(Optimizer):
             buffers = [self._momentum_buffer(parameter) for parameter in parameters]
             updates = list(torch._foreach_mul(buffers, group["momentum"]))
             torch._foreach_add_(updates, gradients, alpha=group["lr"])
-            if (
-                skip := getattr(self, "found_inf", None)
-            ) is not None:  # 1 or 0, on the GPU: see step_unless
+            skip = getattr(self, "found_inf", None)  # 1 or 0, on the GPU: see step_unless
+            if skip is not None:
                 torch._foreach_copy_(
                     buffers,
                     [torch.where(skip > 0, b, u) for b, u in zip(buffers, updates, strict=True)],
@@ -98,7 +100,7 @@ def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def _is_fused(parameters: list[nn.Parameter]) -> bool | None:
-    """True on a GPU. Not on the CPU, where all of the update is less than 1 % of a step."""
+    """True on a GPU; not on the CPU, where the whole update is less than 1 % of a step."""
     return all(parameter.is_cuda for parameter in parameters) or None
 
 
@@ -127,19 +129,24 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
-    """One step; none where `skip` (bool [], on the parameters' device) is true. A GPU is not waited for."""
+    """Makes one step, unless `skip` (bool [], on the parameters' device) is true.
+
+    Nothing waits for a GPU.
+    """
     if skip.device.type == "cpu":
         if not skip:
             optimizer.step()
     else:
-        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # read on the GPU, as a GradScaler's
+        # Read on the GPU, as a GradScaler's.
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         optimizer.step()
 
 
 def _adapt_to_device(optimizer: Optimizer) -> None:
-    """Makes of a loaded state one of this device, whichever it was written on.
+    """Adapts a loaded state to this device, whichever it was written on.
 
-    Momentum gets the memory format of its parameter, because fused kernels go through both as if they had the same.
+    Momentum gets the memory format of its parameter, because fused kernels go through both as if
+    they had the same.
     """
     for group in optimizer.param_groups:
         if "fused" in group:

@@ -1,4 +1,4 @@
-"""Which number format the forward pass uses."""
+"""Number format of the forward pass."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from seed_exp.config.schema import Precision
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` means on this device: bfloat16 on a GPU that computes in it (since Ampere), otherwise float32."""
+    """The format that `precision` stands for on this device.
+
+    `auto` is bfloat16 on a GPU that computes in it (since Ampere), otherwise float32.
+    """
     if precision is not Precision.auto:
         return precision
     if device.type != "cuda":
         return Precision.float32
-    # Not torch.cuda.is_bf16_supported(), which counts GPUs that only emulate it. Where there is no GPU, one is planned for.
+    # Not torch.cuda.is_bf16_supported(), which counts GPUs that only emulate it. Where there is no
+    # GPU, one is planned for.
     is_older = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
     return Precision.float32 if is_older else Precision.bfloat16
 

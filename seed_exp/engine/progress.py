@@ -17,11 +17,11 @@ log = logging.getLogger("seed_exp")
 
 
 class Progress:
-    """Measures between two calls of `measure` and shows what it measured.
+    """Measures and shows the speed of a run.
 
     Args:
-        first_step: Steps done before.
-        num_steps: Steps in all.
+        first_step: Number of steps done before.
+        num_steps: Number of steps in all.
         batch_size: Images per step over all processes.
     """
 
@@ -36,26 +36,26 @@ class Progress:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
+        """Context of code that waits for data."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training (evaluation, checkpoints) and should not count in the rate."""
+        """Context of what is not training (evaluation, checkpoints), left out of the rate."""
         began = time.perf_counter()
         yield
         self._began += time.perf_counter() - began
 
     def update(self) -> None:
-        """One step is done."""
+        """Counts one step."""
         self._bar.update()
 
     def measure(self, step: int) -> dict[str, float]:
-        """Since the last call: images per second over all processes, percent of the time spent waiting for data.
+        """Images per second over all processes, and percent of the time in `waiting`.
 
-        On a GPU also the most memory that tensors took so far, in GiB.
+        Both since the last call; on a GPU also the most memory that tensors took so far, in GiB.
         """
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = (step - self._step_then) * self._batch_size / seconds
@@ -67,14 +67,15 @@ class Progress:
         return speed
 
     def report(self, step: int, losses: Mapping[str, float], speed: Mapping[str, float]) -> None:
-        """One line of what is going on."""
+        """Logs one line: step, losses, speed, time left."""
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         rate, share = speed["images_per_s"], speed["data_wait_percent"]
         digits = 0 if rate >= 10 else 1
         seconds_left = (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
         summary = f"{shown}; {rate:.{digits}f} img/s"
         self._bar.set_postfix_str(summary)
-        line = f"step {step}/{self._num_steps}: {summary}, data wait {share:.0f} %, {_clock(seconds_left)} left"
+        line = f"step {step}/{self._num_steps}: {summary}, data wait {share:.0f} %"
+        line += f", {_clock(seconds_left)} left"
         log.log(logging.DEBUG if self._on_terminal else logging.INFO, line)
 
     def close(self) -> None:

@@ -1,9 +1,8 @@
-"""A run is a folder named by its options: the same command finds it again, another command cannot continue it."""
+"""Run folders, named by their options: the same command finds its own, no other can continue it."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from seed_exp import __version__
 from seed_exp.base.files import write_json
-from seed_exp.base.redaction import redact, redact_all, unsigned
-from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.base.redaction import redact, redact_all
+from seed_exp.config.identity import differences, digest, identity
+from seed_exp.config.options import to_plain
 from seed_exp.config.schema import FitConfig
 from seed_exp.engine import distributed
 
@@ -40,9 +40,7 @@ def folder_of(
     """
     if config.run_dir is not None:
         return Path(config.run_dir)
-    decisive = _decisive(_content(command, config, inputs))
-    digest = hashlib.sha256(json.dumps([command, decisive], sort_keys=True).encode()).hexdigest()
-    return root / f"{label}-{digest[:8]}"
+    return root / f"{label}-{digest(command, identity(config, inputs))}"
 
 
 def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str, str]) -> None:
@@ -51,16 +49,17 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
     Raises:
         ValueError: the folder holds a run with other options (the message lists the differences), or a run without config.json.
     """
-    content = _content(command, config, inputs)
     file = folder / "config.json"
     if file.exists():
-        _refuse_other_options(folder, json.loads(file.read_text()), command, _decisive(content))
+        _refuse_another_run(folder, json.loads(file.read_text()), command, config, inputs)
     elif (folder / "checkpoints").exists() or (folder / "students").exists():
         raise ValueError(
             f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
             "or choose another run_dir"
         )
     else:
+        options = to_plain(config)
+        content = {"command": command, "version": __version__, "options": options, "inputs": inputs}
         write_json(file, redact_all(content))
 
 
@@ -97,51 +96,29 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _content(command: str, config: FitConfig, inputs: dict[str, str]) -> dict[str, Any]:
-    options = to_plain(config)
-    return {"command": command, "version": __version__, "options": options, "inputs": inputs}
-
-
-def _decisive(content: dict[str, Any]) -> dict[str, Any]:
-    """Of the content of a config.json all that changes what is computed; an address that was signed anew is the same."""
-    options = {
-        key: unsigned(value) if isinstance(value, str) else value
-        for key, value in decisive_options(content["options"]).items()
-    }
-    return options | {f"content of {name}": value for name, value in content["inputs"].items()}
-
-
-def _refuse_other_options(
-    folder: Path, found: dict[str, Any], command: str, decisive: dict[str, Any]
+def _refuse_another_run(
+    folder: Path, found: dict[str, Any], command: str, config: FitConfig, inputs: dict[str, str]
 ) -> None:
     if found["command"] != command:
         raise ValueError(
             f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir"
         )
-    differences = list(_differences(_decisive(found), redact_all(decisive)))
-    if differences:
+    if lines := differences(found, config, inputs):
         raise ValueError(
-            f"{folder} holds a run with other options: {'; '.join(differences)}. "
+            f"{folder} holds a run with other options: {'; '.join(lines)}. "
             "Give the old options to resume it, or choose another run_dir"
         )
 
 
-def _differences(found: dict[str, Any], given: dict[str, Any]) -> Iterator[str]:
-    absent = "absent"
-    for key in sorted(found.keys() | given.keys()):
-        if found.get(key, absent) != given.get(key, absent):
-            yield f"{key} was {found.get(key, absent)}, now {given.get(key, absent)}"
-
-
 class _Redacting(logging.Formatter):
-    """Without the secrets that a path or an error message may hold."""
+    """Formats without the secrets that a path or an error message may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class _Console(logging.Handler):
-    """Lines above a progress bar, not through it."""
+    """Writes lines above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)

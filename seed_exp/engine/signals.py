@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop where it can go on: a scheduler's warnings and Ctrl-C."""
+"""Signals that ask a training to stop where it can resume: a scheduler's warnings and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ log = logging.getLogger("seed_exp")
 
 
 class StopRequest:
-    """While it is entered, SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C are noted; a second Ctrl-C ends the process as usual.
+    """Context that notes SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C.
 
-    Outside the main thread, where Python delivers no signals, nothing is noted.
+    A second Ctrl-C ends the process as usual. Outside the main thread, where Python delivers no
+    signals, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -46,15 +47,18 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def agreed(self) -> int:
-        """The signal because of which to stop now, 0 = none: the same on every rank, one step after the first has got it.
+        """The signal for which to stop now, the same on every rank; 0 = none.
 
-        To be called once in each step.
+        It is known one step after the first rank has got it. To be called once in each step.
         """
         return self._vote.highest(self.received)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Around what may take longer than the scheduler waits and leaves nothing behind: a warning raises `Stopped` there."""
+        """Context in which a scheduler's warning raises `Stopped` at once.
+
+        For work that may take longer than the scheduler waits, and that leaves nothing behind.
+        """
         self._at_once = True
         try:
             if self.received in WARNINGS:

@@ -1,4 +1,7 @@
-"""Where metrics and pictures go: files in the run folder always, Weights & Biases besides unless it is not wanted."""
+"""Trackers, which take metrics and pictures.
+
+Files in the run folder always get them, Weights & Biases too unless it is not wanted.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +32,25 @@ T = TypeVar("T", bound="Tracker")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a tracker should know of a run."""
+    """Facts about a run for its tracker."""
 
     command: str
-    """Which trains."""
+    """Command that trains."""
     label: str
-    """What its folder's name begins with."""
+    """Beginning of the folder's name."""
     students: Sequence[str]
-    """Names of the networks; what is logged as <name>/... is theirs."""
+    """Names of the networks; metrics called <name>/... are theirs."""
     options: dict[str, Any]
-    """All of them, nested."""
+    """All options, nested."""
     weights: Mapping[str, Path] = field(default_factory=dict)
-    """The files in which checkpoints leave the students."""
+    """Files in which checkpoints leave the students, by name."""
 
 
 class Tracker:
-    """Takes metrics and does nothing with them: the tracker of every rank but 0. A context that closes it at its end."""
+    """Takes metrics and does nothing with them: the tracker of every rank but 0.
+
+    A context that closes the tracker at its end.
+    """
 
     def __enter__(self: T) -> T:
         return self
@@ -61,32 +67,38 @@ class Tracker:
             self.close(0 if error is None else 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics that the run's options determine."""
+        """Takes metrics that the run's options determine."""
 
     def log_speed(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics that depend on the machine: rates, shares of time."""
+        """Takes metrics that depend on the machine: rates, shares of time."""
 
     def log_picture(self, key: str, draw: Callable[[Path], None]) -> None:
-        """A picture, shown at the step that was logged last, once in a run; `draw` writes it as PNG."""
+        """Takes a picture, shown once in a run, at the step that was logged last.
+
+        Args:
+            key: Name of the picture.
+            draw: Writes it as PNG.
+        """
 
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table, shown at the step that was logged last, once in a run."""
+        """Takes a table, shown once in a run, at the step that was logged last."""
 
     def position(self) -> dict[str, int]:
-        """Where the files end, on disk; for a checkpoint."""
+        """Lengths of the files on disk, in bytes; for a checkpoint."""
         return {}
 
     def rewind(self, position: Mapping[str, int]) -> None:
-        """Forgets what was logged after `position` was taken."""
+        """Removes what was logged after `position` was taken."""
 
     def close(self, status: int = 0) -> None:
         """Finishes a run that ends with this exit status; nothing may be logged afterwards."""
 
 
 class FileTracker(Tracker):
-    """metrics.jsonl and speed.jsonl in the run folder, one line each time; pictures in media/, with tables in its index.json.
+    """Writes metrics.jsonl and speed.jsonl in the run folder, one line each time.
 
-    They are two files so that metrics.jsonl of a resumed run equals that of an undisturbed one byte by byte.
+    They are two files so that metrics.jsonl of a resumed run equals that of an undisturbed one byte
+    by byte. Pictures go to media/, tables to its index.json.
     """
 
     def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:  # noqa: ARG002
@@ -116,7 +128,7 @@ class FileTracker(Tracker):
         self._show(key, lambda: {"columns": columns, "rows": rows})
 
     def position(self) -> dict[str, int]:
-        """Where the files end, on disk.
+        """Lengths of the files on disk, in bytes.
 
         Raises:
             OSError: the disk does not take what was logged.
@@ -128,9 +140,8 @@ class FileTracker(Tracker):
 
     def rewind(self, position: Mapping[str, int]) -> None:
         for name, file in self._files.items():
-            file.truncate(
-                min(position.get(name, 0), file.seek(0, os.SEEK_END))
-            )  # beyond its end it would grow by zeros
+            # Beyond its end the file would grow by zeros.
+            file.truncate(min(position.get(name, 0), file.seek(0, os.SEEK_END)))
             file.seek(0, os.SEEK_END)
 
     def close(self, status: int = 0) -> None:  # noqa: ARG002
@@ -151,9 +162,8 @@ class FileTracker(Tracker):
         self._unwritten[name] += (json.dumps({"step": step, **metrics}) + "\n").encode()
         try:
             self._flush(name)
-        except (
-            OSError
-        ) as error:  # a full disk must not end a training; the lines are kept for when it has room
+        except OSError as error:
+            # A full disk must not end a training; the lines are kept for when it has room.
             if not kept:
                 log.warning(
                     "cannot write to %s (%s); training goes on", self._files[name].name, error
@@ -166,14 +176,15 @@ class FileTracker(Tracker):
 
 
 class WandbTracker(FileTracker):
-    """Also lets a process of its own send all of it to Weights & Biases (engine.wandb_process): one run per student.
+    """Also starts a process that sends everything to Weights & Biases: one run per student.
 
-    That process reads what is in the run folder: training hands nothing over to it, so it neither waits for it nor fails with
-    it. What it should know is in wandb.json, with the ids of the runs, under which a resumed run goes on.
+    That process (engine.wandb_process) reads the run folder. Training hands nothing over to it, so
+    training neither waits for it nor fails with it. Its instructions are in wandb.json, with the
+    ids of the runs, under which a resumed run goes on.
     """
 
     PATIENCE_S = 10
-    """How long the end of a run waits for W&B."""
+    """Seconds that the end of a run waits for W&B."""
 
     def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:
         super().__init__(folder, config, facts)
@@ -206,7 +217,7 @@ class WandbTracker(FileTracker):
         write_json(file, redact_all(about))
 
     def rewind(self, position: Mapping[str, int]) -> None:
-        """Forgets what was logged after `position` was taken; from now on W&B gets what there is."""
+        """Removes what was logged after `position` was taken, then starts to send the rest."""
         super().rewind(position)
         try:
             self._process = subprocess.Popen(
@@ -214,7 +225,7 @@ class WandbTracker(FileTracker):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a signal to the training and all that belongs to it must not cut off W&B
+                start_new_session=True,  # a signal to the whole job must not cut off W&B
             )
         except OSError as error:
             log.warning("W&B does not start (%s); metrics.jsonl has everything", error)
@@ -236,15 +247,16 @@ class WandbTracker(FileTracker):
             ended = self._process.wait(self.PATIENCE_S)
         except subprocess.TimeoutExpired:
             log.warning(
-                "W&B did not finish within %d s; a process of its own goes on for a minute or two, what is missing then is sent "
-                "by the same command, typed again",
+                "W&B did not finish within %d s; a process of its own goes on for a minute or two, "
+                "what is missing then is sent by the same command, typed again",
                 self.PATIENCE_S,
             )
             return
         self._reports.join(1)
         if ended != 0:
             log.warning(
-                "W&B ended with status %d; metrics.jsonl has everything, the same command sends what is missing",
+                "W&B ended with status %d; metrics.jsonl has everything, "
+                "the same command sends what is missing",
                 ended,
             )
 

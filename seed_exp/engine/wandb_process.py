@@ -1,10 +1,12 @@
-"""Sends what a run logs to Weights & Biases: a process of its own, for which training neither waits nor fails.
+"""Sends what a run logs to Weights & Biases, in a process for which training never waits.
 
-  python -m seed_exp.engine.wandb_process FOLDER auto|offline      started by engine.tracking, which writes FOLDER/wandb.json
+  python -m seed_exp.engine.wandb_process FOLDER auto|offline
 
-The run folder is the queue: this process follows metrics.jsonl, speed.jsonl and media/index.json and sends each step once, as a
-whole. Where it begins is read back from what was delivered before, by this process or an earlier one. So nothing is dropped and
-nothing is sent twice, whatever was killed when; what has not got through is sent by the next process that is started for the run.
+`engine.tracking` starts it and writes FOLDER/wandb.json. The run folder is the queue: this process
+follows metrics.jsonl, speed.jsonl and media/index.json and sends each step once, as a whole. It
+begins behind the last step that was delivered, by this process or an earlier one. So nothing is
+dropped and nothing is sent twice, whatever was killed when. The next process that is started for
+the run sends what has not got through.
 """
 
 from __future__ import annotations
@@ -30,20 +32,20 @@ import wandb
 from seed_exp.base.stopping import REQUEUE_STATUS, WARNINGS
 
 POLL_S = 0.5
-"""Between two looks at the files."""
+"""Seconds between two looks at the files."""
 INIT_TIMEOUT_S = 30
-"""How long the server may take to answer at the beginning; then the run is written offline."""
+"""Seconds that the server may take to answer at first; after that the run is written offline."""
 GRACE_S = 3
-"""How long it may still take to answer when the training has ended."""
+"""Seconds that the server may still take to answer when the training has ended."""
 LINGER_S = 60
-"""How long this process goes on when the training has ended."""
+"""Seconds that this process goes on when the training has ended."""
 
 
 class Trainer:
-    """The process that trains: hears what becomes of it, tells it what the user should know.
+    """The connection to the process that trains: hears how it ends, passes lines to its user.
 
     Args:
-        status: Its exit status, if it is known already.
+        status: Exit status of the training, if it is known already.
     """
 
     def __init__(self, status: int | None) -> None:
@@ -51,18 +53,19 @@ class Trainer:
         self.ended = threading.Event()
         self.server_answered = threading.Event()
         self._leaving = threading.Lock()
-        # A number of its own for the pipe: what W&B prints goes nowhere, and its service does not keep the pipe open.
+        # A number of its own for the pipe: what W&B prints goes nowhere, and its service does not
+        # keep the pipe open.
         self._pipe = os.dup(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def tell(self, level: int, text: str) -> None:
-        """Shows one line to the user, while there is someone to show it."""
+        """Shows one line to the user, while the training is there to show it."""
         with suppress(OSError):
             os.write(self._pipe, f"{json.dumps([level, text])}\n".encode())
 
     def go_offline(self, level: int, reason: str) -> None:
-        """Runs this program anew: wandb cannot forget a run that failed to begin."""
+        """Runs this program anew, offline: wandb cannot forget a run that failed to begin."""
         self._leaving.acquire()  # for ever: of two threads that want it the first one does it
         self.tell(level, f"{reason.rstrip('.')}; this run goes on offline")
         teardown = threading.Thread(target=_teardown, daemon=True)
@@ -89,12 +92,12 @@ class WandbRun:
     """A student's run at W&B; it begins when there is something to send.
 
     Args:
-        student: Its name.
+        student: Name of the student.
         about: Content of wandb.json.
         folder: Run folder.
-        offline: Whether it is written to disk, for `wandb sync`.
+        offline: Whether the run is written to disk, for `wandb sync`.
         training: The process that trains.
-        stats: Whether load of GPU, memory and so on are recorded with this run.
+        stats: Whether the load of GPU, memory and so on is recorded with this run.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class WandbRun:
         self._sent_weights: int | None = None
 
     def send(self, step: int, row: Mapping[str, Any]) -> None:
-        """Sends the student's part of a step: its own metrics, and those that belong to none of the students."""
+        """Sends the student's part of a step: its own metrics, and those of no student."""
         if step <= self._delivered:
             return
         if self._run is None:
@@ -138,7 +141,7 @@ class WandbRun:
         self._delivered = step
 
     def send_weights(self) -> None:
-        """Sends the student's file where it is another one than last time."""
+        """Sends the student's file if it has changed since the last time."""
         if self._run is None or self._weights is None or not self._weights.exists():
             return
         written = self._weights.stat().st_mtime_ns
@@ -149,7 +152,7 @@ class WandbRun:
             self._sent_weights = written
 
     def finish(self, status: int) -> None:
-        """Sends what is waiting."""
+        """Sends what is left, and ends the run with this exit status of the training."""
         if self._run is not None:
             if status == REQUEUE_STATUS:
                 self._run.mark_preempting()
@@ -195,13 +198,13 @@ class WandbRun:
 
 
 class Lines:
-    """The lines of a JSONL file, as they are written."""
+    """Lines of a JSONL file that another process writes."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Whole lines that were added since the last call."""
+        """The whole lines that were added since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._position)
             for line in file:
@@ -211,9 +214,10 @@ class Lines:
 
 
 def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
-    """Sends what is in the run folder, and what comes, until the training has ended.
+    """Sends the content of the run folder, and what is added, until the training has ended.
 
-    The last step waits for the one after it, or for the end of a training that was not interrupted: more may be logged of it.
+    The last step waits for the one after it, or for the end of a training that was not interrupted,
+    because more may be logged of it.
     """
     metrics, speed = Lines(folder / "metrics.jsonl"), Lines(folder / "speed.jsonl")
     rows: dict[int, dict[str, Any]] = {}
@@ -222,9 +226,8 @@ def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
     ended = False
     while not ended:
         ended = training.ended.wait(POLL_S)
-        for line in (
-            metrics.read()
-        ):  # before the other files: they then hold all that belongs to steps before the newest
+        # Before the other files: they then hold all that belongs to steps before the newest.
+        for line in metrics.read():
             newest = line["step"]
             rows.setdefault(newest, {}).update(line)
         for line in speed.read():
@@ -259,7 +262,10 @@ def last_step(folder: Path, run_id: str) -> int:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file up to where it was torn: LevelDB's log, 32 KiB blocks of records, maybe in several pieces."""
+    """The records of a .wandb file up to where it was torn.
+
+    It has the format of LevelDB's log: 32 KiB blocks of records, which may be in several pieces.
+    """
     position, whole = 7, b""
     while True:
         left = 2**15 - position % 2**15
@@ -279,7 +285,7 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """While it is entered, no other process sends this run; waits for one that is still at it."""
+    """Context in which no other process sends this run; waits for one that still does."""
     (folder / "wandb").mkdir(exist_ok=True)
     with (folder / "wandb" / "lock").open("w") as file:
         with suppress(OSError):  # a network file system without locks
@@ -293,17 +299,14 @@ def _teardown() -> None:
 
 
 def main() -> None:
-    """Follows the run folder until its training has ended; what fails online is done offline."""
+    """Follows the run folder until its training has ended; goes offline where online fails."""
     for number in (signal.SIGINT, *WARNINGS):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # they are meant for the training, which then says that it ends
-    os.environ.setdefault(
-        "WANDB_ERROR_REPORTING", "false"
-    )  # otherwise the exit may wait for that server
-    os.environ.setdefault(
-        "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1"
-    )  # seconds that a kill may cost
+        # They are meant for the training, which then says that it ends.
+        signal.signal(number, signal.SIG_IGN)
+    # Otherwise the exit may wait for that server.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Seconds that a kill may cost.
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
     folder, mode, *status = sys.argv[1:]
     offline = mode == "offline"
     training = Trainer(int(status[0]) if status else None)

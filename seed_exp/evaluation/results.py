@@ -29,9 +29,13 @@ def run_home(run: Path) -> Path:
 
 
 def write_results(
-    home: Path, evaluation: str, protocol: dict[str, Any], results: dict[str, Any]
+    home: Path,
+    evaluation: str,
+    protocol: dict[str, Any],
+    results: dict[str, Any],
+    identity: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes results/<evaluation>-<hash of the protocol>.json into a run folder; returns its path.
+    """Writes results/<evaluation>-<hash>.json into a run folder; returns its path.
 
     The same evaluation with the same protocol overwrites its earlier file.
 
@@ -40,8 +44,10 @@ def write_results(
         evaluation: Name of the evaluation: "knn", "linear", ...
         protocol: Everything that the numbers depend on; plain JSON.
         results: The numbers, by network; plain JSON.
+        identity: The part of the protocol that names the file; None = all.
     """
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    named_by = json.dumps(protocol if identity is None else identity, sort_keys=True)
+    digest = hashlib.sha256(named_by.encode()).hexdigest()
     path = home / "results" / f"{evaluation}-{digest[:8]}.json"
     versions = {
         "seed_exp": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from seed_exp.base.table import markdown_table
+from seed_exp.config.identity import identity
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import DetectConfig, FinetuneConfig, LinearConfig
 from seed_exp.data.sources import Source
@@ -152,7 +154,9 @@ def write_measures(
         "val": evaluated.val.fingerprint(),
         "students": evaluated.frozen.record,
     }
-    path = write_results(run_home(Path(run.config.run)), run.command, content, results)
+    home = run_home(Path(run.config.run))
+    named = {**content, "options": identity(dataclasses.replace(run.config, run="."), {})}
+    path = write_results(home, run.command, content, results, named)
     columns = list(next(iter(results.values()), {}))
     rows = [
         [name, *(f"{value:.2f}" for value in values.values())] for name, values in results.items()

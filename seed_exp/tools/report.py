@@ -16,7 +16,8 @@ from seed_exp.base.files import atomic_write
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose, config_home, groups
-from seed_exp.config.options import data_words, decisive_options, effective_options, to_plain
+from seed_exp.config.identity import effective_options
+from seed_exp.config.options import data_words, decisive_options, to_plain
 from seed_exp.config.schema import ReportConfig, StudentConfig
 from seed_exp.config.sweep import composed_jobs
 from seed_exp.evaluation.setup import eval_options

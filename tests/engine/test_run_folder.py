@@ -147,16 +147,21 @@ def test_other_content_of_what_the_run_reads_leads_to_another_folder_and_is_refu
         open_run("distill", "label", own, tmp_path, other)
 
 
-def test_options_added_and_removed_since_are_named(tmp_path: Path) -> None:
+def test_an_option_that_the_record_lacks_has_its_first_value_and_one_it_has_alone_is_named(
+    tmp_path: Path,
+) -> None:
     folder = open_run("distill", "label", config(), tmp_path)
     file = folder / "config.json"
     content = json.loads(file.read_text())
     del content["options"]["seed"]
+    file.write_text(json.dumps(content))
+    assert open_run("distill", "label", config(), tmp_path) == folder
+    own = dataclasses.replace(changed("seed"), run_dir=str(folder))
+    with pytest.raises(ValueError, match=r"other options: seed was 0, now 1\."):
+        open_run("distill", "label", own, tmp_path)
     content["options"]["students"]["c"] = {"network": "resnet34"}
     file.write_text(json.dumps(content))
-    with pytest.raises(
-        ValueError, match=r"seed was absent, now 0; students\.c\.network was resnet34, now absent"
-    ):
+    with pytest.raises(ValueError, match=r"students\.c\.network was resnet34, now absent"):
         open_run("distill", "label", config(), tmp_path)
 
 

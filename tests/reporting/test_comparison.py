@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_runs import DIGITS, DIGITS_IMAGES, IMAGENET_IMAGES, STUDENTS, add_results, make_run
 
-from seed_exp.config.options import effective_options
+from seed_exp.config.identity import effective_options
 from seed_exp.reporting.comparison import Table, compare
 from seed_exp.reporting.entries import PlannedJob
 from seed_exp.reporting.published import Published

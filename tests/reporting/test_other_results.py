@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_runs import DIGITS, STUDENTS, add_results, make_run
 
-from seed_exp.config.options import effective_options
+from seed_exp.config.identity import effective_options
 from seed_exp.reporting.comparison import Table, compare
 from seed_exp.reporting.other_results import other_results
 from seed_exp.reporting.page.build import page

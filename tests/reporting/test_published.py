@@ -8,7 +8,8 @@ import pytest
 from made_runs import IMAGENET_IMAGES, composed
 
 from seed_exp.config.compose import config_home
-from seed_exp.config.options import decisive_options, effective_options
+from seed_exp.config.identity import effective_options
+from seed_exp.config.options import decisive_options
 from seed_exp.reporting.comparison import compare
 from seed_exp.reporting.published import read_published, reasons_against
 from seed_exp.reporting.runs import Result, Run, StudentFile

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_runs import DIGITS, STUDENTS, add_results, make_run
 
-from seed_exp.config.options import effective_options
+from seed_exp.config.identity import effective_options
 from seed_exp.reporting.runs import Run, read_runs
 
 DISTILL = [*DIGITS, STUDENTS, "teacher=moco_v2_r50"]

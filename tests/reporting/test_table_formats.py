@@ -8,7 +8,7 @@ import pytest
 from made_runs import DIGITS, add_results, make_run
 
 from seed_exp.config.compose import config_home
-from seed_exp.config.options import effective_options
+from seed_exp.config.identity import effective_options
 from seed_exp.reporting.columns import TableColumn
 from seed_exp.reporting.comparison import Table, compare
 from seed_exp.reporting.published import Published, read_published
