@@ -279,5 +279,11 @@ class Seed(Method):
 
 
 def _contrast(students: dict[str, Student], config: ObjectiveConfig, seed: int) -> MomentumContrast:
-    options = {"temperature": config.tau_student, "momentum": config.momentum}
-    return MomentumContrast(students, **options, queue_size=config.queue_size, seed=seed)
+    return MomentumContrast(
+        students,
+        temperature=config.tau_student,
+        momentum=config.momentum,
+        queue_size=config.queue_size,
+        bn_group_size=config.bn_group_size,
+        seed=seed,
+    )

@@ -340,11 +340,15 @@ class MocoConfig:
     """Share of the momentum encoder that each step keeps."""
     queue_size: int = 65536
     """Keys kept as negatives."""
+    bn_group_size: int | None = 32
+    """Images that batch norm normalises together, keys with other ones than their queries; null = all of a process."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"moco.temperature must be positive, got {self.temperature}")
         require(0 <= self.momentum <= 1, f"moco.momentum must be in [0, 1], got {self.momentum}")
         require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
+        size = self.bn_group_size
+        require(size is None or size >= 2, f"moco.bn_group_size must be null or at least 2, got {size}")
 
 
 def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -> None:
