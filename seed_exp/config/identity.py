@@ -59,13 +59,16 @@ class Removed(NamedTuple):
     """Values with which versions before did what this version does; None = all."""
 
 
-CHANGED_DEFAULTS: dict[str, ChangedDefault] = {}
+CHANGED_DEFAULTS: dict[str, ChangedDefault] = {
+    "MocoConfig.bn_group_size": ChangedDefault("0.2.0", None),
+    "DiscoConfig.bn_group_size": ChangedDefault("0.2.0", None),
+}
 """By class and field in config.schema, such as "FitConfig.max_skipped"; subclasses are included."""
 
 REMOVED: dict[str, Removed] = {
-    # Until 0.1.0 every objective had the options of all; those it lacks now it never read.
+    # Before 0.2.0 every objective had the options of all; those it lacks now it never read.
     **{
-        f"objective.{name}": Removed("0.1.0", None)
+        f"objective.{name}": Removed("0.2.0", None)
         for name in (
             *("tau_student", "weight", "bag_size", "num_clusters", "cluster_every", "momentum"),
             "tau_teacher",

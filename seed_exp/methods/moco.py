@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seed_exp.config.schema import MocoConfig
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
+from seed_exp.methods.grouped import forward_in_groups
 from seed_exp.methods.momentum import MomentumContrast
 from seed_exp.models.students import Student
 from seed_exp.views.recipe import HostBatch
@@ -22,7 +23,7 @@ class Moco(Method):
 
     Args:
         students: Networks to train, by name; each has its own momentum encoder and queue.
-        config: Temperature, momentum and queue size.
+        config: Temperature, momentum, queue size, groups of batch norm.
         seed: Seed of the queues' initial vectors.
     """
 
@@ -34,6 +35,7 @@ class Moco(Method):
             temperature=config.temperature,
             momentum=config.momentum,
             queue_size=config.queue_size,
+            bn_group_size=config.bn_group_size,
             seed=seed,
         )
         self.carried = self.contrast
@@ -45,7 +47,7 @@ class Moco(Method):
 
     def loss(self, name: str, network: nn.Module, views: Tensor) -> dict[str, Tensor]:
         """Returns InfoNCE, the mean cosine of a query and its key, and the std of the queries."""
-        queries = network(views[0])
+        queries = forward_in_groups(network, views[0], self.contrast.bn_group_size)
         loss, keys = self.contrast.loss(name, queries, views[1])
         self._seen[name] = queries.detach()
         cosine = (queries.detach() * keys).sum(1).mean()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from seed_exp.engine.distributed import all_gather, rank, world_size
+from seed_exp.methods.grouped import forward_in_groups, has_batch_norm, number_of_groups
 from seed_exp.methods.losses import info_nce
 from seed_exp.methods.queue import Queue
 from seed_exp.models.students import Student
@@ -25,6 +25,8 @@ class MomentumContrast(nn.Module):
         temperature: Temperature > 0 of InfoNCE.
         momentum: Share of the momentum encoder's old weights that each step keeps, from 0 to 1.
         queue_size: Number of keys kept as negatives.
+        bn_group_size: Images of a group that is normalised by its own statistics; None = those of a
+            process are one group.
         seed: Seed of the queues' initial vectors.
     """
 
@@ -35,13 +37,15 @@ class MomentumContrast(nn.Module):
         temperature: float,
         momentum: float,
         queue_size: int,
+        bn_group_size: int | None,
         seed: int,
     ) -> None:
         super().__init__()
         self.temperature, self.momentum = temperature, momentum
+        self.bn_group_size = bn_group_size
         self.encoders = nn.ModuleDict(
             {
-                name: copy.deepcopy(student).requires_grad_(False)
+                name: copy.deepcopy(student).requires_grad_(False).train()
                 for name, student in students.items()
             }
         )
@@ -86,24 +90,25 @@ class MomentumContrast(nn.Module):
     def keys(self, name: str, views: Tensor) -> Tensor:
         """Returns the momentum encoder's embeddings [N, D] of views [N, 3, S, S].
 
-        If the encoder has batch norm, each rank embeds images of all ranks, so that batch
-        statistics do not give away which key belongs to a query: shuffling BN, arXiv:1911.05722,
-        Section 3.3. A single process has no other rank to exchange images with.
+        If the encoder has batch norm, the images of all ranks are dealt out to the groups in which
+        it normalises them, so that batch statistics do not give away which key belongs to a query:
+        shuffling BN, arXiv:1911.05722, Section 3.3. The groups depend on the global batch and the
+        size of a group alone, not on the number of ranks.
         """
         encoder = self.encoders[name]
-        leaks = world_size() > 1 and any(
-            isinstance(module, _BatchNorm) for module in encoder.modules()
-        )
-        if not leaks:
+        num, ranks = len(views), world_size()
+        num_groups = ranks * number_of_groups(num, self.bn_group_size)
+        if num_groups == 1 or not has_batch_norm(encoder):
             keys: Tensor = encoder(views)
             return keys
         # The order of the batch is random already, so dealing the images out in turn mixes them as
         # well as a random permutation.
-        dealt = all_gather(views)[rank() :: world_size()]
-        embeddings = all_gather(encoder(dealt)).view(world_size(), len(views), -1)
-        return embeddings.transpose(0, 1).flatten(0, 1)[
-            rank() * len(views) : (rank() + 1) * len(views)
-        ]
+        positions = torch.arange(ranks * num, device=views.device)
+        dealt = torch.argsort(positions % num_groups, stable=True)
+        own = slice(rank() * num, (rank() + 1) * num)
+        embeddings = forward_in_groups(encoder, all_gather(views)[dealt[own]], self.bn_group_size)
+        everyones = all_gather(embeddings)
+        return torch.empty_like(everyones).index_copy_(0, dealt, everyones)[own]
 
     def compile_encoders(self) -> None:
         """Compiles the momentum encoders."""

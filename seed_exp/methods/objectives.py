@@ -71,6 +71,7 @@ def _own_contrast(
         temperature=config.tau_student,
         momentum=config.momentum,
         queue_size=config.queue_size,
+        bn_group_size=config.bn_group_size,
         seed=seed,
     )
 

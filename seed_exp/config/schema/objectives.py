@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema.parts import StudentConfig, require
+from seed_exp.config.schema.parts import StudentConfig, require, require_group_size
 
 
 @dataclass
@@ -122,12 +122,15 @@ class DiscoConfig(ObjectiveConfig):
     """Factor of the distance to the teacher; the contrast has 1."""
     momentum: float = 0.999
     """Share of each student's momentum encoder that a step keeps."""
+    bn_group_size: int | None = 32
+    """Keys that batch norm normalises together; null = all of a process, as their queries are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "tau_student")
         _require_factor(self, "weight")
         _require_share(self, "momentum")
+        require_group_size("objective", self.bn_group_size)
 
 
 @dataclass

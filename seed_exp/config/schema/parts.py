@@ -291,6 +291,18 @@ class OptimizerConfig:
         require(self.gamma > 0, f"optimizer.gamma must be positive, got {self.gamma}")
 
 
+def require_group_size(owner: str, size: int | None) -> None:
+    """Checks the size of batch norm's groups.
+
+    Raises:
+        ValueError: a group of one image has no statistics.
+    """
+    require(
+        size is None or size >= 2,
+        f"{owner}.bn_group_size must be null or at least 2 images, got {size}",
+    )
+
+
 @dataclass
 class MocoConfig:
     temperature: float = 0.2
@@ -299,11 +311,14 @@ class MocoConfig:
     """Share of the momentum encoder that each step keeps."""
     queue_size: int = 65536
     """Keys kept as negatives."""
+    bn_group_size: int | None = 32
+    """Images that batch norm normalises together, keys with others than queries; null = all."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"moco.temperature must be positive, got {self.temperature}")
         require(0 <= self.momentum <= 1, f"moco.momentum must be in [0, 1], got {self.momentum}")
         require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
+        require_group_size("moco", self.bn_group_size)
 
 
 @dataclass
