@@ -27,6 +27,7 @@ ROOMS = {
         "models",
         "data",
         "views",
+        "methods.grouped",
         "methods.losses",
         "methods.clustering",
         "methods.collapse",

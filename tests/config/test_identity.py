@@ -253,7 +253,9 @@ def test_effective_options_are_what_this_version_would_have_recorded(
     options["gone"], options["kept"] = 1, 2
     monkeypatch.setitem(module.REMOVED, "gone", Removed("0.2.0", (1,)))
     old = options if nested else decisive_options(options)
-    assert effective_options("pretrain", old) == {**full, "kept": 2}
+    # A version without the options of batch norm's groups had none.
+    expected = {**full, "moco.bn_group_size": None, "kept": 2}
+    assert effective_options("pretrain", old) == expected
 
 
 def test_every_first_value_is_written_down() -> None:
