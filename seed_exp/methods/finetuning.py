@@ -49,8 +49,11 @@ class Finetune(Method):
         return views["global"][0], batch.labels
 
     def loss(
-        self, name: str, network: nn.Module, prepared: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:  # noqa: ARG002
+        self,
+        name: str,  # noqa: ARG002
+        network: nn.Module,
+        prepared: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
         images, labels = prepared
         logits = network(images)

@@ -14,13 +14,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from seed_exp.base.redaction import redact, redact_all
+from seed_exp.config.schema import EVALUATIONS, TRAINING
 from seed_exp.models.students import read_header
 
-TRAINING = frozenset({"distill", "pretrain"})
-"""Commands whose run folders have students."""
-INSIDE = frozenset(
-    {"checkpoints", "students", "results", "linear", "finetune", "detect", "media", "wandb"}
-)
+INSIDE = frozenset({"checkpoints", "students", "results", "media", "wandb"}) | {
+    name for name, kind in EVALUATIONS.items() if kind.trains
+}
 """Folders of a run in which no other run is looked for."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of tensors that are no parameters."""
@@ -187,9 +186,9 @@ def _count_parameters(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
         names = [
             name
-            for name in file.keys()
+            for name in file.keys()  # noqa: SIM118
             if name.startswith("encoder.") and not name.endswith(STATISTICS)
-        ]  # noqa: SIM118
+        ]
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
@@ -209,7 +208,7 @@ def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
             protocol = redact_all(dict(content["protocol"]))
             yield Result(
                 Path(redact(str(path))),
-                _kind(_word(content["evaluation"]), protocol),
+                _name_in_reports(_word(content["evaluation"]), protocol),
                 protocol,
                 values,
                 versions,
@@ -218,15 +217,16 @@ def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
             problems.append(f"{path}: not a file of results")
 
 
-def _kind(evaluation: str, protocol: dict[str, Any]) -> str:
-    if evaluation != "finetune":
-        return evaluation
-    options = protocol["options"]
-    few = {0.01: "semi_1pct", 0.1: "semi_10pct"}.get(options.get("data.fraction"), evaluation)
-    # SimCLR's lists of ImageNet's images.
-    return {"1percent": "semi_1pct", "10percent": "semi_10pct"}.get(
-        Path(options.get("data.subset") or "").stem, few
-    )
+def _name_in_reports(evaluation: str, protocol: dict[str, Any]) -> str:
+    """The evaluation's name, or that of the benchmark with few labels that it is."""
+    kind = EVALUATIONS.get(evaluation)
+    for measure in () if kind is None else kind.measures:
+        if (labels := measure.labels) is not None:
+            options = protocol["options"]
+            subset = Path(options.get("data.subset") or "").stem
+            if labels.subset == subset or labels.fraction == options.get("data.fraction"):
+                return measure.evaluation
+    return evaluation
 
 
 def _read_json(path: Path, problems: list[str]) -> Any:

@@ -10,6 +10,7 @@ from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import compose
 from seed_exp.config.errors import in_one_line
+from seed_exp.config.schema import TRAINING
 from seed_exp.config.sweep import jobs
 
 
@@ -56,7 +57,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--command",
-        choices=["distill", "pretrain"],
+        choices=TRAINING,
         default="distill",
         help="what would be run (distill)",
     )

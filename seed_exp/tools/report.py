@@ -17,7 +17,7 @@ from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose, config_home, groups
 from seed_exp.config.options import data_words, decisive_options, effective_options, to_plain
-from seed_exp.config.schema import ReportConfig, StudentConfig
+from seed_exp.config.schema import TRAINING, ReportConfig, StudentConfig
 from seed_exp.config.sweep import composed_jobs
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.models.cost import forward_flops
@@ -27,7 +27,7 @@ from seed_exp.reporting.entries import PlannedJob
 from seed_exp.reporting.page.build import page
 from seed_exp.reporting.page.content import Model, PageContent
 from seed_exp.reporting.published import Published, network_of, read_published, students_of
-from seed_exp.reporting.runs import TRAINING, Result, Run, read_runs
+from seed_exp.reporting.runs import Result, Run, read_runs
 from seed_exp.reporting.table_formats import comma_separated, latex, markdown
 
 
@@ -40,10 +40,8 @@ def report(config: ReportConfig) -> Path:
     runs, problems = read_runs([Path(path) for path in config.runs], effective_options)
     published, unreadable = read_published(config_home() / "experiments" / "published.csv")
     planned = [job for line in config.sweeps for job in planned_jobs(line)]
-    title = (
-        ", ".join(dict.fromkeys(re.findall(r"(?<=\bexperiments=)[\w/]+", " ".join(config.sweeps))))
-        or ("All runs", "Sweep")[bool(config.sweeps)]
-    )
+    named = dict.fromkeys(re.findall(r"(?<=\bexperiments=)[\w/]+", " ".join(config.sweeps)))
+    title = ", ".join(named) or ("Sweep" if config.sweeps else "All runs")
     models = known_models([*runs, *planned], published)
     sizes = {name: model.parameters for name, model in models.items()}
     table = compare(

@@ -18,13 +18,14 @@ import pytest
 from seed_exp import distill, pretrain
 from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.config.schema import EVALUATIONS, Precision
 from seed_exp.config.sweep import jobs
 from seed_exp.methods.seed import OBJECTIVES
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import NETWORKS, TEACHERS
 from seed_exp.protocols import follow_up
-from seed_exp.protocols.follow_up import EVALUATIONS, plan_evaluations, run_evaluations
+from seed_exp.protocols.follow_up import PROTOCOLS, plan_evaluations, run_evaluations
 
 HOME = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (HOME / "experiments").glob("*.yaml"))
@@ -112,9 +113,7 @@ def test_evaluations_of_an_experiment_take_their_options_at_every_scale(name: st
             planned = plan_evaluations(config)
             assert [evaluation.line for evaluation in planned] == config.evaluations
             (linear,) = [
-                evaluation.config
-                for evaluation in planned
-                if evaluation.run is EVALUATIONS["linear"]
+                evaluation.config for evaluation in planned if evaluation.run is PROTOCOLS["linear"]
             ]
             assert linear.views.eval_size == config.views.eval_size
             assert (linear.views.mean, linear.views.std) == (config.views.mean, config.views.std)
@@ -293,8 +292,8 @@ def results(folder: Path) -> list[str]:
 def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The options of each evaluation that was run, instead of which nothing is done."""
     calls: list[Any] = []
-    for name in EVALUATIONS:
-        monkeypatch.setitem(follow_up.EVALUATIONS, name, calls.append)
+    for name in PROTOCOLS:
+        monkeypatch.setitem(follow_up.PROTOCOLS, name, calls.append)
     return calls
 
 
@@ -337,13 +336,13 @@ def test_one_that_fails_loses_neither_the_run_nor_the_others_and_is_tried_again(
         raise RuntimeError("out of memory")
 
     config = compose("pretrain", [*TRAIN, "evaluations=[knn,linear]"])
-    monkeypatch.setitem(follow_up.EVALUATIONS, "knn", fail)
+    monkeypatch.setitem(follow_up.PROTOCOLS, "knn", fail)
     with pytest.raises(ValueError, match="run: the students are trained, but 'knn' failed"):
         pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig"]
     assert "out of memory" in Path("run/log.txt").read_text()
     assert not Path("run/done.json").exists()
-    monkeypatch.setitem(follow_up.EVALUATIONS, "knn", called.append)
+    monkeypatch.setitem(follow_up.PROTOCOLS, "knn", called.append)
     pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig", "KnnConfig"]
     assert Path("run/done.json").exists()
@@ -402,6 +401,37 @@ def test_an_evaluation_has_the_images_and_the_device_of_the_training_unless_it_n
     )
 
 
+def planned_detection(*options: str) -> Any:
+    (evaluation,) = plan_evaluations(compose("pretrain", [*TRAIN, "precision=bfloat16", *options]))
+    return evaluation.config
+
+
+def test_detection_has_the_device_of_the_training_and_images_of_its_own() -> None:
+    planned = planned_detection(
+        "seed=3", "tracker.tags=[a]", 'evaluations=["detect data=coco data.root=c masks=true"]'
+    )
+    assert (planned.device, planned.seed, planned.tracker.tags) == ("cpu", 3, ["a"])
+    assert (planned.data.source, planned.data.root, planned.masks) == ("coco", "c", True)
+    assert planned.data.num_workers is None
+    assert planned.precision is Precision.float32
+    assert planned_detection("evaluations=[detect]").data == compose("detect", ["run=."]).data
+
+
+def test_detection_has_the_images_of_a_training_on_images_with_objects() -> None:
+    training = ["data=voc", "data.root=v", "data.num_workers=2"]
+    planned = planned_detection(*training, "evaluations=[detect]")
+    assert (planned.data.source, planned.data.root, planned.data.num_workers) == ("voc", "v", 2)
+    with pytest.raises(ValueError, match=r"detect needs .*, all of them.* got data=voc data\.frac"):
+        planned_detection(*training, "data.fraction=0.5", "evaluations=[detect]")
+
+
+def test_every_evaluation_is_a_command_with_a_protocol_that_a_training_can_be_followed_by() -> None:
+    assert PROTOCOLS.keys() == EVALUATIONS.keys()
+    for name, kind in EVALUATIONS.items():
+        assert PROTOCOLS[name].__module__ == f"seed_exp.protocols.{name}"
+        assert type(compose(name, ["run=."])) is kind.schema
+
+
 # The real thing. SEED_SMOKE_RUNS=FOLDER keeps the run folders, below FOLDER/runs, for a report of them.
 
 
@@ -428,7 +458,7 @@ def call(name: str, home: Path) -> set[Path]:
     folders = {
         home / folder for folder in re.findall(r"^run folder: (\S+)$", done.stderr, re.MULTILINE)
     }
-    return {folder for folder in folders if folder.parent.name != "linear"}
+    return {folder for folder in folders if folder.parent.name not in EVALUATIONS}
 
 
 @pytest.mark.slow

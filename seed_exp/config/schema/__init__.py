@@ -19,10 +19,13 @@ from seed_exp.config.schema.enums import (
     TrackerMode,
 )
 from seed_exp.config.schema.evaluation import (
+    EVALUATIONS,
     DetectConfig,
+    EvaluationKind,
     FinetuneConfig,
     KnnConfig,
     LinearConfig,
+    Measure,
     OfRunConfig,
 )
 from seed_exp.config.schema.parts import (
@@ -57,10 +60,7 @@ from seed_exp.config.schema.training import (
 SCHEMAS: dict[str, type[Any]] = {
     "distill": DistillConfig,
     "pretrain": PretrainConfig,
-    "linear": LinearConfig,
-    "finetune": FinetuneConfig,
-    "detect": DetectConfig,
-    "knn": KnnConfig,
+    **{name: kind.schema for name, kind in EVALUATIONS.items()},
     "preview": PreviewConfig,
     "quickstart": QuickstartConfig,
     "bench": BenchConfig,
@@ -71,9 +71,16 @@ SCHEMAS: dict[str, type[Any]] = {
     "report": ReportConfig,
 }
 """Schema of each command's primary file conf/<command>.yaml."""
+TRAINING = ("distill", "pretrain")
+"""Commands that train encoders."""
+WITHOUT_SCHEMA = ("plan", "sweep", "zoo")
+"""Commands without a primary file: the first two take the options of a training, the third has none."""
 
 __all__ = [
+    "EVALUATIONS",
     "SCHEMAS",
+    "TRAINING",
+    "WITHOUT_SCHEMA",
     "BenchConfig",
     "ConvertConfig",
     "CropConfig",
@@ -83,12 +90,14 @@ __all__ = [
     "DistillConfig",
     "EmbedConfig",
     "EncoderFitConfig",
+    "EvaluationKind",
     "ExportConfig",
     "FeatureType",
     "FinetuneConfig",
     "FitConfig",
     "KnnConfig",
     "LinearConfig",
+    "Measure",
     "MocoConfig",
     "ObjectiveConfig",
     "OfRunConfig",
