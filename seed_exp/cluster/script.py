@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seed_exp.base import announcement
 from seed_exp.cluster.sweep_cells import Cell
 
 _TEXT = """\
@@ -24,6 +25,7 @@ rm -f "$job.exit"
 cd {cwd} || {{ echo "1 0 $HOSTNAME" >"$job.exit"; exit 1; }}
 {setup}
 trap : TERM
+export {announcement}="$job.run"
 {run} {snapshot} "${{cell[@]}}"
 status=$?
 echo "$status ${{SLURM_RESTART_COUNT:-0}} ${{SLURMD_NODENAME:-$HOSTNAME}}" >"$job.exit"
@@ -103,6 +105,7 @@ def _script(
         cells="\n".join(branches),
         setup="".join(f"{line}\n" for line in setup),
         run=run,
+        announcement=announcement.VARIABLE,
         snapshot=shlex.quote(str(places.snapshot)),
         logs=shlex.quote(str(places.logs)),
         cwd=shlex.quote(str(places.cwd)),

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_exp.base.announcement import announced
 from seed_exp.base.files import json_lines, write_json
 from seed_exp.base.stopping import REQUEUE_STATUS
 
@@ -58,7 +59,11 @@ class ScheduledJob(NamedTuple):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One job of a cell. What it leaves is named after it: JOB.log, JOB.exit (exit status, restarts, node), JOB.cancel."""
+    """One job of a cell.
+
+    It leaves files named after it: JOB.log, JOB.run (its run folder), JOB.exit (exit status,
+    restarts, node), JOB.cancel.
+    """
 
     job: str
     """Number in the array of a submission, e.g. 1234_0."""
@@ -206,14 +211,10 @@ def _ended(status: str, *, finished: bool, cancelled: bool) -> State:
 
 
 def _run_folder(home: Path, cell: Cell) -> Path | None:
-    """The run folder that the newest job of the cell which came so far has named in its log."""
+    """The run folder that the cell's newest job has announced, of those jobs that came so far."""
     for attempt in reversed(cell.attempts):
-        with_head = home / attempt.folder / f"{attempt.job}.log"
-        if with_head.exists():
-            with with_head.open("rb") as file:
-                head = file.read(TAIL_BYTES).decode(errors="replace")
-            if found := re.search(r"^run folder: (.+)$", head, re.MULTILINE):
-                return home.parents[1] / found[1]
+        if (run := announced(home / attempt.folder / f"{attempt.job}.run")) is not None:
+            return home.parents[1] / run
     return None
 
 

@@ -4,7 +4,7 @@ cells/ID/cell.json     a cell and what was started for it
 snapshots/ID/          the code that jobs run from
 NAME/sweep.json        a sweep: its cells, its submissions
 NAME/001.sh            the script of its first submission
-NAME/logs/JOB.*        what each job leaves: its log, its exit status
+NAME/logs/JOB.*        what each job leaves: its log, its run folder, its exit status
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         "data.max_bad",
         "teacher_cache",
         "evaluations",
+        "command",
     }
     | {
         f"tracker.{option}"

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from seed_exp.base.announcement import announce
 from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.stopping import Stopped
@@ -98,6 +99,8 @@ def train_encoders(
 
             folder, students, method, weights, notes = build(config, train, open_folder)
         log_to(folder)
+        if distributed.rank() == 0:
+            announce(folder)
         log.info("%d images", len(train))
         for name, student in students.items():
             num_parameters = sum(parameter.numel() for parameter in student.parameters())

@@ -78,7 +78,8 @@ class Lab:
         (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         results = {"evaluation": "knn", "results": {"convnet_w2": {"knn10_majority": 63.0}}}
         (run / "results" / "knn-1.json").write_text(json.dumps(results))
-        self.ended(job, 0, f"run folder: runs/distill/{job}\n")
+        (self.logs() / f"{job}.run").write_text(json.dumps({"run": f"runs/distill/{job}"}))
+        self.ended(job, 0, "done\n")
         return run
 
 
@@ -206,7 +207,7 @@ def test_what_changes_no_result_does_not_make_another_cell(lab: Lab, call: Call)
 def test_retry_submits_what_ended_without_being_finished(lab: Lab, call: Call) -> None:
     call("submit", *SEEDS)
     lab.finished("100_0")
-    lab.ended("100_1", 1, "run folder: runs/distill/y\nerror: no images\n")
+    lab.ended("100_1", 1, "1437 images\nerror: no images\n")
     lab.queue("100_2|RUNNING|node1|0|None|")
     assert states(call, *SEEDS) == ["FINISHED", "FAILED", "RUNNING"]
     assert "1: error: no images" in call("status", *SEEDS)

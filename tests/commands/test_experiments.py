@@ -18,6 +18,7 @@ import pytest
 from seed_exp import distill, pretrain
 from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.config.report_line import training_command
 from seed_exp.config.schema import EVALUATIONS, Precision
 from seed_exp.config.sweep import jobs
 from seed_exp.methods.seed import OBJECTIVES
@@ -104,6 +105,22 @@ def test_every_job_composes_and_types(name: str, scale: str) -> None:
         assert all(
             config.teacher.network == "run" for config in found if command_of(name) == "distill"
         )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_a_header_is_the_one_that_the_file_is_for(name: str) -> None:
+    assert training_command(name) == command_of(name)
+
+
+def test_an_experiment_of_another_command_is_refused_with_the_right_one() -> None:
+    for name in [name for name in NAMES if command_of(name) == "pretrain"]:
+        message = r"written for pretrain, not for distill: type python -m seed_exp\.pretrain"
+        with pytest.raises(ValueError, match=message):
+            compose("distill", [f"experiments={name}"])
+    for wrong in ("linear", "pretain"):
+        message = f"command must be null or one of distill, pretrain, got {wrong}"
+        with pytest.raises(ValueError, match=message):
+            compose("pretrain", [f"command={wrong}"])
 
 
 @pytest.mark.parametrize("name", ["teacher_ssl", "table1_baseline"])

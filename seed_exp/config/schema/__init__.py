@@ -51,6 +51,7 @@ from seed_exp.config.schema.tools import (
     VerifyConfig,
 )
 from seed_exp.config.schema.training import (
+    TRAINING,
     DistillConfig,
     EncoderFitConfig,
     FitConfig,
@@ -71,8 +72,6 @@ SCHEMAS: dict[str, type[Any]] = {
     "report": ReportConfig,
 }
 """Schema of each command's primary file conf/<command>.yaml."""
-TRAINING = ("distill", "pretrain")
-"""Commands that train encoders."""
 WITHOUT_SCHEMA = ("plan", "sweep", "zoo")
 """Commands without a primary file: the first two take the options of a training, the third has none."""
 
