@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Lars(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Groups,
         lr: float,
         momentum: float,
         weight_decay: float,
@@ -39,7 +39,7 @@ class Lars(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One update of every parameter that has a gradient, in kernels over all of them; nothing waits for a GPU."""
+        """Updates every parameter that has a gradient, in kernels over all; no wait for a GPU."""
         for group in self.param_groups:
             used = [parameter for parameter in group["params"] if parameter.grad is not None]
             matrices = [parameter for parameter in used if parameter.ndim > 1]
@@ -52,9 +52,8 @@ class Lars(Optimizer):
             buffers = [self._momentum_buffer(parameter) for parameter in parameters]
             updates = list(torch._foreach_mul(buffers, group["momentum"]))
             torch._foreach_add_(updates, gradients, alpha=group["lr"])
-            if (
-                skip := getattr(self, "found_inf", None)
-            ) is not None:  # 1 or 0, on the GPU: see step_unless
+            skip = getattr(self, "found_inf", None)  # 1 or 0, on the GPU: see step_unless
+            if skip is not None:
                 torch._foreach_copy_(
                     buffers,
                     [torch.where(skip > 0, b, u) for b, u in zip(buffers, updates, strict=True)],
@@ -73,7 +72,7 @@ class Lars(Optimizer):
 
 
 def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Of each matrix, local rate x (g + weight_decay x w)."""
+    """Local rate x (g + weight_decay x w) of each matrix."""
     weight_norms = torch.stack(torch._foreach_norm(matrices))
     denominators = (
         torch.stack(torch._foreach_norm(gradients)) + group["weight_decay"] * weight_norms
@@ -84,14 +83,18 @@ def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, An
     return list(torch._foreach_mul(decayed, local_rates.unbind()))
 
 
-def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
+Groups = list[dict[str, Any]]
+"""Parameters that are trained with the same multiple of the learning rate, as torch takes them."""
+
+
+def _sgd(config: OptimizerConfig, groups: Groups) -> Optimizer:
+    parameters = [parameter for group in groups for parameter in group["params"]]
     fused = _is_fused(parameters)
     optimizer = SGD(
-        parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
     )
-    if (
-        fused and config.momentum > 0
-    ):  # a first step that is skipped would leave memory that nobody wrote to as momentum
+    if fused and config.momentum > 0:
+        # A first step that is skipped would leave memory that nobody wrote to as momentum.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -102,46 +105,81 @@ def _is_fused(parameters: list[nn.Parameter]) -> bool | None:
     return all(parameter.is_cuda for parameter in parameters) or None
 
 
-def _lars(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
-    return Lars(parameters, 0.0, config.momentum, config.weight_decay, config.trust_coefficient)
+def _lars(config: OptimizerConfig, groups: Groups) -> Optimizer:
+    return Lars(groups, 0.0, config.momentum, config.weight_decay, config.trust_coefficient)
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, list[nn.Parameter]], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Groups], Optimizer]] = {
     "sgd": _sgd,
     "lars": _lars,
 }
 
 
-def build_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:
-    """An optimiser of the module's trainable parameters with learning rate 0, until `set_lr`."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, parameters)
+def build_optimizer(
+    config: OptimizerConfig, module: nn.Module, lr_factors: Mapping[str, float] | None = None
+) -> Optimizer:
+    """An optimiser of the module's trainable parameters with learning rate 0, until `set_lr`.
+
+    Args:
+        config: Its name and options.
+        module: What it trains.
+        lr_factors: By name of a submodule the multiple of the learning rate that its parameters are
+            trained with; all others are trained with the learning rate itself.
+    """
+    groups = _groups(module, lr_factors or {})
+    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, groups)
+    optimizer.register_load_state_dict_pre_hook(_refuse_other_groups)
     optimizer.register_load_state_dict_post_hook(_adapt_to_device)
     return optimizer
 
 
+def _groups(module: nn.Module, lr_factors: Mapping[str, float]) -> Groups:
+    """First the parameters that have no factor of their own, then those of each submodule."""
+    parts: dict[str, list[nn.Parameter]] = {"": []} | {part: [] for part in lr_factors}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            owner = next((part for part in lr_factors if name.startswith(f"{part}.")), "")
+            parts[owner].append(parameter)
+    assert all(parts[part] for part in lr_factors), (lr_factors, "name no trainable parameters")
+    return [
+        {"params": parameters, "lr_factor": lr_factors.get(part, 1.0)}
+        for part, parameters in parts.items()
+    ]
+
+
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Sets the learning rate of all parameters."""
+    """Sets the learning rate of all parameters, each group's times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
-    """One step; none where `skip` (bool [], on the parameters' device) is true. A GPU is not waited for."""
+    """One step, unless `skip` (bool [], on the parameters' device) is true; no wait for a GPU."""
     if skip.device.type == "cpu":
         if not skip:
             optimizer.step()
     else:
-        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # read on the GPU, as a GradScaler's
+        # Read on the GPU, as a GradScaler's.
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         optimizer.step()
 
 
-def _adapt_to_device(optimizer: Optimizer) -> None:
-    """Makes of a loaded state one of this device, whichever it was written on.
+def _refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    found, expected = len(state["param_groups"]), len(optimizer.param_groups)
+    if found != expected:
+        raise ValueError(
+            f"the checkpoint has {found} groups of parameters, this version trains {expected}: "
+            "go on with the version that wrote it, or choose another run_dir"
+        )
 
-    Momentum gets the memory format of its parameter, because fused kernels go through both as if they had the same.
+
+def _adapt_to_device(optimizer: Optimizer) -> None:
+    """Turns a loaded state into one of this device, whichever it was written on.
+
+    Momentum gets the memory format of its parameter: fused kernels walk both as if they had the same.
     """
     for group in optimizer.param_groups:
+        group.setdefault("lr_factor", 1.0)  # checkpoints of versions without factors lack it
         if "fused" in group:
             group["fused"] = _is_fused(group["params"])
     for parameter, state in optimizer.state.items():

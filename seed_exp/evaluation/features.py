@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,17 @@ from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import autocast
 from seed_exp.views.recipe import EvalViews
+
+
+class Extracted(NamedTuple):
+    """Features of images, float32 and int64 on the CPU; on other ranks than 0 nothing."""
+
+    features: dict[str, Tensor]
+    """[n, num_features] by encoder."""
+    labels: Tensor
+    """[n], -1 = unlabelled."""
+    indices: Tensor
+    """Images that were read [n]: where one could not be, the number of the one in its place."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +51,15 @@ class Extractor:
         encoders: Mapping[str, Callable[[Tensor], Tensor]],
         source: Source,
         indices: NDArray[np.int64],
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Features of the images `indices` [n] of `source` by every encoder, each image read once for all of them.
+    ) -> Extracted:
+        """Features of the images `indices` [n] of `source`, in that order, by every encoder.
 
-        Several processes share the work; the first one gets the result. The caller has set the encoders to evaluation mode.
-
-        Returns:
-            Features [n, num_features] by name and labels [n] (-1 = unlabelled), float32 and int64 on the CPU, in the order of
-            `indices`; on other ranks than 0 neither names nor labels.
+        Each image is read once for all encoders. Several processes share the work; the first one
+        gets the result. The caller has set the encoders to evaluation mode.
         """
         kept = len(indices) if distributed.rank() == 0 else 0
         features: dict[str, Tensor] = {}
-        labels = torch.empty(kept, dtype=torch.int64)
+        facts = torch.empty(kept, 2, dtype=torch.int64)  # label and number of each image
         done = 0
         on_bad = None if self.bad_samples is None else self.bad_samples(source)
         order = [(0, mine) for mine in self._rounds(indices)]
@@ -79,11 +88,11 @@ class Extractor:
                         ):  # once, whole: parts and their concatenation would take twice the memory
                             features[name] = torch.empty(kept, everyones.shape[1])
                         features[name][done : done + len(everyones)] = everyones[: kept - done]
-                everyones = distributed.all_gather(batch.labels)
+                everyones = distributed.all_gather(torch.stack([batch.labels, batch.indices], 1))
                 if kept:
-                    labels[done : done + len(everyones)] = everyones[: kept - done]
+                    facts[done : done + len(everyones)] = everyones[: kept - done]
                 done += len(everyones)
-        return features, labels
+        return Extracted(features, *facts.T.contiguous())
 
     def _rounds(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """This rank's images of each forward pass; the last one is filled up so that all ranks have equally many."""

@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig) -> Measures:
 
         def accuracy(names: Collection[str]) -> Measures:
             networks = {name: method.trainable[name].eval() for name in names}
-            logits, labels = extract(networks, sources.val, evenly_spaced(len(sources.val)))
+            logits, labels, _ = extract(networks, sources.val, evenly_spaced(len(sources.val)))
             return {name: top_accuracy(logits[name], labels) for name in logits}
 
         return evaluation.run(

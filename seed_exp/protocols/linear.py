@@ -62,7 +62,7 @@ def linear(config: LinearConfig) -> Measures:
         )
 
         def accuracy(names: Collection[str]) -> Measures:
-            features, labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
+            features, labels, _ = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
             if distributed.rank() != 0:
                 return {}
             return linear_accuracy(

@@ -77,7 +77,7 @@ def embed(config: EmbedConfig) -> None:
                 files,
                 dataclasses.replace(extract, bad_samples=None)(
                     networks, files, evenly_spaced(len(files))
-                )[0],
+                ).features,
             )
         parts = in_parts(extract, networks, source)
         if distributed.rank() != 0:

@@ -137,8 +137,8 @@ def draw(path: Path, home: Path) -> None:
         extract = Extractor(EvalViews(frozen.views), torch.device("cpu"), num_workers=0)
         encoders = {name: student.features for name, student in frozen.students.items()}
         (name,) = encoders
-        bank, bank_labels = extract(encoders, train, evenly_spaced(len(train)))
-        unseen, labels = extract(encoders, val, evenly_spaced(len(val)))
+        bank, bank_labels, _ = extract(encoders, train, evenly_spaced(len(train)))
+        unseen, labels, _ = extract(encoders, val, evenly_spaced(len(val)))
         features[title] = unseen[name]
         neighbours[title] = nearest(bank[name], unseen[name][queries], k=8)[1]
         losses[title] = read_losses(home / folder / "metrics.jsonl", f"{name}/loss")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from seed_exp import distill, pretrain
+from seed_exp.base.announcement import VARIABLE, announced
 from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.report_line import training_command
@@ -314,9 +315,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     return calls
 
 
-def test_a_training_ends_with_its_evaluations(tmp_path: Path) -> None:
+def test_a_training_ends_with_its_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "job.run"))
     folder = pretrain.pretrain(compose("pretrain", [*TRAIN, BOTH]))
     assert results(folder) == ["knn", "linear"]
+    assert announced(tmp_path / "job.run") == folder
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
     assert pretrain.pretrain(compose("pretrain", [*TRAIN, BOTH])) == folder
     assert {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()} == before
