@@ -1,4 +1,4 @@
-"""A job of a sweep tells the sweep its run folder, which only the job knows: it depends on the images."""
+"""The run folder of a sweep's job, which only the job knows: it depends on the images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VARIABLE = "SEED_SWEEP_ANNOUNCEMENT"
 
 
 def announce(run: Path) -> None:
-    """Writes the run folder into the file that the sweep has asked for; nothing outside of sweeps."""
+    """Writes the run folder into the file that the sweep asks for; nothing outside of sweeps."""
     if file := os.environ.get(VARIABLE):
         write_json(Path(file), {"run": os.fspath(run)})
 

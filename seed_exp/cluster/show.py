@@ -19,7 +19,7 @@ from seed_exp.config.schema import EVALUATIONS
 
 
 def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:
-    """A line for each cell, and below them the last words of those that are not finished."""
+    """A line for each cell; below, the last log line of each unfinished one."""
     header = ["cell", "state", "step", "loss", "img/s", "left", "node", "requeues"]
     rows, last_words = [], []
     for number, ((label, _), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
@@ -55,7 +55,7 @@ def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:
 
 
 def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
-    """The same for programs."""
+    """The status of each cell, for programs."""
     cells = []
     for number, ((label, cell), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
         last = cell.attempts[-1] if cell.attempts else None
@@ -79,7 +79,7 @@ def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
 
 
 def outcome(number: int, label: str, cell: Cell, status: Status) -> dict[str, Any]:
-    """All that a cell has come to: its options, the last value of each metric, every file in its results/."""
+    """Everything known of a cell: options, last value of each metric, all files in its results/."""
     entry = {
         "cell": number,
         "label": label,

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 
 from omegaconf import OmegaConf
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import config_home

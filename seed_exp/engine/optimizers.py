@@ -16,7 +16,8 @@ from seed_exp.config.schema import OptimizerConfig
 class Lars(Optimizer):
     """Layer-wise adaptive rate scaling, arXiv:1708.03888, Algorithm 1.
 
-    With the local rate trust_coefficient x |w| / (|g| + weight_decay x |w|), or 1 where that is no positive number:
+    With the local rate trust_coefficient x |w| / (|g| + weight_decay x |w|), or 1 where that is no
+    positive number:
     v = momentum x v + lr x local rate x (g + weight_decay x w), w = w - v.
     Vectors (biases, normalisation) take part neither in the scaling nor in weight decay.
     """
@@ -135,7 +136,7 @@ def build_optimizer(
 
 def _groups(module: nn.Module, lr_factors: Mapping[str, float]) -> Groups:
     """First the parameters that have no factor of their own, then those of each submodule."""
-    parts: dict[str, list[nn.Parameter]] = {"": []} | {part: [] for part in lr_factors}
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *lr_factors)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             owner = next((part for part in lr_factors if name.startswith(f"{part}.")), "")
@@ -176,7 +177,7 @@ def _refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
 def _adapt_to_device(optimizer: Optimizer) -> None:
     """Turns a loaded state into one of this device, whichever it was written on.
 
-    Momentum gets the memory format of its parameter: fused kernels walk both as if they had the same.
+    Momentum gets the memory format of its parameter: fused kernels go through both alike.
     """
     for group in optimizer.param_groups:
         group.setdefault("lr_factor", 1.0)  # checkpoints of versions without factors lack it

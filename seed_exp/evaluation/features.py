@@ -83,9 +83,8 @@ class Extractor:
                         mine = encoder(images).float()
                     everyones = distributed.all_gather(mine)
                     if kept:
-                        if (
-                            name not in features
-                        ):  # once, whole: parts and their concatenation would take twice the memory
+                        if name not in features:
+                            # Once, whole: parts and a concatenation would take twice the memory.
                             features[name] = torch.empty(kept, everyones.shape[1])
                         features[name][done : done + len(everyones)] = everyones[: kept - done]
                 everyones = distributed.all_gather(torch.stack([batch.labels, batch.indices], 1))
@@ -95,7 +94,7 @@ class Extractor:
         return Extracted(features, *facts.T.contiguous())
 
     def _rounds(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """This rank's images of each forward pass; the last one is filled up so that all ranks have equally many."""
+        """This rank's images of each forward pass; the last is padded to be equal."""
         ranks = distributed.world_size()
         rounds = []
         for start in range(0, len(indices), self.batch_size * ranks):

@@ -63,7 +63,7 @@ def plan_evaluations(config: EncoderFitConfig) -> list[PlannedEvaluation]:
 
 
 def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> None:
-    """Evaluates the students in the run folder; evaluations done for these very students are skipped.
+    """Evaluates the students in the run folder; skips what is done for these very students.
 
     Raises:
         ValueError: an evaluation failed; the others are done. In a group of processes each one
