@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.schema import SCHEMAS, WITHOUT_SCHEMA
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     print(
         "python -m seed_exp.COMMAND [OPTION=VALUE ...]      each of them explains itself with --help\n"
     )
-    for name in sorted([*SCHEMAS, "plan", "sweep", "zoo"]):
+    for name in sorted([*SCHEMAS, *WITHOUT_SCHEMA]):
         file = Path(__file__).with_name(
             f"{name}.py"
         )  # read, because importing all of them would take seconds

@@ -14,7 +14,7 @@ LAUNCHER_WORDS = ("hydra.launcher.", "+hydra.launcher.", "++hydra.launcher.")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What the cells compute, and what the launcher is told.
+    """The words for the cells and the words for the launcher.
 
     Raises:
         ValueError: a word that must not stand here.

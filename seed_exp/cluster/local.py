@@ -1,4 +1,6 @@
-"""A sweep without SLURM: a process of its own runs the cells of a submission, some at a time, after the terminal has gone.
+"""A sweep without SLURM: a process of its own runs the cells, some at a time.
+
+It outlives the terminal.
 
 python -m seed_exp.cluster.local SCRIPT JOB NUM_CELLS PARALLEL GPUS_PER_CELL
 """
@@ -23,14 +25,14 @@ START_S = 60
 
 
 def start(script: Path, job: str, *, num_cells: int, parallel: int, gpus: int) -> None:
-    """Starts the process that runs the submission, and returns once it has.
+    """Starts the process that runs the submission, and returns once it runs.
 
     Args:
         script: The submission's script; its neighbour logs/ takes what it leaves.
         job: Name of the submission, beginning with PREFIX.
         num_cells: Cells in the script.
         parallel: Cells that run at once.
-        gpus: GPUs of each; 0 = all see all.
+        gpus: GPUs of each cell; 0 = every cell sees all.
 
     Raises:
         ValueError: it ended at once; with its last line.
@@ -55,7 +57,7 @@ def start(script: Path, job: str, *, num_cells: int, parallel: int, gpus: int) -
 
 
 def active(home: Path, attempts: list[Attempt]) -> dict[str, ScheduledJob]:
-    """Which of the attempts are waiting or running here, or on another machine that sees the same files."""
+    """The attempts that wait or run, here or on another machine that sees the same files."""
     alive = {}
     found = {}
     for attempt in attempts:
@@ -73,7 +75,10 @@ def active(home: Path, attempts: list[Attempt]) -> dict[str, ScheduledJob]:
 
 
 def run_cells(script: Path, job: str, num_cells: int, parallel: int, gpus: int) -> None:
-    """Runs the cells in their order. A file JOB_NUMBER.cancel keeps one from starting, or has it end with a checkpoint."""
+    """Runs the cells in their order.
+
+    A file JOB_NUMBER.cancel keeps a cell from starting; a running one ends with a checkpoint.
+    """
     logs = script.parent / "logs"
     waiting, running = list(range(num_cells)), dict[int, tuple[int, subprocess.Popen[bytes]]]()
     cancelled = set[int]()
@@ -114,7 +119,7 @@ def _start_cell(
 
 
 def _gpus_of(slot: int, gpus: int) -> dict[str, str]:
-    """CUDA_VISIBLE_DEVICES of the cell that runs in that slot: its share of those that this process sees."""
+    """CUDA_VISIBLE_DEVICES for the cell in a slot: its share of the GPUs that this process sees."""
     if gpus == 0:
         return {}
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -132,7 +137,10 @@ def _lock_of(logs: Path, submission: str) -> Path:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether the process that runs the submission is alive: the system takes the lock from it, however it ends."""
+    """Whether the process that runs the submission is alive.
+
+    The system releases its lock, however it ends.
+    """
     if not lock.exists():
         return False
     with lock.open() as file:

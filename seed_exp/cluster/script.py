@@ -1,4 +1,4 @@
-"""The script of a submission: one text for a job array of SLURM and for this machine, which runs any of its cells."""
+"""The script of a submission, for a job array of SLURM or for this machine: it runs one cell."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seed_exp.base import announcement
 from seed_exp.cluster.sweep_cells import Cell
 
 _TEXT = """\
@@ -19,11 +20,13 @@ case $number in
   *) echo "error: there is no cell $number in this submission" >&2; exit 2 ;;
 esac
 
-# `sweep status` goes by the exit status once SLURM has forgotten the job: the script outlives SIGTERM to write it.
+# `sweep status` reads the exit status once SLURM has forgotten the job:
+# the script outlives SIGTERM to write it.
 rm -f "$job.exit"
 cd {cwd} || {{ echo "1 0 $HOSTNAME" >"$job.exit"; exit 1; }}
 {setup}
 trap : TERM
+export {announcement}="$job.run"
 {run} {snapshot} "${{cell[@]}}"
 status=$?
 echo "$status ${{SLURM_RESTART_COUNT:-0}} ${{SLURMD_NODENAME:-$HOSTNAME}}" >"$job.exit"
@@ -59,7 +62,7 @@ def slurm_script(
     Args:
         cells: Label and cell, in the array's order.
         places: Where things are.
-        options: Of sbatch, besides those that are the sweep's own.
+        options: Options of sbatch, besides those that the sweep sets.
         parallel: Tasks of the array that may run at once.
         setup: Lines of shell before the run.
         srun: Further arguments of srun.
@@ -77,7 +80,10 @@ def slurm_script(
 
 
 def local_script(cells: Sequence[tuple[str, Cell]], places: Places, *, tasks: int) -> str:
-    """The same without SLURM: `SWEEP_JOB=NAME bash SCRIPT NUMBER` runs a cell, in `tasks` processes."""
+    """The script without SLURM: `SWEEP_JOB=NAME bash SCRIPT NUMBER` runs a cell.
+
+    A cell runs in `tasks` processes.
+    """
     several = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tasks}"]
         if tasks > 1
@@ -94,15 +100,16 @@ def _script(
     setup: Sequence[str],
     run: str,
 ) -> str:
-    branches = [
-        f"  {number}) cell=({shlex.join([cell.command, *cell.overrides])}) ;; # {' '.join(label.split())}"
-        for number, (label, cell) in enumerate(cells)
-    ]
+    branches = []
+    for number, (label, cell) in enumerate(cells):
+        words, comment = shlex.join([cell.command, *cell.overrides]), " ".join(label.split())
+        branches.append(f"  {number}) cell=({words}) ;; # {comment}")
     return _TEXT.format(
         header="\n".join(["#!/bin/bash", *header, ""]),
         cells="\n".join(branches),
         setup="".join(f"{line}\n" for line in setup),
         run=run,
+        announcement=announcement.VARIABLE,
         snapshot=shlex.quote(str(places.snapshot)),
         logs=shlex.quote(str(places.logs)),
         cwd=shlex.quote(str(places.cwd)),

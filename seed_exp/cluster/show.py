@@ -15,10 +15,11 @@ from seed_exp.base.files import atomic_write
 from seed_exp.base.table import markdown_table
 from seed_exp.cluster.sweep_cells import Cell, State, Status, last_lines
 from seed_exp.cluster.sweeps import Sweep, summary
+from seed_exp.config.schema import EVALUATIONS
 
 
 def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:
-    """A line for each cell, and below them the last words of those that are not finished."""
+    """A line for each cell; below, the last log line of each unfinished one."""
     header = ["cell", "state", "step", "loss", "img/s", "left", "node", "requeues"]
     rows, last_words = [], []
     for number, ((label, _), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
@@ -54,7 +55,7 @@ def status_table(sweep: Sweep, statuses: Sequence[Status]) -> str:
 
 
 def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
-    """The same for programs."""
+    """The status of each cell, for programs."""
     cells = []
     for number, ((label, cell), status) in enumerate(zip(sweep.cells, statuses, strict=True)):
         last = cell.attempts[-1] if cell.attempts else None
@@ -78,7 +79,7 @@ def status_json(sweep: Sweep, statuses: Sequence[Status]) -> dict[str, Any]:
 
 
 def outcome(number: int, label: str, cell: Cell, status: Status) -> dict[str, Any]:
-    """All that a cell has come to: its options, the last value of each metric, every file in its results/."""
+    """Everything known of a cell: options, last value of each metric, all files in its results/."""
     entry = {
         "cell": number,
         "label": label,
@@ -106,16 +107,35 @@ def outcome(number: int, label: str, cell: Cell, status: Status) -> dict[str, An
 
 
 def outcome_table(outcomes: Sequence[dict[str, Any]]) -> str:
-    """A line for each student of each cell: its last loss and last k-NN evaluation of training, and where the run is."""
+    """A line for each student of each cell: its last numbers of training, its evaluations, its run.
+
+    Only evaluations with results have a column; one made by several protocols shows each number.
+    """
+    made = {result["evaluation"] for one in outcomes for result in one["results"]}
+    evaluations = {name: kind.headline for name, kind in EVALUATIONS.items() if name in made}
     rows = []
     for one in outcomes:
         for student in one["options"].get("students") or [""]:
-            shown = [one["metrics"].get(f"{student}/{key}") for key in ("loss", "knn10")]
-            numbers = [f"{value:.4g}" if isinstance(value, int | float) else "" for value in shown]
-            rows.append(
-                [f"{one['cell']} {one['label']}", one["state"], student, *numbers, one["run"] or ""]
-            )
-    return markdown_table(["cell", "state", "student", "loss", "knn10", "run folder"], rows)
+            found = [[one["metrics"].get(f"{student}/{key}")] for key in ("loss", "knn10")]
+            found += [
+                [
+                    result["results"].get(student, {}).get(key)
+                    for result in one["results"]
+                    if result["evaluation"] == name
+                ]
+                for name, key in evaluations.items()
+            ]
+            numbers = [", ".join(f"{value:.4g}" for value in _known(values)) for values in found]
+            cell = f"{one['cell']} {one['label']}"
+            rows.append([cell, one["state"], student, *numbers, one["run"] or ""])
+    columns = [f"{name} {key}" for name, key in evaluations.items()]
+    return markdown_table(
+        ["cell", "state", "student", "loss", "knn10", *columns, "run folder"], rows
+    )
+
+
+def _known(values: Sequence[Any]) -> list[float]:
+    return [value for value in values if isinstance(value, int | float)]
 
 
 def write_csv(path: Path, outcomes: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""SLURM's tools: options of a launcher profile as sbatch's, submitting, cancelling, what is queued."""
+"""SLURM's tools: sbatch's options from a launcher profile, submit, cancel, list the queue."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ SBATCH_OPTIONS = {
 }
 """Options of hydra-submitit-launcher and what sbatch calls them."""
 UNITS = {"mem_gb": "{}G", "signal_delay_s": "USR2@{}"}
-"""Values that sbatch writes otherwise. The signal goes to the tasks, not to the batch script, so long before the time limit."""
+"""Formats of values that sbatch writes otherwise.
+
+The signal goes to the tasks, not to the batch script, that many seconds before the time limit.
+"""
 NOT_SBATCH = frozenset(
     {
         "_target_",
@@ -67,7 +70,9 @@ TIMEOUT_S = 60
 
 
 def sbatch_options(launcher: Mapping[str, Any]) -> dict[str, str]:
-    """What a launcher profile asks for, as sbatch's options without their dashes; an option without a value has an empty one.
+    """Options of sbatch, without their dashes, that a launcher profile asks for.
+
+    An option that takes no value has an empty one.
 
     Raises:
         ValueError: an option that no launcher has; the message names the closest.
@@ -78,8 +83,9 @@ def sbatch_options(launcher: Mapping[str, Any]) -> dict[str, str]:
     if unknown := sorted(asked.keys() - SBATCH_OPTIONS.keys()):
         known = SBATCH_OPTIONS.keys() | NOT_SBATCH
         raise ValueError(
-            f"hydra.launcher.{unknown[0]} is no option of a SLURM job; {closest(unknown[0], known)}; "
-            f"+hydra.launcher.additional_parameters.NAME=VALUE passes any option of sbatch"
+            f"hydra.launcher.{unknown[0]} is no option of a SLURM job; "
+            f"{closest(unknown[0], known)}; "
+            "+hydra.launcher.additional_parameters.NAME=VALUE passes any option of sbatch"
         )
     options = {
         SBATCH_OPTIONS[key]: UNITS.get(key, "{}").format(value) for key, value in asked.items()
@@ -138,10 +144,10 @@ def active() -> dict[str, ScheduledJob]:
 
 
 def call(tool: str, *arguments: str) -> str:
-    """What one of SLURM's tools prints.
+    """The output of one of SLURM's tools.
 
     Raises:
-        ValueError: it is not there, fails, or takes longer than a minute; one line.
+        ValueError: the tool is missing, fails, or takes longer than a minute; one line.
     """
     try:
         done = subprocess.run(
@@ -157,7 +163,8 @@ def call(tool: str, *arguments: str) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise ValueError(
-            f"{tool} has not answered for {TIMEOUT_S} s; try again when the cluster's controller is back"
+            f"{tool} has not answered for {TIMEOUT_S} s; "
+            "try again when the cluster's controller is back"
         ) from None
     if done.returncode:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]

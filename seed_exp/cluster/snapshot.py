@@ -1,4 +1,4 @@
-"""A copy of the code that a sweep runs from, so that what is edited afterwards changes no queued job."""
+"""A copy of the code that a sweep runs from: later edits change no queued job."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ PARTS = ("seed_exp", "conf", "experiments")
 """Folders that are copied, where they are; in a wheel the last two are inside the first."""
 
 _MAIN = '''\
-"""python THIS_FOLDER COMMAND [KEY=VALUE ...]: `python -m seed_exp.COMMAND` with the code in this folder.
+"""python THIS_FOLDER COMMAND [KEY=VALUE ...]: `python -m seed_exp.COMMAND` with this code.
 
-Python puts the folder of the file that it runs before all others, but with -m the working directory, which may hold newer code.
+Python searches the folder of the file that it runs first. With -m it searches the working directory
+first, which may hold newer code.
 """
 
 import runpy
@@ -31,7 +32,7 @@ def snapshot_name(source: Path) -> str:
     """A hash of the code below `source`.
 
     Args:
-        source: The folder that holds seed_exp/, and conf/ and experiments/ where they are not in it.
+        source: The folder that holds seed_exp/, and conf/ and experiments/ unless seed_exp/ does.
     """
     digest = hashlib.sha256(_MAIN.encode())
     for file in sorted(_files(source)):
@@ -41,7 +42,10 @@ def snapshot_name(source: Path) -> str:
 
 
 def take_snapshot(source: Path, folder: Path) -> None:
-    """Copies the code below `source` into `folder`, unless it is there; Python runs it: `python FOLDER distill KEY=VALUE ...`."""
+    """Copies the code below `source` into `folder`, unless the folder exists.
+
+    `python FOLDER distill KEY=VALUE ...` runs the copy.
+    """
     if folder.exists():
         return
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
@@ -53,10 +57,10 @@ def take_snapshot(source: Path, folder: Path) -> None:
 
 
 def git_state(source: Path) -> dict[str, str | None]:
-    """Commit of the working tree at `source` and, where it was changed since, the SHA-256 of the difference.
+    """Commit of the working tree at `source`, and SHA-256 of its uncommitted changes.
 
     Returns:
-        {commit, diff}, each None where there is none; files that git does not know count as changes.
+        {commit, diff}, each None if there is none; files unknown to git count as changes.
     """
     commit = _git(source, "rev-parse", "HEAD")
     if commit is None or not _git(
@@ -89,7 +93,7 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _git(source: Path, *arguments: str) -> bytes | None:
-    """What git prints; None where it is not installed or `source` is not in its care."""
+    """Output of git; None if git is not installed or `source` is no repository."""
     try:
         done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True)
     except FileNotFoundError:

@@ -21,19 +21,19 @@ from seed_exp.cluster.sweeps import Sweep
 
 @dataclass(frozen=True)
 class Request:
-    """Where cells are to run, as a command line says it; what it does not say is None or empty."""
+    """Where cells are to run, from a command line; parts that it leaves out are None or empty."""
 
     launcher: str | None
     """Name of a profile."""
     options: list[str]
-    """Of the profile, as overrides: hydra.launcher.partition=gpu."""
+    """Options of the profile, as overrides: hydra.launcher.partition=gpu."""
     parallel: int | None
     """Cells that run at once."""
     gpus: int | None
     """On this machine: GPUs, and processes, of each cell."""
 
     def following(self, before: Request) -> Request:
-        """With what it does not say as `before` says it, unless that had another launcher."""
+        """This request, completed from `before` unless that had another launcher."""
         if self.launcher not in (None, before.launcher):
             return self
         own = {option.partition("=")[0].lstrip("+") for option in self.options}
@@ -48,12 +48,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Submission:
-    """Cells of a sweep that are started together: a job array of SLURM, or a process of this machine.
+    """Cells that are started together: a job array of SLURM, or a process of this machine.
 
     Args:
         home: The folder of sweeps.
-        sweep: The one whose cells they are.
-        numbers: Theirs.
+        sweep: The sweep of the cells.
+        numbers: Numbers of the cells.
         request: Where they are to run, with a launcher.
         profile: The launcher's options.
         code: The folder that is copied, for the jobs to run from.
@@ -81,16 +81,19 @@ class Submission:
 
     @cached_property
     def script(self) -> Path:
-        """Where the script goes."""
+        """Path of the script."""
         return self.home / self.sweep.name / f"{len(self.sweep.submissions) + 1:03}.sh"
 
     @cached_property
     def snapshot(self) -> Path:
-        """Where the copy of the code goes, which is named after its content: found once, for the script and the copy to agree."""
+        """Folder for the copy of the code, named after its content.
+
+        Found once, so that script and copy agree.
+        """
         return self.home / "snapshots" / snapshot_name(self.code)
 
     def text(self) -> str:
-        """The script; errors as sbatch_options."""
+        """Text of the script; errors as `sbatch_options`."""
         logs = self.home / self.sweep.name / "logs"
         places = Places(Path(sys.executable), self.snapshot.resolve(), logs.resolve(), Path.cwd())
         cells = [self.sweep.cells[number] for number in self.numbers]
@@ -106,7 +109,10 @@ class Submission:
         )
 
     def start(self) -> str:
-        """Copies the code, writes the script, starts it, and notes that in the sweep; returns the job's name.
+        """Copies the code, writes and starts the script, records it in the sweep.
+
+        Returns:
+            Name of the job.
 
         Raises:
             ValueError: fewer GPUs are here than asked for, or as `sbatch` and `local.start`.
@@ -143,11 +149,13 @@ class Submission:
         )
         if gpus * parallel > seen:
             raise ValueError(
-                f"{gpus * parallel} GPUs are needed for what --gpus and --parallel ask for, {seen} are here; ask for fewer"
+                f"{gpus * parallel} GPUs are needed for what --gpus and --parallel ask for, "
+                f"{seen} are here; ask for fewer"
             )
         if gpus == 0 and parallel > 1 and seen > 0:
             print(
-                f"note: the {parallel} cells that run at once share one GPU; --gpus 1 gives each its own"
+                f"note: the {parallel} cells that run at once share one GPU; "
+                "--gpus 1 gives each its own"
             )
 
     def _record(self, job: str, git: dict[str, str | None]) -> None:

@@ -1,4 +1,7 @@
-"""The cells of a sweep, what was started for each, and how far it is: all of it in files, readable after SLURM has forgotten."""
+"""The cells of a sweep, their jobs, and how far they are.
+
+All of it is in files, readable after SLURM has forgotten the jobs.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_exp.base.announcement import announced
 from seed_exp.base.files import json_lines, write_json
 from seed_exp.base.stopping import REQUEUE_STATUS
 
 TAIL_BYTES = 1 << 16
-"""How much of the end or the beginning of a growing file is looked at."""
+"""Bytes that are read from the end of a growing file."""
 
 
 class State(Enum):
-    """Of a cell. What SLURM has more words for is PENDING or RUNNING here, with SLURM's word beside it."""
+    """State of a cell; SLURM's further words for PENDING and RUNNING stand beside it."""
 
     NEW = "NEW"
     """Never submitted."""
@@ -36,20 +40,20 @@ class State(Enum):
     CANCELLED = "CANCELLED"
     """`cancel` ended it."""
     UNKNOWN = "UNKNOWN"
-    """It is not queued, not finished, and left no exit status: its machine was lost, or its run folder is gone."""
+    """Not queued, not finished, no exit status: its machine was lost, or its run folder is gone."""
 
 
 ACTIVE = frozenset({State.PENDING, State.RUNNING})
 ENDED = frozenset({State.FAILED, State.STOPPED, State.CANCELLED, State.UNKNOWN})
-"""What `retry` starts again."""
+"""States whose cells `retry` starts again."""
 
 
 class ScheduledJob(NamedTuple):
-    """What a scheduler says of a job that it has not yet done with."""
+    """A scheduler's word on a job that is queued or running."""
 
     state: State
     word: str
-    """The scheduler's own, e.g. COMPLETING."""
+    """The scheduler's own word, e.g. COMPLETING."""
     node: str = ""
     restarts: int = 0
     reason: str = ""
@@ -58,14 +62,18 @@ class ScheduledJob(NamedTuple):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One job of a cell. What it leaves is named after it: JOB.log, JOB.exit (exit status, restarts, node), JOB.cancel."""
+    """One job of a cell.
+
+    It leaves files named after it: JOB.log, JOB.run (its run folder), JOB.exit (exit status,
+    restarts, node), JOB.cancel.
+    """
 
     job: str
     """Number in the array of a submission, e.g. 1234_0."""
     folder: str
-    """Where it leaves that, relative to the sweeps' home."""
+    """Folder of these files, relative to the sweeps' home."""
     submitted: str
-    """When; ISO 8601."""
+    """Time of submission; ISO 8601."""
     snapshot: str
     """Name of the snapshot it runs from."""
 
@@ -78,12 +86,12 @@ class Cell:
     """Hash of the command and of all options that change what is computed."""
     command: str
     overrides: list[str]
-    """As the command takes them."""
+    """Options, as the command takes them."""
     attempts: list[Attempt] = field(default_factory=list)
 
 
 class Status(NamedTuple):
-    """What is known of a cell."""
+    """State and progress of a cell."""
 
     state: State
     word: str
@@ -91,15 +99,15 @@ class Status(NamedTuple):
     node: str
     restarts: int
     said: str
-    """The last thing worth reading: of a failed cell its error, of a waiting one the reason, otherwise the log's last line."""
+    """A failed cell's error, a waiting cell's reason, otherwise the last line of the log."""
     run: Path | None
     """Run folder, once the job has said which it is."""
     progress: Mapping[str, float]
-    """step, num_steps, loss (mean over the students), images_per_s, seconds_left; those that are known."""
+    """step, num_steps, loss (mean over students), images_per_s, seconds_left; as far as known."""
 
 
 def cell_folder(home: Path, cell_id: str) -> Path:
-    """Where a cell's cell.json is."""
+    """Folder of the cell's cell.json."""
     return home / "cells" / cell_id
 
 
@@ -118,7 +126,7 @@ def save_cell(home: Path, cell: Cell) -> None:
 
 
 def labels(grid: Sequence[Sequence[str]]) -> list[str]:
-    """What sets each job of a grid apart from the others: the overrides that not all of them have."""
+    """A label for each job of a grid: the overrides that not all jobs have."""
     common = set(grid[0]).intersection(*grid)
     return [
         " ".join(option for option in job if option not in common) or " ".join(job) for job in grid
@@ -126,12 +134,12 @@ def labels(grid: Sequence[Sequence[str]]) -> list[str]:
 
 
 def status_of(home: Path, cell: Cell, jobs: Mapping[str, ScheduledJob]) -> Status:
-    """How a cell is.
+    """State and progress of a cell.
 
     Args:
         home: The sweeps' home, runs/sweeps; the runs' relative paths start two folders above.
-        cell: Which.
-        jobs: All that are queued or running, by the names that attempts have.
+        cell: The cell.
+        jobs: All queued or running jobs, by the names that attempts have.
     """
     if not cell.attempts:
         return Status(State.NEW, "", "", 0, "", None, {})
@@ -152,7 +160,7 @@ def status_of(home: Path, cell: Cell, jobs: Mapping[str, ScheduledJob]) -> Statu
 
 
 def progress_of(run: Path) -> dict[str, float]:
-    """What the files of a run folder say: step, num_steps, loss, images_per_s, seconds_left; those that are known."""
+    """Progress from the files of a run folder, with the keys of `Status.progress`."""
     metrics = [line for line in last_lines(run / "metrics.jsonl") if "epoch" in line]
     if not metrics or not (run / "config.json").exists():
         return {}
@@ -174,14 +182,17 @@ def progress_of(run: Path) -> dict[str, float]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, rather one of the run's than of SLURM's; empty where there is none."""
+    """The last non-empty line of a log, of the run rather than of SLURM; empty if there is none."""
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
     own = [line for line in lines if not line.startswith(("srun: ", "slurmstepd"))]
     return (own or lines or [""])[-1]
 
 
 def error_line(log: Path) -> str:
-    """Of a log the line that says why the run ended: its own last error, an exception's, SLURM's, or simply the last one."""
+    """The line of a log that says why the run ended.
+
+    The run's own last error, otherwise that of an exception, of SLURM, or simply the last line.
+    """
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
     for pattern in (
         r"error( \(rank \d+\))?: ",
@@ -206,19 +217,15 @@ def _ended(status: str, *, finished: bool, cancelled: bool) -> State:
 
 
 def _run_folder(home: Path, cell: Cell) -> Path | None:
-    """The run folder that the newest job of the cell which came so far has named in its log."""
+    """The run folder that the cell's newest job has announced, of those jobs that came so far."""
     for attempt in reversed(cell.attempts):
-        with_head = home / attempt.folder / f"{attempt.job}.log"
-        if with_head.exists():
-            with with_head.open("rb") as file:
-                head = file.read(TAIL_BYTES).decode(errors="replace")
-            if found := re.search(r"^run folder: (.+)$", head, re.MULTILINE):
-                return home.parents[1] / found[1]
+        if (run := announced(home / attempt.folder / f"{attempt.job}.run")) is not None:
+            return home.parents[1] / run
     return None
 
 
 def last_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects in the last lines of a file of JSON lines; one that is being written is left out."""
+    """Objects in the last lines of a file of JSON lines, without a line that is half written."""
     return json_lines(_tail(file))
 
 

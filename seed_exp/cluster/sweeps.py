@@ -4,7 +4,7 @@ cells/ID/cell.json     a cell and what was started for it
 snapshots/ID/          the code that jobs run from
 NAME/sweep.json        a sweep: its cells, its submissions
 NAME/001.sh            the script of its first submission
-NAME/logs/JOB.*        what each job leaves: its log, its exit status
+NAME/logs/JOB.*        what each job leaves: its log, its run folder, its exit status
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Sweep:
 
     command: str
     words: list[str]
-    """As given, less those that say where the cells run."""
+    """Options as given, without those that say where the cells run."""
     cells: list[tuple[str, Cell]]
     """Label and cell; a cell's number is its place."""
     submissions: list[dict[str, Any]]
-    """What was submitted: job, script, time, snapshot, state of git, cells, where they were to run."""
+    """Submissions so far: job, script, time, snapshot, state of git, cells, requested place."""
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """Name of its folder."""
         return sweep_name(self.command, self.words)
 
     @property
     def typed(self) -> str:
-        """What stands behind `sweep status` to mean it."""
+        """Words behind `sweep status` that name this sweep."""
         return shlex.join(
             self.words + ([] if self.command == "distill" else ["--command", self.command])
         )
@@ -70,7 +70,7 @@ def sweep_name(command: str, words: Sequence[str]) -> str:
 
 
 def load_sweep(home: Path, name: str) -> Sweep | None:
-    """The sweep as it was saved; None if it never was."""
+    """The saved sweep; None if it was never saved."""
     file = home / name / "sweep.json"
     if not file.exists():
         return None
@@ -81,7 +81,7 @@ def load_sweep(home: Path, name: str) -> Sweep | None:
 
 
 def load_sweeps(home: Path) -> list[Sweep]:
-    """All that were saved, by name."""
+    """All saved sweeps, sorted by name."""
     found = [load_sweep(home, file.parent.name) for file in sorted(home.glob("*/sweep.json"))]
     return [sweep for sweep in found if sweep is not None]
 
@@ -101,9 +101,10 @@ def save_sweep(home: Path, sweep: Sweep) -> None:
 
 
 def merge(home: Path, command: str, words: list[str], grid: Sequence[tuple[str, Cell]]) -> Sweep:
-    """The sweep with this grid, and with what was ever started for its cells, under this command line or another.
+    """The sweep with this grid, and with every job ever started for its cells, by any command line.
 
-    A cell that the grid no longer has, because a file was edited, stays in the sweep while it is queued or running.
+    A cell that the grid no longer has, because a file was edited, stays in the sweep while it is
+    queued or running.
 
     Raises:
         ValueError: SLURM does not answer.
@@ -128,7 +129,7 @@ def merge(home: Path, command: str, words: list[str], grid: Sequence[tuple[str, 
 
 
 def statuses_of(home: Path, cells: Sequence[Cell]) -> list[Status]:
-    """The status of each cell; SLURM is asked once, and only if the files of some do not say that they are finished.
+    """The status of each cell; asks SLURM once, and only if some cells are not known as finished.
 
     Raises:
         ValueError: SLURM does not answer.
@@ -147,7 +148,7 @@ def statuses_of(home: Path, cells: Sequence[Cell]) -> list[Status]:
 
 
 def summary(statuses: Sequence[Status]) -> str:
-    """How many cells are in which state, in words."""
+    """Number of cells in each state, in words."""
     counts = Counter(status.state for status in statuses)
     return f"{len(statuses)} cells" + "".join(
         f", {counts[state]} {state.value}" for state in State if counts[state]
@@ -155,7 +156,7 @@ def summary(statuses: Sequence[Status]) -> str:
 
 
 def selected(names: Sequence[str], sweep: Sweep) -> list[int]:
-    """Numbers of the cells named by number or label; without names all.
+    """Numbers of the cells that are named by number or label; all if none is named.
 
     Raises:
         ValueError: no such cell.
@@ -170,7 +171,7 @@ def selected(names: Sequence[str], sweep: Sweep) -> list[int]:
 
 @contextmanager
 def nobody_else(home: Path) -> Iterator[None]:
-    """While it is entered, no other process submits or cancels; it waits for one that does."""
+    """While entered, no other process submits or cancels; waits for one that does."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
         "data.max_bad",
         "teacher_cache",
         "evaluations",
+        "command",
     }
     | {
         f"tracker.{option}"

@@ -7,12 +7,12 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from omegaconf import OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
+
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import config_home
 from seed_exp.config.schema import ReportConfig
-
-TRAINING = ("distill", "pretrain")
-"""Commands that train encoders."""
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:
@@ -42,8 +42,10 @@ def spelled(arguments: Sequence[str]) -> list[str]:
 
 
 def training_command(experiment: str) -> str:
-    """The command with which the file of the experiment says that it is run."""
+    """The command that the experiment is written for: the key `command` of its file."""
     file = config_home() / "experiments" / f"{experiment}.yaml"
-    header = file.read_text(encoding="utf-8") if file.is_file() else ""
-    found = re.search(rf"python -m seed_exp\.(\w+) experiments={re.escape(experiment)}\b", header)
-    return found[1] if found and found[1] in TRAINING else "distill"
+    try:
+        content = OmegaConf.load(file)
+    except (OSError, YAMLError):
+        return "distill"  # Hydra, which looks for the file next, says what is wrong with it
+    return str(OmegaConf.select(content, "command", default="distill"))

@@ -87,7 +87,7 @@ class Fleet:
             for name, network in method.trainable.items()
         }
         self._optimizers = {
-            name: build_optimizer(config.optimizer, network)
+            name: build_optimizer(config.optimizer, network, method.lr_factors)
             for name, network in method.trainable.items()
         }
         base_lrs = dict.fromkeys(method.trainable, config.optimizer.lr) | dict(lrs or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,8 +24,12 @@ class Method(nn.Module):
     carried: nn.Module
     """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
 
+    lr_factors: Mapping[str, float]
+    """Multiple of a network's learning rate, by name of the part of each that is trained with it."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.lr_factors = {}
         self.carried = nn.ModuleDict()
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Lars(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Groups,
         lr: float,
         momentum: float,
         weight_decay: float,
@@ -75,7 +75,7 @@ class Lars(Optimizer):
 
 
 def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """Of each matrix, local rate x (g + weight_decay x w)."""
+    """Local rate x (g + weight_decay x w) of each matrix."""
     weight_norms = torch.stack(torch._foreach_norm(matrices))
     denominators = (
         torch.stack(torch._foreach_norm(gradients)) + group["weight_decay"] * weight_norms
@@ -86,14 +86,18 @@ def _scaled(matrices: list[Tensor], gradients: list[Tensor], group: dict[str, An
     return list(torch._foreach_mul(decayed, local_rates.unbind()))
 
 
-def _sgd(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
+Groups = list[dict[str, Any]]
+"""Parameters that are trained with the same multiple of the learning rate, as torch takes them."""
+
+
+def _sgd(config: OptimizerConfig, groups: Groups) -> Optimizer:
+    parameters = [parameter for group in groups for parameter in group["params"]]
     fused = _is_fused(parameters)
     optimizer = SGD(
-        parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
     )
-    if (
-        fused and config.momentum > 0
-    ):  # a first step that is skipped would leave memory that nobody wrote to as momentum
+    if fused and config.momentum > 0:
+        # A first step that is skipped would leave memory that nobody wrote to as momentum.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -104,28 +108,52 @@ def _is_fused(parameters: list[nn.Parameter]) -> bool | None:
     return all(parameter.is_cuda for parameter in parameters) or None
 
 
-def _lars(config: OptimizerConfig, parameters: list[nn.Parameter]) -> Optimizer:
-    return Lars(parameters, 0.0, config.momentum, config.weight_decay, config.trust_coefficient)
+def _lars(config: OptimizerConfig, groups: Groups) -> Optimizer:
+    return Lars(groups, 0.0, config.momentum, config.weight_decay, config.trust_coefficient)
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, list[nn.Parameter]], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Groups], Optimizer]] = {
     "sgd": _sgd,
     "lars": _lars,
 }
 
 
-def build_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:
-    """An optimiser of the module's trainable parameters with learning rate 0, until `set_lr`."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, parameters)
+def build_optimizer(
+    config: OptimizerConfig, module: nn.Module, lr_factors: Mapping[str, float] | None = None
+) -> Optimizer:
+    """An optimiser of the module's trainable parameters with learning rate 0, until `set_lr`.
+
+    Args:
+        config: Its name and options.
+        module: What it trains.
+        lr_factors: By name of a submodule the multiple of the learning rate that its parameters are
+            trained with; all others are trained with the learning rate itself.
+    """
+    groups = _groups(module, lr_factors or {})
+    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, groups)
+    optimizer.register_load_state_dict_pre_hook(_refuse_other_groups)
     optimizer.register_load_state_dict_post_hook(_adapt_to_device)
     return optimizer
 
 
+def _groups(module: nn.Module, lr_factors: Mapping[str, float]) -> Groups:
+    """First the parameters that have no factor of their own, then those of each submodule."""
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in ("", *lr_factors)}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            owner = next((part for part in lr_factors if name.startswith(f"{part}.")), "")
+            parts[owner].append(parameter)
+    assert all(parts[part] for part in lr_factors), (lr_factors, "name no trainable parameters")
+    return [
+        {"params": parameters, "lr_factor": lr_factors.get(part, 1.0)}
+        for part, parameters in parts.items()
+    ]
+
+
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Sets the learning rate of all parameters."""
+    """Sets the learning rate of all parameters, each group's times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
@@ -142,6 +170,15 @@ def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
         optimizer.step()
 
 
+def _refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    found, expected = len(state["param_groups"]), len(optimizer.param_groups)
+    if found != expected:
+        raise ValueError(
+            f"the checkpoint has {found} groups of parameters, this version trains {expected}: "
+            "go on with the version that wrote it, or choose another run_dir"
+        )
+
+
 def _adapt_to_device(optimizer: Optimizer) -> None:
     """Adapts a loaded state to this device, whichever it was written on.
 
@@ -149,6 +186,7 @@ def _adapt_to_device(optimizer: Optimizer) -> None:
     they had the same.
     """
     for group in optimizer.param_groups:
+        group.setdefault("lr_factor", 1.0)  # checkpoints of versions without factors lack it
         if "fused" in group:
             group["fused"] = _is_fused(group["params"])
     for parameter, state in optimizer.state.items():

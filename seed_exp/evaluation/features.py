@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,17 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.run import Run
 from seed_exp.views.recipe import EvalViews
+
+
+class Extracted(NamedTuple):
+    """Features of images, float32 and int64 on the CPU; on other ranks than 0 nothing."""
+
+    features: dict[str, Tensor]
+    """[n, num_features] by encoder."""
+    labels: Tensor
+    """[n], -1 = unlabelled."""
+    indices: Tensor
+    """Images that were read [n]: where one could not be, the number of the one in its place."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Extractor:
         encoders: Mapping[str, Callable[[Tensor], Tensor]],
         source: Source,
         indices: NDArray[np.int64],
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> Extracted:
         """Features of images by every encoder; each image is read only once.
 
         Several processes share the work; rank 0 gets the result. The caller has set the encoders to
@@ -57,13 +68,12 @@ class Extractor:
             indices: Indices [n] of the images in the source.
 
         Returns:
-            Features [n, num_features], float32, by name of the encoder, and labels [n], int64, -1 =
-            unlabelled; both on the CPU, in the order of `indices`. On other ranks than 0 both are
-            empty.
+            Features, labels and indices on the CPU, in the order of `indices`; empty on other ranks
+            than 0.
         """
         kept = len(indices) if distributed.rank() == 0 else 0
         features: dict[str, Tensor] = {}
-        labels = torch.empty(kept, dtype=torch.int64)
+        facts = torch.empty(kept, 2, dtype=torch.int64)  # label and number of each image
         done = 0
         on_bad = None if self.bad_samples is None else self.bad_samples(source)
         order = [(0, batch_indices) for batch_indices in self._rounds(indices)]
@@ -92,11 +102,11 @@ class Extractor:
                         if name not in features:
                             features[name] = torch.empty(kept, gathered.shape[1])
                         features[name][done : done + len(gathered)] = gathered[: kept - done]
-                gathered = distributed.all_gather(batch.labels)
+                gathered = distributed.all_gather(torch.stack([batch.labels, batch.indices], 1))
                 if kept:
-                    labels[done : done + len(gathered)] = gathered[: kept - done]
+                    facts[done : done + len(gathered)] = gathered[: kept - done]
                 done += len(gathered)
-        return features, labels
+        return Extracted(features, *facts.T.contiguous())
 
     def _rounds(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Indices of this rank's images for each forward pass.

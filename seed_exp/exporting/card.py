@@ -13,6 +13,7 @@ import timm
 from seed_exp import __version__
 from seed_exp.base.redaction import redact
 from seed_exp.base.table import markdown_table
+from seed_exp.config.schema import EVALUATIONS
 from seed_exp.exporting.formats import Format, Subject
 from seed_exp.exporting.loaders import CHANGES, architecture_of
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
@@ -286,8 +287,10 @@ def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
         stamp = json.dumps(
             {"protocol": protocol, "versions": content.get("versions", {})}, indent=2
         )
+        evaluation = content["evaluation"]
+        kind = EVALUATIONS.get(evaluation)
         parts += [
-            f"### {content['evaluation']}",
+            f"### {evaluation}" if kind is None else f"### {evaluation}: {kind.title}",
             markdown_table(
                 ["measure", "%"], [[key, f"{value:.2f}"] for key, value in numbers.items()]
             ),

@@ -1,4 +1,4 @@
-"""Features of a source of any size, part by part, with the numbers of the images that they are of."""
+"""Features of a source of any size, part by part, each with the number of its image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from seed_exp.engine import distributed
 from seed_exp.evaluation.features import Extractor
 
 _FIRST_PART = 2048
-_PART_SECONDS = 20  # workers start anew for each part: so long that it costs nothing, so short that one sees it go on
+# Workers start anew for each part: so long that it costs nothing, so short that one sees it go on.
+_PART_SECONDS = 20
 _MAX_PART_BYTES = 256 * 2**20
 
 
@@ -25,26 +26,26 @@ class Part(NamedTuple):
     """Features of some images of a source."""
 
     indices: NDArray[np.int64]
-    """Of the images in the source [n], ascending; those that cannot be read are missing."""
+    """Numbers of the images in the source [n], ascending; unreadable ones are missing."""
     features: dict[str, Tensor]
     """[n, D] by network, float32 on the CPU; on other ranks than 0 of a process group nothing."""
     done: int
-    """Images up to the end of this part, of those that were to be read."""
+    """Images of the source up to the end of this part, unreadable ones included."""
 
 
 def in_parts(
     extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tensor]], source: Source
 ) -> Iterator[Part]:
-    """What `networks` make of all images of `source`, about 20 seconds at a time, so that memory does not depend on their number.
+    """Features of all images of `source` by every network, in parts of about 20 seconds.
 
-    All ranks of a process group iterate together. What cannot be read is left out, or an error, as `extract` says.
+    Memory does not depend on the number of images. All ranks of a process group iterate together.
+    An image that cannot be read is left out, or is an error, as `extract.bad_samples` says.
     """
-    numbered = _Numbered(source)
     start, size = 0, _FIRST_PART
     while start < len(source):
         began = time.perf_counter()
         indices = np.arange(start, min(start + size, len(source)), dtype=np.int64)
-        features, read = extract(networks, numbered, indices)
+        features, _, read = extract(networks, source, indices)
         start += len(indices)
         if features:
             good = read.numpy() == indices
@@ -58,29 +59,6 @@ def in_parts(
         )
         rate = len(indices) / (time.perf_counter() - began)
         size = min(distributed.everyones(max(1, min(longest, int(_PART_SECONDS * rate)))))
-
-
-class _Numbered:
-    """A source whose labels are the numbers of its images: one that takes an unreadable image's place gives itself away."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.labels: NDArray[np.int64] | None = np.arange(len(source), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def image(self, index: int) -> Tensor:
-        return self.source.image(index)
-
-    def encoded(self, index: int) -> bytes:
-        return self.source.encoded(index)
-
-    def key(self, index: int) -> str:
-        return self.source.key(index)
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
 
 
 class FilesSource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,9 +15,10 @@ from seed_exp.views.recipe import HostBatch
 
 
 class Finetune(Method):
-    """Every student x learning rate is one network: a copy of its encoder, with a linear classifier in place of the head.
+    """Every student x learning rate is one network: a copy of its encoder with a linear classifier.
 
-    Encoders are trained as a whole, in training mode: batch norm with the batch's statistics, dropout where they have it.
+    Encoders are trained as a whole, in training mode: batch norm with the batch's statistics,
+    dropout where they have it.
 
     Args:
         students: By name; left as they are.
@@ -37,9 +37,10 @@ class Finetune(Method):
         seed: int,
     ) -> None:
         super().__init__()
+        self.lr_factors = {"classifier": classifier_lr_factor}
         self.lrs = {f"{name}/lr{lr:g}": lr for name in students for lr in lrs}
         self.trainable = {
-            f"{name}/lr{lr:g}": _Classified(student, num_classes, classifier_lr_factor, seed)
+            f"{name}/lr{lr:g}": _Classified(student, num_classes, seed)
             for name, student in students.items()
             for lr in lrs
         }
@@ -49,8 +50,11 @@ class Finetune(Method):
         return views["global"][0], batch.labels
 
     def loss(
-        self, name: str, network: nn.Module, prepared: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:  # noqa: ARG002
+        self,
+        name: str,  # noqa: ARG002
+        network: nn.Module,
+        prepared: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
         """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
         images, labels = prepared
         logits = network(images)
@@ -59,28 +63,19 @@ class Finetune(Method):
 
 
 class _Classified(nn.Module):
-    """Maps images [N, 3, S, S] to logits [N, C]; the classifier computes in its own precision also under autocast.
+    """Maps images [N, 3, S, S] to logits [N, C]; the classifier ignores autocast."""
 
-    Weights and biases of the classifier are those of `classifier` times the root of `lr_factor`. With SGD and without weight
-    decay that is a learning rate `lr_factor` times as high: the gradient and its effect grow by the root each.
-    """
-
-    def __init__(self, student: Student, num_classes: int, lr_factor: float, seed: int) -> None:
+    def __init__(self, student: Student, num_classes: int, seed: int) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(student.encoder).requires_grad_(True)
         self.classifier = nn.Linear(student.num_features, num_classes)
-        self.scale = math.sqrt(lr_factor)
-        nn.init.normal_(
-            self.classifier.weight,
-            std=0.01 / self.scale,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.classifier.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.encoder(images)
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # bfloat16 logits near 10 are steps of 0.06: classes would tie
-            logits: Tensor = self.scale * self.classifier(features.to(self.classifier.weight.dtype))
+        # bfloat16 logits near 10 are steps of 0.06: classes would tie.
+        with torch.autocast(images.device.type, enabled=False):
+            logits: Tensor = self.classifier(features.to(self.classifier.weight.dtype))
         return logits

@@ -57,8 +57,11 @@ def finetune(config: FinetuneConfig) -> Measures:
 
             def accuracy(names: Collection[str]) -> Measures:
                 networks = {name: method.trainable[name].eval() for name in names}
-                logits, labels = extract(networks, sources.val, evenly_spaced(len(sources.val)))
-                return {name: top_accuracy(logits[name], labels) for name in logits}
+                found = extract(networks, sources.val, evenly_spaced(len(sources.val)))
+                return {
+                    name: top_accuracy(logits, found.labels)
+                    for name, logits in found.features.items()
+                }
 
             measured = train_and_measure(
                 run,

@@ -15,56 +15,58 @@ from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose
 from seed_exp.config.options import flatten, to_plain
-from seed_exp.config.schema import SCHEMAS, EncoderFitConfig
+from seed_exp.config.schema import EVALUATIONS, SCHEMAS, EncoderFitConfig
 from seed_exp.config.sweep import override_value
 from seed_exp.engine import distributed
 from seed_exp.models.students import student_files
+from seed_exp.protocols.detect import detect
 from seed_exp.protocols.finetune import finetune
 from seed_exp.protocols.knn import knn
 from seed_exp.protocols.linear import linear
 
 log = logging.getLogger("seed_exp")
 
-EVALUATIONS: dict[str, Callable[[Any], Any]] = {"knn": knn, "linear": linear, "finetune": finetune}
-"""Commands that evaluate a run, by name."""
-INHERITED = ("data", "tracker", "device", "precision", "seed")
-"""Options that an evaluation takes from the training, where it has them."""
+PROTOCOLS: dict[str, Callable[[Any], Any]] = {
+    "knn": knn,
+    "linear": linear,
+    "finetune": finetune,
+    "detect": detect,
+}
+"""What runs each of config.schema.EVALUATIONS, given its options."""
 
 
 class PlannedEvaluation(NamedTuple):
-    """One of them, ready to be run."""
+    """An evaluation, composed and checked; only its run folder is missing."""
 
     line: str
-    """As `evaluations` names it."""
+    """Name and options, as `evaluations` gives them."""
     run: Callable[[Any], Any]
-    """The command."""
+    """Evaluates, given the options."""
     config: Any
-    """Its options; only the run folder is still open."""
+    """The options; `run` is a placeholder."""
 
 
 def plan_evaluations(config: EncoderFitConfig) -> list[PlannedEvaluation]:
-    """What `config.evaluations` stands for, before training starts.
+    """The evaluations that `config.evaluations` names, before training starts.
 
     Raises:
-        ValueError, HydraException: no such evaluation, or it does not take these options.
+        ValueError, HydraException: an evaluation does not exist or does not take these options.
     """
     evaluations = []
     for line in config.evaluations:
         name, *options = shlex.split(line) or [""]
-        run = lookup(EVALUATIONS, name, "evaluation")
-        evaluations.append(
-            PlannedEvaluation(
-                line, run, compose(name, ["run=.", *_inherited(name, config), *options])
-            )
-        )
+        run = lookup(PROTOCOLS, name, "evaluation")
+        composed = compose(name, ["run=.", *_inherited(name, config), *options])
+        evaluations.append(PlannedEvaluation(line, run, composed))
     return evaluations
 
 
 def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> None:
-    """Evaluates the students in the run folder. What has been done for these very students is not repeated.
+    """Evaluates the students in the run folder; skips what is done for these very students.
 
     Raises:
-        ValueError: one of them failed; the others are done. Of several processes each raises the error itself, at once.
+        ValueError: an evaluation failed; the others are done. In a group of processes each one
+            raises the original error at once.
     """
     failed = []
     record = folder / "evaluated.json"
@@ -77,7 +79,9 @@ def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> N
         problem = None
         try:
             run(dataclasses.replace(config, run=str(folder)))
-        except Exception:  # whatever it is: the students are trained, and the other evaluations do not depend on this one
+        except (
+            Exception
+        ):  # any: the students are trained, and other evaluations do not depend on it
             if distributed.world_size() > 1:  # other processes may be waiting for this one
                 raise
             problem = traceback.format_exc()
@@ -88,16 +92,19 @@ def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> N
             write_json(record, {**done, line: students})
     if failed:
         raise ValueError(
-            f"{folder}: the students are trained, but {' and '.join(map(repr, failed))} failed, as log.txt says; "
-            "the same command, typed again, repeats nothing else"
+            f"{folder}: the students are trained, but {' and '.join(map(repr, failed))} failed, "
+            "as log.txt says; the same command, typed again, repeats nothing else"
         )
 
 
-def _inherited(command: str, config: EncoderFitConfig) -> list[str]:
-    """The options of the training that the command has too, as on its command line."""
-    known = {field.name for field in dataclasses.fields(SCHEMAS[command])}
-    shared = {name: getattr(config, name) for name in INHERITED if name in known}
+def _inherited(name: str, config: EncoderFitConfig) -> list[str]:
+    """Options that the evaluation takes from the training, as on its command line."""
+    kind = EVALUATIONS[name]
+    known = {field.name for field in dataclasses.fields(SCHEMAS[name])}
+    foreign = {"data"} if kind.sources and config.data.source not in kind.sources else set()
+    wanted = [option for option in kind.inherits if option in known - foreign]
+    shared = {option: getattr(config, option) for option in wanted}
     groups = {"data": config.data.source, "tracker": config.tracker.name}
     chosen = [f"{group}={option}" for group, option in groups.items() if group in shared]
-    options = flatten({name: to_plain(value) for name, value in shared.items()})
+    options = flatten({option: to_plain(value) for option, value in shared.items()})
     return [*chosen, *(f"{key}={override_value(value)}" for key, value in options.items())]

@@ -40,8 +40,8 @@ def knn(config: KnnConfig) -> Accuracies:
             bad_samples,
         )
         encoders = {name: student.features for name, student in frozen.students.items()}
-        bank, bank_labels = extract(encoders, sources.train, evenly_spaced(len(sources.train)))
-        queries, query_labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
+        bank, bank_labels, _ = extract(encoders, sources.train, evenly_spaced(len(sources.train)))
+        queries, query_labels, _ = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
         if distributed.rank() != 0:
             return {}
         results = {

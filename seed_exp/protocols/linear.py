@@ -53,11 +53,11 @@ def linear(config: LinearConfig) -> Measures:
             extract = run_extractor(run)
 
             def accuracy(names: Collection[str]) -> Measures:
-                features, labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
+                found = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
                 if distributed.rank() != 0:
                     return {}
                 classifiers = {name: probe.trainable[name] for name in names}
-                return linear_accuracy(classifiers, features, labels)
+                return linear_accuracy(classifiers, found.features, found.labels)
 
             measured = train_and_measure(
                 run,

@@ -63,12 +63,11 @@ def columns_of(settings: Sequence[Setting]) -> dict[str, TableColumn]:
 
 
 def _rank(key: str) -> tuple[int, int, str]:
-    known = (
-        NAMES.index(key)
-        if key in NAMES
-        else len(NAMES) + (not key.endswith(".name")) + 2 * key.startswith("teacher's ")
-    )
-    return known, len(key), key
+    if key in NAMES:
+        return NAMES.index(key), len(key), key
+    unnamed = 0 if key.endswith(".name") else 1
+    of_teacher = 2 if key.startswith("teacher's ") else 0
+    return len(NAMES) + unnamed + of_teacher, len(key), key
 
 
 def _labelled(key: str, value: Any) -> str:

@@ -1,4 +1,7 @@
-"""What run folders hold, as far as it can be read: training goes on in some, others are damaged or not ours."""
+"""Contents of run folders, as far as they can be read.
+
+Training goes on in some folders, others are damaged or belong to other programs.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from seed_exp.base.redaction import redact, redact_all
+from seed_exp.config.schema import EVALUATIONS, TRAINING
 from seed_exp.models.students import read_header
 
-TRAINING = frozenset({"distill", "pretrain"})
-"""Commands whose run folders have students."""
-INSIDE = frozenset(
-    {"checkpoints", "students", "results", "linear", "finetune", "detect", "media", "wandb"}
-)
+INSIDE = frozenset({"checkpoints", "students", "results", "media", "wandb"}) | {
+    name for name, kind in EVALUATIONS.items() if kind.trains
+}
 """Folders of a run in which no other run is looked for."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of tensors that are no parameters."""
+"""Suffixes of the names of tensors that are no parameters."""
 LONGEST_NAME = 200
-"""Characters of a name that are shown."""
+"""Characters of a name that are shown, at most."""
 
 Decisive = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -35,9 +37,9 @@ class StudentFile:
     """A student of a run, as its file describes it."""
 
     step: int | None
-    """Optimiser steps it was trained for."""
+    """Optimiser steps of its training."""
     parameters: int
-    """Of the encoder."""
+    """Parameters of the encoder."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,15 @@ class Run:
     command: str
     version: str
     options: dict[str, Any]
-    """Those that change what is computed, flat: {"data.root": ...}."""
+    """Options that change what is computed, flattened: {"data.root": ...}."""
     inputs: dict[str, str]
-    """Fingerprints of images and weights that it read."""
+    """Fingerprints of the images and weights that it read, by name."""
     students: list[str]
     """Names, in the order of the options."""
     evaluations: list[str] = field(default_factory=list)
-    """Those that the run makes itself, each with its options: "linear lrs=[30]"."""
+    """Evaluations that the run makes itself, each with its options: "linear lrs=[30]"."""
     networks: dict[str, StudentFile] = field(default_factory=dict)
-    """What has been written of them."""
+    """Students that have been written, by name."""
     metrics: list[dict[str, float]] = field(default_factory=list)
     speed: list[dict[str, float]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
@@ -77,12 +79,15 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step that left a trace."""
+        """The last step that left a trace in a file."""
         logged = [int(row["step"]) for row in self.metrics]
         return max([0, *logged, *(network.step or 0 for network in self.networks.values())])
 
     def num_steps(self, student: str) -> int | None:
-        """How many steps the student is trained for; None before the first line of metrics has told the length of an epoch."""
+        """Steps that the student is trained for.
+
+        None before the first line of metrics, which tells the length of an epoch.
+        """
         if isinstance(steps := self.options.get("steps"), int):
             return steps
         epochs = self.options.get(f"students.{student}.epochs") or self.options.get("epochs")
@@ -103,11 +108,12 @@ class Run:
 
 
 def read_runs(paths: Iterable[Path], decisive: Decisive) -> tuple[list[Run], list[str]]:
-    """The runs at and below `paths`, in order of their folders, and a line for each thing that could not be read.
+    """The runs at and below `paths`, sorted by folder, and a line for each unreadable thing.
 
     Args:
-        paths: Folders; a run that several of them lead to is there once.
-        decisive: Makes, of a command and the options in its config.json, those that change what is computed, flat.
+        paths: Folders; a run below several of them is listed once.
+        decisive: Given a command and the options of a config.json, returns the decisive options,
+            flattened.
     """
     problems: list[str] = []
     runs: dict[str, Run] = {}
@@ -145,7 +151,7 @@ def _read_run(file: Path, decisive: Decisive, problems: list[str]) -> Run | None
         problems.append(f"{file}: not of a run of this package")
         return None
     if content["command"] not in TRAINING:
-        return None  # a command that trains no encoders, such as linear evaluation in a place of its own
+        return None  # trains no encoders, such as linear evaluation with a run_dir of its own
     options, inputs = content["options"], content["inputs"]
     students = options.get("students") if isinstance(options, dict) else None
     if not isinstance(students, dict) or not students or not isinstance(inputs, dict):
@@ -187,9 +193,9 @@ def _count_parameters(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
         names = [
             name
-            for name in file.keys()
+            for name in file.keys()  # noqa: SIM118
             if name.startswith("encoder.") and not name.endswith(STATISTICS)
-        ]  # noqa: SIM118
+        ]
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
@@ -209,7 +215,7 @@ def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
             protocol = redact_all(dict(content["protocol"]))
             yield Result(
                 Path(redact(str(path))),
-                _kind(_word(content["evaluation"]), protocol),
+                _name_in_reports(_word(content["evaluation"]), protocol),
                 protocol,
                 values,
                 versions,
@@ -218,15 +224,16 @@ def _results(folder: Path, problems: list[str]) -> Iterator[Result]:
             problems.append(f"{path}: not a file of results")
 
 
-def _kind(evaluation: str, protocol: dict[str, Any]) -> str:
-    if evaluation != "finetune":
-        return evaluation
-    options = protocol["options"]
-    few = {0.01: "semi_1pct", 0.1: "semi_10pct"}.get(options.get("data.fraction"), evaluation)
-    # SimCLR's lists of ImageNet's images.
-    return {"1percent": "semi_1pct", "10percent": "semi_10pct"}.get(
-        Path(options.get("data.subset") or "").stem, few
-    )
+def _name_in_reports(evaluation: str, protocol: dict[str, Any]) -> str:
+    """The evaluation's name, or that of the benchmark with few labels that it is."""
+    kind = EVALUATIONS.get(evaluation)
+    for measure in () if kind is None else kind.measures:
+        if (labels := measure.labels) is not None:
+            options = protocol["options"]
+            subset = Path(options.get("data.subset") or "").stem
+            if labels.subset == subset or labels.fraction == options.get("data.fraction"):
+                return measure.evaluation
+    return evaluation
 
 
 def _read_json(path: Path, problems: list[str]) -> Any:
@@ -238,7 +245,7 @@ def _read_json(path: Path, problems: list[str]) -> Any:
 
 
 def _read_lines(path: Path, problems: list[str]) -> list[dict[str, float]]:
-    """Rows of numbers, each with its step. The last line of a file that is being written may be half a line."""
+    """Rows of numbers, each with its step; half a line at the end of a file is no problem."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
@@ -254,7 +261,8 @@ def _read_lines(path: Path, problems: list[str]) -> list[dict[str, float]]:
             _ = int(numbers["step"])
             rows.append(numbers)
         except (AttributeError, LookupError, ValueError, RecursionError):
-            bad += number < len(lines) or line.endswith("\n")
+            if number < len(lines) or line.endswith("\n"):
+                bad += 1
     if bad:
         problems.append(f"{path}: {bad} of {len(lines)} lines cannot be read")
     return rows
@@ -265,7 +273,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _word(value: Any) -> str:
-    """A name as it may be shown: without secrets, control characters and surrogates, and not endless."""
+    """A name to show: shortened, without secrets, control characters and surrogates."""
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", redact(str(value)))
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 

@@ -9,39 +9,16 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from seed_exp.base.redaction import redact
+from seed_exp.config.schema import EVALUATIONS, Measure
 from seed_exp.reporting.entries import WITHOUT_EFFECT, Entry, PlannedJob, options_of
 from seed_exp.reporting.published import Published, learning_rates, published_of, reasons_against
 from seed_exp.reporting.runs import Result, Run
 
-
-class Measure(NamedTuple):
-    """A number that evaluations give."""
-
-    evaluation: str
-    key: str
-    """In a file of results."""
-    protocol: str
-    """In published.csv."""
-    meaning: str
-    asked: bool = True
-    """Whether a run lacks something without it."""
-
-
-MEASURES = {
-    "K": Measure("knn", "knn10_majority", "knn", "k-NN top-1, k = 10, majority vote"),
-    "T-1": Measure("linear", "top1", "linear_top1", "linear evaluation, top-1"),
-    "T-5": Measure("linear", "top5", "linear_top5", "linear evaluation, top-5"),
-    "1 %": Measure(
-        "semi_1pct", "top1", "semi_1pct", "fine-tuned with 1 % of the labels, top-1", asked=False
-    ),
-    "10 %": Measure(
-        "semi_10pct", "top1", "semi_10pct", "fine-tuned with 10 % of the labels, top-1", asked=False
-    ),
-}
-"""Columns of the paper's Table 1 and, where a run has them, of its semi-supervised table; all in percent."""
+MEASURES = {measure.column: measure for kind in EVALUATIONS.values() for measure in kind.measures}
+"""Columns of the paper's Table 1 and, where a run has them, of its semi-supervised table."""
 EvaluationCommand = Callable[[Run, str, "Result | None"], str]
 
 

@@ -37,11 +37,11 @@ from seed_exp.exporting.tables import check_table, rows_of, write_table
 from seed_exp.views.recipe import EvalViews
 
 FeaturesOf = tuple[Source, dict[str, Tensor]]
-"""Images and, by network, their features."""
+"""Images, and their features by network."""
 
 
 def embed(config: EmbedConfig) -> None:
-    """Writes the features, and where they are asked for duplicates and gallery; prints how far it is."""
+    """Writes the features and, if asked for, duplicates and gallery; prints its progress."""
     logging.basicConfig(format="%(message)s")
     run, output = Path(config.run), Path(config.output)
     device = distributed.local_device(config.device)
@@ -52,7 +52,8 @@ def embed(config: EmbedConfig) -> None:
         if is_searched and len(frozen.students) > 1:
             names = ", ".join(frozen.students)
             raise ValueError(
-                f"gallery and duplicates are of one network, {run} has {names}; choose one with networks=[NAME]"
+                f"gallery and duplicates are of one network, {run} has {names}; "
+                "choose one with networks=[NAME]"
             )
         with distributed.rank0_first():
             source = load_source(config.data, config.split.value)
@@ -78,7 +79,7 @@ def embed(config: EmbedConfig) -> None:
                 files,
                 dataclasses.replace(extract, bad_samples=None)(
                     networks, files, evenly_spaced(len(files))
-                )[0],
+                ).features,
             )
         parts = in_parts(extract, networks, source)
         if distributed.rank() != 0:
@@ -109,7 +110,7 @@ def embed(config: EmbedConfig) -> None:
 
 
 def _shown(parts: Iterator[Part], num_images: int, kept: list[Part] | None) -> Iterator[Part]:
-    """The parts; after each a line says how far it is. Those that are needed again are kept."""
+    """Yields the parts, prints progress after each, and appends them to `kept` if it is a list."""
     began, num_read = time.perf_counter(), 0
     for part in parts:
         num_read += len(part.indices)
@@ -154,6 +155,7 @@ def _search(
         )
         chapters.append(duplicates(images, groups, config.duplicates))
     if config.gallery is not None:
-        text = f"{'Embeddings' if config.head else 'Features'} of {name} ({config.run}); {source.fingerprint()}"
+        values = "Embeddings" if config.head else "Features"
+        text = f"{values} of {name} ({config.run}); {source.fingerprint()}"
         gallery(Path(config.gallery), f"What looks alike to {name}", text, chapters)
         print(f"written to {config.gallery}")

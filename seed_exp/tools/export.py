@@ -22,18 +22,23 @@ from seed_exp.models.students import load_students
 from seed_exp.views.recipe import EvalViews
 
 NUM_IMAGES = 16
-"""On which each file is tried."""
+"""Images on which each file is tried."""
 
 
 def export(config: ExportConfig) -> dict[str, dict[str, float]]:
-    """Writes a folder for each network and prints the errors; returns {student: {format: relative error}}."""
+    """Writes a folder for each network and prints the errors.
+
+    Returns:
+        {student: {format: relative error}}.
+    """
     run = Path(config.run)
     if config.push is not None:
         check_repository(config.push)
     students = load_students(run, config.networks)
     if config.push is not None and len(students) != 1:
         raise ValueError(
-            f"push takes one network, {run} has {', '.join(students)}; choose it with networks=[{next(iter(students))}]"
+            f"push takes one network, {run} has {', '.join(students)}; "
+            f"choose it with networks=[{next(iter(students))}]"
         )
     output = run_home(run) / "export" if config.output is None else Path(config.output)
     for name in students:
@@ -73,10 +78,11 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
 
 
 def seen_by(source: Source, eval_views: dict[str, Any]) -> Tensor:
-    """NUM_IMAGES images, spread over the source, as the network wants to see them [N, 3, S, S]."""
+    """NUM_IMAGES evenly spaced images of the source, prepared for the network [N, 3, S, S]."""
     if len(source) < 2:
         raise ValueError(
-            f"{source.fingerprint()} has {len(source)} image; exported files are tried on two or more"
+            f"{source.fingerprint()} has {len(source)} image; "
+            "exported files are tried on two or more"
         )
     views = EvalViews(ViewsConfig(name="eval", crops={"global": CropConfig()}, **eval_views))
     indices = evenly_spaced(len(source), NUM_IMAGES)

@@ -10,13 +10,17 @@ from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import compose
 from seed_exp.config.errors import in_one_line
+from seed_exp.config.schema import TRAINING
 from seed_exp.config.sweep import jobs
 
 
 def plan(
     command: str, overrides: list[str], *, seconds: float, num_images: int | None, gpus: int
 ) -> Plan:
-    """What the jobs of `python -m seed_exp.<command> -m <overrides>` cost; other arguments and errors as `make_plan`."""
+    """The cost of each job of `python -m seed_exp.<command> -m <overrides>`.
+
+    Other arguments and errors as `make_plan`.
+    """
     expanded = jobs(command, overrides)
     named = [
         (label or command, compose(command, job))
@@ -52,11 +56,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="EXPERIMENT or KEY=VALUE",
-        help="first, a file of experiments/ or none; then options as the command takes them, a,b,c for several jobs",
+        help="first, a file of experiments/ or none; then options as the command takes them, "
+        "a,b,c for several jobs",
     )
     parser.add_argument(
         "--command",
-        choices=["distill", "pretrain"],
+        choices=TRAINING,
         default="distill",
         help="what would be run (distill)",
     )

@@ -64,7 +64,8 @@ def quickstart(config: QuickstartConfig) -> None:
     table = comparison_table(rows, baseline=rows[1])
     if len(repeats) > 1:
         gains = [repeat[2].linear - repeat[1].linear for repeat in repeats]
-        table += f"\n\nSEED - MoCo-V2, linear top-1: {statistics.mean(gains):+.1f} +- {statistics.stdev(gains):.1f} points"
+        gain = f"{statistics.mean(gains):+.1f} +- {statistics.stdev(gains):.1f} points"
+        table += f"\n\nSEED - MoCo-V2, linear top-1: {gain}"
         table += f" over seeds {config.seeds} ({', '.join(f'{gain:+.1f}' for gain in gains)})"
     with atomic_write(home / "table.md") as file:
         file.write(f"{table}\n".encode())
@@ -74,7 +75,7 @@ def quickstart(config: QuickstartConfig) -> None:
 
 
 def compare(home: Path, seed: int, steps: int) -> list[ComparisonRow]:
-    """Trains and evaluates teacher, student without teacher, student with teacher; in this order."""
+    """Trains and evaluates the teacher, the student without and the student with a teacher."""
     training = [*TRAINING, f"steps={steps}", f"seed={seed}"]
     run("pretrain", [*training, *MOCO, f"student={TEACHER}", f"run_dir={home / 'teacher'}"])
     run("pretrain", [*training, *MOCO, f"student={STUDENT}", f"run_dir={home / 'moco'}"])
@@ -108,7 +109,7 @@ def compare(home: Path, seed: int, steps: int) -> list[ComparisonRow]:
 
 
 def run(name: str, options: list[str]) -> Any:
-    """Prints the command line and does what it does."""
+    """Prints the command line and runs it; returns the command's result."""
     print(f"\n$ python -m seed_exp.{name} {' '.join(options)}", flush=True)
     return COMMANDS[name](compose(name, options))
 
@@ -122,7 +123,7 @@ def mean_row(rows: list[ComparisonRow]) -> ComparisonRow:
 
 
 def draw(path: Path, home: Path) -> None:
-    """Loss curves, maps of the unseen digits, and the training digits nearest to some of them."""
+    """Draws loss curves, maps of the unseen digits, and nearest training digits of some of them."""
     titles = {
         f"teacher {TEACHER}, MoCo-V2": "teacher",
         f"{STUDENT}, MoCo-V2": "moco",
@@ -137,8 +138,8 @@ def draw(path: Path, home: Path) -> None:
         extract = Extractor(EvalViews(frozen.views), torch.device("cpu"), num_workers=0)
         encoders = {name: student.features for name, student in frozen.students.items()}
         (name,) = encoders
-        bank, bank_labels = extract(encoders, train, evenly_spaced(len(train)))
-        unseen, labels = extract(encoders, val, evenly_spaced(len(val)))
+        bank, bank_labels, _ = extract(encoders, train, evenly_spaced(len(train)))
+        unseen, labels, _ = extract(encoders, val, evenly_spaced(len(val)))
         features[title] = unseen[name]
         neighbours[title] = nearest(bank[name], unseen[name][queries], k=8)[1]
         losses[title] = read_losses(home / folder / "metrics.jsonl", f"{name}/loss")
@@ -152,7 +153,8 @@ def draw(path: Path, home: Path) -> None:
         query_labels=labels[queries],
         bank_images=torch.stack([train.image(index) for index in range(len(train))]),
         bank_labels=bank_labels,
-        title="Handwritten digits, without labels: the same small student with and without a teacher",
+        title="Handwritten digits, without labels: "
+        "the same small student with and without a teacher",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a report's command line stands for, and its files."""
+"""The files of a report, and the runs and jobs that it is about."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose, config_home, groups
 from seed_exp.config.identity import effective_options
 from seed_exp.config.options import data_words, decisive_options, to_plain
-from seed_exp.config.schema import ReportConfig, StudentConfig
+from seed_exp.config.schema import TRAINING, ReportConfig, StudentConfig
 from seed_exp.config.sweep import composed_jobs
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.models.cost import forward_flops
@@ -28,7 +28,7 @@ from seed_exp.reporting.entries import PlannedJob
 from seed_exp.reporting.page.build import page
 from seed_exp.reporting.page.content import Model, PageContent
 from seed_exp.reporting.published import Published, network_of, read_published, students_of
-from seed_exp.reporting.runs import TRAINING, Result, Run, read_runs
+from seed_exp.reporting.runs import Result, Run, read_runs
 from seed_exp.reporting.table_formats import comma_separated, latex, markdown
 
 
@@ -41,10 +41,8 @@ def report(config: ReportConfig) -> Path:
     runs, problems = read_runs([Path(path) for path in config.runs], effective_options)
     published, unreadable = read_published(config_home() / "experiments" / "published.csv")
     planned = [job for line in config.sweeps for job in planned_jobs(line)]
-    title = (
-        ", ".join(dict.fromkeys(re.findall(r"(?<=\bexperiments=)[\w/]+", " ".join(config.sweeps))))
-        or ("All runs", "Sweep")[bool(config.sweeps)]
-    )
+    named = dict.fromkeys(re.findall(r"(?<=\bexperiments=)[\w/]+", " ".join(config.sweeps)))
+    title = ", ".join(named) or ("Sweep" if config.sweeps else "All runs")
     models = known_models([*runs, *planned], published)
     sizes = {name: model.parameters for name, model in models.items()}
     table = compare(
@@ -64,16 +62,17 @@ def report(config: ReportConfig) -> Path:
     for problem in content.problems:
         print(f"warning: {problem}", file=sys.stderr)
     print(
-        f"{files['table.md']}\nThe page is {output / 'index.html'}; table.md, table.tex and table.csv are beside it."
+        f"{files['table.md']}\nThe page is {output / 'index.html'}; "
+        "table.md, table.tex and table.csv are beside it."
     )
     return output / "index.html"
 
 
 def planned_jobs(line: str) -> list[PlannedJob]:
-    """What `line`, such as `distill experiments=table1 seed=0,1`, starts.
+    """The jobs that `line`, such as `distill experiments=table1 seed=0,1`, starts.
 
     Raises:
-        ValueError: it names no command of a training, or an experiment or option that there is not.
+        ValueError: the line names no training command, or an unknown experiment or option.
     """
     name, *overrides = shlex.split(line) or [""]
     lookup(dict.fromkeys(TRAINING), name, "command of a sweep")
@@ -85,7 +84,10 @@ def planned_jobs(line: str) -> list[PlannedJob]:
 
 
 def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
-    """The command line that evaluates the run: as the result `like`, or else as it was meant to be evaluated."""
+    """The command line that evaluates the run in the way of the result `like`.
+
+    Without `like` it evaluates as the run's own option `evaluations` says.
+    """
     line = next(
         (line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation
     )
@@ -109,7 +111,7 @@ def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
 
 @functools.cache
 def linear_views(eval_size: object) -> list[str]:
-    """The option that chooses views of linear evaluation for encoders trained at this size; none where the default fits."""
+    """The option that gives linear evaluation views of this size; empty if the default fits."""
     names = [name for name in groups()["views"] if name.startswith("linear")]
     sizes = {
         name: eval_options(compose("linear", ["run=.", f"views={name}"]).views)["eval_size"]
@@ -122,7 +124,7 @@ def linear_views(eval_size: object) -> list[str]:
 def known_models(
     trainings: Sequence[Run | PlannedJob], published: Sequence[Published]
 ) -> dict[str, Model]:
-    """Parameters of the students that were published, and parameters and FLOPs of those that are trained."""
+    """Parameters of published students; parameters and FLOPs of trained ones."""
     sizes = {
         network_of(training.options, name): training.options.get("views.eval_size")
         for training in trainings
@@ -142,10 +144,6 @@ def _model(name: str, size: object) -> Model | None:
         with torch.device("meta"):  # shapes are enough
             encoder = build_student(config, embedding_dim=1).encoder
         flops = forward_flops(encoder, size) if isinstance(size, int) else None
-    except (
-        RuntimeError,
-        ValueError,
-        NotImplementedError,
-    ):  # a network that this version of timm has not, or of another size
-        return None
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None  # a network that this version of timm lacks, or that takes another size
     return Model(sum(parameter.numel() for parameter in encoder.parameters()), flops)

@@ -11,6 +11,7 @@ from seed_exp.base.registry import lookup
 from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.errors import in_one_line
+from seed_exp.config.schema import TRAINING
 from seed_exp.tools.sweep_actions import cancel, collect, retry, status, submit
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -49,7 +50,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--command",
-        choices=["distill", "pretrain"],
+        choices=TRAINING,
         default="distill",
         help="what a cell runs (distill)",
     )

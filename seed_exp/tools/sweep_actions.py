@@ -80,7 +80,10 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
 
 
 def retry(given: argparse.Namespace) -> None:
-    """Submits what ended without being finished, to where it was submitted last; errors as `submit`."""
+    """Submits the cells that ended unfinished, to the place of their last submission.
+
+    Errors as `submit`.
+    """
     submit(given, ENDED)
 
 
@@ -88,7 +91,7 @@ def status(given: argparse.Namespace) -> None:
     """Prints a table, with --watch again and again until nothing is queued or running.
 
     Raises:
-        ValueError: no such sweep, or SLURM does not answer; while it watches, the latter is only said.
+        ValueError: no such sweep, or SLURM does not answer (with --watch only printed).
     """
     named_sweeps(given)
     while True:
@@ -105,7 +108,7 @@ def status(given: argparse.Namespace) -> None:
 
 
 def show(given: argparse.Namespace) -> bool:
-    """Prints the table of each sweep once; whether any cell is queued or running."""
+    """Prints the table of each sweep once; returns whether any cell is queued or running."""
     found = [
         (sweep, statuses_of(HOME, [cell for _, cell in sweep.cells]))
         for sweep in named_sweeps(given)
@@ -119,7 +122,9 @@ def show(given: argparse.Namespace) -> bool:
 
 
 def cancel(given: argparse.Namespace) -> None:
-    """Cancels what is queued or running of a sweep, or of the cells named; a running cell writes a checkpoint first.
+    """Cancels the queued and running cells of a sweep, or those of them that are named.
+
+    A running cell writes a checkpoint first.
 
     Raises:
         ValueError: no such sweep or cell, or SLURM does not answer.
@@ -143,7 +148,9 @@ def cancel(given: argparse.Namespace) -> None:
 
 
 def collect(given: argparse.Namespace) -> None:
-    """Prints what the cells have come to, or writes it to --output: as JSON everything, as CSV a line for each number.
+    """Prints the cells' numbers, or writes them to --output.
+
+    JSON holds everything, CSV a line for each number.
 
     Raises:
         ValueError: no such sweep, SLURM does not answer, or the file's name ends in something else.
@@ -175,7 +182,7 @@ def collect(given: argparse.Namespace) -> None:
 
 
 def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
-    """The sweep of the line; for a status without options all of them.
+    """The sweep that the words name; all sweeps for a status without words.
 
     Raises:
         ValueError: there is none.
@@ -196,7 +203,11 @@ def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
 
 
 def complete(request: Request, given: argparse.Namespace, words: list[str]) -> Request:
-    """With a launcher: for a retry that of the last submission, otherwise `slurm` where there is SLURM, and `local` where not."""
+    """The request with a launcher.
+
+    A retry takes that of the last submission; otherwise it is `slurm` where there is SLURM, `local`
+    where not.
+    """
     before = load_sweep(HOME, sweep_name(given.command, words))
     last = {} if before is None or not before.submissions else before.submissions[-1]
     if given.action == "retry" and "request" in last:
@@ -210,7 +221,7 @@ def complete(request: Request, given: argparse.Namespace, words: list[str]) -> R
 
 
 def print_plan(command: str, words: list[str], gpus: int) -> None:
-    """Prints what the sweep will cost, each cell on so many devices, after a minute of measuring."""
+    """Prints the cost of the sweep, each cell on so many devices, after a minute of measuring."""
     from seed_exp.benchmarks.planning import render  # imports torch
     from seed_exp.tools.plan import plan
 

@@ -21,15 +21,14 @@ def verify(config: VerifyConfig) -> None:
     """Writes the list of bad images and prints the rest.
 
     Raises:
-        ValueError: some cannot be read.
+        ValueError: some images cannot be read.
     """
     logging.basicConfig(format="%(message)s")
     num_workers = (
         default_num_workers(1) + 1 if config.data.num_workers is None else config.data.num_workers
     )
-    data = dataclasses.replace(
-        config.data, on_error=OnError.skip
-    )  # bad rows are to be listed, all of them
+    # All bad rows are to be listed.
+    data = dataclasses.replace(config.data, on_error=OnError.skip)
     entries: list[dict[str, str | int]] = []
     num_images = 0
     for split, source in _sources(data, config.split.value if config.split else None).items():
@@ -54,9 +53,8 @@ def describe(inventory: Inventory) -> str:
     lines = [f"{good + len(inventory.bad)} images, {good} good, {len(inventory.bad)} bad"]
     if good:
         for name, values in zip(("height", "width"), inventory.sizes.T, strict=True):
-            lines.append(
-                f"{name} in pixels: {values.min()} to {values.max()}, median {np.median(values):.0f}"
-            )
+            middle = f"median {np.median(values):.0f}"
+            lines.append(f"{name} in pixels: {values.min()} to {values.max()}, {middle}")
         lines.append(f"{inventory.num_copies} have the same bytes as another one")
     if inventory.class_sizes is not None:
         sizes = inventory.class_sizes

@@ -20,7 +20,7 @@ from seed_exp.models.zoo import ZooEntry, cache_state, fetch, num_parameters, ve
 
 
 def list_all(given: argparse.Namespace) -> None:
-    """A line for each entry."""
+    """Prints a line for each entry."""
     entries = list(zoo().values())
     if given.json:
         _print_json([_facts(entry) for entry in entries])
@@ -52,12 +52,13 @@ def list_all(given: argparse.Namespace) -> None:
     ]
     print(markdown_table(header, rows))
     print(
-        "\ntop-1: published, linear evaluation on ImageNet-1k, percent. Addresses, sources and use: zoo show NAME"
+        "\ntop-1: published, linear evaluation on ImageNet-1k, percent. "
+        "Addresses, sources and use: zoo show NAME"
     )
 
 
 def show(given: argparse.Namespace) -> None:
-    """All of one entry."""
+    """Prints everything known of one entry."""
     facts = _facts(*_named([given.name]))
     if given.json:
         _print_json(facts)
@@ -68,7 +69,7 @@ def show(given: argparse.Namespace) -> None:
 
 
 def fetch_each(given: argparse.Namespace) -> None:
-    """Downloads; prints where each file is."""
+    """Downloads the files; prints where each one is."""
     _each(
         _named(given.names),
         lambda entry: {"path": str(fetch(entry)), "cache": cache_state(entry)},
@@ -77,7 +78,7 @@ def fetch_each(given: argparse.Namespace) -> None:
 
 
 def verify_each(given: argparse.Namespace) -> None:
-    """Checks; prints what was found in each file."""
+    """Checks the files; prints what was found in each."""
     if given.file is not None and len(given.names) != 1:
         raise ValueError(f"--file is one file: give it with one name, got {len(given.names)} names")
     if given.all == bool(given.names):
@@ -113,7 +114,10 @@ def main(description: str) -> None:
 def _each(
     entries: list[ZooEntry], act: Callable[[ZooEntry], dict[str, Any]], as_json: bool
 ) -> None:
-    """Acts on all and prints what comes out of it; one that fails keeps none of the others from it, only from status 0."""
+    """Acts on every entry and prints the result.
+
+    An entry that fails does not keep the others from being tried; the exit status is then 1.
+    """
     done: dict[str, dict[str, Any]] = {}
     failed = False
     for entry in entries:
@@ -127,9 +131,8 @@ def _each(
             print(last_words(f"{entry.name}: {error}"), file=sys.stderr)
             continue
         if not as_json:
-            print(
-                f"{entry.name}: {', '.join(f'{key} {_known(value)}' for key, value in done[entry.name].items())}"
-            )
+            found = [f"{key} {_known(value)}" for key, value in done[entry.name].items()]
+            print(f"{entry.name}: {', '.join(found)}")
     if as_json:
         _print_json(done)
     if failed:
@@ -147,7 +150,7 @@ def _found(entry: ZooEntry, file: Path | None) -> dict[str, Any]:
 
 
 def _facts(entry: ZooEntry) -> dict[str, Any]:
-    """What is known of an entry, of the machine too; without secrets."""
+    """Everything known of an entry, its state on this machine included; without secrets."""
     facts = asdict(entry) | {
         "parameters": num_parameters(entry),
         "forbids_commercial_use": entry.forbids_commercial_use,
@@ -174,13 +177,9 @@ def _short(hash_: str | None) -> str:
 
 
 def _known(value: Any) -> str:
-    return (
-        "unknown"
-        if value is None
-        else f"{value:,}"
-        if type(value) is int and value > 9999
-        else str(value)
-    )
+    if value is None:
+        return "unknown"
+    return f"{value:,}" if type(value) is int and value > 9999 else str(value)
 
 
 def _print_json(content: Any) -> None:

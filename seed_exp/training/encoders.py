@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seed_exp.base.announcement import announce
 from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.stopping import Stopped
@@ -71,6 +72,8 @@ def train_encoders(
         Stopped: as `fit`.
     """
     config = run.config
+    if distributed.rank() == 0:
+        announce(run.folder)
     log.info("%d images", len(images.train))
     describe(students, config, run.device)
     monitor = Monitor(run, students, *images)

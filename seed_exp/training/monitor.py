@@ -98,8 +98,8 @@ def knn_during_training(
         student.eval()
     encoders = {name: student.features for name, student in students.items()}
     in_bank, in_queries = evenly_spaced(len(train), bank_size), evenly_spaced(len(val), query_size)
-    bank, bank_labels = extract(encoders, train, in_bank)
-    queries, query_labels = extract(encoders, val, in_queries)
+    bank, bank_labels, _ = extract(encoders, train, in_bank)
+    queries, query_labels, _ = extract(encoders, val, in_queries)
     if distributed.rank() != 0:
         return Evaluated({}, {}, query_labels, {})
     k = min(10, len(bank_labels))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from seed_exp.base.announcement import VARIABLE, announce, announced
 from seed_exp.cluster.script import Places, local_script, slurm_script
 from seed_exp.cluster.sweep_cells import Cell
 
@@ -144,3 +145,26 @@ def test_for_slurm_it_is_an_array_with_a_limit_and_the_profiles_options(
     assert json.loads(done.stdout)[2:] == ["distill", *ODD]
     assert text.index("test $A = 1") < text.index("srun --kill-on-bad-exit=1 --mpi=none")
     assert (places.logs / "12_1.exit").exists()
+
+
+def test_a_job_announces_its_run_folder_beside_its_log(places: Places) -> None:
+    code = [
+        "from pathlib import Path",
+        "from seed_exp.base.announcement import announce",
+        "announce(Path('runs/distill/first'))",
+        "announce(Path('runs/distill/x'))",
+    ]
+    places.python.write_text("\n".join([f"#!{sys.executable}", *code]))
+    done = run(local_script(CELLS, places, tasks=1), "0", SWEEP_JOB="j")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert announced(places.logs / "j_0.run") == Path("runs/distill/x")
+    assert announced(places.logs / "j_1.run") is None
+
+
+def test_outside_of_a_sweep_nothing_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    announce(Path("runs/distill/x"))
+    assert list(tmp_path.iterdir()) == []

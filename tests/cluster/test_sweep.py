@@ -81,7 +81,8 @@ class Lab:
         (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         results = {"evaluation": "knn", "results": {"convnet_w2": {"knn10_majority": 63.0}}}
         (run / "results" / "knn-1.json").write_text(json.dumps(results))
-        self.ended(job, 0, f"run folder: runs/distill/{job}\n")
+        (self.logs() / f"{job}.run").write_text(json.dumps({"run": f"runs/distill/{job}"}))
+        self.ended(job, 0, "done\n")
         return run
 
 
@@ -209,7 +210,7 @@ def test_what_changes_no_result_does_not_make_another_cell(lab: Lab, call: Call)
 def test_retry_submits_what_ended_without_being_finished(lab: Lab, call: Call) -> None:
     call("submit", *SEEDS)
     lab.finished("100_0")
-    lab.ended("100_1", 1, "run folder: runs/distill/y\nerror: no images\n")
+    lab.ended("100_1", 1, "1437 images\nerror: no images\n")
     lab.queue("100_2|RUNNING|node1|0|None|")
     assert states(call, *SEEDS) == ["FINISHED", "FAILED", "RUNNING"]
     assert "1: error: no images" in call("status", *SEEDS)
@@ -276,7 +277,7 @@ def test_collect_gathers_every_number_and_names_what_is_missing(
     lab.queue("100_2|PENDING||0|Priority|")
     printed = call("collect", *SEEDS)
     assert re.search(
-        r"\| 0 seed=0 \| FINISHED \| convnet_w2 \|  2.5 \|  61.5 \| \S*runs/distill/100_0 \|",
+        r"\| 0 seed=0 \| FINISHED \| convnet_w2 \|  2.5 \|  61.5 \| +63 \| \S*runs/distill/100_0 \|",
         printed,
     )
     assert printed.endswith("1 of 3 cells are finished\n1 seed=1 is FAILED\n2 seed=2 is PENDING\n")

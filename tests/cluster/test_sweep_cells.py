@@ -38,6 +38,7 @@ def attempt(
     job: str,
     *,
     log: str | None = None,
+    run: str | None = None,
     ending: str | None = None,
     cancelled: bool = False,
 ) -> Attempt:
@@ -45,6 +46,8 @@ def attempt(
     logs = home / "s/logs"
     if log is not None:
         (logs / f"{job}.log").write_text(log)
+    if run is not None:
+        (logs / f"{job}.run").write_text(json.dumps({"run": run}))
     if ending is not None:
         (logs / f"{job}.exit").write_text(ending)
     if cancelled:
@@ -53,12 +56,12 @@ def attempt(
 
 
 def run_folder(home: Path, *, done: bool = False) -> str:
-    """A run that has begun; the line with which its log begins."""
+    """A run that has begun; its path as the job announces it."""
     run = home.parents[1] / "runs/distill/x"
     run.mkdir(parents=True)
     if done:
         (run / "done.json").write_text("{}")
-    return "run folder: runs/distill/x\n1437 images\n"
+    return "runs/distill/x"
 
 
 def look(home: Path, *attempts: Attempt, **jobs: ScheduledJob) -> Status:
@@ -86,18 +89,16 @@ def look(home: Path, *attempts: Attempt, **jobs: ScheduledJob) -> Status:
 def test_without_a_scheduler_the_files_say_how_a_job_ended(
     home: Path, ending: str | None, done: bool, cancelled: bool, expected: State
 ) -> None:
-    log = run_folder(home, done=done)
-    assert (
-        look(home, attempt(home, "1_0", log=log, ending=ending, cancelled=cancelled)).state
-        is expected
-    )
+    job = attempt(home, "1_0", run=run_folder(home, done=done), ending=ending, cancelled=cancelled)
+    assert look(home, job).state is expected
 
 
 def test_the_scheduler_is_believed_about_a_job_that_it_has_whatever_an_earlier_start_left(
     home: Path,
 ) -> None:
-    log = run_folder(home) + "step 3/8: a/loss 2.5\n"
-    status = look(home, attempt(home, "1_0", log=log, ending="75 1 node3"), _0=RUNNING)
+    log = "1437 images\nstep 3/8: a/loss 2.5\n"
+    job = attempt(home, "1_0", log=log, run=run_folder(home), ending="75 1 node3")
+    status = look(home, job, _0=RUNNING)
     assert (status.state, status.word, status.node, status.restarts) == (
         State.RUNNING,
         "RUNNING",
@@ -131,10 +132,11 @@ def test_of_several_jobs_the_last_counts(home: Path) -> None:
     )
 
 
-def test_the_run_folder_is_the_one_that_the_log_names_also_while_a_new_job_has_said_nothing(
+def test_the_run_folder_is_the_one_announced_last_also_while_a_new_job_has_announced_none(
     home: Path,
 ) -> None:
-    first = attempt(home, "1_0", log=run_folder(home), ending="1 0 n")
+    misleading = "run folder: runs/distill/y\n"
+    first = attempt(home, "1_0", log=misleading, run=run_folder(home), ending="1 0 n")
     status = look(home, first, attempt(home, "1_1"), _1=RUNNING)
     assert status.run == home.parents[1] / "runs/distill/x"
     assert look(home, attempt(home, "1_1"), _1=RUNNING).run is None

@@ -351,6 +351,7 @@ OTHER_VALUES = {
     "data.download": True,
     "teacher_cache": "other",
     "evaluations": "[knn]",
+    "command": "distill",
     "keep_every": 3,
     "resume": "must",
     "data.on_error": "raise",

@@ -19,15 +19,18 @@ from typing import Any
 import pytest
 
 from seed_exp import distill, pretrain
+from seed_exp.base.announcement import VARIABLE, announced
 from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
+from seed_exp.config.report_line import training_command
+from seed_exp.config.schema import EVALUATIONS, Precision
 from seed_exp.config.sweep import jobs
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teacher_ssl import TEACHER_SSL
 from seed_exp.models.teachers import NETWORKS, TEACHERS
 from seed_exp.protocols import follow_up
-from seed_exp.protocols.follow_up import EVALUATIONS, plan_evaluations, run_evaluations
+from seed_exp.protocols.follow_up import PROTOCOLS, plan_evaluations, run_evaluations
 
 HOME = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (HOME / "experiments").glob("*.yaml"))
@@ -111,6 +114,22 @@ def test_every_job_composes_and_types(name: str, scale: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_a_header_is_the_one_that_the_file_is_for(name: str) -> None:
+    assert training_command(name) == command_of(name)
+
+
+def test_an_experiment_of_another_command_is_refused_with_the_right_one() -> None:
+    for name in [name for name in NAMES if command_of(name) == "pretrain"]:
+        message = r"written for pretrain, not for distill: type python -m seed_exp\.pretrain"
+        with pytest.raises(ValueError, match=message):
+            compose("distill", [f"experiments={name}"])
+    for wrong in ("linear", "pretain"):
+        message = f"command must be null or one of distill, pretrain, got {wrong}"
+        with pytest.raises(ValueError, match=message):
+            compose("pretrain", [f"command={wrong}"])
+
+
 @pytest.mark.parametrize("name", ["teacher_ssl", "table1_baseline"])
 def test_evaluations_of_an_experiment_take_their_options_at_every_scale(name: str) -> None:
     for scale in SCALES:
@@ -118,9 +137,7 @@ def test_evaluations_of_an_experiment_take_their_options_at_every_scale(name: st
             planned = plan_evaluations(config)
             assert [evaluation.line for evaluation in planned] == config.evaluations
             (linear,) = [
-                evaluation.config
-                for evaluation in planned
-                if evaluation.run is EVALUATIONS["linear"]
+                evaluation.config for evaluation in planned if evaluation.run is PROTOCOLS["linear"]
             ]
             assert linear.views.eval_size == config.views.eval_size
             assert (linear.views.mean, linear.views.std) == (config.views.mean, config.views.std)
@@ -153,7 +170,8 @@ def test_the_numbers_of_a_header_are_published_ones(name: str) -> None:
 
 
 def test_a_teacher_of_the_small_scale_is_one_that_the_commands_in_teachers_yaml_make() -> None:
-    lines = (HOME / "experiments" / "teachers.yaml").read_text().splitlines()
+    text = (HOME / "experiments" / "teachers.yaml").read_text()
+    lines = re.sub(r"\\\n#", "", text).splitlines()
     start = "#   python -m seed_exp.pretrain experiments=teachers scale=small"
     typed = [line.removeprefix(start).split() for line in lines if line.startswith(start)]
     made = {
@@ -299,14 +317,18 @@ def results(folder: Path) -> list[str]:
 def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The options of each evaluation that was run, instead of which nothing is done."""
     calls: list[Any] = []
-    for name in EVALUATIONS:
-        monkeypatch.setitem(follow_up.EVALUATIONS, name, calls.append)
+    for name in PROTOCOLS:
+        monkeypatch.setitem(follow_up.PROTOCOLS, name, calls.append)
     return calls
 
 
-def test_a_training_ends_with_its_evaluations(tmp_path: Path) -> None:
+def test_a_training_ends_with_its_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "job.run"))
     folder = pretrain.pretrain(compose("pretrain", [*TRAIN, BOTH]))
     assert results(folder) == ["knn", "linear"]
+    assert announced(tmp_path / "job.run") == folder
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
     assert pretrain.pretrain(compose("pretrain", [*TRAIN, BOTH])) == folder
     assert {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()} == before
@@ -343,13 +365,13 @@ def test_one_that_fails_loses_neither_the_run_nor_the_others_and_is_tried_again(
         raise RuntimeError("out of memory")
 
     config = compose("pretrain", [*TRAIN, "evaluations=[knn,linear]"])
-    monkeypatch.setitem(follow_up.EVALUATIONS, "knn", fail)
+    monkeypatch.setitem(follow_up.PROTOCOLS, "knn", fail)
     with pytest.raises(ValueError, match="run: the students are trained, but 'knn' failed"):
         pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig"]
     assert "out of memory" in Path("run/log.txt").read_text()
     assert not Path("run/done.json").exists()
-    monkeypatch.setitem(follow_up.EVALUATIONS, "knn", called.append)
+    monkeypatch.setitem(follow_up.PROTOCOLS, "knn", called.append)
     pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig", "KnnConfig"]
     assert Path("run/done.json").exists()
@@ -408,6 +430,37 @@ def test_an_evaluation_has_the_images_and_the_device_of_the_training_unless_it_n
     )
 
 
+def planned_detection(*options: str) -> Any:
+    (evaluation,) = plan_evaluations(compose("pretrain", [*TRAIN, "precision=bfloat16", *options]))
+    return evaluation.config
+
+
+def test_detection_has_the_device_of_the_training_and_images_of_its_own() -> None:
+    planned = planned_detection(
+        "seed=3", "tracker.tags=[a]", 'evaluations=["detect data=coco data.root=c masks=true"]'
+    )
+    assert (planned.device, planned.seed, planned.tracker.tags) == ("cpu", 3, ["a"])
+    assert (planned.data.source, planned.data.root, planned.masks) == ("coco", "c", True)
+    assert planned.data.num_workers is None
+    assert planned.precision is Precision.float32
+    assert planned_detection("evaluations=[detect]").data == compose("detect", ["run=."]).data
+
+
+def test_detection_has_the_images_of_a_training_on_images_with_objects() -> None:
+    training = ["data=voc", "data.root=v", "data.num_workers=2"]
+    planned = planned_detection(*training, "evaluations=[detect]")
+    assert (planned.data.source, planned.data.root, planned.data.num_workers) == ("voc", "v", 2)
+    with pytest.raises(ValueError, match=r"detect needs .*, all of them.* got data=voc data\.frac"):
+        planned_detection(*training, "data.fraction=0.5", "evaluations=[detect]")
+
+
+def test_every_evaluation_is_a_command_with_a_protocol_that_a_training_can_be_followed_by() -> None:
+    assert PROTOCOLS.keys() == EVALUATIONS.keys()
+    for name, kind in EVALUATIONS.items():
+        assert PROTOCOLS[name].__module__ == f"seed_exp.protocols.{name}"
+        assert type(compose(name, ["run=."])) is kind.schema
+
+
 # The real thing. SEED_SMOKE_RUNS=FOLDER keeps the run folders, below FOLDER/runs, for a report
 # of them.
 
@@ -435,7 +488,7 @@ def call(name: str, home: Path) -> set[Path]:
     folders = {
         home / folder for folder in re.findall(r"^run folder: (\S+)$", done.stderr, re.MULTILINE)
     }
-    return {folder for folder in folders if folder.parent.name != "linear"}
+    return {folder for folder in folders if folder.parent.name not in EVALUATIONS}
 
 
 @pytest.mark.slow

@@ -162,6 +162,37 @@ def test_state_goes_on_in_another_optimizer(name: str) -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_a_part_with_a_factor_moves_as_if_it_were_alone_with_that_rate(name: str) -> None:
+    ours, reference = network(), network()
+    optimizer = build_optimizer(config(name), ours, {"0": 0.5, "3": 20.0})
+    alone = [
+        (build_optimizer(config(name), reference[part]), factor)
+        for part, factor in ((0, 0.5), (1, 1.0), (3, 20.0))
+    ]
+    for step, rate in enumerate(RATES):
+        for module in (ours, reference):
+            gradients(module, step)
+        set_lr(optimizer, rate)
+        optimizer.step()
+        for one, factor in alone:
+            set_lr(one, factor * rate)
+            one.step()
+    for one, two in zip(ours.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_state_without_factors_is_taken_and_one_with_other_groups_refused() -> None:
+    optimizer = build_optimizer(config("sgd"), network())
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["lr_factor"]  # as versions without factors wrote it
+    optimizer.load_state_dict(state)
+    set_lr(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
+    with pytest.raises(ValueError, match=r"has 1 groups of parameters, this version trains 2: go"):
+        build_optimizer(config("sgd"), network(), {"3": 20.0}).load_state_dict(state)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("loaded", [torch.contiguous_format, torch.channels_last])

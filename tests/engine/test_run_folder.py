@@ -96,6 +96,7 @@ CHANGE_NO_NUMBER = (
         "resume",
         "teacher_cache",
         "evaluations",
+        "command",
     }
     | {"data.num_workers", "data.download", "data.on_error", "data.max_bad"}
     | {option for option in OPTIONS if option.startswith("tracker.")}

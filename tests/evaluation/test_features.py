@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seed_exp.config.schema import Precision
 from seed_exp.data.subsets import evenly_spaced
-from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.features import Extracted, Extractor
 from seed_exp.views.recipe import EvalViews
 
 
@@ -19,9 +19,7 @@ def encoders() -> dict[str, torch.nn.Module]:
     return {"a": tiny.Encoder(4, bn=True).eval(), "b": tiny.Encoder(6, bn=False).eval()}
 
 
-def extract(
-    indices: NDArray[np.int64], batch_size: int, num_workers: int = 0
-) -> tuple[dict[str, Tensor], Tensor]:
+def extract(indices: NDArray[np.int64], batch_size: int, num_workers: int = 0) -> Extracted:
     extractor = Extractor(
         EvalViews(tiny.views_config()), torch.device("cpu"), num_workers, batch_size
     )
@@ -39,17 +37,27 @@ def one_by_one(indices: NDArray[np.int64]) -> dict[str, Tensor]:
     return {name: torch.stack(features) for name, features in rows.items()}
 
 
+class Unreadable(tiny.Images):
+    """Its images 3 and 39, the last one, cannot be read."""
+
+    def image(self, index: int) -> Tensor:
+        if index in (3, 39):
+            raise ValueError(f"image {index} is damaged")
+        return super().image(index)
+
+
 INDICES = np.array([7, 3, 39, 0, 12, 3, 25, 26, 27, 1, 38], dtype=np.int64)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 256])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_features_are_in_the_order_of_the_indices(batch_size: int, num_workers: int) -> None:
-    features, labels = extract(INDICES, batch_size, num_workers)
+    features, labels, read = extract(INDICES, batch_size, num_workers)
     for name, expected in one_by_one(INDICES).items():
         assert features[name].dtype == torch.float32
         torch.testing.assert_close(features[name], expected)
     assert labels.tolist() == [tiny.Images().labels[index] for index in INDICES]
+    assert read.tolist() == INDICES.tolist()
 
 
 @pytest.mark.parametrize("num", [1, 2, 5, 11])
@@ -57,22 +65,40 @@ def test_features_are_in_the_order_of_the_indices(batch_size: int, num_workers: 
 def test_the_first_of_two_processes_gets_the_same_as_one(
     num: int, batch_size: int, two_ranks: Ranks
 ) -> None:
-    one, labels = extract(INDICES[:num], batch_size)
-    (features, first_labels), (others_features, others_labels) = two_ranks.run(
-        extract, INDICES[:num], batch_size
-    )
+    one, labels, read = extract(INDICES[:num], batch_size)
+    (features, first_labels, first_read), others = two_ranks.run(extract, INDICES[:num], batch_size)
     for name in one:
         torch.testing.assert_close(features[name], one[name])
     assert torch.equal(first_labels, labels)
-    assert others_features == {}
-    assert len(others_labels) == 0
+    assert torch.equal(first_read, read)
+    assert others[0] == {}
+    assert [len(others[1]), len(others[2])] == [0, 0]
+
+
+def test_an_image_in_the_place_of_an_unreadable_one_says_so_with_its_number_and_label() -> None:
+    found: list[int] = []
+    extractor = Extractor(
+        EvalViews(tiny.views_config()),
+        torch.device("cpu"),
+        0,
+        batch_size=4,
+        bad_samples=lambda _: lambda index, _: found.append(index),
+    )
+    source = Unreadable()
+    features, labels, read = extractor(encoders(), source, INDICES)
+    expected = [{3: 4, 39: 0}.get(index, index) for index in INDICES.tolist()]
+    assert read.tolist() == expected
+    assert labels.tolist() == [source.labels[index] for index in expected]
+    assert sorted(set(found)) == [3, 39]
+    for name, rows in one_by_one(np.array(expected)).items():
+        torch.testing.assert_close(features[name], rows)
 
 
 def test_no_gradient_is_kept_and_bfloat16_features_come_back_as_float32() -> None:
     extractor = Extractor(
         EvalViews(tiny.views_config()), torch.device("cpu"), 0, precision=Precision.bfloat16
     )
-    features, _ = extractor(encoders(), tiny.Images(), INDICES)
+    features = extractor(encoders(), tiny.Images(), INDICES).features
     full = one_by_one(INDICES)
     for name in full:
         assert not features[name].requires_grad

@@ -135,7 +135,7 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
             {"small": {"knn10_majority": value}, "other": {"knn10_majority": 12.25}},
         )
     text = card(tmp_path)
-    assert "### knn" in text
+    assert "### knn: k-NN top-1" in text
     assert "67.50" in text
     assert '"ks": [\n      10\n' in text
     assert "99.25" not in text

@@ -69,7 +69,7 @@ def test_parts_are_what_all_at_once_are() -> None:
     assert done[0] == 40
     assert done[-1] == 360
     assert max(np.diff(done)) <= 100
-    whole, _ = extractor()({"a": encoder()}, source, evenly_spaced(360))
+    whole = extractor()({"a": encoder()}, source, evenly_spaced(360)).features
     torch.testing.assert_close(features, whole["a"])
 
 
@@ -87,7 +87,7 @@ def test_an_image_that_cannot_be_read_has_no_features_and_lends_its_name_to_none
     indices, features, done = together(source, tmp_path, first=5)
     assert indices == [1, 2, 3, 6, 7, 8, 9, 10]
     assert done[-1] == 12
-    alone, _ = extractor()({"a": encoder()}, source, np.array(indices))
+    alone = extractor()({"a": encoder()}, source, np.array(indices)).features
     torch.testing.assert_close(features, alone["a"])
     assert len((tmp_path / "bad_samples.jsonl").read_text().splitlines()) == 4
     with pytest.raises(ValueError, match=r"00\.png"):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.config.schema import OptimizerConfig
+from seed_exp.engine.optimizers import build_optimizer, set_lr
 from seed_exp.methods.finetuning import Finetune
 
 STUDENTS = tiny.students(["a", "b"])
@@ -18,11 +19,6 @@ STUDENTS = tiny.students(["a", "b"])
 
 def method(lrs: tuple[float, ...] = (0.5, 2.0), factor: float = 4.0) -> Finetune:
     return Finetune(STUDENTS, lrs, factor, num_classes=3, seed=2)
-
-
-def classifier_of(network: nn.Module) -> Tensor:
-    """Weights [C, num_features] that multiply the features."""
-    return network.scale * network.classifier.weight
 
 
 def test_every_student_is_trained_with_every_rate_from_the_same_weights() -> None:
@@ -37,32 +33,42 @@ def test_every_student_is_trained_with_every_rate_from_the_same_weights() -> Non
 
 def test_the_initial_classifier_does_not_depend_on_its_rate() -> None:
     low, high = (
-        Finetune(STUDENTS, [1.0], factor, 500, seed=2).trainable["a/lr1"] for factor in (1.0, 250.0)
+        Finetune(STUDENTS, [1.0], factor, 500, seed=2).trainable["a/lr1"].classifier.weight
+        for factor in (1.0, 250.0)
     )
-    assert torch.allclose(classifier_of(low), classifier_of(high))
-    assert classifier_of(low).std().item() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(low, high)
+    assert low.std().item() == pytest.approx(0.01, rel=0.05)
 
 
-def test_the_classifier_is_trained_at_a_multiple_of_the_encoders_rate() -> None:
-    network = method(factor=25.0).trainable["a/lr0.5"].double().train()
-    encoder, classifier = copy.deepcopy(network.encoder), nn.Linear(6, 3).double()
-    with torch.no_grad():
-        classifier.weight.copy_(classifier_of(network))
-        classifier.bias.zero_()
-    ours = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    groups = [{"params": encoder.parameters()}, {"params": classifier.parameters(), "lr": 2.5}]
-    theirs = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_the_classifier_is_trained_at_a_multiple_of_the_encoders_rate(weight_decay: float) -> None:
+    ours = method(factor=25.0)
+    network = ours.trainable["a/lr0.5"].double().train()
+    encoder, classifier = copy.deepcopy(network.encoder), copy.deepcopy(network.classifier)
+    config = OptimizerConfig("sgd", lr=1.0, momentum=0.9, weight_decay=weight_decay)
+    optimizer = build_optimizer(config, network, ours.lr_factors)
+    momentum = {
+        parameter: torch.zeros_like(parameter)
+        for parameter in (*encoder.parameters(), *classifier.parameters())
+    }
     torch.manual_seed(0)
-    for _ in range(4):
+    for lr in (0.1, 0.2, 0.05, 0.0, 0.1):
         images, labels = torch.randn(8, 3, 10, 10, dtype=torch.float64), torch.randint(0, 3, (8,))
-        for optimizer, logits in ((ours, network(images)), (theirs, classifier(encoder(images)))):
-            optimizer.zero_grad()
-            F.cross_entropy(logits, labels).backward()
-            optimizer.step()
-    assert torch.allclose(classifier_of(network), classifier.weight)
-    assert torch.allclose(network.scale * network.classifier.bias, classifier.bias)
-    for mine, reference in zip(network.encoder.parameters(), encoder.parameters(), strict=True):
-        assert torch.allclose(mine, reference)
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        set_lr(optimizer, lr)
+        optimizer.step()
+        loss = F.cross_entropy(classifier(encoder(images)), labels)
+        gradients = torch.autograd.grad(loss, list(momentum))
+        with torch.no_grad():
+            for parameter, gradient in zip(momentum, gradients, strict=True):
+                own = 25 * lr if any(parameter is one for one in classifier.parameters()) else lr
+                momentum[parameter] = (
+                    0.9 * momentum[parameter] + gradient + weight_decay * parameter
+                )
+                parameter -= own * momentum[parameter]
+    for mine, reference in zip(network.parameters(), momentum, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-12)
 
 
 def test_classifiers_compute_in_float32_under_autocast() -> None:
@@ -73,9 +79,7 @@ def test_classifiers_compute_in_float32_under_autocast() -> None:
         features = network.encoder(images)
         logits, loss = network(images), networks.loss("a/lr2", network, (images, labels))["loss"]
     assert features.dtype == torch.bfloat16
-    expected = F.linear(
-        features.float(), classifier_of(network), network.scale * network.classifier.bias
-    )
+    expected = network.classifier(features.float())
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(loss, F.cross_entropy(expected, labels), rtol=1e-6, atol=0)
 

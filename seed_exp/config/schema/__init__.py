@@ -20,10 +20,13 @@ from seed_exp.config.schema.enums import (
     TrackerMode,
 )
 from seed_exp.config.schema.evaluation import (
+    EVALUATIONS,
     DetectConfig,
+    EvaluationKind,
     FinetuneConfig,
     KnnConfig,
     LinearConfig,
+    Measure,
     OfRunConfig,
 )
 from seed_exp.config.schema.objectives import (
@@ -65,6 +68,7 @@ from seed_exp.config.schema.tools import (
     VerifyConfig,
 )
 from seed_exp.config.schema.training import (
+    TRAINING,
     DistillConfig,
     EncoderFitConfig,
     FitConfig,
@@ -74,10 +78,7 @@ from seed_exp.config.schema.training import (
 SCHEMAS: dict[str, type[Any]] = {
     "distill": DistillConfig,
     "pretrain": PretrainConfig,
-    "linear": LinearConfig,
-    "finetune": FinetuneConfig,
-    "detect": DetectConfig,
-    "knn": KnnConfig,
+    **{name: kind.schema for name, kind in EVALUATIONS.items()},
     "preview": PreviewConfig,
     "quickstart": QuickstartConfig,
     "bench": BenchConfig,
@@ -88,10 +89,15 @@ SCHEMAS: dict[str, type[Any]] = {
     "report": ReportConfig,
 }
 """Schema of each command's primary file conf/<command>.yaml."""
+WITHOUT_SCHEMA = ("plan", "sweep", "zoo")
+"""Commands without a primary file: the first two take the options of a training, the third has none."""
 
 __all__ = [
+    "EVALUATIONS",
     "OBJECTIVE_CONFIGS",
     "SCHEMAS",
+    "TRAINING",
+    "WITHOUT_SCHEMA",
     "BenchConfig",
     "BinaryContrastiveConfig",
     "BingoConfig",
@@ -107,6 +113,7 @@ __all__ = [
     "DistillConfig",
     "EmbedConfig",
     "EncoderFitConfig",
+    "EvaluationKind",
     "ExportConfig",
     "FeatureType",
     "FinetuneConfig",
@@ -116,6 +123,7 @@ __all__ = [
     "KnnConfig",
     "L2Config",
     "LinearConfig",
+    "Measure",
     "MocoConfig",
     "ObjectiveConfig",
     "OfRunConfig",

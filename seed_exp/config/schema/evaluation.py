@@ -1,8 +1,9 @@
-"""Options of the commands that evaluate a run's students."""
+"""Options of the commands that evaluate a run's students, and the table of these commands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
@@ -49,7 +50,7 @@ class FinetuneConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
     """Encoder learning rates (at a batch of 256, times optimizer.lr), each of one copy."""
     classifier_lr_factor: float = 20.0
-    """Learning rate of the classifier / encoder; unless 1, needs optimizer.weight_decay=0."""
+    """Learning rate of the new classifier as a multiple of its encoder's."""
 
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
@@ -58,21 +59,15 @@ class FinetuneConfig(FitConfig, OfRunConfig):
             len(self.lrs) > 0 and min(self.lrs) > 0,
             f"lrs must be one or more positive learning rates, got {self.lrs}",
         )
-        factor, decay = self.classifier_lr_factor, self.optimizer.weight_decay
+        factor = self.classifier_lr_factor
         require(factor > 0, f"classifier_lr_factor must be positive, got {factor}")
-        require(
-            factor == 1 or decay == 0,
-            f"optimizer.weight_decay={decay} would not decay a classifier that learns {factor:g} "
-            "times as fast by as much; use optimizer.weight_decay=0 or classifier_lr_factor=1",
-        )
-        require(
-            self.optimizer.name == "sgd",
-            "finetune trains classifiers at rates of their own, which needs optimizer.name=sgd, "
-            f"got {self.optimizer.name}",
-        )
         num = self.views.crops["global"].num
         require(num == 1, f"fine-tuning uses one view of an image; views.crops.global.num is {num}")
         require_global_only(self.views, "finetune")
+
+
+SOURCES_WITH_OBJECTS = ("voc", "coco")
+"""Keys of data.sources.SOURCES whose images come with boxes around objects."""
 
 
 @dataclass
@@ -91,6 +86,13 @@ class DetectConfig(FitConfig, OfRunConfig):
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
         OfRunConfig.__post_init__(self)
+        data = self.data
+        require(
+            data.source in SOURCES_WITH_OBJECTS and data.fraction == 1 and data.subset is None,
+            "detect needs images with boxes around objects, all of them: data=voc or data=coco, "
+            f"without data.fraction and data.subset; got data={data.source} "
+            f"data.fraction={data.fraction:g} data.subset={data.subset}",
+        )
         sides = self.short_sides
         require(
             len(sides) > 0 and min(sides) >= 32,
@@ -134,3 +136,106 @@ class KnnConfig(OfRunConfig):
         )
         require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+
+
+class FewLabels(NamedTuple):
+    """A share of the training labels that makes an evaluation a benchmark of its own."""
+
+    fraction: float
+    """data.fraction."""
+    subset: str
+    """Name of the file data.subset, without its suffix: one of SimCLR's lists of ImageNet's images."""
+
+
+class Measure(NamedTuple):
+    """A number of an evaluation that has a column in reports; percent."""
+
+    column: str
+    """Heading of the column."""
+    evaluation: str
+    """The evaluation's name in reports: the command, unless few labels make it another one."""
+    key: str
+    """In a file of results."""
+    protocol: str
+    """In published.csv."""
+    meaning: str
+    """The same in words."""
+    asked: bool = True
+    """Whether a run lacks something without it."""
+    labels: FewLabels | None = None
+    """The labels with which the evaluation has this name; None = any."""
+
+
+@dataclass(frozen=True)
+class EvaluationKind:
+    """A command that measures a run's students."""
+
+    schema: type[Any]
+    """Its options."""
+    title: str
+    """Its name in words."""
+    headline: str
+    """The first number to look at; key in a file of results."""
+    trains: bool = True
+    """Whether it trains networks: its run folders are then in the evaluated run, below the command's name."""
+    measures: tuple[Measure, ...] = ()
+    """Its columns in reports; other results are listed below the table."""
+    inherits: tuple[str, ...] = ("data", "tracker", "device", "precision", "seed")
+    """Options that it takes from a training that it follows, where it has them."""
+    sources: tuple[str, ...] | None = None
+    """Keys of data.sources.SOURCES that it takes; None = all. It inherits no other data."""
+
+
+EVALUATIONS: dict[str, EvaluationKind] = {
+    "knn": EvaluationKind(
+        KnnConfig,
+        "k-NN top-1",
+        headline="knn10_majority",
+        trains=False,
+        measures=(
+            Measure("K", "knn", "knn10_majority", "knn", "k-NN top-1, k = 10, majority vote"),
+        ),
+    ),
+    "linear": EvaluationKind(
+        LinearConfig,
+        "linear evaluation",
+        headline="top1",
+        measures=(
+            Measure("T-1", "linear", "top1", "linear_top1", "linear evaluation, top-1"),
+            Measure("T-5", "linear", "top5", "linear_top5", "linear evaluation, top-5"),
+        ),
+    ),
+    "finetune": EvaluationKind(
+        FinetuneConfig,
+        "fine-tuning",
+        headline="top1",
+        measures=(
+            Measure(
+                "1 %",
+                "semi_1pct",
+                "top1",
+                "semi_1pct",
+                "fine-tuned with 1 % of the labels, top-1",
+                asked=False,
+                labels=FewLabels(0.01, "1percent"),
+            ),
+            Measure(
+                "10 %",
+                "semi_10pct",
+                "top1",
+                "semi_10pct",
+                "fine-tuned with 10 % of the labels, top-1",
+                asked=False,
+                labels=FewLabels(0.1, "10percent"),
+            ),
+        ),
+    ),
+    "detect": EvaluationKind(
+        DetectConfig,
+        "detection",
+        headline="box_ap",
+        inherits=("data", "tracker", "device", "seed"),
+        sources=SOURCES_WITH_OBJECTS,
+    ),
+}
+"""Every command that measures a run's students; seed_exp/protocols/<command>.py does the work."""

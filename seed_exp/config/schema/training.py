@@ -21,6 +21,9 @@ from seed_exp.config.schema.parts import (
     require_global_only,
 )
 
+TRAINING = ("distill", "pretrain")
+"""Commands that train encoders."""
+
 
 @dataclass
 class FitConfig:
@@ -106,6 +109,8 @@ class EncoderFitConfig(FitConfig):
     """Networks to train, by name; each has the options of the group student."""
     evaluations: list[str] = field(default_factory=list)
     """Evaluations after training, each with its own options: [knn, "linear lrs=[30]"]."""
+    command: str | None = None
+    """Command that the experiment is written for, set by its file; null = any that trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +132,19 @@ class EncoderFitConfig(FitConfig):
                 )
 
 
+def require_command(written_for: str | None, command: str) -> None:
+    """Refuses an experiment of another command, which would train something else under its name."""
+    require(
+        written_for in (None, *TRAINING),
+        f"command must be null or one of {', '.join(TRAINING)}, got {written_for}",
+    )
+    require(
+        written_for in (None, command),
+        f"the experiment is written for {written_for}, not for {command}: "
+        f"type python -m seed_exp.{written_for}, or --command {written_for} after sweep and plan",
+    )
+
+
 @dataclass
 class DistillConfig(EncoderFitConfig):
     teacher: TeacherConfig = MISSING
@@ -140,6 +158,7 @@ class DistillConfig(EncoderFitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_command(self.command, "distill")
         give_heads(self.students, self.objective)
 
 
@@ -152,6 +171,7 @@ class PretrainConfig(EncoderFitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_command(self.command, "pretrain")
         require(
             self.embedding_dim >= 1, f"embedding_dim must be at least 1, got {self.embedding_dim}"
         )
