@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import inspect
 import itertools
 import os
 import shutil
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from enum import Enum, EnumMeta
 from typing import Any
 
 import hydra
-from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from seed_exp.base import slurm
 from seed_exp.base.stopping import Stopped, stop_at_once
-from seed_exp.config import schema
 from seed_exp.config.compose import VERSION_BASE, config_home, groups, refuse_nameless, typed
 from seed_exp.config.errors import in_one_line, is_for_user, last_words
+from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
 
 
@@ -67,10 +62,11 @@ def command(
             sys.exit(last_words(str(error)))
 
     def main() -> None:
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text(name, description or ""))
-            return
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            with in_one_line():
+                print(help_text(name, description or "", sys.argv[1:]))
+            return
         _refuse_dashes(sys.argv[1:], name)
         _refuse_sweep_of_ranks(sys.argv[1:], name)
         sys.argv[1:] = _without_slurm(sys.argv[1:])
@@ -165,70 +161,3 @@ def _of_job(error: Exception, *, for_user: bool) -> Exception:
     return (ValueError if for_user else RuntimeError)(
         f"{text} [job {config.job.num}: {' '.join(config.overrides.task)}]"
     )
-
-
-def help_text(name: str, description: str) -> str:
-    """What `--help` prints: description, config groups, and every option with its default and meaning."""
-    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
-        config = hydra.compose(name, return_hydra_config=True)
-    chosen = config.hydra.runtime.choices
-    lines = [description.strip(), "", "Config groups (GROUP=OPTION; the default has a star):"]
-    for group, options in groups().items():
-        if group in chosen:
-            marked = [f"{option}*" if option == chosen[group] else option for option in options]
-            lines.append(f"  {group:<12} {' '.join(marked)}")
-    lines += ["", "Options (KEY=VALUE; here with their defaults):"]
-    lines += [
-        f"  {key}={value}\n        {meaning}"
-        for key, value, meaning in _options(SCHEMAS[name], config, "")
-    ]
-    lines += [
-        "",
-        "Sweeps: -m and comma-separated values, e.g. -m seed=0,1,2. Hydra's own flags: --hydra-help",
-    ]
-    return "\n".join(lines)
-
-
-def _options(owner: type[Any], config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
-    meanings = _meanings(owner)
-    types = typing.get_type_hints(owner, vars(schema))
-    for field in dataclasses.fields(owner):
-        key, of = f"{prefix}{field.name}", types[field.name]
-        if typing.get_origin(of) is dict:
-            for entry, value in config[field.name].items():
-                yield from _options(typing.get_args(of)[1], value, f"{key}.{entry}.")
-        elif dataclasses.is_dataclass(of):
-            yield from _options(typing.cast("type[Any]", of), config[field.name], f"{key}.")
-        else:
-            # Of `X | None`, too.
-            choices: list[Enum] = next(
-                (list(one) for one in (of, *typing.get_args(of)) if isinstance(one, EnumMeta)), []
-            )
-            named = f" One of {', '.join(choice.value for choice in choices)}." if choices else ""
-            yield key, _shown(config, field.name), meanings.get(field.name, "") + named
-
-
-def _shown(config: Any, key: str) -> str:
-    if OmegaConf.is_missing(config, key):
-        return "???"
-    value = config[key]
-    if value is None:
-        return "null"
-    return value.name if hasattr(value, "name") else str(value)
-
-
-def _meanings(owner: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass and of those it inherits from."""
-    found: dict[str, str] = {}
-    for base in reversed([base for base in owner.__mro__ if dataclasses.is_dataclass(base)]):
-        definition = ast.parse(inspect.getsource(base)).body[0]
-        assert isinstance(definition, ast.ClassDef)
-        for field, below in zip(definition.body, definition.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                assert isinstance(field.target, ast.Name)
-                found[field.target.id] = str(below.value.value)
-    return found

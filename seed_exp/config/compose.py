@@ -120,3 +120,14 @@ def refuse_nameless(overrides: list[str]) -> None:
                 raise ValueError(
                     f"{override} chooses {chosen}, which is no name in config group {group!r}"
                 )
+
+
+def choices_among(words: list[str]) -> list[str]:
+    """The words of a command line that choose options of config groups, less those that sweep."""
+    found = []
+    for word in words:
+        if word.partition("=")[0].partition("@")[0].lstrip("+") in groups():
+            refuse_nameless([word])
+            if not OverridesParser.create().parse_override(word).is_sweep_override():
+                found.append(word)
+    return found

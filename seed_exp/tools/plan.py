@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from seed_exp.benchmarks.planning import Plan, make_plan, render, to_json
 from seed_exp.cluster.sweep_cells import labels
 from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
 from seed_exp.config.compose import compose
 from seed_exp.config.errors import in_one_line
 from seed_exp.config.sweep import jobs
+
+if TYPE_CHECKING:
+    from seed_exp.benchmarks.planning import Plan
 
 
 def plan(
@@ -22,6 +25,10 @@ def plan(
         (label or command, compose(command, job))
         for label, job in zip(labels(expanded), expanded, strict=True)
     ]
+    from seed_exp.benchmarks.planning import (  # late: --help and errors of options need no torch
+        make_plan,
+    )
+
     return make_plan(named, seconds=seconds, num_images=num_images, gpus=gpus)
 
 
@@ -38,6 +45,8 @@ def main(description: str) -> None:
             num_images=given.images,
             gpus=given.gpus,
         )
+    from seed_exp.benchmarks.planning import render, to_json
+
     print(to_json(result) if given.json else render(result))
 
 
