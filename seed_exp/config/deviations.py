@@ -1,6 +1,6 @@
-"""Values of papers and of their released code from which the files of conf/ deviate; --help shows them.
+"""Values of papers and their released code, where the files of conf/ differ; --help shows them.
 
-Why they deviate is in the README, "Deviations from the released code".
+The README gives the reasons: "Deviations from the released code".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """The value that somebody else uses for an option."""
+    """The value of an option in a paper or in released code."""
 
     source: str
     """Whose value it is."""
@@ -42,9 +42,9 @@ DEVIATIONS: dict[str, dict[str, Published]] = {
         "views.blur_prob": Published("SEED's code", "0"),
     },
 }
-"""By file of conf/, without its ending: options that the file sets to another value than published."""
+"""By file of conf/, without its ending: the options that it sets to another value."""
 
 
 def published(files: list[str]) -> dict[str, Published]:
-    """The published values of options, for a config that was composed of these files of conf/."""
+    """The published values of options, for a config that is composed of these files of conf/."""
     return {option: value for file in files for option, value in DEVIATIONS.get(file, {}).items()}

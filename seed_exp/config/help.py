@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 import shutil
 import textwrap
 import typing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from seed_exp.config import schema
 from seed_exp.config.compose import VERSION_BASE, choices_among, config_home, groups
@@ -42,10 +43,10 @@ def help_text(name: str, description: str, words: list[str]) -> str:
     """
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         config = compose(name, choices_among(words), return_hydra_config=True)
-    chosen = {
-        group: list(map(str, option)) if isinstance(option, list | ListConfig) else [str(option)]
-        for group, option in config.hydra.runtime.choices.items()
-    }
+    chosen = {group: [option] for group, option in config.hydra.runtime.choices.items()}
+    for word in choices_among(words):  # Hydra does not say which options a list chooses
+        group, _, names = word.partition("=")
+        chosen.setdefault(group, re.findall(r"\w+", names))
     deviations = published([name, *(f"{group}/{one}" for group in chosen for one in chosen[group])])
     width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
 
@@ -65,7 +66,10 @@ def help_text(name: str, description: str, words: list[str]) -> str:
         if group in chosen:
             marked = (f"{option}*" if option in chosen[group] else option for option in options)
             lines += wrapped(f"{group:<12} {' '.join(marked)}", 2, 13)
-    lines += ["", "Options (KEY=VALUE, here with their defaults; in brackets what others take):"]
+    lines += [
+        "",
+        "Options (KEY=VALUE, here the defaults; in brackets: published values):",
+    ]
     for section in _sections(name, config):
         lines += ["", *wrapped(f"{section.name}: {section.meaning}", 0, 2)]
         for key, value, meaning in section.options:
@@ -103,7 +107,7 @@ def _has_options(config: DictConfig, key: str) -> bool:
 
 
 def _options(owner: type[Any], config: DictConfig, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """Key, value and meaning of the options in `config`, whose dataclass is `owner`; of nested ones too."""
+    """Key, value and meaning of each option in `config`, a node of type `owner`; nested too."""
     meanings = _meanings(owner)
     types = typing.get_type_hints(owner, vars(schema))
     for field in dataclasses.fields(owner):
@@ -126,8 +130,8 @@ def _options(owner: type[Any], config: DictConfig, prefix: str) -> Iterator[tupl
 def _choices(kind: Any) -> list[str]:
     """The names that an option of type `kind` can take; none if it takes anything but names."""
     kinds = (kind, *typing.get_args(kind))  # X | None too
-    enum: type[Enum] | None = next((one for one in kinds if isinstance(one, EnumMeta)), None)
-    return [] if enum is None else [choice.value for choice in enum]
+    enums: list[type[Enum]] = [one for one in kinds if isinstance(one, EnumMeta)]
+    return [str(choice.value) for enum in enums for choice in enum]
 
 
 def _shown(config: DictConfig, key: str) -> str:

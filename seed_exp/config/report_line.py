@@ -1,4 +1,4 @@
-"""The command line of `report`, as Hydra wants it."""
+"""The command line of `report`, as Hydra reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ TRAINING = ("distill", "pretrain")
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:
-    """The command line as Hydra wants it: experiments and options of their jobs become sweeps, a folder a list of one."""
+    """The command line as Hydra reads it.
+
+    Experiments, with the options of their jobs, become `sweeps`; one folder becomes a list of one.
+    """
     words = spelled_out(list(arguments), "report", "experiments")
     words = [
         f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word
@@ -42,7 +45,7 @@ def spelled(arguments: Sequence[str]) -> list[str]:
 
 
 def training_command(experiment: str) -> str:
-    """The command with which the file of the experiment says that it is run."""
+    """The training command in the header of the experiment's file."""
     file = config_home() / "experiments" / f"{experiment}.yaml"
     header = file.read_text(encoding="utf-8") if file.is_file() else ""
     found = re.search(rf"python -m seed_exp\.(\w+) experiments={re.escape(experiment)}\b", header)
