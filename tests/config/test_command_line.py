@@ -126,7 +126,8 @@ def test_a_sweep_in_each_of_several_processes_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         SystemExit,
-        match=r"start the processes of one run, .*sweep submit --command pretrain --launcher local --gpus N",
+        match=r"start the processes of one run, .*"
+        r"sweep submit --command pretrain --launcher local --gpus N",
     ):
         type_line(monkeypatch, "pretrain", "-m", "seed=0,1")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -168,7 +169,7 @@ def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("seed_exp.tools.preview.load_source", wrong_type)
     with pytest.raises(TypeError, match="a defect"):
         type_line(monkeypatch, "preview", *DIGITS)
-    # Of the type that messages for users have, but raised by a library: its words mean nothing to a user.
+    # A ValueError, as messages for users are, but a library's: its words mean nothing to a user.
     monkeypatch.setattr("seed_exp.tools.preview.load_source", lambda *_: json.loads("no JSON"))
     with pytest.raises(json.JSONDecodeError):
         type_line(monkeypatch, "preview", *DIGITS)
@@ -189,7 +190,7 @@ def test_hydra_full_error_lets_every_error_through(
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m seed_exp.<arguments>` in a process of its own, in the current working directory."""
+    """`python -m seed_exp.<arguments>` in a process of its own, in the working directory."""
     env = {
         key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"
     } | environment

@@ -71,7 +71,7 @@ def options_of(group: str) -> list[str]:
 
 
 def load(group: str, option: str) -> dict[str, Any]:
-    """The values that an option file sets, less those that it or this test leaves to the command line."""
+    """The values that an option file sets, less those that the command line gives."""
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False)
     assert isinstance(values, dict)
     left = {"defaults", "root", "checkpoint"} | {
@@ -306,7 +306,7 @@ def test_an_option_that_nothing_reads_is_refused_wherever_it_is_added(override: 
         compose("distill", [override])
 
 
-# What schema.py refuses. Numbers: by option, how to make the config, where the accepted range begins and ends.
+# Values that the schema refuses. Numbers: by option, the config's maker and the accepted range.
 
 CROPS = {"global": CropConfig()}
 Make = Callable[..., Any]
@@ -389,7 +389,7 @@ def refusal(make: Make, **options: Any) -> str:
 
 
 def assert_refused(make: Make, option: str, value: Any, expected: bool) -> None:
-    """The value is refused or not as expected, and then with a message that names the option and the value."""
+    """The value is refused or not, as expected; a refusal names the option and the value."""
     message = refusal(make, **{option: value})
     assert bool(message) == expected
     if expected:
@@ -548,7 +548,8 @@ def swept_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf").symlink_to(CONF)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "ablation.yaml").write_text(
-        "# @package _global_\nepochs: 7\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n"
+        "# @package _global_\nepochs: 7\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n"
         "      objective.tau_teacher: 0.1,0.01\n"
     )
     monkeypatch.setattr("seed_exp.config.compose.config_home", lambda: tmp_path)
