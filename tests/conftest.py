@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures that tests of several rooms share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# Tiny tensors gain nothing from a second thread, and threads that wait for each other on busy cores take ten times as long.
+# Tiny tensors gain nothing from a second thread, and threads that wait for each other on busy cores
+# take ten times as long.
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported; for the processes that tests start, too
@@ -23,7 +24,8 @@ def shared() -> Path:
     folder = Path(os.environ.get("SEED_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "fixtures").is_dir():
         pytest.skip(
-            f"no reference data at {folder}; set SEED_SHARED to the folder that holds fixtures/ and data/"
+            f"no reference data at {folder}; "
+            "set SEED_SHARED to the folder that holds fixtures/ and data/"
         )
     return folder
 
@@ -38,7 +40,7 @@ def two_ranks() -> Iterator[Ranks]:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What the package logs during the test, whatever `log_to` made of its logger before."""
+    """Log lines of the package during the test, whatever `log_to` did to its logger before."""
     lines: list[str] = []
     log = logging.getLogger("seed_exp")
     before = (log.level, log.propagate, list(log.handlers))

@@ -1,6 +1,9 @@
-"""Trains something tiny in a process that kills itself after a while: `python kill_me.py FOLDER VARIANT SECONDS`.
+"""Trains something tiny in a process that kills itself after a while.
 
-SECONDS counts from the moment when training starts; `never` lets it end. Ranks and their number come from the environment.
+    python kill_me.py FOLDER VARIANT SECONDS
+
+SECONDS counts from the moment when training starts; `never` lets it end. Ranks and their number
+come from the environment.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ PATIENCE_S = 120
 
 
 class Ranks:
-    """`world_size` gloo processes that wait for functions to run; started once, because importing torch takes seconds."""
+    """`world_size` gloo processes that wait for functions to run.
+
+    They start once, because importing torch takes seconds.
+    """
 
     def __init__(self, world_size: int) -> None:
         with socket.socket() as probe:
@@ -40,7 +43,7 @@ class Ranks:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """What `function(*args)` returns on each rank; the function is one that can be imported."""
+        """Results of `function(*args)`, one per rank; the function must be importable."""
         for connection in self._connections:
             connection.send((sys.path, pickle.dumps((function, args))))
         results = []

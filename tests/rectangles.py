@@ -1,4 +1,4 @@
-"""Images of coloured rectangles on grey, with their annotations in the layouts of VOC and of COCO."""
+"""Images of coloured rectangles on grey, with annotations in the layouts of VOC and COCO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Box = tuple[int, int, int, int]
 
 
 def draw(path: Path, seed: int) -> tuple[tuple[int, int], list[tuple[str, Box]]]:
-    """Writes an image with two rectangles beside each other; height and width, and what is where."""
+    """Writes an image with two rectangles beside each other.
+
+    Returns height and width, and the rectangles with their names.
+    """
     draws = np.random.default_rng(seed)
     height, width = (int(side) for side in draws.integers(48, 65, 2))
     pixels = draws.integers(100, 140, (height, width, 3), dtype=np.uint8)
@@ -35,7 +38,10 @@ def draw(path: Path, seed: int) -> tuple[tuple[int, int], list[tuple[str, Box]]]
 
 
 def write_voc(root: Path, num: int = 4) -> dict[str, tuple[tuple[int, int], list[tuple[str, Box]]]]:
-    """VOCdevkit with `num` images in each part; in the test part the first object of each image is difficult."""
+    """Writes a VOCdevkit with `num` images in each part.
+
+    In the test part the first object of each image is difficult.
+    """
     written = {}
     for number, (year, part) in enumerate(
         (("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test"))
@@ -45,8 +51,10 @@ def write_voc(root: Path, num: int = 4) -> dict[str, tuple[tuple[int, int], list
             size, found = draw(root / year / "JPEGImages" / f"{name}.jpg", 100 * number + index)
             written[f"{year}/{name}"] = size, found
             objects = [
-                f"<object><name>{kind}</name><difficult>{int(part == 'test' and first)}</difficult><bndbox>"
-                f"<xmin>{left + 1}</xmin><ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+                f"<object><name>{kind}</name>"
+                f"<difficult>{int(part == 'test' and first)}</difficult>"
+                f"<bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+                f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
                 for (kind, (left, top, right, bottom)), first in zip(
                     found, (True, False), strict=True
                 )
@@ -66,8 +74,11 @@ def write_voc(root: Path, num: int = 4) -> dict[str, tuple[tuple[int, int], list
 
 
 def write_coco(root: Path, num: int = 4) -> dict[str, list[tuple[str, Box]]]:
-    """COCO 2017 with `num` images in each part, category numbers with gaps, image numbers that are not in order; the last image
-    of each part has a crowd instead of its second object, and a further one has none."""
+    """Writes a COCO 2017 with `num` images in each part.
+
+    Category numbers have gaps, and image numbers are not in order. The last image of each part has
+    a crowd instead of its second object; a further image has no object.
+    """
     ids = dict(zip(COLOURS, (3, 7, 90), strict=True))
     written = {}
     for number, part in enumerate(("train2017", "val2017")):

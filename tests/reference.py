@@ -37,7 +37,7 @@ def seed_loss(
 def seed_loss_matrix(
     student: Tensor, teacher: Tensor, queue: Tensor, tau_student: float, tau_teacher: float
 ) -> Tensor:
-    """The same formula with the N x (K+1) matrices written out, in float64 and differentiable."""
+    """SEED's formula with the N x (K+1) matrices written out, in float64 and differentiable."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     target_logits = (
         torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher @ queue.T], 1) / tau_teacher
@@ -59,7 +59,8 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> f
     return total / len(query)
 
 
-# The other objectives: one row, one entry at a time, float64, differentiable with respect to the student.
+# The other objectives: one row, one entry at a time, float64, differentiable with respect to the
+# student.
 
 
 def log_share(logits: list[Tensor], index: int) -> Tensor:
@@ -68,7 +69,7 @@ def log_share(logits: list[Tensor], index: int) -> Tensor:
 
 
 def compress_loss(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """CompRess with one queue, arXiv:2010.14713, as KL divergence plus the entropy of the teacher's distribution."""
+    """CompRess with one queue, arXiv:2010.14713: KL divergence plus entropy of the teacher."""
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     total = torch.zeros((), dtype=torch.float64)
     for s, t in zip(student, teacher, strict=True):
@@ -87,7 +88,10 @@ def bingo_loss(
     bag_size: int,
     weight: float,
 ) -> Tensor:
-    """After BINGO, arXiv:2107.01691: own embedding and the most similar ones of the queue as positives of one softmax."""
+    """BINGO, arXiv:2107.01691, adapted to one softmax.
+
+    Its positives are the own embedding and the most similar ones of the queue.
+    """
     student, teacher, queue = student.double(), teacher.double(), queue.double()
     total = torch.zeros((), dtype=torch.float64)
     for s, t in zip(student, teacher, strict=True):
@@ -142,7 +146,7 @@ def coss_loss(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
 def cluster_loss(
     student: Tensor, codes: list[list[float]], prototypes: Tensor, temperature: float
 ) -> Tensor:
-    """Cross-entropy between given codes and softmax(s . c / T), as SwAV, arXiv:2006.09882, Eq. 2."""
+    """Cross-entropy between given codes and softmax(s . c / T): SwAV, arXiv:2006.09882, Eq. 2."""
     student, prototypes = student.double(), prototypes.double()
     total = torch.zeros((), dtype=torch.float64)
     for s, code in zip(student, codes, strict=True):
@@ -171,7 +175,10 @@ def k_means(points: Tensor, centroids: Tensor, iterations: int) -> Tensor:
 
 
 def sinkhorn(points: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """SwAV's assignment of points to prototypes [K, C], with the whole matrix scaled in turn: columns equal, then rows to 1."""
+    """SwAV's assignment of points to prototypes [K, C].
+
+    The whole matrix is scaled in turn: columns to equal sums, then rows to 1.
+    """
     matrix = torch.exp(points.double() @ prototypes.double().T / epsilon)
     for _ in range(iterations):
         matrix = matrix / matrix.sum(0, keepdim=True)

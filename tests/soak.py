@@ -1,8 +1,11 @@
-"""An hour of fleet training with random kills, killed workers and unreadable images: `python tests/soak.py [MINUTES]`.
+"""An hour of fleet training with random kills, killed workers and unreadable images.
 
-A quiet run and a disturbed one of the same length are trained on tar shards of the digits, some of which are damaged. The
-disturbed one is killed, or one of its workers is, at random instants, and started again. In the end both must have written the
-same; the quiet one's memory and file descriptors, sampled all the time, must not grow.
+    python tests/soak.py [MINUTES]
+
+A quiet run and a disturbed one of the same length are trained on tar shards of the digits, some of
+which are damaged. The disturbed one is killed, or one of its workers is, at random instants, and
+started again. In the end both must have written the same; the quiet one's memory and file
+descriptors, sampled all the time, must not grow.
 """
 
 from __future__ import annotations
@@ -94,12 +97,15 @@ def usage(pid: int) -> tuple[float, int] | None:
 
 
 def slope_per_hour(samples: list[tuple[float, float]]) -> float:
-    """Of values over seconds."""
+    """Growth per hour of values over seconds."""
     return 3600 * statistics.linear_regression(*zip(*samples, strict=True)).slope
 
 
 def quiet(line: list[str]) -> None:
-    """Runs the command; prints how memory and descriptors went in the second half of it, when all is in place."""
+    """Runs the command; prints the course of memory and descriptors in its second half.
+
+    By then everything is in place.
+    """
     process, born = (
         subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
         time.monotonic(),
@@ -116,7 +122,8 @@ def quiet(line: list[str]) -> None:
     descriptors = slope_per_hour([(at, float(open_files)) for at, _, open_files in half])
     first, last = half[0], half[-1]
     print(
-        f"seconds {first[0]:.0f} to {last[0]:.0f}: memory {first[1]:.0f} -> {last[1]:.0f} MiB ({memory:+.1f} MiB/h),"
+        f"seconds {first[0]:.0f} to {last[0]:.0f}: "
+        f"memory {first[1]:.0f} -> {last[1]:.0f} MiB ({memory:+.1f} MiB/h),"
     )
     print(f"  file descriptors {first[2]} -> {last[2]} ({descriptors:+.1f}/h)")
 

@@ -1,4 +1,7 @@
-"""The rooms of the house and the arrows between them, read from the import statements: nothing is imported here."""
+"""The rooms of the house and the arrows between them, read from the import statements.
+
+Nothing is imported here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "seed_exp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOR_EVERYONE = {"", "base", "config.schema", "config.options"}
-"""The package itself (its version), leaves that import nothing of it, and what options there are."""
+"""The package itself (its version), leaves that import nothing of it, and the options."""
 
 ROOMS = {
     "base": set(),
@@ -34,7 +37,7 @@ ROOMS = {
         "engine.distributed",
         "engine.method",
     },
-    "engine": {"engine", "data.loader", "data.order", "data.sources", "views.recipe"},
+    "engine": {"engine", "data.bad_samples", "data.loader", "data.order", "data.sources", "views.recipe"},
     "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},
     "reporting": {"reporting", "evaluation", "methods", "models", "data", "views"},
     "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},
@@ -63,17 +66,20 @@ ROOMS = {
 }
 ROOMS["training"] = ROOMS["protocols"] | {"training"}
 ROOMS["tools"] = ROOMS["training"] | {"tools", "benchmarks", "cluster", "exporting"}
-"""What each room may import besides what is for everyone: itself and what is below it.
+"""Rooms that each room may import besides those for everyone: itself and those below it.
 
-`engine.distributed` is the door to torch.distributed and `engine.method` what a method is, both below the methods; the rest of
-the engine trains any method and knows none.
+`engine.distributed` is the door to torch.distributed, and `engine.method` says what a method is;
+both stand below the methods. The rest of the engine trains any method and knows none.
 """
 
 WITHIN = {"config.schema": {"config.schema"}, "config.options": {"config.schema"}, "base": {"base"}}
-"""All that these may import."""
+"""The only modules that these may import."""
 DOORS = {file.stem for file in MODULES if file.parent == PACKAGE} - {"__init__"}
 NOT_COMPOSED = {"plan", "sweep", "zoo", "__main__"}
-"""Have no options file of their own: the first two take those of the command that they plan for or submit, the last lists all."""
+"""Commands without an options file of their own.
+
+The first two take the options of the command that they plan for or submit; the last lists all.
+"""
 
 
 def name_of(file: Path) -> str:
@@ -86,7 +92,10 @@ def name_of(file: Path) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Full names of all that is imported, wherever the statement stands: `torch.nn.functional`, `seed_exp.files.write_json`."""
+    """Full names of all imports, wherever the statement stands.
+
+    For example `torch.nn.functional`, `seed_exp.base.files.write_json`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -97,7 +106,10 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def modules_of(tree: ast.AST) -> Iterator[str]:
-    """The modules of this package that are imported, without the package's name: `files`, `engine.fit`, "" for the package."""
+    """Imported modules of this package, without its name.
+
+    For example `base.files`, `engine.fit`, "" for the package.
+    """
     known = {name_of(file) for file in MODULES}
     for imported in imports(tree):
         package, _, name = imported.partition(".")
@@ -110,7 +122,7 @@ def within(name: str, places: set[str]) -> bool:
 
 
 def allowed(name: str) -> set[str]:
-    """What module `name` may import of this package."""
+    """Modules of this package that module `name` may import."""
     for place, below in WITHIN.items():
         if within(name, {place}):
             return below
@@ -132,7 +144,10 @@ def dotted(node: ast.AST) -> str:
 
 
 def uses(tree: ast.AST, library: str) -> bool:
-    """Whether the library is imported, or reached through one that is: `torch.distributed.init_process_group()`."""
+    """Whether the library is imported, or reached through an imported one.
+
+    For example `torch.distributed.init_process_group()`.
+    """
     names = {*imports(tree), *map(dotted, ast.walk(tree))}
     return any(name == library or name.startswith(f"{library}.") for name in names)
 
@@ -205,7 +220,7 @@ def test_imports_are_absolute_and_never_computed(file: Path) -> None:
     ] == []
 
 
-# That these tests can fail.
+# These tests can fail.
 
 
 @pytest.mark.parametrize(

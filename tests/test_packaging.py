@@ -1,4 +1,7 @@
-"""The wheel, away from the checkout: it holds conf/ and experiments/, and every command composes from any working directory."""
+"""The wheel, away from the checkout, holds conf/ and experiments/.
+
+Every command composes from any working directory.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,15 @@ print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():
     importlib.import_module(f"seed_exp.{name}")
-    required = {name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")}
+    needs_run = ("linear", "knn", "finetune", "detect", "export", "embed")
+    required = {name: ["run=x"] for name in needs_run}
     required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     assert type(compose(name, required.get(name, []))) is schema
     print(name)
 for experiment in groups()["experiments"]:
     file = config_home() / "experiments" / f"{experiment}.yaml"
-    command = re.search(rf"python -m seed_exp\\.(\\w+) experiments={experiment}\\b", file.read_text())[1]
+    text = file.read_text()
+    command = re.search(rf"python -m seed_exp\\.(\\w+) experiments={experiment}\\b", text)[1]
     compose(command, [f"experiments={experiment}"])
     print(experiment)
 """
@@ -53,7 +58,7 @@ def call(*arguments: str, folder: Path, path: str = "") -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built with the build backend at hand or, if there is none, with a downloaded one."""
+    """The wheel of this checkout, built with the backend at hand or else with a downloaded one."""
     out = tmp_path_factory.mktemp("dist")
     isolation = [] if importlib.util.find_spec("hatchling") is None else ["--no-isolation"]
     done = call(

@@ -1,4 +1,7 @@
-"""No file from outside can run code or write where it likes, and what we write can be read by those whom the user lets."""
+"""No file from outside can run code or write where it likes.
+
+What we write can be read by those whom the user lets.
+"""
 
 from __future__ import annotations
 
@@ -66,16 +69,19 @@ RUNS_CODE = {
         "torch.package.PackageImporter",
     ),
 }
-"""What runs code that stands in what it is given."""
+"""Functions that run code which stands in their arguments."""
 HARMLESS = {"torch.serialization.safe_globals([argparse.Namespace])"}
-"""A bag of values: whatever it is filled with is itself of what weights_only=True takes."""
+"""A bag of values: weights_only=True checks its contents too."""
 WRITES_ANYWHERE = {"shutil.unpack_archive", "tempfile.mktemp"}
 UNPACKS = {"extract", "extractall"}
-"""Methods of tarfile and zipfile that write where the archive says; its members may be read instead."""
+"""Methods of tarfile and zipfile that write where the archive says; members may be read instead."""
 
 
 def dangers(tree: ast.AST) -> list[str]:
-    """Calls by which a file, an address or an option could run code or write outside its folder, and imports that hide them."""
+    """Dangerous calls, and imports that hide them.
+
+    A dangerous call lets a file, an address or an option run code or write outside its folder.
+    """
     return [
         ast.unparse(call) for function, call in calls(tree) if is_dangerous(function, call)
     ] + sorted(hidden(tree))
@@ -94,7 +100,7 @@ def is_dangerous(function: str, call: ast.Call) -> bool:
 
 
 def hidden(tree: ast.AST) -> set[str]:
-    """Of the above what is imported by its own name, and their libraries where they are imported under another."""
+    """Dangerous functions imported by their own name, and their libraries under another name."""
     functions = {
         name for name in RUNS_CODE | WRITES_ANYWHERE | {"torch.load", "numpy.load"} if "." in name
     }
@@ -121,7 +127,7 @@ def test_no_option_file_names_code_to_be_called() -> None:
     ] == []
 
 
-# That these tests can fail.
+# These tests can fail.
 
 
 @pytest.mark.parametrize(
@@ -159,8 +165,9 @@ def test_every_danger_is_found(source: str) -> None:
 def test_what_is_safe_is_let_through() -> None:
     safe = """
 import numpy as np, torch, tarfile, pickle, yaml, subprocess
-torch.load(path, weights_only=True); json.load(file); pickle.UnpicklingError; np.load(path, mmap_mode="r")
-yaml.safe_load(text); tarfile.open(path).extractfile(member); subprocess.run(["nvidia-smi"]); network.eval(); torch.compile(f)
+torch.load(path, weights_only=True); json.load(file); pickle.UnpicklingError
+np.load(path, mmap_mode="r"); yaml.safe_load(text); tarfile.open(path).extractfile(member)
+subprocess.run(["nvidia-smi"]); network.eval(); torch.compile(f)
 re.compile(pattern)
 """
     assert dangers(ast.parse(safe)) == []
@@ -232,7 +239,8 @@ from seed_exp.data.tsv import TsvSource
 
 digits = ["data=digits", "data.num_workers=0"]
 training = ["student=convnet_w2", "checkpoint_every=1", "tracker=files"]
-small = ["views=digits", "device=cpu", "steps=2", "batch_size=16", "knn_bank_size=50", "knn_query_size=20", "moco.queue_size=32"]
+small = ["views=digits", "device=cpu", "steps=2", "batch_size=16", "moco.queue_size=32"]
+small += ["knn_bank_size=50", "knn_query_size=20"]
 run = pretrain.pretrain(compose("pretrain", [*training, *digits, *small]))
 knn.knn(compose("knn", [f"run={run}", "device=cpu", "ks=[5]", *digits]))
 preview.preview(compose("preview", ["views=digits", "num_images=1", *digits]))

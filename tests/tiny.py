@@ -26,7 +26,7 @@ from seed_exp.config.schema import (
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.method import Method
-from seed_exp.engine.tracking import RunFacts, build_tracker
+from seed_exp.engine.run import Run
 from seed_exp.methods.linear_probe import LinearProbe
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
 def students(
     names: Iterable[str] = ("a",), *, bn: bool = True, dropout: float = 0.0
 ) -> dict[str, Student]:
-    """By name; weights depend on the name only."""
+    """Students by name; weights depend on the name only."""
     out = {}
     for name in names:
         torch.manual_seed(derive_seed("weights", name))
@@ -95,14 +95,14 @@ def students(
 
 
 def host_batch(num: int, labels: Tensor | None = None, epoch: int = 0) -> HostBatch:
-    """Of `num` images, for methods: they get the views beside it."""
+    """A batch of `num` images for methods, which get the views beside it."""
     return HostBatch(
         {}, {}, torch.full((num,), -1) if labels is None else labels, torch.arange(num), epoch
     )
 
 
 def teacher() -> Teacher:
-    """With batch norm whose running statistics are not those of any batch."""
+    """A teacher with batch norm whose running statistics are not those of any batch."""
     torch.manual_seed(11)
     encoder = Encoder(8, bn=True)
     encoder.layers[1].running_mean.uniform_(-0.1, 0.1)
@@ -140,7 +140,10 @@ def views_config(**changes: Any) -> ViewsConfig:
 
 
 def fit_config(**changes: Any) -> FitConfig:
-    """12 steps are two epochs and a bit of `Images()`; intervals of logs, checkpoints and epochs do not fit each other."""
+    """Options of 12 steps, which are two epochs and a bit of `Images()`.
+
+    Intervals of logs, checkpoints and epochs do not fit each other.
+    """
     options: dict[str, Any] = {
         "steps": 12,
         "batch_size": 8,
@@ -177,9 +180,12 @@ def train(
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = build_tracker(
-        folder, TrackerConfig("files"), RunFacts("tiny", "tiny", list(method.trainable), {})
+    config = dataclasses.replace(
+        config or fit_config(),
+        optimizer=optimizer or optimizer_config(),
+        tracker=TrackerConfig("files"),
     )
+    run = Run("tiny", "tiny", config, folder, {}, torch.device("cpu"), num_workers, None)
 
     def norms(
         names: Collection[str],
@@ -190,28 +196,25 @@ def train(
             for name, network in networks.items()
         }
 
-    try:
+    with run.tracked(list(method.trainable)):
         fit(
             method,
             source or Images(),
             TrainViews(views_config(), seed=1),
-            dataclasses.replace(config or fit_config(), optimizer=optimizer or optimizer_config()),
-            folder=folder,
-            tracker=tracker,
-            device=torch.device("cpu"),
-            num_workers=num_workers,
+            run,
             evaluate=evaluate or norms,
             on_checkpoint=on_checkpoint,
             epochs=epochs,
             lrs=lrs,
         )
-    finally:
-        tracker.close()
     return folder
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
-    """All that the newest checkpoint holds, less what depends on the clock: the place in speed.jsonl, hence the hash."""
+    """All that the newest checkpoint holds, less what depends on the clock.
+
+    That is the place in speed.jsonl, hence the hash.
+    """
     state: dict[str, Any] = torch.load(
         max((folder / "checkpoints").glob("step_*.pt")), weights_only=True
     )
@@ -232,7 +235,7 @@ def flat(state: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def assert_same(first: Any, second: Any) -> None:
-    """Both nested states are equal, bit for bit."""
+    """Checks that both nested states are equal, bit for bit."""
     one, two = flat(first), flat(second)
     assert one.keys() == two.keys()
     different = [key for key in one if not _equal(one[key], two[key])]

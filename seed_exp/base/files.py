@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whatever kills the process while they are written; and where those that are kept lie."""
+"""Files that are whole or absent, whatever kills their writer; the folder of cached files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file object whose content appears under `path` only when the block ends without an exception.
+    """A file object whose content appears under `path` only if the block ends without an exception.
 
-    The content goes to a temporary name in the same folder, is synced to disk, then renamed over `path`; the folder is
-    synced too, so that the rename survives a power cut. Several processes may write the same path at once: each has its own
-    temporary name and the last rename wins. The file gets the permissions that the user's umask gives to new files.
+    The content goes to a temporary name in the same folder, is synced to disk, then renamed over
+    `path`; the folder is synced too, so that the rename survives a power cut. Several processes may
+    write the same path at once: each has its own temporary name and the last rename wins. The file
+    gets the permissions that the user's umask gives to new files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's: it is private, and the umask could only be read by changing it, for all threads at once.
+    # Not tempfile's: it is private, and the umask could only be read by changing it, for all
+    # threads at once.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -35,7 +37,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def cache_folder() -> Path:
-    """Where downloads and what is computed once are kept: the environment variable SEED_CACHE, otherwise ~/.cache/seed_exp."""
+    """Folder of downloads and cached results: $SEED_CACHE, or ~/.cache/seed_exp if it is unset."""
     return Path(os.environ.get("SEED_CACHE") or Path.home() / ".cache" / "seed_exp")
 
 
@@ -48,7 +50,8 @@ def write_json(path: Path, content: Any) -> None:
 def append_json(path: Path, content: Any) -> None:
     """Appends `content` as a line of JSON and syncs it.
 
-    In one write, so that a kill can only cut the last line; the next one then begins on a line of its own.
+    It is one write, so that a kill can only cut off the last line; the next call then begins a new
+    line.
     """
     line = json.dumps(content).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -62,7 +65,7 @@ def append_json(path: Path, content: Any) -> None:
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """The objects in lines of JSON, without lines that are cut or none."""
+    """The objects in lines of JSON; lines that are cut off or hold no object are left out."""
     found = []
     for line in text.splitlines():
         try:

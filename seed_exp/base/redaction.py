@@ -1,4 +1,4 @@
-"""Secrets out of what is written or shown: keys, tokens, passwords, and the signatures of signed addresses."""
+"""Removes secrets from text that is written or shown: keys, tokens, passwords, signed addresses."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "***"
-_SHORTEST_SECRET = 8  # what is shorter may stand in any text by chance
+_SHORTEST_SECRET = 8  # a shorter value may stand in any text by chance
 _SECRET_NAME = r"(?:_KEY|_TOKEN|_SECRET|PASSWORD)"
 
 _ACCESS = (
-    r"x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid|signature|key-pair-id|sig|"
+    r"x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
+    r"awsaccesskeyid|signature|key-pair-id|sig|"
     r"(?:access_|refresh_|id_|auth_)?token|api_?key|client_secret|password"
 )
-"""Parameters of an address that open what it names: S3, Google Cloud, CloudFront, Azure, OAuth."""
+"""Parameters that give access to an address: S3, Google Cloud, CloudFront, Azure, OAuth."""
 _SAS = r"se|sp|sv"
-"""Those that an Azure signature stands for; without one they may mean anything."""
+"""Parameters that belong to an Azure signature; without one they may mean anything."""
 _SIGNING = r"x-(?:amz|goog)-[\w-]+|expires|policy|s[eprstv]|spr|sip|srt|sk\w+"
-"""All that belongs to a signature and changes with it: dates, scopes, algorithms."""
+"""Parameters that belong to a signature and change with it: dates, scopes, algorithms."""
 
 _USER_INFO = r"(?<=://)[^\s/?#\"'<>]*"
 _QUERY = re.compile(r"[?#&][^\s\"'<>]+")
-# Separators and equals sign also as HTML, JSON and an address inside an address have them; inside, the value ends earlier.
-_PARAMETER = r"(?P<before>&amp;|[?#&]|\\u0026|%(?:25)*(?:26|3F))(?P<name>{})(?P<equals>=|(?P<inner>%(?:25)*3D))"
+# Separators and equals signs are also found as HTML, JSON and an address inside an address escape
+# them; the value of a parameter in an inner address ends earlier.
+_PARAMETER = (
+    r"(?P<before>&amp;|[?#&]|\\u0026|%(?:25)*(?:26|3F))(?P<name>{})"
+    r"(?P<equals>=|(?P<inner>%(?:25)*3D))"
+)
 _VALUE = r"(?(inner)(?:(?!%(?:25)*26|\\u0026)[^&#])*|(?:(?!\\u0026)[^&#])*)"
 
 _TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,})")
@@ -38,12 +43,13 @@ _BEHIND_NAMES = (
 
 
 def redact(text: str) -> str:
-    """`text` with *** in place of secrets; the rest stays readable, the expiry date of a signed address too.
+    """`text` with *** in place of secrets; the rest stays readable, even a signed address's expiry.
 
-    Hidden are user and password in addresses, parameters that sign them or give access, keys and tokens of Hugging Face and
-    W&B, what stands behind names such as API_KEY, behind a netrc file's `password` and in an Authorization header, and,
-    wherever they occur, the values (8 characters or more) of environment variables whose names end in _KEY, _TOKEN, _SECRET
-    or PASSWORD. Applied twice it changes nothing.
+    Hidden are user and password in addresses; parameters that sign them or give access; keys and
+    tokens of Hugging Face and W&B; values behind names such as API_KEY, in a netrc file's
+    `password` and in an Authorization header; and, wherever they occur, the values (8 characters or
+    more) of environment variables whose names end in _KEY, _TOKEN, _SECRET or PASSWORD. Redacting
+    twice gives the same as redacting once.
     """
     for secret in _secrets_in_environment():
         text = text.replace(secret, HIDDEN)
@@ -56,7 +62,7 @@ def redact(text: str) -> str:
 
 
 def redact_all(value: Any) -> Any:
-    """A copy of nested dicts and lists (tuples become lists) whose strings are redacted; other values are as they were."""
+    """A copy of nested dicts and lists with all strings redacted; tuples become lists."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
@@ -65,10 +71,10 @@ def redact_all(value: Any) -> Any:
 
 
 def unsigned(text: str) -> str:
-    """`text` whose addresses have lost user, password, and all parameters that change when they are signed anew.
+    """`text` with addresses stripped of user, password and parameters that change on signing.
 
-    For what is named by an address, such as a run: the name is the same for another signature, for none, and for what `redact`
-    left of one. Unlike `redact` it does not depend on the environment.
+    Use it to name something by its address, such as a run: the name stays the same with another
+    signature, with none, and after `redact`. Unlike `redact` it does not depend on the environment.
     """
     return _QUERY.sub(
         lambda query: _without_signature(query[0]), re.sub(f"{_USER_INFO}@", "", text)
@@ -92,7 +98,10 @@ def _has(query: str, names: str) -> bool:
 
 
 def _secrets_in_environment() -> list[str]:
-    """Longest first, as one may contain another; of several lines each, and also as they stand in an address."""
+    """Secret values, longest first because one may contain another.
+
+    A value of several lines gives each line; every secret is listed plain and quoted for addresses.
+    """
     values = [
         value
         for name, value in os.environ.items()

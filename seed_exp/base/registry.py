@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Asks whether the closest known name was meant, and ends with a space; empty if none is close."""
+    """A question whether the closest known name was meant, then a space; empty if none is close."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"did you mean {matches[0]!r}? " if matches else ""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the closest known one, if any is close, and the list."""
+    """The end of an error about an unknown name: the closest known name, if any, and the list."""
     names = sorted(known)
     return f"{suggestion(name, names)}Known: {', '.join(names)}"
 

@@ -1,6 +1,7 @@
-"""What SLURM tells a process and what it can be asked: ranks, requeueing, the states of jobs.
+"""SLURM as a process sees it: its rank, requeueing of its job, and the states of other jobs.
 
-`python -m seed_exp.base.slurm -j JOB ...` answers as `sacct` does, for clusters that keep no accounts (see `stand_in_for_sacct`).
+`python -m seed_exp.base.slurm -j JOB ...` answers as `sacct` does, for clusters without accounting
+(see `stand_in_for_sacct`).
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from seed_exp.base.files import append_json, json_lines
 log = logging.getLogger("seed_exp")
 
 MAX_IDLE_REQUEUES = 3
-"""How often a job is started again without a step more than the time before."""
+"""Starts in succession without a new training step after which a job is not requeued."""
 _PATIENCE_S = 60
 _MAX_ARRAY = 10_000
-_FIRST_PORT, _NUM_PORTS = (
-    10_000,
-    20_000,
-)  # below those that the system gives to outgoing connections
+# Below the ports that the system gives to outgoing connections.
+_FIRST_PORT, _NUM_PORTS = 10_000, 20_000
 
 
-# --- ranks -----------------------------------------------------------------------------------------------------------
+# --- ranks ----------------------------------------------------------------------------------------
 
 
 def torchrun_variables() -> dict[str, str]:
-    """The variables that torchrun would set, for a process that srun started as one of several tasks; otherwise nothing.
+    """The environment variables that torchrun would set; empty unless srun started several tasks.
 
-    A shell of `salloc` or `sbatch` knows the number of tasks too, but is none of them: only a step has SLURM_STEP_NUM_TASKS.
+    A shell of `salloc` or `sbatch` knows the number of tasks too but is not one of them: only a job
+    step has SLURM_STEP_NUM_TASKS.
     """
     env = os.environ
     if "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return {}
     tasks_per_node = _repeated(env["SLURM_STEP_TASKS_PER_NODE"])
-    # Not one port for all: two jobs may share a node. By step, because a job may have several at once.
+    # The port depends on the job because two jobs may share a node, and on the step because a job
+    # may run several steps at once.
     port = _FIRST_PORT + (10 * int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])) % _NUM_PORTS
     return {
         "RANK": env["SLURM_PROCID"],
@@ -58,14 +59,14 @@ def torchrun_variables() -> dict[str, str]:
 
 
 def cores_of_task(usable: int) -> int | None:
-    """How many of the `usable` cores are this process's own, if srun started it as one of several tasks; otherwise None.
+    """Number of `usable` cores that belong to this task; None unless srun started several tasks.
 
-    Clusters bind a task to its cores or do not: what a process may use is its own share, or that of all tasks of the machine.
+    Some clusters bind each task to its own cores. On others `usable` is the share of all tasks of
+    the machine together.
     """
     env = os.environ
-    if (
-        int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "TORCHELASTIC_RUN_ID" in env
-    ):  # torchrun in a task: its ranks share it
+    # With torchrun inside a task, its ranks share the task's cores.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "TORCHELASTIC_RUN_ID" in env:
         return None
     if "SLURM_CPUS_PER_TASK" in env:
         return min(usable, int(env["SLURM_CPUS_PER_TASK"]))
@@ -73,12 +74,12 @@ def cores_of_task(usable: int) -> int | None:
 
 
 def is_first_task() -> bool:
-    """Whether this process is rank 0, or will be: also before any group has been joined."""
+    """Whether this process is or will be rank 0; also right before the process group exists."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def first_host(nodes: str) -> str:
-    """The first of a list as SLURM writes it: `gpu[003-005,9],cpu1` is gpu003."""
+    """The first host of a list in SLURM's notation: gpu003 for `gpu[003-005,9],cpu1`."""
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).partition(",")[0]
 
 
@@ -88,13 +89,13 @@ def _repeated(counts: str) -> list[int]:
     return [int(match[1]) for match in found if match for _ in range(int(match[2] or 1))]
 
 
-# --- requeueing ------------------------------------------------------------------------------------------------------
+# --- requeueing -----------------------------------------------------------------------------------
 
 
 def job_id() -> str | None:
-    """The job that this process belongs to, 12, or 12_0 for a task of an array; None outside of any.
+    """Id of this process's job: "12", or "12_0" for a task of an array; None outside of jobs.
 
-    SLURM_JOB_ID will not do: for one task of an array it is the number of the whole array.
+    SLURM_JOB_ID alone is not enough: for one task of an array it is the number of the whole array.
     """
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -102,19 +103,20 @@ def job_id() -> str | None:
 
 
 def requeue(signal_name: str, folder: Path | None, step: int | None) -> None:
-    """Has SLURM start this job again, when it was SLURM that stopped it; to be called when all files are closed.
+    """Has SLURM start this job again if SLURM stopped it. Call it when all files are closed.
 
-    It is started again after a warning (SIGUSR1, SIGUSR2), at the time limit and when it is preempted. A job that leaves while
-    its time of grace lasts would otherwise count as failed. One that was cancelled stays so, and what SLURM itself is about
-    to start again is left to it. Each time is a line of requeues.jsonl in the run folder.
+    The job is requeued after a warning signal (SIGUSR1, SIGUSR2), at the time limit and when it is
+    preempted. Without this, a job that ends within its grace period would count as failed. A job
+    that was cancelled is not requeued, nor one that SLURM itself is about to start again. Each
+    requeue is a line of requeues.jsonl in the run folder.
 
     Args:
-        signal_name: The signal that stopped it, such as "SIGUSR2".
-        folder: Its run folder; None before training.
-        step: After which step it goes on there.
+        signal_name: The signal that stopped the job, such as "SIGUSR2".
+        folder: The run folder; None before training.
+        step: The last step that is saved there; the job continues after it. None before training.
 
     Raises:
-        ValueError: it got no further since `MAX_IDLE_REQUEUES` times before.
+        ValueError: the last `MAX_IDLE_REQUEUES` starts brought no new step.
     """
     job = job_id()
     if job is None:
@@ -123,7 +125,7 @@ def requeue(signal_name: str, folder: Path | None, step: int | None) -> None:
         reason = _reason(signal_name, _show_job(job))
         if reason is None:
             log.warning(
-                "job %s is not requeued: %s was no warning of the scheduler's", job, signal_name
+                "job %s is not requeued: %s was no warning from the scheduler", job, signal_name
             )
             return
         _refuse_to_stand_still(folder, step, reason)
@@ -137,10 +139,10 @@ def requeue(signal_name: str, folder: Path | None, step: int | None) -> None:
 
 
 def note_restart(folder: Path, step: int) -> None:
-    """Writes into requeues.jsonl that SLURM has started this job again by itself: a node failed, or it was preempted at once.
+    """Notes in requeues.jsonl that SLURM itself restarted this job (node failure, preemption).
 
     Raises:
-        ValueError: it got no further since `MAX_IDLE_REQUEUES` times before.
+        ValueError: the last `MAX_IDLE_REQUEUES` starts brought no new step.
     """
     count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if count == 0 or any(
@@ -153,18 +155,20 @@ def note_restart(folder: Path, step: int) -> None:
 
 
 def requeues(folder: Path) -> list[dict[str, Any]]:
-    """What requeues.jsonl of a run folder holds, oldest first: time, job, restart (from 1 in each job), reason, step."""
+    """Entries of requeues.jsonl in a run folder, oldest first.
+
+    Each has time, job, restart (counted from 1 in each job), reason and step.
+    """
     file = folder / "requeues.jsonl"
     return json_lines(file.read_text(errors="replace")) if file.exists() else []
 
 
 def _reason(signal_name: str, job: dict[str, str]) -> str | None:
-    """Why the job is to be started again; None = it is not, or not by us."""
+    """Why this process should requeue the job; None if it should not."""
     if job.get("Reason") == "TimeLimit":
         return "time limit"
-    if (
-        job.get("JobState") != "RUNNING"
-    ):  # COMPLETING: it was cancelled, and would come back; or SLURM starts it again anyway
+    # COMPLETING: the job was cancelled and would come back, or SLURM starts it again anyway.
+    if job.get("JobState") != "RUNNING":
         return None
     if job.get("PreemptTime", "None") != "None":
         return "preempted"
@@ -173,7 +177,7 @@ def _reason(signal_name: str, job: dict[str, str]) -> str | None:
 
 def _refuse_to_stand_still(folder: Path | None, step: int | None, reason: str) -> None:
     if folder is None or step is None:
-        # Nothing tells how far it was: training has not begun. Preemption is no fault of the job.
+        # Training has not begun, so there is no step to compare. Preemption is no fault of the job.
         idle = 0 if reason == "preempted" else int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         where = "before training began"
     else:
@@ -184,8 +188,8 @@ def _refuse_to_stand_still(folder: Path | None, step: int | None, reason: str) -
         where = f"at step {step}"
     if idle >= MAX_IDLE_REQUEUES:
         raise ValueError(
-            f"job {job_id()} is not requeued ({reason}): it was {where} {idle} times in succession; "
-            "give it more time, or set checkpoint_every to a smaller number of steps"
+            f"job {job_id()} is not requeued ({reason}): it was {where} {idle} times in "
+            "succession; give it more time, or set checkpoint_every to a smaller number of steps"
         )
 
 
@@ -195,7 +199,7 @@ def _note(folder: Path, reason: str, step: int, restart: int) -> None:
     append_json(folder / "requeues.jsonl", line)
 
 
-# --- asking SLURM ----------------------------------------------------------------------------------------------------
+# --- asking SLURM ---------------------------------------------------------------------------------
 
 
 def _scontrol(*arguments: str) -> str:
@@ -215,9 +219,9 @@ def _fields(line: str) -> dict[str, str]:
 
 @contextmanager
 def stand_in_for_sacct() -> Iterator[None]:
-    """Where `sacct` does not work, one that asks `scontrol` is on PATH meanwhile.
+    """Puts a `sacct` that asks `scontrol` on PATH for the block, if the real one does not work.
 
-    submitit hears of a job that ended without a result from nobody but `sacct`, and without it waits for ever.
+    submitit learns only from `sacct` that a job ended without a result, and waits for ever without.
     """
     works = (
         shutil.which("sacct") is not None
@@ -243,12 +247,12 @@ def stand_in_for_sacct() -> Iterator[None]:
 def accounts(jobs: list[str]) -> Iterator[str]:
     """Lines of `sacct -o JobID,State,NodeList --parsable2` for these jobs.
 
-    SLURM forgets a job some minutes after its end (MinJobAge); one that it does not know is said to be ENDED.
+    SLURM forgets a job some minutes after its end (MinJobAge); unknown jobs are reported as ENDED.
     """
     yield "JobID|State|NodeList"
     for job in jobs:
         yield f"{job}|ENDED|"
-        yield f"{job}_[0-{_MAX_ARRAY - 1}]|ENDED|"  # what stands below is read later and wins
+        yield f"{job}_[0-{_MAX_ARRAY - 1}]|ENDED|"  # the lines below are read later and win
         try:
             shown = _scontrol("--oneliner", "show", "job", job)
         except subprocess.CalledProcessError as error:
@@ -266,7 +270,7 @@ def accounts(jobs: list[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Answers for the jobs after each -j."""
+    """Prints the lines of `accounts` for the job after each -j."""
     try:
         print(
             "\n".join(

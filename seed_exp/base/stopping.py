@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop where it can go on: a scheduler's warnings."""
+"""A scheduler's warning signals: they ask a process to stop at a point from which it can resume."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ WARNINGS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 REQUEUE_STATUS = 75
-"""Exit status of a run that was stopped by a scheduler's signal and goes on when it is started again (EX_TEMPFAIL)."""
+"""Exit status (EX_TEMPFAIL) of a run that a scheduler's signal stopped; a new start resumes it."""
 INTERRUPTED_STATUS = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, the same as in shells."""
 
 
 class Stopped(SystemExit):
-    """A signal has ended the run, and the disk holds all that it needs to go on.
+    """A signal has ended the run; everything needed to resume it is on disk.
 
     Args:
-        number: The signal.
-        folder, step: The run folder, and after which step it goes on there; None before training.
+        number: The signal's number.
+        folder: The run folder; None before training.
+        step: The last step that is saved there; None before training.
     """
 
     def __init__(self, number: int, folder: Path | None = None, step: int | None = None) -> None:
@@ -35,10 +36,12 @@ class Stopped(SystemExit):
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """While it is entered, a warning raises `Stopped` wherever the main thread is; `fit` replaces that while it trains."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python delivers no signals there
+    """Makes a warning signal raise `Stopped` in the main thread while the block runs.
+
+    `fit` installs its own handlers while it trains.
+    """
+    # Python delivers signals to the main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, raise_stopped) for number in WARNINGS}
@@ -50,7 +53,7 @@ def stop_at_once() -> Iterator[None]:
 
 
 def raise_stopped(number: int, _frame: FrameType | None) -> None:
-    """A handler; it does nothing while the process is leaving because of an earlier warning, so that all gets closed."""
+    """Signal handler: raises `Stopped`, unless an earlier one is already unwinding."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, Stopped):
         error = error.__context__

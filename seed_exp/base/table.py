@@ -11,7 +11,7 @@ class ComparisonRow:
     """One network of a comparison."""
 
     name: str
-    """What it is, e.g. `student convnet_w2`."""
+    """Name of the network, e.g. `student convnet_w2`."""
     method: str
     """How it was trained, e.g. `SEED`."""
     parameters: int
@@ -23,10 +23,10 @@ class ComparisonRow:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns: the first to the left, the others, which hold numbers, to the right.
+    """A Markdown table, the first column aligned left and the others, which hold numbers, right.
 
     Raises:
-        ValueError: a row has another number of cells than the header.
+        ValueError: the number of cells in a row differs from that of the header.
     """
     for row in rows:
         if len(row) != len(header):
@@ -49,12 +49,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def comparison_table(
     rows: Sequence[ComparisonRow], baseline: ComparisonRow | None = None, *, k: int = 10
 ) -> str:
-    """Networks side by side as in Table 1 of SEED, arXiv:2101.04731: size, k-NN and linear top-1 accuracy.
+    """Networks side by side as in SEED's Table 1 (arXiv:2101.04731): size, k-NN and linear top-1.
 
     Args:
         rows: Networks in the order of the table.
-        baseline: Row with which the others of the same name are compared (the same network without a teacher); their linear
-            top-1 then carries the difference in points.
+        baseline: The same network trained without a teacher. Rows of its name get one more cell:
+            their difference to its linear top-1 in percentage points.
         k: Neighbours of the k-NN evaluation, for the header.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Several students: one run that shares images, views, teacher and queue, against one run each."""
+"""Times several students: one run that shares images, views, teacher and queue, or one run each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ ONE_RUN_EACH = "ours, one run each"
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Images per second at which all students of `config` are trained.
+    """Measures images per second at which all students of `config` are trained.
 
     Raises:
         ValueError: there is only one student.
     """
     if len(config.students) < 2:
         raise ValueError(
-            f"a fleet is several students, got {next(iter(config.students))}; e.g. 'student=[resnet18,resnet34]'"
+            f"a fleet is several students, got {next(iter(config.students))}; "
+            "e.g. 'student=[resnet18,resnet34]'"
         )
     training, num = TimedStep(config), config.batch_size
     ways = [
@@ -52,7 +53,7 @@ def bench(config: BenchConfig) -> BenchReport:
 
 
 def one_after_the_other(steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """All of them in one repetition."""
+    """Returns a function that makes all steps, one after the other."""
 
     def run() -> None:
         for step in steps:

@@ -1,4 +1,4 @@
-"""Nearest neighbours of features, as k-NN evaluation looks for them."""
+"""Times the search for nearest neighbours of features, as k-NN evaluation does it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from seed_exp.engine.distributed import local_device
 from seed_exp.evaluation.votes import nearest
 
 Search = Callable[[Tensor, Tensor, int], tuple[Any, Any]]
-"""From bank [M, D], queries [Q, D] and k to their similarities, or distances, and indices [Q, k]."""
+"""Maps bank [M, D], queries [Q, D] and k to similarities (or distances) and indices [Q, k]."""
 
 PLAIN_QUERIES = 1000
-"""Queries whose similarities to the whole bank the plain way holds at once: those of ImageNet's 50 k would be 240 GiB."""
+"""Queries whose similarities to the whole bank the plain way holds at once.
+
+For all 50 k of ImageNet these would be 240 GiB.
+"""
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Queries per second, from features of any length to the `config.k` nearest by cosine; normalising or indexing included.
+    """Measures queries per second, from features of any length to the `config.k` nearest by cosine.
+
+    The time includes normalising and indexing.
 
     Raises:
         ValueError: k exceeds the bank.
@@ -48,9 +53,8 @@ def bench(config: BenchConfig) -> BenchReport:
         Contender(name, partial(search, bank, queries, k), num) for name, search in searches.items()
     ]
     products = Contender("matrix products", matrix_products(bank, queries), num)
-    with threadpool_limits(
-        torch.get_num_threads()
-    ):  # scikit-learn and faiss have pools of their own
+    # scikit-learn and faiss have thread pools of their own.
+    with threadpool_limits(torch.get_num_threads()):
         *rows, bound = interleave([*ways, products], seconds=config.seconds, device=device)
     few = queries[:PLAIN_QUERIES]
     same = (nearest(bank, few, k)[1] == plain(bank, few, k)[1]).float().mean().item()
@@ -66,14 +70,18 @@ def bench(config: BenchConfig) -> BenchReport:
 
 
 def plain(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """All similarities of a block of queries, and their topk."""
+    """Cosines and indices of the k nearest, by topk over all similarities of a block of queries."""
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     found = [(block @ bank.T).topk(k, dim=1) for block in torch.split(queries, PLAIN_QUERIES)]
     return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
 
 def scikit_learn(bank: Tensor, queries: Tensor, k: int) -> tuple[Any, Any]:
-    """By Euclidean distance at unit length: the same order as by cosine, at which it is much slower."""
+    """Distances and indices of the k nearest, by scikit-learn.
+
+    The distance is Euclidean at unit length. It gives the same order as the cosine, with which
+    scikit-learn is much slower.
+    """
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(
         F.normalize(bank, dim=1).numpy()
     )
@@ -82,7 +90,7 @@ def scikit_learn(bank: Tensor, queries: Tensor, k: int) -> tuple[Any, Any]:
 
 
 def faiss_flat() -> Search | None:
-    """By faiss's flat index of inner products; None where faiss is not installed."""
+    """The search by faiss's flat index of inner products; None if faiss is not installed."""
     try:
         import faiss  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
@@ -98,7 +106,7 @@ def faiss_flat() -> Search | None:
 
 
 def matrix_products(bank: Tensor, queries: Tensor) -> Callable[[], None]:
-    """Makes all similarities, tile by tile, and keeps none of them."""
+    """Returns a function that computes all similarities, tile by tile, and keeps none of them."""
     rows, columns = 1024, 4096
     buffer = torch.empty(rows * columns, device=bank.device)
 

@@ -1,4 +1,4 @@
-"""Linear evaluation with a grid of learning rates."""
+"""Times linear evaluation with a grid of learning rates."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NUM_CLASSES = 1000
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Images per second at which classifiers of all LRS are trained on a student's frozen features.
+    """Measures images per second at which classifiers of all LRS learn on a student's features.
 
     Raises:
-        ValueError: several students.
+        ValueError: there are several students.
     """
     if len(config.students) > 1:
         raise ValueError(
@@ -43,7 +43,7 @@ def bench(config: BenchConfig) -> BenchReport:
     encoder = build_student(student, EMBEDDING_DIM).encoder.to(device).eval()
 
     def training(lrs: Sequence[float]) -> Callable[[], None]:
-        """A step of classifiers with these rates."""
+        """Returns a function that trains classifiers with these learning rates for a step."""
         probe = LinearProbe({name: encoder}, lrs, NUM_CLASSES, seed=0)
         options = FitConfig(
             precision=config.precision, compile=config.compile, optimizer=config.optimizer

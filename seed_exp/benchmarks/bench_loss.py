@@ -1,4 +1,4 @@
-"""Value and gradient of the objective."""
+"""Times the value and the gradient of the objective."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from seed_exp.methods.seed import OBJECTIVES
 from seed_exp.models.teachers import EMBEDDING_DIM
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of student and teacher embeddings and the queue."""
+"""Maps student embeddings [N, D], teacher embeddings [N, D] and queue [K, D] to a scalar."""
 
 CHECKED_ROWS = 64
 """Rows on which both ways are compared with the formula in float64."""
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Rows per second of value and gradient, and the memory that they need.
+    """Measures rows per second of value and gradient, and the memory they need.
 
     Raises:
-        ValueError: another objective than SEED's, whose formula the plain way is.
+        ValueError: the objective is not SEED's, the only one whose plain way is written here.
     """
     if config.objective.name != "seed":
         raise ValueError(
-            f"bench=loss compares with the plain way of objective=seed, got objective={config.objective.name}"
+            "bench=loss compares with the plain way of objective=seed, got objective="
+            f"{config.objective.name}"
         )
     device = local_device(config.device)
     torch.manual_seed(0)
@@ -81,7 +82,7 @@ def bench(config: BenchConfig) -> BenchReport:
 def value_and_gradient(
     loss: Loss, student: Tensor, teacher: Tensor, queue: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient with respect to the student's embeddings."""
+    """Returns the loss and its gradient [N, D] with respect to the student's embeddings."""
     leaf = student.detach().requires_grad_()
     value = loss(leaf, teacher, queue)
     (gradient,) = torch.autograd.grad(value, leaf)
@@ -89,7 +90,10 @@ def value_and_gradient(
 
 
 def products(student: Tensor, teacher: Tensor, queue: Tensor) -> None:
-    """The three products without which there is no loss: similarities of student and teacher, and the student's gradient."""
+    """Computes the three matrix products that every such loss needs.
+
+    They are the similarities of student and of teacher, and the student's gradient.
+    """
     for chunk in torch.split(queue, 4096):
         similarities = student @ chunk.T
         torch.mm(teacher, chunk.T, out=similarities)
@@ -97,7 +101,7 @@ def products(student: Tensor, teacher: Tensor, queue: Tensor) -> None:
 
 
 def relative_errors(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> str:
-    """Of value and gradient, in words."""
+    """Returns the relative errors of value and gradient, in words."""
     value, gradient = (
         float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Data-parallel training: measured on the processes of this machine, and on paper for clusters."""
+"""Times data-parallel training on this machine, and estimates it for clusters on paper."""
 
 from __future__ import annotations
 
@@ -18,48 +18,57 @@ from seed_exp.config.schema import BenchConfig
 from seed_exp.engine.distributed import local_device, process_group
 
 GPUS = (8, 64, 512)
-"""Of which the model speaks."""
+"""Numbers of GPUs for which the efficiency is estimated."""
 PATIENCE_S = 600
-"""How long a process may take to build its networks, or for a step."""
+"""Seconds that a process may take to build its networks, or to make a step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step of one process computes and says to the others."""
+    """Costs of a training step of one process."""
 
     compute_s: float
-    """Time of the step where nobody listens."""
+    """Seconds that the step takes in a process on its own."""
     gradient_bytes: int
-    """Gradients of all students, float32."""
+    """Bytes of the gradients of all students, float32."""
     queue_bytes: int
-    """Teacher embeddings that a process adds to the queues, float32."""
+    """Bytes of the teacher embeddings that a process adds to the queues, float32."""
 
 
 @dataclass(frozen=True)
 class Interconnect:
-    """What connects GPUs. The defaults are assumptions: an 8-GPU NVLink node, 400 Gbit/s of InfiniBand per GPU between nodes."""
+    """The network between GPUs.
+
+    The defaults are assumptions: nodes of 8 GPUs with NVLink, and 400 Gbit/s of InfiniBand per GPU
+    between nodes.
+    """
 
     gpus_per_node: int = 8
+    """GPUs in a node."""
     node_bytes_per_s: float = 300e9
-    """Of a ring within a node, per GPU."""
+    """Bytes per second and GPU of a ring within a node."""
     cluster_bytes_per_s: float = 40e9
-    """Of a ring through several nodes, per GPU."""
+    """Bytes per second and GPU of a ring through several nodes."""
     latency_s: float = 10e-6
-    """Of one message; NCCL's trees need about 2 log2 of the number of GPUs in succession."""
+    """Seconds of one message; NCCL's trees send about 2 log2(GPUs) of them in succession."""
     backward_share: float = 0.4
-    """Of the step's time: while it lasts, gradients that are there already are sent."""
+    """Share of a step's time in which gradients can be sent while the backward pass goes on."""
 
     def transfer_s(self, num_bytes: float, gpus: int) -> float:
-        """Time to send so many bytes from each GPU to the next."""
+        """Returns the seconds to send `num_bytes` from each GPU to the next."""
         rate = self.node_bytes_per_s if gpus <= self.gpus_per_node else self.cluster_bytes_per_s
         return num_bytes / rate + 2 * math.log2(max(gpus, 2)) * self.latency_s
 
 
 def efficiency(step: Step, network: Interconnect, gpus: int) -> float:
-    """Share of `gpus` times one GPU's rate that so many reach at the same batch size per GPU: 1 where talking costs nothing.
+    """Estimates the rate of several GPUs, as a share of `gpus` times the rate of one.
 
-    The gradients' all-reduce sends 2 (p - 1) / p of their size from each of p GPUs, beside the backward pass; the all-gather of
-    the queue's new embeddings sends what p - 1 others give, after it, when nothing is left to hide behind.
+    The batch size per GPU stays the same. From each of p GPUs, the all-reduce of the gradients
+    sends 2 (p - 1) / p of their size, during the backward pass. The all-gather of the queue's new
+    embeddings sends those of the p - 1 others, after the backward pass.
+
+    Returns:
+        From 0 to 1; 1 if communication costs no time.
     """
     if gpus == 1:
         return 1.0
@@ -70,9 +79,12 @@ def efficiency(step: Step, network: Interconnect, gpus: int) -> float:
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Images per second of one process and of `config.processes` together, with the same batch for each."""
+    """Measures images per second of one process, and of `config.processes` processes together.
+
+    Each process has the same batch size.
+    """
     device, num = local_device(config.device), config.batch_size
-    threads = config.threads or 1  # as many for one process as for each of several
+    threads = config.threads or 1  # one process gets as many as each of several
     torch.set_num_threads(threads)
     with _Ranks(config, threads) as ranks:
         training = TimedStep(config)
@@ -97,8 +109,10 @@ def bench(config: BenchConfig) -> BenchReport:
         **training.facts(),
         "threads": f"{threads} per process",
         "efficiency, measured": measured,
-        "each process sends per step": f"2 (p - 1) / p x {gradients / 1e6:.3g} MB of gradients, and gets (p - 1) x "
-        f"{queued / 1e6:.3g} MB for the queue",
+        "each process sends per step": (
+            f"2 (p - 1) / p x {gradients / 1e6:.3g} MB of gradients, and gets (p - 1) x "
+            f"{queued / 1e6:.3g} MB for the queue"
+        ),
     }
     facts |= {
         f"efficiency on {gpus} GPUs, on paper": _expected(step, gpus, config)
@@ -119,7 +133,10 @@ def _expected(step: Step, gpus: int, config: BenchConfig) -> str:
 
 
 class _Ranks:
-    """Processes joined as torchrun joins them, each with its own training; they take a step together when asked."""
+    """Processes joined as torchrun joins them, each with its own training.
+
+    They make a step together each time `step` is called.
+    """
 
     def __init__(self, config: BenchConfig, threads: int) -> None:
         self._config, self._threads = config, threads
@@ -148,7 +165,7 @@ class _Ranks:
         self._stack.close()
 
     def step(self) -> None:
-        """One step in all of them."""
+        """Makes one step in all processes."""
         for connection in self._connections:
             connection.send(None)
         self._wait()

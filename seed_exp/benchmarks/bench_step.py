@@ -1,4 +1,4 @@
-"""One student's training step, from images in memory to new weights."""
+"""Times one student's training step, from images in memory to new weights."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from seed_exp.models.teachers import untrained_teacher
 from seed_exp.views.recipe import HostBatch, TrainViews
 
 IMAGE_SIZE = 256
-"""Side of the synthetic images in pixels; the views are cut from them."""
+"""Side in pixels of the synthetic images from which the views are cut."""
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Images per second of a step, and the memory it needs.
+    """Measures images per second of a step, and the memory it needs.
 
     Raises:
-        ValueError: several students: that is bench=fleet.
+        ValueError: there are several students, which bench=fleet measures.
     """
     if len(config.students) > 1:
         raise ValueError(
-            f"bench=step measures one student, got {', '.join(config.students)}; choose one, or bench=fleet"
+            f"bench=step measures one student, got {', '.join(config.students)}; choose one, or "
+            "bench=fleet"
         )
     (name,) = config.students
     training, num = TimedStep(config), config.batch_size
@@ -55,7 +56,9 @@ def bench(config: BenchConfig) -> BenchReport:
         "student": name,
         **training.facts(),
         "operations": f"{operations / 1e9:.3g} GFLOP per image",
-        "activations": f"{kept / num / 2**20:.3g} MiB per image, kept by the student for its backward pass",
+        "activations": (
+            f"{kept / num / 2**20:.3g} MiB per image, kept by the student for its backward pass"
+        ),
     }
     return BenchReport(
         "training step", "img/s", rows[:2], "plain", rows[2:], facts | machine(training.device)
@@ -63,10 +66,13 @@ def bench(config: BenchConfig) -> BenchReport:
 
 
 class TimedStep:
-    """What `distill` and a plain training do in a step, and parts of it, on one batch of synthetic images.
+    """The step of `distill`, that of a plain training, and parts of it, on synthetic images.
 
-    Ours begins with crops as they come from the host half and includes the device half of the views; the plain step begins with
-    finished float views.
+    All use the same batch. Our step begins with crops from the host half of the views, and includes
+    the device half. The plain step begins with finished float views.
+
+    Args:
+        config: Options of the bench.
     """
 
     def __init__(self, config: BenchConfig) -> None:
@@ -92,7 +98,7 @@ class TimedStep:
         }
 
     def ours(self, names: Iterable[str]) -> Callable[[], None]:
-        """A step of our training of copies of these students, as one fleet."""
+        """Returns a function that makes our step on copies of these students, as one fleet."""
         students = {name: copy.deepcopy(self.students[name]) for name in names}
         method = Seed(students, self.teacher, self.config.objective, list(self.images), seed=0)
         options = self.config
@@ -118,7 +124,7 @@ class TimedStep:
         return step
 
     def plain(self, name: str) -> Callable[[], None]:
-        """A step of the plain training of a copy of this student."""
+        """Returns a function that makes the plain step on a copy of this student."""
         config = self.config
         training = PlainTraining(
             self.students[name],
@@ -131,13 +137,13 @@ class TimedStep:
         return lambda: training.step(self.float_views)
 
     def teacher_forward(self) -> None:
-        """Our teacher's forward pass of all views."""
+        """Makes our teacher's forward pass on all views."""
         with autocast(self.config.precision, self.device):
             for images in self.images.values():
                 self.teacher(images)
 
     def forward_backward(self, name: str) -> Callable[[], None]:
-        """A student's forward and backward pass of all views."""
+        """Returns a function that makes a student's forward and backward pass on all views."""
         student = (
             copy.deepcopy(self.students[name])
             .to(self.device)
@@ -156,7 +162,11 @@ class TimedStep:
         return run
 
     def operations(self, name: str) -> int:
-        """Floating-point operations per image: the teacher's forward pass, and three times a student's, as backward is two."""
+        """Returns the floating-point operations per image.
+
+        They are the teacher's forward pass, and three times the student's, because a backward pass
+        counts as two forward passes.
+        """
         teacher, student = self.teacher, self.students[name]
         crops = [crop for crop in self.config.views.crops.values() if crop.num > 0]
         return sum(
@@ -165,7 +175,10 @@ class TimedStep:
         )
 
     def products(self, operations: int) -> Callable[[], None]:
-        """Square matrix products of about so many operations in the precision of our forward pass."""
+        """Returns a function that makes square matrix products of about so many operations.
+
+        Their precision is that of our forward pass.
+        """
         size = 4096 if self.device.type == "cuda" else 1024
         half = resolve(self.config.precision, self.device) is Precision.bfloat16
         matrix = torch.randn(
@@ -180,7 +193,7 @@ class TimedStep:
         return run
 
     def facts(self) -> dict[str, str]:
-        """What the rates depend on besides the machine."""
+        """Facts that the rates depend on, besides the machine."""
         shapes = ", ".join(f"{list(images.shape)}" for images in self.images.values())
         return {
             "teacher": self.config.teacher.name or self.config.teacher.network,
@@ -191,7 +204,7 @@ class TimedStep:
 
 
 def synthetic_batch(views: TrainViews, num: int, device: torch.device) -> HostBatch:
-    """The host half's work on `num` images of noise."""
+    """Returns a batch of `num` images of noise, as the host half gives it."""
     noise = torch.randint(0, 256, (num, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     batch = views.empty(num)
     views.host(list(noise), np.full(num, -1), 0, np.arange(num), batch)
@@ -199,5 +212,5 @@ def synthetic_batch(views: TrainViews, num: int, device: torch.device) -> HostBa
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """In page-locked memory where there is a GPU to copy it to."""
+    """Returns the tensor in page-locked memory if it will be copied to a GPU."""
     return tensor.pin_memory() if device.type == "cuda" else tensor

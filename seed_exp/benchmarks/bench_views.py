@@ -1,4 +1,4 @@
-"""From image files to normalised views."""
+"""Times the way from image files to normalised views."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from seed_exp.views.recipe import HostBatch, TrainViews
 
 
 def bench(config: BenchConfig) -> BenchReport:
-    """Images per second: the whole plain pipeline and our host half on one core each, our device half where the model is.
+    """Measures images per second of the plain pipeline and of ours.
 
-    A repetition makes all views of the first `config.batch_size` images, new ones each time. Images that are no TSV file are
-    read and decoded by the source in either case, so that only the views differ.
+    The whole plain pipeline and our host half use one core each; our device half runs on the
+    model's device. A repetition makes new views of the first `config.batch_size` images. If the
+    data is not a TSV file, the source reads and decodes the images for both pipelines, so that only
+    the views differ.
 
     Raises:
-        ValueError: no data is given, or it has fewer images.
+        ValueError: no data is given, or it has fewer than `config.batch_size` images.
     """
     device, num = local_device(config.device), config.batch_size
     source = load_source(config.data, "train")
     if num > len(source):
         raise ValueError(
-            f"batch_size={num} exceeds the {len(source)} images; take batch_size={len(source)} or less"
+            f"batch_size={num} exceeds the {len(source)} images; take batch_size={len(source)} or "
+            "less"
         )
     views, plain_views = TrainViews(config.views, seed=0), PlainViews(config.views)
     epochs, indices = itertools.count(), np.arange(num)

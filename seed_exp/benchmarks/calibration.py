@@ -1,4 +1,7 @@
-"""What a training step and a worker process do on this machine, measured without checkpoints and with few images or none."""
+"""Measures a training step and a worker process on this machine.
+
+No checkpoints are needed, and few images or none.
+"""
 
 from __future__ import annotations
 
@@ -37,39 +40,41 @@ from seed_exp.views.recipe import HostBatch, TrainViews
 
 Config = DistillConfig | PretrainConfig
 
-_FEW_IMAGES = 4  # in the first step on a CPU, where one with the real batch may take minutes
-_CPU_STEPS = 10  # for which there should be time after it
+_FEW_IMAGES = 4  # images of the first step on a CPU, where the real batch may take minutes
+_CPU_STEPS = 10  # steps on a CPU that should fit into the time for measuring
 DATA_IMAGES, DATA_BATCHES = 16, 5
-"""Images in each of the batches that a worker is timed with; how many there are, the first one untimed."""
-_NOISE_SIZE = 256  # pixels; the views are cut from it
+"""Images per batch with which a worker is timed, and number of batches; the first is not timed."""
+_NOISE_SIZE = 256  # side in pixels of the images from which the views are cut
 _ENDLESS = 1 << 60
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What training costs one process."""
+    """Costs of training, for one process."""
 
     images_per_s: float
-    """Its own images."""
+    """Images per second that the process trains on."""
     measured_images: int
-    """In each step that was measured; on a CPU they may be fewer than the run will have."""
+    """Images in each measured step; on a CPU they may be fewer than the run will have."""
     memory: int
-    """Bytes of GPU memory at the worst moment."""
+    """Bytes of GPU memory at the peak."""
     checkpoint: int
-    """Bytes that a checkpoint holds."""
+    """Bytes of a checkpoint."""
     students: int
     """Bytes of the students' weights."""
     cached: int
-    """Bytes that a teacher cache keeps of an image in an epoch; 0 without a teacher."""
+    """Bytes that a teacher cache needs per image and epoch; 0 without a teacher."""
 
 
 def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Config:
-    """Of the options those that a step's cost depends on, the others at fixed values: equal results cost the same.
+    """Returns the options that a step's cost depends on, with all others at fixed values.
+
+    So runs with equal results cost the same per step.
 
     Args:
         config: All options of a run.
         batch_size: Images per step in one process.
-        students: Which of the students are trained.
+        students: Names of the students that are trained.
     """
     options: dict[str, Any] = {
         "students": {
@@ -100,7 +105,10 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
 
 
 def _alike(teacher: TeacherConfig) -> TeacherConfig:
-    """The first published teacher with the same network and head; a network of our own is like no other."""
+    """Returns the first published teacher with the same network and head.
+
+    A network of our own is returned as it is.
+    """
     shapes = {
         name: (spec.network, spec.hidden_dim, spec.head, spec.embedding_dim)
         for name, spec in TEACHERS.items()
@@ -112,14 +120,15 @@ def _alike(teacher: TeacherConfig) -> TeacherConfig:
 
 
 def measure_step(config: Config, device: torch.device, seconds: float) -> StepCost:
-    """Makes steps on images of noise, with random weights.
+    """Measures training steps on images of noise, with random weights.
 
-    On a GPU they are those of the run; on a CPU with as many images as the time allows, and the memory is an estimate.
+    On a GPU a step has as many images as in the run. On a CPU it has as many as the time allows,
+    and the memory is an estimate.
 
     Args:
-        config: From `cost_options`.
-        device: Where to make them.
-        seconds: How long, at least; a few steps are made in any case.
+        config: Options from `cost_options`.
+        device: Device on which to make the steps.
+        seconds: Time to measure, at least; a few steps are made in any case.
 
     Raises:
         ValueError: a step does not fit into the memory of the GPU.
@@ -141,8 +150,8 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
         (row,) = interleave([Contender("step", step, num)], seconds=seconds, device=device)
     except torch.OutOfMemoryError:
         raise ValueError(
-            f"a step of {num} images with {', '.join(config.students)} does not fit into the memory of {device}; "
-            "use more GPUs or a larger accumulation"
+            f"a step of {num} images with {', '.join(config.students)} does not fit into the "
+            f"memory of {device}; use more GPUs or a larger accumulation"
         ) from None
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -155,14 +164,16 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
 
 
 def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> int:
-    """Bytes that a step with `num` images needs on a GPU, judging by one with a few on the CPU."""
+    """Estimates the bytes that a step with `num` images needs on a GPU.
+
+    The estimate is made from a step with `few` images on the CPU.
+    """
     as_on_gpu = replace(config, precision=resolve(config.precision, torch.device("cuda")))
     fleet, step = _stepper(method, as_on_gpu, torch.device("cpu"), few)
     activations = activation_bytes(step)
     state = fleet.state()
-    gradients = [
-        list(network.parameters()) for network in method.trainable.values()
-    ]  # as large as what they belong to
+    # Gradients are as large as the parameters.
+    gradients = [list(network.parameters()) for network in method.trainable.values()]
     return (
         _bytes([state["networks"], state["optimizers"], gradients, method.state_dict()])
         + activations * num // few
@@ -170,7 +181,7 @@ def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> i
 
 
 def worker_rate(source: Source, views: ViewsConfig) -> float:
-    """Images per second that one worker process reads, decodes and crops."""
+    """Measures the images per second that one worker process reads, decodes and crops."""
     order = SampleOrder(len(source), min(DATA_IMAGES, len(source)), seed=0)
     with closing(
         load_batches(
@@ -184,7 +195,7 @@ def worker_rate(source: Source, views: ViewsConfig) -> float:
 
 
 def _build(config: Config) -> Seed | Moco:
-    """What the command trains, with random weights: nothing is downloaded."""
+    """Builds the method that the command trains, with random weights: nothing is downloaded."""
     if isinstance(config, PretrainConfig):
         students = {
             name: build_student(student, config.embedding_dim)
@@ -205,7 +216,10 @@ def _build(config: Config) -> Seed | Moco:
 def _stepper(
     method: Seed | Moco, config: Config, device: torch.device, num: int
 ) -> tuple[Fleet, Callable[[], Any]]:
-    """The fleet that trains the method, and what makes a step of it, always with the same `num` images."""
+    """Returns a fleet that trains the method, and a function that makes one step of it.
+
+    Every step has the same `num` images.
+    """
     views = TrainViews(config.views, seed=0)
     batch = _noise(views, num).map(lambda tensor: tensor.to(device))
     lengths = dict.fromkeys(method.trainable, _ENDLESS)
@@ -217,7 +231,7 @@ def _stepper(
 
 
 def _noise(views: TrainViews, num: int) -> HostBatch:
-    """What the host half makes of images of noise."""
+    """Returns a batch of `num` images of noise, as the host half gives it."""
     batch = views.empty(num)
     images = torch.randint(0, 256, (num, 3, _NOISE_SIZE, _NOISE_SIZE), dtype=torch.uint8)
     views.host(list(images), np.full(num, -1), 0, np.arange(num), batch)
@@ -225,5 +239,5 @@ def _noise(views: TrainViews, num: int) -> HostBatch:
 
 
 def _bytes(state: Any) -> int:
-    """Of all tensors in nested dicts and lists."""
+    """Bytes of all tensors in nested dicts and lists."""
     return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))

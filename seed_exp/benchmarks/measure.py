@@ -1,4 +1,4 @@
-"""Measuring several ways to do the same thing side by side, and the table that shows what came of it."""
+"""Measures several ways to do the same thing side by side, and writes the table of results."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ import torch
 from seed_exp.base.table import markdown_table
 
 MIN_ROUNDS = 3
+"""Rounds that are timed at least."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the ways."""
+    """One way to do the thing that is measured."""
 
     name: str
-    """`ours`, `plain`, or the library that does it."""
+    """Name of the way: `ours`, `plain`, or a library."""
     run: Callable[[], Any]
-    """One repetition."""
+    """Makes one repetition."""
     items: int
-    """What one repetition processes, in the report's unit."""
+    """Items that one repetition processes, e.g. images if the report's unit is `img/s`."""
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """What was measured of a contender."""
+    """Measurements of one contender."""
 
     name: str
-    """The contender's."""
+    """Name of the contender."""
     runs: int
-    """Timed repetitions."""
+    """Number of timed repetitions."""
     median_s: float
     """Median time of a repetition in seconds."""
     low_s: float
@@ -50,33 +51,34 @@ class BenchRow:
     rate: float
     """Items per second at the median time."""
     peak_memory: int | None
-    """Bytes that a repetition needs at its worst moment beyond what was there before it; None where that cannot be known."""
+    """Bytes that a repetition allocates at its peak; None if the system cannot tell."""
     times: tuple[float, ...]
     """Seconds of each repetition, one per round."""
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What a bench prints."""
+    """Results of a bench, ready to print."""
 
     title: str
-    """What was measured."""
+    """Name of the work that was measured."""
     unit: str
-    """Of the rates, e.g. `img/s`."""
+    """Unit of the rates, e.g. `img/s`."""
     rows: list[BenchRow]
-    """The ways to do it."""
+    """Measurements of the ways to do the work."""
     reference: str
     """Name of the row with which the others are compared."""
     bounds: list[BenchRow]
-    """Parts of the work that no way can do without: the rates cannot exceed these."""
+    """Measurements of parts of the work that every way needs: no rate can exceed theirs."""
     facts: dict[str, str]
-    """What the numbers depend on: sizes, threads, versions, device, date."""
+    """Facts that the numbers depend on: sizes, threads, versions, device, date."""
 
     def ratio(self, row: BenchRow) -> float:
-        """How many times as fast as the reference `row` is.
+        """Returns the speed of `row`, as a multiple of the reference's.
 
-        When both ran in the same rounds it is the median of the rounds' ratios, which a change of the machine's speed
-        between rounds does not touch; otherwise the ratio of the medians.
+        If both ran in the same rounds, it is the median of the rounds' ratios, which does not
+        change when the machine's speed changes between rounds. Otherwise it is the ratio of the
+        medians.
         """
         reference = next(other for other in self.rows if other.name == self.reference)
         items = (row.rate * row.median_s) / (reference.rate * reference.median_s)
@@ -90,10 +92,10 @@ class BenchReport:
 def interleave(
     contenders: Sequence[Contender], *, seconds: float, device: torch.device
 ) -> list[BenchRow]:
-    """Measures all contenders in turn, A B A B ..., so that whatever slows the machine down slows all of them down.
+    """Measures all contenders in turn, A B A B ..., so that a slow machine slows all of them down.
 
-    Each runs once to warm up, then one repetition per round until `seconds` are over, at least three; a last, untimed one
-    shows its memory.
+    Each runs once to warm up, then once per round until `seconds` are over, for at least MIN_ROUNDS
+    rounds. One more run, which is not timed, measures its memory.
     """
     for contender in contenders:
         _timed(contender.run, device)
@@ -109,10 +111,10 @@ def interleave(
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that `run` allocates at its worst moment beyond what there is before it.
+    """Returns the bytes that `run` allocates at its peak, beyond those allocated before it.
 
-    On a GPU what PyTorch allocates there; otherwise the growth of this process's resident memory, to about a megabyte, and
-    None where the system does not tell (any but Linux).
+    On a GPU these are PyTorch's allocations. On a CPU they are the growth of the process's resident
+    memory, to about a megabyte, which only Linux tells; on other systems the result is None.
     """
     gc.collect()
     if device.type == "cuda":
@@ -124,9 +126,8 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     _return_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # the high-water mark begins anew at the present size
+        # Resets the high-water mark VmHWM to the present size.
+        Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
         run()
         return max(0, _resident("VmHWM") - before)
@@ -135,7 +136,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What every report says about where and when it was made."""
+    """Facts that every report states: device, threads, version of torch, date."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": f"{device.type}, {name}",
@@ -146,7 +147,7 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def render(report: BenchReport) -> str:
-    """The report as Markdown: title, table of the rows and, below them, of the bounds, facts."""
+    """Returns the report as Markdown: a table with the rows, then the bounds; then the facts."""
     header = [
         report.title,
         report.unit,
@@ -171,12 +172,12 @@ def render(report: BenchReport) -> str:
 
 
 def to_json(report: BenchReport) -> str:
-    """The report as one JSON object: its fields, and `ratio` in each row."""
+    """Returns the report as one JSON object: its fields, and `ratio` in each row."""
     content = asdict(report)
     for key, rows in (("rows", report.rows), ("bounds", report.bounds)):
         content[key] = [{**asdict(row), "ratio": report.ratio(row)} for row in rows]
         for row in content[key]:
-            del row["times"]  # thousands of numbers
+            del row["times"]  # they can be thousands of numbers
     return json.dumps(content, indent=2)
 
 
@@ -224,14 +225,17 @@ def _duration(seconds: float) -> str:
 
 
 def _return_freed_memory() -> None:
-    """Gives the system what malloc keeps of freed memory: a run that takes it again would seem to need none."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    """Returns freed memory that malloc keeps to the system.
+
+    Otherwise a run that uses this memory again would seem to need none.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 
 
 def _resident(field: str) -> int:
-    """Bytes in a line of /proc/self/status."""
+    """Bytes that the line `field` of /proc/self/status states."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()

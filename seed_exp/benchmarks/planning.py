@@ -1,4 +1,4 @@
-"""What training runs will cost, estimated from a few of their steps before any of them is started."""
+"""Estimates the cost of training runs from a few of their steps, before any run is started."""
 
 from __future__ import annotations
 
@@ -30,87 +30,89 @@ from seed_exp.engine.checkpoint import KEEP
 from seed_exp.engine.distributed import local_device
 
 AUTO_BATCH_SIZE = 256
-"""Images per process that batch_size=auto is taken for."""
+"""Images per process that the estimate assumes for batch_size=auto."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job, or all of them together, costs."""
+    """Costs of a job, or of all jobs together."""
 
     label: str
-    """What sets it apart from the others."""
+    """Options in which the job differs from the others."""
     images_per_s: float | None
-    """Of one device in training."""
+    """Images per second that one device trains on."""
     bound_by: str | None
-    """`model` or `data`, whichever is slower."""
+    """The slower part, `model` or `data`; None if unknown."""
     model_images_per_s: float | None
-    """Of one device if the data were always there."""
+    """Images per second of one device that never waits for data."""
     data_images_per_s: float | None
-    """Of one device's workers if nothing waited for the model; None where there are no images to measure."""
+    """Images per second that the workers of one device load; None without images to measure."""
     memory: int | None
-    """Bytes per GPU."""
+    """Bytes of memory per GPU."""
     hours: float
-    """Of one device; G devices take 1/G of them at best."""
+    """Hours on one device; on G devices at best 1/G of them."""
     checkpoints: int
-    """Bytes in the run folder at the end."""
+    """Bytes of checkpoints and students in the run folder at the end."""
     teacher_cache: int
     """Bytes of the teacher's embeddings on disk."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep costs."""
+    """Costs of a sweep."""
 
     jobs: list[Estimate]
-    """In the order in which they were given."""
+    """Costs of each job, in the order in which the jobs were given."""
     total: Estimate
-    """Their sum; teacher caches that several jobs share count once."""
+    """Sum over the jobs; a teacher cache that several jobs share counts once."""
     gpus: int
-    """Devices that share a job."""
+    """Number of devices that share a job."""
     device: str
-    """Type of the device measured on, `cuda` or `cpu`."""
+    """Type of the device that was measured, `cuda` or `cpu`."""
     facts: dict[str, str]
-    """Machine and assumptions."""
+    """Facts about the machine, and assumptions."""
 
 
 class TrainingImages(NamedTuple):
-    """What is known of a job's training images."""
+    """Facts about a job's training images."""
 
     num: int
+    """Number of images."""
     worker_rate: float | None
-    """Images per second that one worker process makes ready."""
+    """Images per second that one worker process loads; None if unknown."""
     problem: str | None
-    """Why that is not known."""
+    """Reason why the rate is unknown; None if it is known."""
 
 
 class Phase(NamedTuple):
     """A part of a run in which the same students are trained."""
 
     images: int
-    """Seen by them, counting each time."""
+    """Images seen in the phase; an image counts each time it is seen."""
     options: Config
-    """What the cost of a step depends on."""
+    """Options that the cost of a step depends on."""
 
 
 def make_plan(
     jobs: Sequence[tuple[str, Config]], *, seconds: float, num_images: int | None, gpus: int
 ) -> Plan:
-    """Estimates every job; steps that cost the same are measured once.
+    """Estimates the costs of every job; steps that cost the same are measured once.
 
     Args:
-        jobs: Label and options of each.
-        seconds: For the measurements of steps, all together; a few of each are made in any case.
-        num_images: Training images; None = as many as the job's data has.
-        gpus: Devices (processes) that share a job, on one machine.
+        jobs: Label and options of each job.
+        seconds: Time for all measurements of steps together; a few steps of each kind are made in
+            any case.
+        num_images: Number of training images; None = as many as the job's data has.
+        gpus: Number of devices (processes) that share a job, on one machine.
 
     Raises:
-        ValueError: the number of images is not known; a batch fits neither them nor the devices, or not the memory of the GPU;
-            or the jobs are for devices of different types.
+        ValueError: the number of images is unknown; a batch does not fit the images, the devices or
+            the memory of the GPU; or the jobs are for devices of different types.
     """
     configs = [config for _, config in jobs]
     devices = {local_device(name) for name in sorted({config.device for config in configs})}
     if len(devices) > 1:
-        raise ValueError("some jobs are for a GPU and some for the CPU; plan them apart")
+        raise ValueError("some jobs are for a GPU and some for the CPU; plan them separately")
     (device,) = devices
     images = known_images(configs, num_images)
     phases = [
@@ -152,14 +154,14 @@ def estimate(
     phases: Sequence[tuple[int, StepCost]],
     gpus: int,
 ) -> Estimate:
-    """What a job costs.
+    """Estimates the costs of a job from its measured steps.
 
     Args:
-        label: What sets it apart.
-        config: Its options.
-        worker_rate: Images per second of one worker process, if known.
-        phases: How many images are seen at what cost; the first phase trains all students.
-        gpus: Devices that share it.
+        label: Options in which the job differs from the others.
+        config: Options of the job.
+        worker_rate: Images per second of one worker process; None if unknown.
+        phases: Number of images and cost of a step for each phase; the first trains all students.
+        gpus: Number of devices that share the job.
     """
     num_workers = (
         default_num_workers(gpus) if config.data.num_workers is None else config.data.num_workers
@@ -169,7 +171,7 @@ def estimate(
     data_rate = None
     if worker_rate is not None:
         data_rate = worker_rate * max(1, num_workers)
-        if num_workers == 0:  # the training process does both in turn
+        if num_workers == 0:  # the training process loads and trains in turn
             seconds = model_seconds + seen / data_rate
         else:
             seconds = sum(num / min(cost.images_per_s, data_rate) for num, cost in phases)
@@ -188,7 +190,7 @@ def estimate(
 
 
 def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
-    """The run in parts: students may be trained for fewer epochs than others.
+    """Splits a run into phases, because some students may be trained for fewer epochs than others.
 
     Raises:
         ValueError: the batch does not fit the images, the devices or the accumulation.
@@ -197,7 +199,8 @@ def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
     order = SampleOrder(num_images, batch_size, config.seed, world_size=gpus)
     if order.batch_size_per_rank % config.accumulation:
         raise ValueError(
-            f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} images of each process"
+            f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} "
+            "images of each process"
         )
     epochs = {name: student.epochs or config.epochs for name, student in config.students.items()}
     steps = {name: config.steps or num * order.steps_per_epoch for name, num in epochs.items()}
@@ -214,10 +217,12 @@ def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
 
 
 def known_images(configs: Sequence[Config], num: int | None) -> list[TrainingImages]:
-    """What is known of each job's training images; the same views of the same images are measured once.
+    """Returns facts about each job's training images.
+
+    The same views of the same images are measured once.
 
     Raises:
-        ValueError: they cannot be read, and `num` is None.
+        ValueError: the images cannot be read, and `num` is None.
     """
     known: dict[str, TrainingImages] = {}
     for config in configs:
@@ -250,7 +255,7 @@ def _assumptions(
     device: torch.device,
     gpus: int,
 ) -> dict[str, str]:
-    """What the numbers rest on besides the machine."""
+    """Facts and assumptions on which the numbers rest, besides the machine."""
     facts = {"images": _listed({found.num for found in images})}
     if device.type == "cpu":
         measured = _listed({cost.measured_images for cost in costs})
@@ -258,18 +263,20 @@ def _assumptions(
             f"measured with {measured} images per step, and the same assumed at the real batch size"
         )
         facts["GPU memory"] = (
-            "estimated: what autograd keeps of the batch in a GPU's precision, weights, gradients, momentum, teacher, queues; "
-            "work space comes on top"
+            "estimated: what autograd keeps of the batch in a GPU's precision, weights, gradients, "
+            "momentum, teacher, queues; work space comes on top"
         )
     if any(config.batch_size == "auto" for config in configs):
         facts["batch_size=auto"] = f"taken for {AUTO_BATCH_SIZE} images per device"
     if gpus > 1:
         facts["devices"] = (
-            f"{gpus} share a job and this machine's CPU cores, and scale perfectly; rates and memory are of one"
+            f"{gpus} share a job and this machine's CPU cores, and scale perfectly; rates and "
+            "memory are of one"
         )
     if any(found.worker_rate for found in images):
         facts["data"] = (
-            f"a worker process was measured on {DATA_IMAGES * (DATA_BATCHES - 1)} images, times the workers"
+            f"a worker process was measured on {DATA_IMAGES * (DATA_BATCHES - 1)} images, times "
+            "the workers"
         )
     if problems := sorted({found.problem for found in images if found.problem}):
         facts["data not measured"] = "; ".join(problems)
@@ -279,7 +286,7 @@ def _assumptions(
 
 
 def render(plan: Plan) -> str:
-    """The plan as Markdown: a row per job, a row for all of them, the assumptions."""
+    """Returns the plan as Markdown: a row per job, a row for all jobs, then the assumptions."""
     unit, about = ("GPU", "") if plan.device == "cuda" else ("CPU", "~")
     columns: dict[str, Callable[[Estimate], str]] = {
         "job": lambda row: row.label,
@@ -303,12 +310,12 @@ def render(plan: Plan) -> str:
 
 
 def to_json(plan: Plan) -> str:
-    """The plan as one JSON object: its fields."""
+    """Returns the plan as one JSON object: its fields."""
     return json.dumps(asdict(plan), indent=2)
 
 
 def _number(value: float | None, unit: int = 1, form: str = "{}") -> str:
-    """To three digits, larger numbers to whole ones."""
+    """Returns `value / unit` with three digits, or as a whole number from 100; "" for None."""
     if value is None:
         return ""
     return form.format(f"{value / unit:,.0f}" if value / unit >= 100 else f"{value / unit:.3g}")

@@ -1,4 +1,7 @@
-"""The plain way to do what the suite does, as one writes it with Pillow, torchvision and PyTorch; the benches compare with it."""
+"""The plain way to do the suite's work, as one writes it with Pillow, torchvision and PyTorch.
+
+The benches compare the suite with it, and with kornia and DALI.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from seed_exp.models.teachers import Teacher
 
 
 class PlainTsv:
-    """The first `num` images of a TSV file: a list of line offsets, a file object, base64, Pillow."""
+    """The first `num` images of a TSV file, read with line offsets, base64 and Pillow."""
 
     def __init__(self, path: Path, num: int) -> None:
         self.file = path.open("rb")
@@ -33,28 +36,28 @@ class PlainTsv:
         self.offsets = [sum(lengths[:row]) for row in range(len(lengths))]
 
     def data(self, index: int) -> bytes:
-        """Image file `index`, as it is encoded."""
+        """Returns the encoded image file `index`."""
         self.file.seek(self.offsets[index])
         return base64.b64decode(self.file.readline().split(b"\t")[2])
 
     def image(self, index: int) -> Image.Image:
-        """Image `index`, decoded."""
+        """Returns the decoded image `index`."""
         return Image.open(io.BytesIO(self.data(index))).convert("RGB")
 
 
 class Blur:
-    """Pillow's Gaussian blur with a sigma drawn for each image, as MoCo-V2 released it."""
+    """Pillow's Gaussian blur with a sigma drawn for each image, as in MoCo-V2's released code."""
 
     def __init__(self, sigma: Sequence[float]) -> None:
         self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The blurred image."""
+        """Returns the blurred image."""
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
 
 
 def plain_transform(crop: CropConfig, config: ViewsConfig) -> transforms.Compose:
-    """From a Pillow image to one normalised view, float32 [3, S, S]."""
+    """Returns the transform from a Pillow image to one normalised view, float32 [3, S, S]."""
     jitter = transforms.RandomApply([transforms.ColorJitter(*config.jitter)], config.jitter_prob)
     grayscale = transforms.RandomGrayscale(config.grayscale_prob)
     return transforms.Compose(
@@ -70,7 +73,7 @@ def plain_transform(crop: CropConfig, config: ViewsConfig) -> transforms.Compose
 
 
 class PlainViews:
-    """All views of a recipe, one after the other."""
+    """The views of a recipe, made one after the other."""
 
     def __init__(self, config: ViewsConfig) -> None:
         crops = {name: crop for name, crop in config.crops.items() if crop.num > 0}
@@ -79,7 +82,7 @@ class PlainViews:
         }
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Per resolution, views of the images: float32 [V, N, 3, S, S]."""
+        """Returns the views of the images, float32 [V, N, 3, S, S] per resolution."""
         made = {
             name: [[view(image) for image in images] for view in views]
             for name, views in self.transforms.items()
@@ -92,8 +95,11 @@ class PlainViews:
 def plain_loss(
     student: Tensor, teacher: Tensor, queue: Tensor, *, tau_student: float, tau_teacher: float
 ) -> Tensor:
-    """The objective from its N x (K+1) logits, own embedding first; arguments as in `methods.losses.seed_loss`."""
-    queue = queue.clone()  # enqueuing changes it before the backward pass
+    """SEED's loss from the N x (K+1) matrix of logits, own embedding first.
+
+    Arguments and result are those of `methods.losses.seed_loss`.
+    """
+    queue = queue.clone()  # enqueuing changes the queue before the backward pass
     logits = (
         torch.cat([(student * teacher).sum(1, keepdim=True), student @ queue.T], dim=1)
         / tau_student
@@ -106,15 +112,18 @@ def plain_loss(
 
 
 class PlainTraining:
-    """One student's training step: contiguous tensors, eager, float32 on a CPU, float16 with a gradient scaler on a GPU.
+    """One student's training in the plain way.
+
+    Tensors are contiguous and nothing is compiled. The precision is float32 on a CPU, and float16
+    with a gradient scaler on a GPU.
 
     Args:
-        student: A copy of it is trained.
-        teacher: A copy of it gives the targets.
+        student: Student of which a copy is trained.
+        teacher: Teacher of which a copy gives the targets.
         objective: Temperatures and queue size.
-        optimizer: Learning rate, momentum and weight decay; the optimiser is SGD.
+        optimizer: Learning rate, momentum and weight decay of SGD.
         resolutions: Names of the views' resolutions, each with a queue of its own.
-        device: Where it runs.
+        device: Device to train on.
     """
 
     def __init__(
@@ -145,7 +154,7 @@ class PlainTraining:
         self.device = device
 
     def step(self, views: dict[str, Tensor]) -> None:
-        """One optimiser step on views that the workers have finished, float32 [V, N, 3, S, S] per resolution."""
+        """Makes one optimiser step on finished views, float32 [V, N, 3, S, S] per resolution."""
         loss, keys = torch.zeros((), device=self.device), {}
         for name, view in views.items():
             images = view.to(self.device, non_blocking=True).flatten(0, 1)
@@ -174,7 +183,10 @@ class PlainTraining:
 
 
 def kornia_views(config: ViewsConfig) -> Callable[[Tensor], Tensor] | None:
-    """The device half by kornia, from uint8 [M, 3, S, S] to float32; None where kornia is not installed."""
+    """Returns kornia's version of the device half of the views; None if kornia is not installed.
+
+    It maps uint8 [M, 3, S, S] to float32 of the same shape.
+    """
     try:
         from kornia import augmentation  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
@@ -197,9 +209,10 @@ def kornia_views(config: ViewsConfig) -> Callable[[Tensor], Tensor] | None:
 def dali_views(
     config: ViewsConfig, num: int
 ) -> Callable[[Sequence[bytes]], dict[str, Tensor]] | None:
-    """All of it by DALI's CPU operators in one thread, from `num` image files; None where DALI is not installed.
+    """Returns DALI's version of both halves of the views; None if DALI is not installed.
 
-    The views are float32 [V, N, 3, S, S] per resolution; of the recipe only the order of the jitter's steps is not random.
+    It maps `num` encoded image files to views, float32 [V, N, 3, S, S] per resolution, with CPU
+    operators in one thread. Unlike in the recipe, the order of the jitter's steps is not random.
     """
     try:
         from nvidia.dali import fn, pipeline_def, types  # type: ignore[import-not-found,import-untyped,unused-ignore]

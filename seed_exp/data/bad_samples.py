@@ -1,4 +1,4 @@
-"""The list of images that cannot be read, and where it becomes too long to go on."""
+"""The list of images that cannot be read, and the limit on their number."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from seed_exp.base.files import append_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.data.sources import Source
 
-_NUM_SHOWN = 5  # of which the whole error is logged
+_NUM_SHOWN = 5  # bad images whose whole error is logged
 
 log = logging.getLogger("seed_exp")
 
 
 class BadSamples:
-    """Counts and lists the images of a source that were replaced because they cannot be read: `on_bad` of `load_batches`.
+    """Counts and lists the images of a source that cannot be read and were replaced.
 
-    Each is one line of bad_samples.jsonl, {"source", "index", "key", "error"}, and counts once, also over several starts of a
-    run and for all processes that share the folder. The sources of a run share the file; lines of another source, or of another
-    state of this one, are passed over.
+    An instance serves as `on_bad` of `load_batches`. Each bad image is one line of
+    bad_samples.jsonl, {"source", "index", "key", "error"}. It counts once, even over several starts
+    of a run and over all processes that share the folder. The sources of a run share the file;
+    lines of another source, or of another state of this source, are skipped.
 
     Args:
-        folder: Where the list is.
-        source: Whose images.
-        max_bad: Largest share of them that may be bad.
+        folder: Folder of the list.
+        source: The source of the images.
+        max_bad: Largest share of the source's images that may be bad, 0 to 1.
     """
 
     def __init__(self, folder: Path, source: Source, max_bad: float) -> None:
@@ -34,7 +35,7 @@ class BadSamples:
         self._max_bad = max_bad
         self._known: set[int] = set()
         self._read = 0  # bytes of the list
-        self._read_on()
+        self._read_new_entries()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -43,10 +44,10 @@ class BadSamples:
         """Notes that image `index` cannot be read.
 
         Raises:
-            ValueError: more images are bad than may be.
+            ValueError: more images are bad than `max_bad` allows.
         """
         if index not in self._known:
-            self._read_on()
+            self._read_new_entries()
         if index not in self._known:
             self._known.add(index)
             entry = {
@@ -67,13 +68,17 @@ class BadSamples:
                 log.warning("further images that cannot be read are only listed in %s", self.file)
         if len(self._known) > self._max_bad * len(self._source):
             raise ValueError(
-                f"{len(self._known)} of {len(self._source)} images cannot be read, more than data.max_bad={self._max_bad:g} "
-                f"allows, the last: {error}. The list is {self.file}; python -m seed_exp.verify finds all of them. Mend the data "
-                "and delete the list, or raise data.max_bad"
+                f"{len(self._known)} of {len(self._source)} images cannot be read, more than "
+                f"data.max_bad={self._max_bad:g} allows, the last: {error}. "
+                f"The list is {self.file}; python -m seed_exp.verify finds all of them. "
+                "Mend the data and delete the list, or raise data.max_bad"
             )
 
-    def _read_on(self) -> None:
-        """Learns the images that the list names by now. A line that was cut when its writer was killed does not count."""
+    def _read_new_entries(self) -> None:
+        """Reads the entries that were added to the list since the last call.
+
+        A line that was cut off when its writer was killed does not count.
+        """
         if not self.file.exists():
             return
         with self.file.open("rb") as file:

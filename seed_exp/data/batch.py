@@ -1,4 +1,4 @@
-"""What a batch is, and what makes one."""
+"""The interface of a batch, and of the code that fills it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Batch(Protocol):
-    """A named tuple of tensors with one row per image, and the epoch that they belong to."""
+    """A named tuple of tensors with one row per image, and the epoch of these images."""
 
     @property
     def indices(self) -> Tensor: ...
@@ -27,10 +27,10 @@ B = TypeVar("B", bound=Batch)
 
 
 class HostHalf(Protocol[B]):
-    """What makes batches of images; picklable."""
+    """The host half of views: makes batches of images; picklable."""
 
     def empty(self, num: int) -> B:
-        """Room for `num` images."""
+        """A batch with room for `num` images; its contents are arbitrary."""
         ...
 
     def host(
@@ -41,5 +41,5 @@ class HostHalf(Protocol[B]):
         indices: NDArray[np.int64],
         out: B,
     ) -> None:
-        """Fills `out` from images, uint8 [3, H, W] of any sizes, and labels [N], -1 = none."""
+        """Fills `out` from images, uint8 [3, H, W] of any sizes, and labels [N], -1 = no label."""
         ...

@@ -1,4 +1,4 @@
-"""Images with boxes around the objects in them, and with their outlines where the data has them: VOC 2007 + 2012, COCO 2017."""
+"""Images with objects (boxes, and outlines if the data has them): VOC 2007 + 2012, COCO 2017."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ _VOC_PARTS = {
     "train": (("VOC2007", "trainval"), ("VOC2012", "trainval")),
     "val": (("VOC2007", "test"),),
 }
-_BEYOND_ALL_AREAS = (
-    1e11  # pixels; COCO's evaluation ignores objects outside the range of areas that it looks at
-)
+# In pixels. COCO's evaluation ignores objects outside the range of areas that it looks at.
+_BEYOND_ALL_AREAS = 1e11
 
 
 class Objects(NamedTuple):
-    """What can be learnt from an image: objects that are not crowds."""
+    """The objects of an image that a detector learns, which excludes crowds."""
 
     boxes: NDArray[np.float32]
-    """[n, 4]: left, top, right, bottom in pixels, the last two beyond the object."""
+    """Boxes [n, 4]: left, top, right, bottom in pixels; right and bottom are exclusive."""
     classes: NDArray[np.int64]
-    """[n], from 1: 0 is the background."""
+    """Classes [n], numbered from 1: 0 is the background."""
     outlines: Sequence[Any] | None
-    """COCO's segmentations, polygons or run lengths; None where the data has none."""
+    """COCO's segmentations, polygons or run lengths; None if the data has none."""
 
 
 class DetectionSet:
     """Images with objects, as a source whose images have no labels.
 
     Args:
-        name: Of the data and its part.
-        files: The images.
-        sizes: Their heights and widths [n, 2] in pixels.
-        objects: In each of them.
-        category_ids: Number of each class, from 1 on, in `truth`.
-        truth: Images, categories and annotations in COCO's format, for evaluation; images have their numbers here as `id`.
+        name: Name of the data set and its split.
+        files: The image files [n].
+        sizes: Heights and widths of the images [n, 2] in pixels.
+        objects: Objects of each image [n].
+        category_ids: Id in `truth` of each class, in the order of the classes 1, 2, ...
+        truth: Images, categories and annotations in COCO's format, for evaluation. The `id` of an
+            image is its index in `files`.
         digest: Hash of the annotations.
     """
 
@@ -91,12 +91,17 @@ class DetectionSet:
         return len(self.files)
 
     def image(self, index: int) -> Tensor:
-        """Image `index`, uint8 [3, H, W]; ValueError also if it has not the size that the annotations say."""
+        """Image `index`, uint8 [3, H, W].
+
+        Raises:
+            ValueError: it cannot be read, or its size differs from the one in the annotations.
+        """
         image = decode(self.encoded(index), str(self.files[index]))
         found, expected = [*image.shape[1:]], self.sizes[index].tolist()
         if found != expected:
             raise ValueError(
-                f"image {self.files[index]} is {found} pixels high and wide, its annotation says {expected}"
+                f"image {self.files[index]} is {found} pixels high and wide, "
+                f"its annotation says {expected}"
             )
         return image
 
@@ -116,7 +121,7 @@ class DetectionSet:
         return f"{self.name}:{len(self)}:{self._digest[:16]}"
 
     def with_objects(self) -> DetectionSet:
-        """The images in which there are objects to be learnt; they cannot be evaluated on."""
+        """The images that have objects to learn, without `truth`: for training, not evaluation."""
         kept = [index for index, objects in enumerate(self.objects) if len(objects.boxes) > 0]
         files, objects = (
             [self.files[index] for index in kept],
@@ -127,7 +132,7 @@ class DetectionSet:
         )
 
     def masks(self, index: int) -> Tensor:
-        """Pixels of each object in image `index`, uint8 [n, H, W] of 0 and 1."""
+        """Masks of the objects in image `index`, uint8 [n, H, W]; 1 inside an object, else 0."""
         from pycocotools import mask as coding
 
         height, width = self.sizes[index].tolist()
@@ -141,16 +146,18 @@ class DetectionSet:
 
 
 def load_voc(root: Path, split: Literal["train", "val"]) -> DetectionSet:
-    """VOC07+12: trainval of 2007 and 2012 to train on, test of 2007 for validation.
+    """VOC07+12: trainval of 2007 and 2012 for training, test of 2007 for validation.
 
-    Objects marked as difficult are learnt as all others (so does Detectron2) and ignored in evaluation (so does VOC).
+    Difficult objects are learnt like all others, as in Detectron2, and ignored in evaluation, as in
+    VOC.
 
     Args:
-        root: VOCdevkit, with VOC2007 and VOC2012, each with Annotations, ImageSets/Main and JPEGImages.
-        split: Which of them.
+        root: Folder VOCdevkit, with VOC2007 and VOC2012; each has Annotations, ImageSets/Main and
+            JPEGImages.
+        split: Split to load.
 
     Raises:
-        ValueError: a file is missing or no annotation.
+        ValueError: a file is missing or is not a valid annotation.
     """
     files: list[Path] = []
     sizes: list[tuple[int, int]] = []
@@ -186,8 +193,9 @@ def load_coco(root: Path, split: Literal["train", "val"]) -> DetectionSet:
     """COCO 2017. Crowds are not learnt; evaluation treats them as COCO does.
 
     Args:
-        root: Folder with train2017, val2017, annotations/instances_train2017.json and annotations/instances_val2017.json.
-        split: Which of them.
+        root: Folder with train2017, val2017, annotations/instances_train2017.json and
+            annotations/instances_val2017.json.
+        split: Split to load.
 
     Raises:
         ValueError: a file is missing or holds no annotations.
@@ -218,7 +226,7 @@ def load_coco(root: Path, split: Literal["train", "val"]) -> DetectionSet:
 
 
 def _voc_objects(path: Path, text: str) -> tuple[tuple[int, int], Objects, list[bool]]:
-    """Height and width of the image, what is in it, and what of that is difficult."""
+    """Height and width of the image, its objects, and whether each of them is difficult."""
     boxes, classes, difficult = [], [], []
     try:
         root = ElementTree.fromstring(text)
@@ -228,9 +236,8 @@ def _voc_objects(path: Path, text: str) -> tuple[tuple[int, int], Objects, list[
                 float(found.findtext(f"bndbox/{side}", ""))
                 for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            boxes.append(
-                [left - 1, top - 1, right, bottom]
-            )  # pixels are counted from 1, the last ones belong to the object
+            # VOC counts pixels from 1, and its right and bottom belong to the object.
+            boxes.append([left - 1, top - 1, right, bottom])
             classes.append(VOC_CLASSES.index(found.findtext("name", "")) + 1)
             difficult.append(found.findtext("difficult", "0").strip() == "1")
     except (ElementTree.ParseError, ValueError) as error:
@@ -267,5 +274,6 @@ def _text(path: Path, kind: str, root: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ValueError(
-            f"cannot read {path} ({reason}); data.root={root} should be the folder that holds {kind}"
+            f"cannot read {path} ({reason}); "
+            f"data.root={root} should be the folder that holds {kind}"
         ) from None

@@ -16,10 +16,11 @@ NUM_TRAIN = 1437
 
 
 class DigitsSource:
-    """1797 handwritten digits of 13 people, 8x8 pixels of 17 grey levels, shown as RGB at 32x32 (bilinear).
+    """1797 handwritten digits, 8x8 pixels of 17 grey levels, enlarged to 32x32 RGB (bilinear).
 
-    The images stand in the order in which people wrote them, so the split is not shuffled: `train` is the first 1437, `val`
-    the last 360, mostly by people who wrote none of the training images. https://archive.ics.uci.edu/dataset/80
+    The images are in the order in which 13 people wrote them, so the split is not shuffled: `train`
+    is the first 1437, `val` the last 360, mostly by people who wrote none of the training images.
+    https://archive.ics.uci.edu/dataset/80
     """
 
     def __init__(self, split: str) -> None:

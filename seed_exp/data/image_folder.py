@@ -34,18 +34,21 @@ EXTENSIONS = (
 
 
 class ImageFolderSource:
-    """Images below one folder, in the order of their names.
+    """Images below one folder, sorted by name.
 
-    The sub-folders of `root`, sorted, are the classes 0, 1, ...; images may lie in them at any depth. A folder that holds
-    images and no sub-folder is unlabelled. Hidden files and folders are ignored.
+    The sub-folders of `root`, sorted, are the classes 0, 1, ...; images may lie in them at any
+    depth. A folder that holds images and no sub-folder is unlabelled. Hidden files and folders are
+    ignored.
 
     Args:
         root: Folder of class folders, or of images.
-        classes: Names of the class folders, when another split decides which label each name has.
+        classes: Names of the class folders in label order; None = those of `root`, sorted. Give the
+            training split's names for a validation split, so that both have the same labels.
 
     Raises:
-        ValueError: no such folder, no image in it, images both beside and in sub-folders, or a sub-folder that is not
-            in `classes`. Reading an image raises it for a file that is gone or broken.
+        ValueError: no such folder, no image in it, images both beside and in sub-folders, or a
+            sub-folder that is not in `classes`. Reading an image raises it for a file that is gone
+            or broken.
     """
 
     labels: NDArray[np.int64] | None
@@ -61,7 +64,8 @@ class ImageFolderSource:
             raise ValueError(
                 f"{root} has classes that the training images do not have: {', '.join(unknown[:5])}"
             )
-        # One buffer with offsets: a million str objects would be copied into every worker by reference counting.
+        # One buffer with offsets: a million str objects would be copied into every worker by
+        # reference counting.
         paths: list[bytes] = []
         labels: list[int] = []
         for name in folders:
@@ -71,7 +75,8 @@ class ImageFolderSource:
         beside = [entry for entry in _visible(os.fsencode(root)) if _is_image(entry)]
         if paths and beside:
             raise ValueError(
-                f"{root} holds images both in sub-folders and beside them (such as {os.fsdecode(beside[0].name)}); "
+                f"{root} holds images both in sub-folders and beside them "
+                f"(such as {os.fsdecode(beside[0].name)}); "
                 "expected one sub-folder per class, or only images"
             )
         self.labels = np.array(labels, np.int64) if paths else None
@@ -108,7 +113,7 @@ class ImageFolderSource:
 
 
 def class_names(root: Path) -> list[str]:
-    """Names of the visible sub-folders, sorted."""
+    """Names of the visible sub-folders of `root`, sorted."""
     return [os.fsdecode(entry.name) for entry in _visible(os.fsencode(root)) if entry.is_dir()]
 
 
@@ -125,7 +130,7 @@ def _is_image(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _walk(folder: bytes, prefix: bytes) -> Iterator[bytes]:
-    """Paths of all images below `folder`, each behind `prefix`."""
+    """Paths of all images below `folder`, each with `prefix` in front."""
     for entry in _visible(folder):
         if entry.is_dir():
             yield from _walk(entry.path, prefix + entry.name + b"/")

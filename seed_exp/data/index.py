@@ -1,4 +1,4 @@
-"""Where the images of a large file lie: found in one pass, kept beside the file or in the cache, memory-mapped from then on."""
+"""Index of the images in a large file: made in one pass, kept beside it or in the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from seed_exp.base.files import atomic_write, cache_folder
 
 MALFORMED = np.iinfo(np.int64).min
-"""Stands in an index for a label that is none: one bad row must not cost the file."""
+"""Marks a row without a valid label, so that one bad row does not cost the whole file."""
 
 _LARGEST_LABEL = 2**31 - 1
 
@@ -22,19 +22,20 @@ _LARGEST_LABEL = 2**31 - 1
 def load_index(
     path: Path, build: Callable[[Path], NDArray[Any]], fits: Callable[[np.dtype[Any]], bool]
 ) -> NDArray[Any]:
-    """The records that `build` makes of a file, and one more that closes them.
+    """The records that `build` makes of a file [n], and a closing record [n + 1 in all].
 
-    They are kept in `X.index.npy` beside the file `X` (or, where that folder cannot be written, in the folder that the
-    environment variable SEED_CACHE names, ~/.cache/seed_exp by default), and made anew when that is absent or does not belong
-    to the file's present size and modification time in ns, which are `offset` and `label` of the closing record.
+    The closing record holds the file's size in bytes as `offset` and its modification time in ns as
+    `label`. The index is kept in `X.index.npy` beside the file `X`, or in `cache_folder()` if that
+    folder is read-only. It is made anew if it is absent or the closing record does not fit the
+    file's present size and time.
 
     Args:
         path: The file.
-        build: Gives records with the fields `offset` and `label` among others.
-        fits: Whether records of this type are such as `build` gives.
+        build: Returns records with the fields `offset` and `label` among others.
+        fits: Whether a dtype is that of records from `build`.
 
     Raises:
-        ValueError: what `build` found wrong, or the file changes meanwhile.
+        ValueError: `build` found something wrong, or the file changes while it is indexed.
     """
     places = index_places(path)
     stat = path.stat()
@@ -62,7 +63,7 @@ def load_index(
 
 
 def index_places(path: Path) -> list[Path]:
-    """Where the index of a file may be, the best place first."""
+    """Paths where the index of a file may be, the preferred one first."""
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     return [
         path.with_name(f"{path.name}.index.npy"),
@@ -76,7 +77,9 @@ def _open_index(
     """The index in `place` if it is whole and belongs to the file with this `stat`."""
     try:
         index: NDArray[Any] = np.load(place, mmap_mode="r")
-    except Exception:  # absent, cut short, or another kind of file: NumPy reads the header as Python, with errors of all kinds
+    # Absent, cut short or another kind of file: NumPy parses the header as Python and raises errors
+    # of all kinds.
+    except Exception:
         return None
     if not fits(index.dtype) or index.ndim != 1 or len(index) < 2:
         return None
@@ -84,16 +87,16 @@ def _open_index(
         (index[field] > stat.st_size).any()
         for field in {"offset", "size"} & set(index.dtype.names or ())
     ):
-        return None  # damaged: a row would be read from beyond the end, or take more memory than the file is long
+        return None  # damaged: a read would go beyond the file's end
     closing = int(index["offset"][-1]), int(index["label"][-1])
     return np.asarray(index) if closing == (stat.st_size, stat.st_mtime_ns) else None
 
 
 def parse_label(text: bytes) -> int:
-    """The class that `text` names, -1 = none.
+    """The label in `text`: the number of a class, or -1 for no label.
 
     Raises:
-        ValueError: it names none.
+        ValueError: `text` is not such a number.
     """
     try:
         label = int(text)
@@ -101,7 +104,8 @@ def parse_label(text: bytes) -> int:
         label = -2
     if not -1 <= label <= _LARGEST_LABEL:
         raise ValueError(
-            f"the label must be an integer, the number of a class from 0 on or -1 for none, got {text[:40]!r}"
+            "the label must be an integer, the number of a class from 0 on or -1 for none, "
+            f"got {text[:40]!r}"
         )
     return label
 
@@ -112,13 +116,13 @@ def known_labels(
     """Labels from an index [n]; None if no image has one.
 
     Args:
-        stored: As in the index; MALFORMED for rows that are not what they should be.
-        explain: Gives the error of such a row.
-        keep_bad: Whether there may be such rows. Each then has the label of the good row behind it, whose image the loader
-            takes instead.
+        stored: Labels in the index [n]; MALFORMED marks malformed rows.
+        explain: Returns the error of a malformed row.
+        keep_bad: Whether malformed rows are allowed. Each then gets the label of the next good row,
+            whose image the loader takes instead.
 
     Raises:
-        ValueError: there is a malformed row although there may be none, or no other row.
+        ValueError: a row is malformed and `keep_bad` is false, or all rows are malformed.
     """
     bad = stored == MALFORMED
     if bad.any():

@@ -1,4 +1,4 @@
-"""Whether every image of a source can be read, and what there is."""
+"""Checks that every image of a source can be read, and counts what the source holds."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ _BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Inventory:
-    """What was found in a source of n images."""
+    """Findings about a source of n images."""
 
     bad: dict[int, str]
-    """Images that cannot be read, and why."""
+    """Index of each image that cannot be read, and the reason."""
     sizes: NDArray[np.int64]
-    """Height and width in pixels of each good image [n - bad, 2]."""
+    """Height and width in pixels of each readable image [n - len(bad), 2]."""
     num_copies: int
-    """Good images whose file has the same bytes as an earlier one."""
+    """Readable images whose file has the same bytes as an earlier one."""
     class_sizes: NDArray[np.int64] | None
-    """Images of each class that has any; None = unlabelled."""
+    """Images per class, over the classes that have any; None if the source is unlabelled."""
 
 
 def take_inventory(source: Source, *, num_workers: int) -> Inventory:
-    """Reads and decodes every image, in `num_workers` processes, with a progress bar; holds 24 bytes for each."""
+    """Findings after reading and decoding every image in `num_workers` processes; shows progress.
+
+    Takes 24 bytes of memory per image.
+    """
     sizes, hashes = np.zeros((len(source), 2), np.int64), np.zeros(len(source), np.int64)
     bad: dict[int, str] = {}
     order = (
@@ -74,7 +77,7 @@ class _Batch(NamedTuple):
 
 
 class _Tolerant:
-    """A source whose images that cannot be read have no pixels."""
+    """A source in which an unreadable image is an image without pixels."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -96,7 +99,7 @@ class _Tolerant:
 
 
 class _Measure:
-    """What stands in for views: sizes of images and hashes of their files."""
+    """Takes the place of views: measures image sizes and hashes image files."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -128,4 +131,4 @@ def _reason(source: Source, index: int) -> str:
         source.image(index)
     except ValueError as error:
         return str(error)
-    return f"image {source.key(index)!r} could be read at the second try only"
+    return f"image {source.key(index)!r} could only be read at the second try"

@@ -22,13 +22,15 @@ from seed_exp.data.sources import Source
 from seed_exp.data.stall_warning import Watch
 from seed_exp.data.transfer import lock_pages, on_gpu, unlock_pages
 
-_MAX_SLICE = 16  # images that a worker reads at once: enough for vectorised draws, few enough to hold them all decoded
-_MAX_BAD_RUN = 10_000  # images passed over in search of a good one: a disk that is gone must not be looked through to its end
+# Images that a worker reads at once: enough for vectorised draws, few enough to keep all decoded.
+_MAX_SLICE = 16
+# Images skipped in search of a readable one: nobody wants to wait for all images of a lost disk.
+_MAX_BAD_RUN = 10_000
 _CPU = torch.device("cpu")
 
 
 def default_num_workers(ranks_on_machine: int) -> int:
-    """Worker processes for each rank: its share of the cores this process may use, less one for the rank itself; >= 0."""
+    """Worker processes per rank: its share of the usable cores, less one for the rank; >= 0."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     own = slurm.cores_of_task(cores)
@@ -45,30 +47,34 @@ def load_batches(
     on_bad: Callable[[int, str], None] | None = None,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[B, None, None]:
-    """Yields what `views` makes of each `(epoch, indices)` of `order`, in that order, on the device.
+    """Yields one batch of views on `device` for each `(epoch, indices)` of `order`, in that order.
 
-    A batch is valid until the next one is asked for. The workers write into three batches of shared memory, page-locked if
-    they go to a GPU: while one is in use, the next two are being made. However many workers there are, that is all that they
-    share (232 MiB for 256 images in 224 + 6 x 96); each one holds up to 16 decoded images of its own.
+    A batch is valid until the next one is asked for. The workers write into three batches of shared
+    memory, page-locked if they go to a GPU: while one is in use, the next two are being made. This
+    is all the memory that the workers share, however many there are (232 MiB for 256 images in
+    224 + 6 x 96); each worker holds up to 16 decoded images of its own.
 
-    An image that cannot be read may be replaced by the next one of the source that can, with its label, index and draws: the
-    batches then depend on nothing but source and order, as ever. While a batch is waited for longer than a minute, the log says
-    what the workers are reading.
+    An unreadable image may be replaced by the next readable one of the source, with that image's
+    label, index and draws: the batches still depend on nothing but source and order. If a batch
+    takes longer than a minute, the log says what the workers are reading.
 
     Args:
-        source: Where the images come from.
+        source: The source of the images.
         views: The host half of their views.
-        order: May be endless; it is read ahead by two batches. None is larger than the first. The workers live as long as
-            the iteration and stop when the returned iterator is closed.
-        num_workers: Processes; 0 = in this one.
-        device: Where the batches are wanted.
-        on_bad: Called here with number and error of each image that cannot be read, once, before the first batch in which it is
-            replaced is yielded; what it raises ends the iteration. None: such an image is an error.
-        waiting: Entered while this process waits for a batch to be made, or makes it; not while it waits for the GPU.
+        order: Epoch and image indices of each batch. It may be endless, is read ahead by two
+            batches, and no batch may be larger than the first. The workers live as long as the
+            iteration and stop when the returned iterator is closed.
+        num_workers: Worker processes; 0 = this process makes the batches itself.
+        device: Device of the batches.
+        on_bad: Called in this process with index and error of each unreadable image, once, before
+            the first batch in which it is replaced is yielded; an exception from it ends the
+            iteration. None = such an image is an error.
+        waiting: Entered while this process waits for a batch or makes it; not while it waits for
+            the GPU.
 
     Raises:
-        ValueError: what a source or `views` found wrong, with its own message, also from a worker; no image, or 10,000 in
-            succession, can be read; or there is too little shared memory.
+        ValueError: the source or `views` raised it, here or in a worker (the message is kept); all
+            images, or 10,000 in succession, are unreadable; or there is too little shared memory.
         RuntimeError: a worker was killed.
     """
     with closing(_host_batches(source, views, order, num_workers, device, on_bad)) as batches:
@@ -93,17 +99,20 @@ class _Slice(NamedTuple):
     epoch: int
     indices: NDArray[np.int64]
     row: int
-    """Of the ring, where it begins."""
+    """First row of the slice in the ring."""
 
 
 class _Done(NamedTuple):
-    """What a worker gives back."""
+    """The result of a worker for one slice."""
 
     part: _Slice
     bad: list[tuple[int, str]]
-    """Images that it found it cannot read, and why."""
+    """Index and error of each image that this worker newly found unreadable."""
     error: ValueError | None
-    """Why the slice was not made; raised in the worker, it would come out with the worker's traceback as its message."""
+    """Why the slice was not made.
+
+    It is not raised in the worker, because DataLoader would put the traceback into its message.
+    """
 
 
 def _host_batches(
@@ -114,12 +123,13 @@ def _host_batches(
     device: torch.device,
     on_bad: Callable[[int, str], None] | None,
 ) -> Generator[B, None, None]:
-    """The batches, in a ring of buffers that workers fill slice by slice.
+    """Yields the batches, which workers fill slice by slice in a ring of buffers.
 
-    Why no batch is overwritten while it is in use: DataLoader gives the slices back in order and, for each, sends out one
-    new one, so that W workers with prefetch factor P have the next P x W slices. P x W is at most the slices of two
-    batches. When the last slice of batch b has come and the batch is yielded, the workers have slices up to batch b + 2; the
-    first of batch b + 3, which gets the buffer of b, is sent when b + 1 is asked for.
+    No batch is overwritten while it is in use, for this reason: DataLoader returns the slices in
+    order and sends out a new one for each, so W workers with prefetch factor P have the next P x W
+    slices. P x W is at most the number of slices in two batches. When the last slice of batch b has
+    come and the batch is yielded, the workers have slices up to batch b + 2. The first slice of
+    batch b + 3, which gets the buffer of b, is sent when b + 1 is asked for.
     """
     order = iter(order)
     first = next(order, None)
@@ -127,9 +137,8 @@ def _host_batches(
         return
     batch_size = len(first[1])
     num_workers = min(num_workers, batch_size)
-    num_slices = -(
-        -batch_size // min(_MAX_SLICE, batch_size // max(num_workers, 1))
-    )  # at least one for each worker
+    # At least one slice for each worker.
+    num_slices = -(-batch_size // min(_MAX_SLICE, batch_size // max(num_workers, 1)))
     num_buffers = 3 if num_workers else 1
     ring = views.empty(num_buffers * batch_size)
     reading = torch.full((max(num_workers, 1),), -1)
@@ -151,9 +160,8 @@ def _host_batches(
         with closing(watch):
             for number, (part, bad, error) in enumerate(watch.over(loader)):
                 for index, message in bad:
-                    if (
-                        on_bad is not None and index not in known_bad
-                    ):  # another worker may have met it before
+                    # Another worker may have reported it before.
+                    if on_bad is not None and index not in known_bad:
                         known_bad.add(index)
                         on_bad(index, message)
                 if error is not None:
@@ -165,9 +173,8 @@ def _host_batches(
                     with watch.paused():
                         yield ring.map(itemgetter(rows))._replace(epoch=part.epoch)
     finally:
-        for worker in (
-            watch.workers
-        ):  # DataLoader has asked them to end; one that is stuck in a read ignores it
+        # DataLoader has asked the workers to end; one that is stuck in a read ignores it.
+        for worker in watch.workers:
             if worker.is_alive():
                 worker.kill()
         unlock_pages(locked)
@@ -179,7 +186,7 @@ def _slices(
     num_slices: int,
     num_buffers: int,
 ) -> Iterator[_Slice]:
-    """Equal parts of each batch, the same number whatever its size, and their places in the ring."""
+    """Yields `num_slices` equal slices of each batch, with their places in the ring."""
     for number, (epoch, indices) in enumerate(order):
         assert len(indices) <= batch_size
         row = number % num_buffers * batch_size
@@ -189,7 +196,7 @@ def _slices(
 
 
 class _Slices(Dataset[_Done]):
-    """In a worker: fills the rows of a slice."""
+    """Fills the rows of a slice; runs in a worker."""
 
     def __init__(
         self, source: Source, views: HostHalf[Any], ring: Batch, reading: Tensor, *, skip_bad: bool
@@ -218,7 +225,10 @@ class _Slices(Dataset[_Done]):
         return _Done(part, bad, None)
 
     def _read(self, index: int, bad: list[tuple[int, str]]) -> tuple[Tensor, int]:
-        """Image `index`, or the next one that can be read, and its number; what is found unreadable is added to `bad`."""
+        """Image `index`, or else the next readable one, and its index.
+
+        Images that turn out unreadable are added to `bad`.
+        """
         info = get_worker_info()
         worker = 0 if info is None else info.id
         num_tries = min(len(self.source), _MAX_BAD_RUN)
@@ -249,7 +259,8 @@ def _shared(tensor: Tensor) -> Tensor:
         tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise ValueError(
-            f"no room for {tensor.nbytes / 2**20:.0f} MiB in shared memory ({error}); enlarge /dev/shm (docker run --shm-size), "
+            f"no room for {tensor.nbytes / 2**20:.0f} MiB in shared memory ({error}); "
+            "enlarge /dev/shm (docker run --shm-size), "
             "take a smaller batch_size, or data.num_workers=0"
         ) from error
     return tensor
@@ -260,6 +271,7 @@ def _unchanged(done: _Done) -> _Done:
 
 
 def _ignore_signals(_worker: int) -> None:
-    # Ctrl-C and a scheduler's warnings reach all processes of a job; the parent ends its workers when it has made its checkpoint.
+    # Ctrl-C and a scheduler's warnings reach all processes of a job; the parent ends its workers
+    # after it has written its checkpoint.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which images make up which step."""
+"""The images of each training step."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from numpy.typing import NDArray
 
 
 class SampleOrder:
-    """The images of every step: each epoch is a new permutation, its incomplete last batch is left out.
+    """The images of every step: each epoch is a new permutation, without the incomplete last batch.
 
-    A pure function of the arguments: no state but a cache. The global batches do not depend on the number of processes.
+    A pure function of the arguments: no state but a cache. The global batches do not depend on the
+    number of processes.
 
     Args:
         num_samples: Images in the source.
         batch_size: Images per step over all processes.
         seed: Any integer; with the epoch it keys the permutation.
-        rank, world_size: This process and how many there are; each takes an equal, contiguous part of each batch.
+        rank, world_size: This process and how many there are; each takes an equal, contiguous part
+            of each batch.
 
     Raises:
         ValueError: `batch_size` exceeds `num_samples` or does not divide by `world_size`.
@@ -26,11 +28,13 @@ class SampleOrder:
     ) -> None:
         if batch_size % world_size:
             raise ValueError(
-                f"batch_size={batch_size} does not divide by the {world_size} processes; take a multiple"
+                f"batch_size={batch_size} does not divide by the {world_size} processes; "
+                "take a multiple"
             )
         if batch_size > num_samples:
             raise ValueError(
-                f"batch_size={batch_size} exceeds the {num_samples} images; take batch_size={num_samples} or less"
+                f"batch_size={batch_size} exceeds the {num_samples} images; "
+                f"take batch_size={num_samples} or less"
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.batch_size_per_rank = rank, batch_size // world_size
@@ -45,7 +49,8 @@ class SampleOrder:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._cached is None or self._cached[0] != epoch:
-            # Sorted random words and not Generator.permutation, whose result may change with NumPy's version.
+            # Sorted random words and not Generator.permutation, whose result may change with
+            # NumPy's version.
             key = np.array([self.seed % 2**64, epoch], np.uint64)
             words = np.random.Philox(key=key).random_raw(self.num_samples)
             self._cached = epoch, np.argsort(words, kind="stable")

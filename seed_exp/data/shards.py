@@ -1,4 +1,7 @@
-"""Tar files of images in WebDataset's layout, https://github.com/webdataset/webdataset: members KEY.jpg and KEY.cls."""
+"""Tar files of images in WebDataset's layout: members KEY.jpg and KEY.cls.
+
+https://github.com/webdataset/webdataset
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ from seed_exp.data.decode import decode
 from seed_exp.data.image_folder import EXTENSIONS
 from seed_exp.data.index import MALFORMED, known_labels, load_index, parse_label
 
-_BLOCK_SIZE = 512  # of tar
+_BLOCK_SIZE = 512  # bytes of a tar block
 _MAX_OPEN = 64  # files per process
 _MAX_SHARDS = 1_000_000
-_PROGRESS_SIZE = 1 << 30  # bytes from which on indexing shows a progress bar
+_PROGRESS_SIZE = 1 << 30  # bytes; indexing more than this shows a progress bar
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -33,26 +36,32 @@ _COMPRESSED = {
     b"\x04\x22\x4d\x18": "lz4",
 }
 
-_WHY_UNCOMPRESSED = "images are read at random places, which only an uncompressed tar allows; unpack it with gunzip or the like"
+_WHY_UNCOMPRESSED = (
+    "images are read at random places, which only an uncompressed tar allows; "
+    "unpack it with gunzip or the like"
+)
 
 
 class ShardsSource:
-    """Images of uncompressed tar files, in the order of the files and, within each, of its members.
+    """Images of uncompressed tar files, in the order of the files and of the members in each file.
 
-    An image is a member KEY.EXTENSION with an extension of image_folder.EXTENSIONS; KEY ends at the first dot of the file
-    name. KEY.cls in the same tar is its class as text; without it the image is unlabelled. Other members are ignored. The
-    archives are never unpacked, so that names in them cannot reach other files.
+    An image is a member KEY.EXTENSION with an extension of image_folder.EXTENSIONS; KEY ends at the
+    first dot of the file name. KEY.cls in the same tar is its class as text; without it the image
+    is unlabelled. Other members are ignored. The archives are never unpacked, so that names in them
+    cannot reach other files.
 
-    Each shard has an index `X.tar.index.npy` as data.index says, made by reading the headers once. Instances may be forked or
-    pickled into other processes.
+    Each shard has an index `X.tar.index.npy` (see `load_index`), made by reading the headers once.
+    Instances may be forked or pickled into other processes.
 
     Args:
         paths: The tar files.
-        keep_bad: Whether images with a malformed KEY.cls are images that cannot be read, instead of errors at once.
+        keep_bad: Whether an image with a malformed KEY.cls counts as an unreadable image; otherwise
+            it is an error at once.
 
     Raises:
-        ValueError: a file is missing, compressed, no tar, cut short or damaged, names a sample twice or has no image; or a
-            label is malformed. Reading an image raises it for the image.
+        ValueError: a file is missing, compressed, not a tar, cut short or damaged, names a sample
+            twice or has no image; or a label is malformed. Reading an image raises it for that
+            image.
     """
 
     labels: NDArray[np.int64] | None
@@ -88,7 +97,8 @@ class ShardsSource:
             ) from error
         if len(data) < record["size"]:
             raise ValueError(
-                f"{path} changed since it was indexed: image {_key(record)!r} is not there; start again"
+                f"{path} changed since it was indexed: image {_key(record)!r} is not there; "
+                "start again"
             )
         return data
 
@@ -115,13 +125,14 @@ class ShardsSource:
     def _malformed(self, index: int) -> ValueError:
         path, record = self._find(index)
         return ValueError(
-            f"{path}: the label of image {_key(record)!r} is not the number of a class; see its member .cls"
+            f"{path}: the label of image {_key(record)!r} is not the number of a class; "
+            "see its member .cls"
         )
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._files:
             if len(self._files) == _MAX_OPEN:
-                del self._files[next(iter(self._files))]  # which closes it
+                del self._files[next(iter(self._files))]  # this closes the file
             self._files[path] = path.open("rb", buffering=0)
         descriptor: int = self._files[path].fileno()
         return descriptor
@@ -131,9 +142,9 @@ def find_shards(root: str, split: str) -> list[Path]:
     """The tar files of a split, sorted; none if the folder `root` has none for it.
 
     Args:
-        root: A folder with train/ and val/ or with train-*.tar and val-*.tar; or the files themselves, as a path in which
-            {000..146}, {a,b}, * and ? may stand.
-        split: `train` or `val`; only for a folder.
+        root: A folder with train/ and val/ or with train-*.tar and val-*.tar; or the files
+            themselves, as a path that may contain {000..146}, {a,b}, * and ?.
+        split: `train` or `val`; only used for a folder.
 
     Raises:
         ValueError: no such file, or the folder has only compressed ones.
@@ -165,7 +176,10 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _braces(pattern: str) -> list[str]:
-    """`a{0..2}` and `a{0,1,2}` as a0, a1, a2; a range is as wide as its first number is written."""
+    """The pattern with its braces expanded: a0, a1, a2 for `a{0..2}` and for `a{0,1,2}`.
+
+    The numbers of a range are padded with zeros to the width of its first one.
+    """
     parts: list[list[str]] = []
     for text in re.split(r"(\{[^{}]*\})", pattern):
         between = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", text)
@@ -188,7 +202,7 @@ class _Member(NamedTuple):
 
 
 def _build_index(path: Path) -> NDArray[Any]:
-    """Place, label and name of each image [n], from the headers of a tar."""
+    """Offset, size, label and name of each image [n], from the headers of a tar."""
     images: dict[str, _Member] = {}
     labels: dict[str, int] = {}
     with path.open("rb") as file:
@@ -196,12 +210,13 @@ def _build_index(path: Path) -> NDArray[Any]:
             folder, _, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
             sample = f"{folder}/{stem}"
-            if not stem:  # hidden, such as what macOS adds
+            if not stem:  # a hidden file, such as macOS adds
                 continue
             if f".{extension.lower()}" in EXTENSIONS:
                 if sample in images:
                     raise ValueError(
-                        f"{path} has two images of the same key: {images[sample].name} and {member.name}"
+                        f"{path} has two images of the same key: "
+                        f"{images[sample].name} and {member.name}"
                     )
                 images[sample] = member
             elif extension.lower() == "cls":
@@ -223,10 +238,12 @@ def _build_index(path: Path) -> NDArray[Any]:
 
 
 def _members(path: Path, file: Any) -> Iterator[_Member]:
-    """The regular files in a tar.
+    """Yields the regular files in a tar.
+
+    A damaged header is an error here; tarfile would take it for the end of the archive.
 
     Raises:
-        ValueError: it is compressed, no tar, cut or damaged. tarfile would take a damaged header for the end of the archive.
+        ValueError: the file is compressed, not a tar, cut short or damaged.
     """
     begin = file.read(8)
     for magic, name in _COMPRESSED.items():
@@ -243,11 +260,13 @@ def _members(path: Path, file: Any) -> Iterator[_Member]:
                 if member.isreg() and member.sparse is None:
                     yield _Member(member.name.removeprefix("./"), member.offset_data, member.size)
             end = archive.offset
-    except Exception as error:  # tarfile lets through whatever its parsing meets: struct.error, UnicodeDecodeError ...
+    # tarfile lets errors of its parsing escape: struct.error, UnicodeDecodeError ...
+    except Exception as error:
         raise ValueError(f"cannot read {path} as a tar file: {error}") from error
     if os.pread(file.fileno(), _BLOCK_SIZE, end) != bytes(_BLOCK_SIZE):
         raise ValueError(
-            f"{path} is cut short or damaged at byte {end}: neither another file nor the end of the archive is there"
+            f"{path} is cut short or damaged at byte {end}: "
+            "neither another file nor the end of the archive is there"
         )
 
 
@@ -267,9 +286,9 @@ def _key(record: Any) -> str:
 
 
 def member_name(key: str) -> str:
-    """The name of an image's member from which `ShardsSource.key` gives `key`, which ends in an extension.
+    """The name of the member whose `ShardsSource.key` is `key`, which must end in an extension.
 
-    Only one dot may stand in a member's file name: what follows the first one counts as its extension.
+    A member's file name may have only one dot: the text after the first dot is its extension.
     """
     folder, slash, name = key.rpartition("/")
     stem, _, extension = name.rpartition(".")

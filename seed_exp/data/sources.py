@@ -1,4 +1,4 @@
-"""Where images come from: SOURCES by name, and how each one's training and validation images are told apart."""
+"""Where images come from: SOURCES by name, and how each splits training and validation images."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Source(Protocol):
         ...
 
     def image(self, index: int) -> Tensor:
-        """RGB pixels of image `index`, uint8 [3, H, W]; ValueError naming the image if it cannot be read."""
+        """RGB pixels of image `index`, uint8 [3, H, W]; a ValueError names an unreadable image."""
         ...
 
     def encoded(self, index: int) -> bytes:
-        """The file of image `index`, a PNG where it has none of its own; ValueError naming the image if it cannot be read."""
+        """The file of image `index`, a PNG if it has none of its own; ValueError as `image`."""
         ...
 
     def key(self, index: int) -> str:
@@ -49,16 +49,16 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A short line that changes when the images are others: kind, name, number, hash of labels or index."""
+        """A short line that identifies the images: kind, name, number, hash of labels or index."""
         ...
 
 
 class NoValidationError(ValueError):
-    """A source has training images only."""
+    """The source has training images only."""
 
 
 class Subset:
-    """The images `indices` of another source, in that order."""
+    """The images `indices` [n] of another source, in that order."""
 
     def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
         self.source, self.indices = source, indices
@@ -82,7 +82,7 @@ class Subset:
         return self.source.key(int(self.indices[index]))
 
     def fingerprint(self) -> str:
-        """The whole source's, with number and hash of the indices."""
+        """The whole source's fingerprint, with number and hash of the indices."""
         digest = hashlib.sha256(self.indices.tobytes()).hexdigest()
         return f"{self.source.fingerprint()}[{len(self)}:{digest[:16]}]"
 
@@ -90,15 +90,16 @@ class Subset:
 def load_source(config: DataConfig, split: Split) -> Source:
     """The training or validation images of `config`.
 
-    Validation images are those of `data.val_root`, else those that stand beside the training images (val.tsv, val/, the test
-    split of a torchvision set), else the share `data.val_fraction` of the training images, which `train` then lacks. Of the
-    training images that are left, `data.fraction` or `data.subset` may choose some.
+    Validation images are, in this order of preference: those of `data.val_root`; those beside the
+    training images (val.tsv, val/, the test split of a torchvision set); the share
+    `data.val_fraction` of the training images, which `train` then lacks. `data.fraction` or
+    `data.subset` may choose some of the remaining training images.
 
-    With `data.on_error=skip` rows that are broken beyond their image, such as lines of a TSV file without a label, are images
-    that cannot be read; else they are errors at once.
+    With `data.on_error=skip`, rows that are broken beyond their image, such as lines of a TSV file
+    without a label, count as unreadable images; otherwise they are errors at once.
 
     Raises:
-        NoValidationError: there are no validation images; a ValueError as the others.
+        NoValidationError: there are no validation images; it is a ValueError too.
         ValueError: unknown source, images absent or unreadable; says which option to set.
     """
     source = lookup(SOURCES, config.source, "data source")(config, split)
@@ -113,7 +114,9 @@ def load_source(config: DataConfig, split: Split) -> Source:
 
 
 def hold_out(source: Source, fraction: float, split: Split) -> Subset:
-    """`val`: `fraction` of each class (of all images when unlabelled), the same in every run; `train`: the rest.
+    """`val`: `fraction` of each class, or of all unlabelled images; `train`: the rest.
+
+    The choice is the same in every run.
 
     Raises:
         ValueError: one of the two would be empty.
@@ -122,8 +125,8 @@ def hold_out(source: Source, fraction: float, split: Split) -> Subset:
     val = share_of_each_class(labels, fraction, _HOLD_OUT_SEED)
     if not 0 < len(val) < len(source):
         raise ValueError(
-            f"data.val_fraction={fraction} of {len(source)} images in {len(np.unique(labels))} classes leaves no image "
-            f"for {'validation' if len(val) == 0 else 'training'}"
+            f"data.val_fraction={fraction} of {len(source)} images in {len(np.unique(labels))} "
+            f"classes leaves no image for {'validation' if len(val) == 0 else 'training'}"
         )
     return Subset(source, val if split == "val" else np.setdiff1d(np.arange(len(source)), val))
 
@@ -180,7 +183,8 @@ def _some_shards(root: str, split: Split) -> list[Path]:
     found = find_shards(root, split)
     if not found:
         raise ValueError(
-            f"no shards in {root}; expected {split}/*.tar or {split}-*.tar, or a pattern such as 'PATH/*.tar'"
+            f"no shards in {root}; expected {split}/*.tar or {split}-*.tar, "
+            "or a pattern such as 'PATH/*.tar'"
         )
     return found
 
@@ -194,9 +198,8 @@ def _image_folder(config: DataConfig, split: Split) -> Source:
         val = given / "val" if (given / "val").is_dir() else given
 
     def load_val() -> Source:
-        return ImageFolderSource(
-            val, class_names(train)
-        )  # the training folder decides which label a class has
+        # The training folder decides which label a class has.
+        return ImageFolderSource(val, class_names(train))
 
     has_val = config.val_root or (train != root and val.is_dir())
     return _choose(config, split, lambda: ImageFolderSource(train), load_val if has_val else None)
@@ -215,7 +218,10 @@ def _torchvision(config: DataConfig, split: Split) -> Source:
 
 
 def _imagenet(config: DataConfig, split: Split) -> Source:
-    trial = "set either to a folder with train.tsv and val.tsv, or with train/ and val/; data=digits for a trial"
+    trial = (
+        "set either to a folder with train.tsv and val.tsv, or with train/ and val/; "
+        "data=digits for a trial"
+    )
     if not config.root:
         raise ValueError(
             f"no images given: neither SEED_DATA (environment) nor data.root=PATH is set; {trial}"
@@ -256,8 +262,8 @@ def _choose(
         return hold_out(train(), config.val_fraction, split)
     if split == "val":
         raise NoValidationError(
-            f"data source {config.source!r} has no validation images in {config.root}; set data.val_root=PATH, or hold some "
-            "out with data.val_fraction=0.2"
+            f"data source {config.source!r} has no validation images in {config.root}; "
+            "set data.val_root=PATH, or hold some out with data.val_fraction=0.2"
         )
     return train()
 

@@ -1,4 +1,4 @@
-"""Warnings while a batch is long in coming."""
+"""Warnings while a batch takes long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from seed_exp.data.sources import Source
 
-_STALL_SECONDS = 60.0  # of waiting for a batch after which, and from then on every so often, a warning says what is being read
+# Seconds of waiting for a batch after which a warning says what is being read, again and again.
+_STALL_SECONDS = 60.0
 
 log = logging.getLogger("seed_exp")
 
@@ -23,7 +24,13 @@ T = TypeVar("T")
 
 
 class Watch:
-    """Warns, from a thread of its own, while the iteration over a loader has been waiting for long."""
+    """Warns, from its own thread, while the iteration over a loader waits for long.
+
+    Args:
+        source: The source that the workers read.
+        reading: Index of the image that each worker is reading [max(num_workers, 1)], -1 = none.
+        num_workers: Worker processes; 0 = the loader reads in this process.
+    """
 
     def __init__(self, source: Source, reading: Tensor, num_workers: int) -> None:
         self._source, self._reading, self._num_workers = source, reading, num_workers
@@ -32,10 +39,10 @@ class Watch:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="seed_exp data watch")
         self.workers: set[BaseProcess] = set()
-        """Those of the loader."""
+        """The loader's worker processes."""
 
     def over(self, loader: Iterable[T]) -> Iterator[T]:
-        """What the loader gives; the time it takes is watched."""
+        """An iterator over the loader; waiting for it is watched from now on."""
         others = set(multiprocessing.active_children())
         parts = iter(loader)
         self.workers = set(multiprocessing.active_children()) - others
@@ -45,7 +52,7 @@ class Watch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what happens between two batches."""
+        """Stops the watch while the block runs: the work between two batches."""
         self._waiting_since = None
         yield
         self._waiting_since = time.monotonic()
@@ -66,11 +73,11 @@ class Watch:
             ):
                 num_warnings += 1
                 log.warning(
-                    "waiting for data for %.0f s; %s", time.monotonic() - since, self._what()
+                    "waiting for data for %.0f s; %s", time.monotonic() - since, self._activity()
                 )
 
-    def _what(self) -> str:
-        """Which image each worker is reading."""
+    def _activity(self) -> str:
+        """Says which image each worker is reading."""
         images = {
             worker: index for worker, index in enumerate(self._reading.tolist()) if index != -1
         }

@@ -1,4 +1,4 @@
-"""Which images make up a part of a source: a share of each class, or those that a list names."""
+"""Choices of images from a source: a share of each class, names on a list, or evenly spaced."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ _NUM_SHOWN = 3  # names in an error
 def share_of_each_class(
     labels: NDArray[np.int64], fraction: float, seed: int, *, at_least: int = 0
 ) -> NDArray[np.int64]:
-    """`fraction` of each class, chosen at random: a pure function of the arguments, and part of what a larger share chooses.
+    """`fraction` of each class, chosen at random: a pure function of the arguments.
+
+    A smaller fraction chooses part of what a larger one chooses.
 
     Args:
-        labels: Class of each image [n], any integers; several images without a label, with the same number, are a class.
-        fraction: 0 to 1, of a class's images, rounded.
+        labels: Class of each image [n], any integers. Images without a label share one number and
+            so form a class.
+        fraction: Share of each class's images, 0 to 1; their number is rounded.
         seed: 0 to 2^63 - 1.
-        at_least: Images of each class, whatever the fraction.
+        at_least: Images taken of each class whatever the fraction, as far as the class has so many.
 
     Returns:
         Indices [m], ascending.
     """
-    # Sorted random words and not Generator.permutation, whose result may change with NumPy's version.
+    # Sorted random words and not Generator.permutation, whose result may change with NumPy's
+    # version.
     shuffled = np.argsort(np.random.Philox(key=seed).random_raw(len(labels)), kind="stable")
-    shuffled = shuffled[
-        np.argsort(labels[shuffled], kind="stable")
-    ]  # by class, in random order within each
+    # Sorted by class, in random order within each class.
+    shuffled = shuffled[np.argsort(labels[shuffled], kind="stable")]
     _, starts, counts = np.unique(labels[shuffled], return_index=True, return_counts=True)
     sizes = np.maximum(np.rint(counts * fraction).astype(np.int64), np.minimum(at_least, counts))
     ranks = np.arange(len(labels)) - np.repeat(starts, counts)
@@ -39,15 +42,17 @@ def share_of_each_class(
 
 
 def images_named_in(file: Path, key: Callable[[int], str], num_images: int) -> NDArray[np.int64]:
-    """The images that a list names, one a line, with or without the folders that their keys begin with and the extension.
+    """Indices of the images that a text file names, one name a line.
 
-    SimCLR's lists of 1 % and 10 % of ImageNet (imagenet_subsets/1percent.txt in its repository) are such: n01440764_10026.JPEG is
-    the image with that key, or with n01440764/n01440764_10026.JPEG, train/n01440764_10026.
+    A name may lack the extension and the first folders of the image's key. SimCLR's lists of 1 %
+    and 10 % of ImageNet (imagenet_subsets/1percent.txt in its repository) have this format: the
+    line n01440764_10026.JPEG stands for the image with the key n01440764_10026.JPEG,
+    n01440764/n01440764_10026.JPEG or train/n01440764_10026.
 
     Args:
-        file: The list; empty lines are passed over.
-        key: The name of each image in its source.
-        num_images: How many there are.
+        file: The list; empty lines are skipped.
+        key: Returns the key of an image by its index in the source.
+        num_images: Number of images in the source.
 
     Returns:
         Indices [m], ascending, whatever the order of the list.
@@ -57,7 +62,8 @@ def images_named_in(file: Path, key: Callable[[int], str], num_images: int) -> N
     """
     if not file.is_file():
         raise ValueError(
-            f"no list of images at data.subset={file}; expected a text file with the name of an image in each line"
+            f"no list of images at data.subset={file}; "
+            "expected a text file with the name of an image in each line"
         )
     names = {_bare(line.strip()) for line in file.read_text().splitlines() if line.strip()}
     if not names:
@@ -69,29 +75,32 @@ def images_named_in(file: Path, key: Callable[[int], str], num_images: int) -> N
         for name in {"/".join(parts[-depth - 1 :]) for depth in depths} & names:
             if name in found:
                 raise ValueError(
-                    f"{name} in data.subset={file} is the name of several images, {key(found[name])} and {key(index)}; "
-                    "give the names with their folders"
+                    f"{name} in data.subset={file} is the name of several images, "
+                    f"{key(found[name])} and {key(index)}; give the names with their folders"
                 )
             found[name] = index
     if missing := sorted(names - found.keys()):
         shown = ", ".join(missing[:_NUM_SHOWN])
         raise ValueError(
-            f"{len(missing)} of {len(names)} images in data.subset={file} are not among the training images: {shown}"
-            f"{', ...' if len(missing) > _NUM_SHOWN else ''}; their names are like {key(0)}"
+            f"{len(missing)} of {len(names)} images in data.subset={file} are not among the "
+            f"training images: {shown}{', ...' if len(missing) > _NUM_SHOWN else ''}; "
+            f"their names are like {key(0)}"
         )
     return np.sort(np.fromiter(found.values(), np.int64))
 
 
 def _bare(name: str) -> str:
-    """Without an image's extension."""
+    """`name` without the extension of an image file."""
     stem, dot, extension = name.rpartition(".")
     return stem if f"{dot}{extension}".lower() in EXTENSIONS else name
 
 
 def evenly_spaced(num_images: int, at_most: int | None = None) -> NDArray[np.int64]:
-    """Indices of up to `at_most` of `num_images` images: one of each of as many equal stretches, always the same.
+    """Indices of up to `at_most` of `num_images` images (None = all), always the same choice.
 
-    So all classes are met, in a list that is sorted by them (by the stretches) and in one where they take turns (by chance).
+    The images are divided into `at_most` equal stretches and one is drawn from each. The choice
+    covers all classes if the images are sorted by class (thanks to the stretches) and if the
+    classes take turns (thanks to the draw).
     """
     num = num_images if at_most is None else min(at_most, num_images)
     edges = np.arange(num + 1, dtype=np.int64) * num_images // num

@@ -20,16 +20,18 @@ _LABELS = ("targets", "labels", "_labels", "y")
 
 
 class TorchvisionSource:
-    """One split of a torchvision set; targets that are not one integer per image make it unlabelled.
+    """One split of a torchvision set; unlabelled unless its targets are one integer per image.
 
     Args:
         name: Class in torchvision.datasets.
         root: Folder where torchvision keeps its files.
-        split: None for a set without splits; `val` is the set's test split or, where it has none, its validation split.
+        split: None for a set without splits. `val` is the set's test split or, if it has none, its
+            validation split.
         download: Whether absent files are downloaded.
 
     Raises:
-        ValueError: unknown name, files absent, the set has no such split, or it needs arguments that we do not have.
+        ValueError: unknown name, files absent, the set has no such split, or it needs arguments
+            that we do not have.
     """
 
     labels: NDArray[np.int64] | None
@@ -48,13 +50,13 @@ class TorchvisionSource:
         """Image `index`, uint8 [3, H, W]."""
         try:
             return to_tensor(self._set[index][0])
-        except Exception as error:  # of Pillow's readers, or of the set's own
+        except Exception as error:  # from Pillow's readers or from the set itself
             raise ValueError(
                 f"cannot read image {self.key(index)}: {error or type(error).__name__}"
             ) from error
 
     def encoded(self, index: int) -> bytes:
-        """Image `index` as a PNG file: what torchvision read it from is not known."""
+        """Image `index` as a PNG file: the file from which torchvision read it is not known."""
         return encode_png(self.image(index))
 
     def key(self, index: int) -> str:
@@ -68,7 +70,7 @@ class TorchvisionSource:
 
 
 def has_splits(name: str | None) -> bool:
-    """Whether the class `name` of torchvision.datasets is told which split to read.
+    """Whether the class `name` of torchvision.datasets takes the split to read as an argument.
 
     Raises:
         ValueError: no name, or torchvision has no such set (the closest name is given).
@@ -79,7 +81,8 @@ def has_splits(name: str | None) -> bool:
 def _parameters(name: str | None) -> dict[str, inspect.Parameter]:
     if name is None:
         raise ValueError(
-            "data=torchvision needs the name of a class in torchvision.datasets, such as data.name=CIFAR10"
+            "data=torchvision needs the name of a class in torchvision.datasets, "
+            "such as data.name=CIFAR10"
         )
     return dict(inspect.signature(lookup(_sets(), name, "torchvision dataset")).parameters)
 
@@ -128,11 +131,7 @@ def _labels(dataset: Any) -> NDArray[np.int64] | None:
     targets = known[0] if known else [dataset[index][1] for index in range(len(dataset))]
     try:
         labels = np.asarray(targets)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ):  # boxes, captions ...: sequences of several lengths
+    except (ValueError, TypeError, RuntimeError):  # boxes, captions: sequences of different lengths
         return None
     one_integer_each = labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer)
     return labels.astype(np.int64) if one_integer_each else None

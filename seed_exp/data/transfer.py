@@ -1,4 +1,4 @@
-"""From the host's memory to a GPU's."""
+"""Copies batches from the host's memory to a GPU's."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ log = logging.getLogger("seed_exp")
 
 
 def on_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, None, None]:
-    """The batches, copied on a stream of its own while the GPU is still busy with the step before.
+    """Yields the batches on the GPU, copied on a separate stream during the previous step.
 
-    Two at most are on the GPU: the host waits for the last step but one before it has another batch copied.
+    At most two batches are on the GPU: before the host has another one copied, it waits for the
+    last step but one.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     in_use: deque[tuple[B, torch.cuda.Event]] = deque()
@@ -32,23 +33,27 @@ def on_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, None, Non
             copied = stream.record_event()
             torch.cuda.current_stream(device).wait_event(copied)
             yield moved
-            # All that reads the batch has been queued. Its memory belongs to the copying stream, which does not know of
-            # these readers, so it is kept until they are done.
+            # All kernels that read the batch have been queued. Its memory belongs to the copying
+            # stream, which does not know of them, so the batch is kept until they are done.
             in_use.append((moved, torch.cuda.current_stream(device).record_event()))
             if len(in_use) == 2:
                 in_use.popleft()[1].synchronize()
             copied.synchronize()  # before the workers get the host's buffer back
     finally:
-        with suppress(
-            RuntimeError
-        ):  # a fault comes out of every later call, too; here it would replace the error that ends this
+        # After a fault of the GPU, every later call raises it too; here it would replace the error
+        # that ends the iteration.
+        with suppress(RuntimeError):
             torch.cuda.synchronize(device)
 
 
 def lock_pages(batch: Batch) -> list[Tensor]:
-    """Locks the memory of a batch, so that the host need not wait for copies to a GPU; returns what `unlock_pages` is to unlock.
+    """Locks the memory of a batch, so that the host need not wait for copies to a GPU.
 
-    Where the system refuses, a warning says so, once: copies out of pageable memory are as right, only slower.
+    If the system refuses, one warning says so: copies from pageable memory are correct, only
+    slower.
+
+    Returns:
+        The tensors to hand to `unlock_pages`.
     """
     locked: list[Tensor] = []
 
@@ -68,7 +73,7 @@ def lock_pages(batch: Batch) -> list[Tensor]:
 
 
 def unlock_pages(locked: Iterable[Tensor]) -> None:
-    """Undoes `lock_pages`; after a fault of the GPU, when this fails like every other call, quietly."""
+    """Undoes `lock_pages`; stays quiet if it fails, as every call does after a fault of the GPU."""
     for tensor in locked:
         try:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr()))  # type: ignore[no-untyped-call]
@@ -77,12 +82,13 @@ def unlock_pages(locked: Iterable[Tensor]) -> None:
 
 
 def _forget_error() -> None:
-    # CUDA keeps the error of a failed call until it is asked for; PyTorch asks after the next kernel, and blames that.
+    # CUDA keeps the error of a failed call until it is asked for; PyTorch asks after the next
+    # kernel and blames that kernel.
     with suppress(RuntimeError):
         torch.ones((), device="cuda")
 
 
-@functools.cache  # every evaluation would say it again
+@functools.cache  # otherwise every evaluation would repeat the warning
 def _warn(reason: str) -> None:
     log.warning(
         "cannot lock the pages of shared memory (%s): going on with slower copies to the GPU",

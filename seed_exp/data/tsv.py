@@ -23,30 +23,30 @@ from seed_exp.data.decode import decode
 from seed_exp.data.index import MALFORMED, index_places, known_labels, load_index, parse_label
 
 _RECORD = np.dtype([("offset", "<u8"), ("label", "<i8")])
-_CHUNK_SIZE = 1 << 24  # bytes read at once while the lines are looked for
-_HEAD_SIZES = (
-    512,
-    1 << 16,
-)  # bytes of a line in which its key and label are looked for, first and second try
-_PROGRESS_SIZE = 1 << 30  # bytes from which on a file's indexing shows a progress bar
+_CHUNK_SIZE = 1 << 24  # bytes read at once in search of line ends
+# Bytes of a line that are searched for its key and label, at the first and the second try.
+_HEAD_SIZES = (512, 1 << 16)
+_PROGRESS_SIZE = 1 << 30  # bytes; indexing a file larger than this shows a progress bar
 
 
 class TsvSource:
-    """Images of one TSV file of any size: offsets and labels are memory-mapped, rows are read when asked for.
+    """Images of one TSV file of any size: offsets and labels memory-mapped, rows read on demand.
 
-    The index `X.tsv.index.npy` is made as data.index says. A file `X.lineidx` (one decimal byte offset per line, as the
-    released SEED code writes) saves the pass over the data if it fits.
+    The file has an index `X.tsv.index.npy` (see `load_index`). A file `X.lineidx` (one decimal byte
+    offset per line, as the released SEED code writes) saves the pass over the data if it fits.
 
-    A file in which every label is -1 is unlabelled. Instances may be forked or pickled into other processes: each
-    process opens the file for itself and reads without a shared position.
+    A file in which every label is -1 is unlabelled. Instances may be forked or pickled into other
+    processes: each process opens the file for itself and reads without a shared position.
 
     Args:
         path: The file.
-        keep_bad: Whether rows with a malformed key or label are images that cannot be read, instead of errors at once.
+        keep_bad: Whether a row with a malformed key or label counts as an unreadable image;
+            otherwise it is an error at once.
 
     Raises:
-        ValueError: the file is missing, empty, changes meanwhile, or a row's key or label is malformed (file and line
-            number are named). Reading an image raises it for the row and its image.
+        ValueError: the file is missing, empty, changes meanwhile, or a row's key or label is
+            malformed (file and line number are named). Reading an image raises it for the row and
+            its image.
     """
 
     labels: NDArray[np.int64] | None
@@ -73,7 +73,7 @@ class TsvSource:
         return self._row(index)[1]
 
     def key(self, index: int) -> str:
-        """First column of row `index`, empty if there is none."""
+        """First column of row `index`; empty if the row has none."""
         with suppress(ValueError):
             return _read_head(
                 self._descriptor(), int(self._index["offset"][index]), self.path, index + 1
@@ -81,7 +81,7 @@ class TsvSource:
         return ""
 
     def fingerprint(self) -> str:
-        """Name, number of rows, and a hash of all offsets and labels: the same for a copy of the file elsewhere."""
+        """Name, number of rows, hash of all offsets and labels: the same for a copy of the file."""
         digest = hashlib.sha256(
             self._index["offset"].tobytes() + self._index["label"][:-1].tobytes()
         ).hexdigest()
@@ -106,7 +106,7 @@ class TsvSource:
             raise
 
     def _parse(self, line: bytes, size: int, known_label: int, number: int) -> tuple[str, bytes]:
-        """Key and image file of a whole line, which the index says has this size and label."""
+        """Key and image file of a whole line; `size` and `known_label` are those in the index."""
         if len(line) < size:
             raise _row_error(self.path, number, f"only {len(line)} of {size} bytes are left")
         line = line.rstrip(b"\r\n")
@@ -147,7 +147,7 @@ class TsvSource:
 
 
 def _build_index(path: Path) -> NDArray[Any]:
-    """Offsets and labels of all rows [n], from one pass over the file, or from its `.lineidx` if that fits."""
+    """Offsets and labels of all rows [n], from a `.lineidx` that fits, else from one pass."""
     with path.open("rb", buffering=0) as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
@@ -179,8 +179,9 @@ def _build_index(path: Path) -> NDArray[Any]:
 def _read_lineidx(path: Path, descriptor: int, size: int) -> list[int] | None:
     """Line starts according to `X.lineidx`, or None if it is absent or does not fit the file.
 
-    Checked: offsets grow from 0, a line feed stands before each, and the last line ends with the file. A line left out in
-    the middle shows when its neighbour is read (a line feed inside the row).
+    Checked: offsets grow from 0, a line feed stands before each, and the last line ends with the
+    file. A line left out in the middle shows when its neighbour is read (a line feed inside the
+    row).
     """
     try:
         starts = [int(line) for line in path.with_suffix(".lineidx").read_bytes().split()]

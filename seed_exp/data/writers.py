@@ -1,4 +1,4 @@
-"""The images of a source in another layout; their files are copied as they are."""
+"""Converts a source to another layout; the image files are copied unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAGIC = {
     b"GIF8": ".gif",
 }
 _MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
-"""Beginnings of files, for images whose key has no extension."""
+"""First bytes of a file -> extension, for images whose key has no extension."""
 
 _LARGEST_FOLDER = 99_999
 
@@ -43,7 +43,7 @@ class _Image(NamedTuple):
 
 
 _Read = Callable[[range], Iterator[_Image]]
-"""The images of a range of numbers, less those that cannot be read."""
+"""Yields the readable images of a range of indices."""
 
 
 def convert(
@@ -55,25 +55,27 @@ def convert(
     shard_size: int,
     on_bad: Callable[[int, str], None] | None,
 ) -> int:
-    """Writes the images of `source` below `output`: as <split>.tsv, or as files or shards in <split>/.
+    """Writes the images of `source` to `output`: as <split>.tsv, or as files or shards in <split>/.
 
-    The result appears under its name when it is complete. Killed at any instant and called again, this goes on (files, shards)
-    or starts anew (TSV), and gives the same bytes.
+    The result appears under its name when it is complete. If the process is killed, the next call
+    continues (files, shards) or starts anew (TSV) and gives the same bytes.
 
     Args:
-        source: What to write.
-        split: Which part of the images that is.
-        to: The layout.
+        source: The images to write.
+        split: Split of the images, for the name of the result.
+        to: Target layout.
         output: Folder of the result.
         shard_size: Images per tar file.
-        on_bad: Called with number and error of an image whose file cannot be read, which is then left out; None: an error.
+        on_bad: Called with index and error of each image whose file cannot be read; the image is
+            left out. None = such an image is an error.
 
     Returns:
         Number of images in the result.
 
     Raises:
-        ValueError: `output` holds something else; an image cannot be read; its key cannot be the name of a file, is there
-            twice, or would lead out of the folder; or not all images are found in the result.
+        ValueError: `output` holds something else; an image cannot be read; a key cannot be the name
+            of a file, occurs twice, or would lead out of the folder; or the result lacks some of
+            the images.
     """
     final = output / (f"{split}.tsv" if to is DataFormat.tsv else split)
     unfinished = final.with_name(f".{final.name}.partial")
@@ -85,7 +87,7 @@ def convert(
     num_images = noted.pop("images", None)
     if (noted or final.exists()) and noted != task:
         made = f"was made with {noted}" if noted else "was not made by this command"
-        raise ValueError(f"{final} {made}, asked for is {task}; choose another output")
+        raise ValueError(f"{final} {made}, but {task} is asked for; choose another output")
     if not final.exists():
         write_json(note, task)
         with tqdm(total=len(source), desc=f"{split} to {to.value}", unit="img") as progress:
@@ -150,9 +152,8 @@ def _write_folder(source: Source, read: _Read, folder: Path) -> int:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for image in read(range(len(source))):
         path = folder / _once(_safe(place(_named(image), image.label)), names)
-        if (
-            not path.exists() or path.read_bytes() != image.data
-        ):  # it may be there, in whole or in part, from before a kill
+        # After a kill, the file may already be there in whole or in part.
+        if not path.exists() or path.read_bytes() != image.data:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(image.data)
     os.sync()
@@ -160,16 +161,17 @@ def _write_folder(source: Source, read: _Read, folder: Path) -> int:
 
 
 def _placement(source: Source) -> tuple[Callable[[str, int], str], list[str]]:
-    """Where images lie in a folder that is to have the labels of `source`, and folders that have to be there, empty or not.
+    """(key, label) -> path below the output folder, and folders that must exist even if empty.
 
-    Keys are paths already if their first folders, sorted, have rising labels. Otherwise the label is the name of the folder,
-    and there is one for each label from 0 on.
+    Keys serve as paths if their first folders, sorted, have rising labels. Otherwise the folders
+    are named by the labels, one for each label from 0 on.
     """
     if source.labels is None:
         return lambda name, _: _flat(_safe(name)), []
     if source.labels.min() < 0:
         raise ValueError(
-            "a folder of classes cannot hold images without a label among others; convert to tsv or shards"
+            "a folder of classes cannot hold images without a label among others; "
+            "convert to tsv or shards"
         )
     pairs = set()
     for index, label in enumerate(source.labels.tolist()):
@@ -194,7 +196,7 @@ def _write_shards(
     count = 0
     for number, first in enumerate(range(0, len(source), shard_size)):
         path = folder / f"{prefix}-{number:06d}.tar"
-        if path.exists():  # complete, from before a kill
+        if path.exists():  # complete: written before a kill
             count += len(ShardsSource([path]))
             continue
         names: set[str] = set()
@@ -212,14 +214,14 @@ def _write_shards(
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of no user and no time: the same images give the same bytes
+    member = tarfile.TarInfo(name)  # no user and no time: the same images give the same bytes
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))
 
 
 @contextmanager
 def _synced(path: Path) -> Iterator[BinaryIO]:
-    """A new file, on the disk when the block ends."""
+    """A new file that is synced to disk when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         yield file
@@ -228,7 +230,7 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 
 
 def _named(image: _Image) -> str:
-    """The key with an extension, by the content where it has none."""
+    """The image's key with an extension, taken from the content if the key has none."""
     if image.key.lower().endswith(EXTENSIONS):
         return image.key
     extension = next(
@@ -236,20 +238,22 @@ def _named(image: _Image) -> str:
     )
     if extension is None:
         raise ValueError(
-            f"image {image.key!r} has neither a known extension ({' '.join(EXTENSIONS)}) nor a known content"
+            f"image {image.key!r} has neither a known extension ({' '.join(EXTENSIONS)}) "
+            "nor a known content"
         )
     return image.key + extension
 
 
 def _safe(name: str) -> str:
-    """`name`, a path that stays where it is put.
+    """`name`, checked to be a path that stays visible inside its folder.
 
     Raises:
-        ValueError: it would lead out of the folder, or be hidden in it.
+        ValueError: the path would lead out of the folder, or be hidden in it.
     """
     if "\0" in name or any(part in ("", "..") or part.startswith(".") for part in name.split("/")):
         raise ValueError(
-            f"image key {name!r} cannot be a path below the output folder; rename the image, or convert to tsv"
+            f"image key {name!r} cannot be a path below the output folder; "
+            "rename the image, or convert to tsv"
         )
     return name
 
@@ -259,10 +263,10 @@ def _flat(name: str) -> str:
 
 
 def _once(name: str, names: set[str]) -> str:
-    """`name`, which is added to `names`.
+    """`name`, after adding it to `names`.
 
     Raises:
-        ValueError: it is there already.
+        ValueError: it was already in `names`.
     """
     if name in names:
         raise ValueError(f"two images would be named {name!r}; rename one, or convert to tsv")

@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from seed_exp.base.slurm import note_restart
@@ -23,9 +22,9 @@ from seed_exp.engine.fleet import Fleet, find_batch_size
 from seed_exp.engine.health import Health
 from seed_exp.engine.method import Method
 from seed_exp.engine.progress import Progress
+from seed_exp.engine.run import Run
 from seed_exp.engine.schedules import peak_lr
 from seed_exp.engine.signals import StopRequest
-from seed_exp.engine.tracking import Tracker
 from seed_exp.views.recipe import Views
 
 log = logging.getLogger("seed_exp")
@@ -44,19 +43,14 @@ def fit(
     method: Method,
     source: Source,
     views: Views,
-    config: FitConfig,
+    run: Run[Any],
     *,
-    folder: Path,
-    tracker: Tracker,
-    device: torch.device,
-    num_workers: int,
     evaluate: Callable[[Collection[str]], Mapping[str, float]],
     on_checkpoint: Callable[[Mapping[str, int], Mapping[str, dict[str, Tensor]], int], None],
-    on_bad: Callable[[int, str], None] | None = None,
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
 ) -> Fitted:
-    """Trains `method.trainable` in place, resuming from the run folder where it was.
+    """Trains `method.trainable` in place, from the start or from where the run folder is.
 
     A network whose loss stops being finite is trained no further; the others go on as if they were alone.
 
@@ -64,24 +58,23 @@ def fit(
         method: What to train.
         source: Training images.
         views: Their views.
-        config: Length, batch size, intervals; optimiser and schedule, the same for every network.
-        folder: Run folder, for checkpoints.
-        tracker: Where metrics go.
-        device: Where to train.
-        num_workers: Processes that prepare views.
-        evaluate: Called every `config.eval_every` epochs and at the end, with the names of the networks that have not
-            diverged; what it returns is logged.
-        on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the steps that each network
-            which has not diverged was trained for, copies of all networks' tensors, and the batch size.
-        on_bad: Told number and error of images that cannot be read, which the next good ones replace; None = they are errors.
-        epochs: By network, how long it is trained where that is shorter than `config.epochs`.
-        lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
+        run: Folder, tracker, device, workers; its options say how long, in what batches and at what
+            intervals to train, and name optimiser and schedule, the same for every network.
+        evaluate: Called every `eval_every` epochs and at the end, with the names of the networks that
+            have not diverged; what it returns is logged.
+        on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the
+            steps that each network which has not diverged was trained for, copies of all networks'
+            tensors, and the batch size.
+        epochs: By network, how long it is trained where that is shorter than the run's epochs.
+        lrs: Learning rate by network (at a batch of 256) where it is not the optimizer's.
 
     Raises:
-        ValueError: the batch size does not fit the data or the processes, no network's loss is finite any more, or the folder
-            holds what `config.resume` rules out.
+        ValueError: the batch size does not fit the data or the processes, no network's loss is finite
+            any more, or the folder holds what `resume` rules out.
         Stopped: a signal asked for it (engine.signals); a checkpoint is written.
     """
+    config: FitConfig = run.config
+    folder, device, tracker = run.folder, run.device, run.tracker
     # 1. Where it goes on: after the newest checkpoint of the run folder, if there is one.
     state = _state_to_resume(folder, config.resume)
     first_step = state["step"] if state else 0
@@ -186,9 +179,9 @@ def fit(
         source,
         views,
         map(order.batch, remaining),
-        num_workers=num_workers,
+        num_workers=run.num_workers,
         device=device,
-        on_bad=on_bad,
+        on_bad=None if run.bad_samples is None else run.bad_samples(source),
         waiting=progress.waiting,
     )
 

@@ -26,38 +26,35 @@ from seed_exp.engine import distributed
 log = logging.getLogger("seed_exp")
 
 
-def open_run(
+def folder_of(
     command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path
 ) -> Path:
-    """The folder of the run, made if absent, with config.json in it; for processes that open it together, `rank0_first`.
+    """The run's folder: `config.run_dir`, or one in `root` whose name depends on all that changes results.
 
     Args:
         command: Name of the command.
         label: Readable beginning of the folder's name.
-        config: All options; those that change results make up the rest of the name, together with `inputs`.
+        config: All options.
         inputs: Fingerprints of what the run reads (images, a teacher's weights), by name.
-        root: The folder in which it is, unless `config.run_dir` names it.
+        root: Where a folder without `config.run_dir` is.
+    """
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    decisive = _decisive(_content(command, config, inputs))
+    digest = hashlib.sha256(json.dumps([command, decisive], sort_keys=True).encode()).hexdigest()
+    return root / f"{label}-{digest[:8]}"
+
+
+def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str, str]) -> None:
+    """Writes config.json into the folder of a new run, and compares that of an earlier one.
 
     Raises:
-        ValueError: the folder holds a run with other options, the message lists the differences; or a run without any.
+        ValueError: the folder holds a run with other options (the message lists the differences), or a run without config.json.
     """
-    content = {
-        "command": command,
-        "version": __version__,
-        "options": to_plain(config),
-        "inputs": inputs,
-    }
-    decisive = _decisive(content)
-    if config.run_dir is not None:
-        folder = Path(config.run_dir)
-    else:
-        digest = hashlib.sha256(
-            json.dumps([command, decisive], sort_keys=True).encode()
-        ).hexdigest()
-        folder = root / f"{label}-{digest[:8]}"
+    content = _content(command, config, inputs)
     file = folder / "config.json"
     if file.exists():
-        _refuse_other_options(folder, json.loads(file.read_text()), command, decisive)
+        _refuse_other_options(folder, json.loads(file.read_text()), command, _decisive(content))
     elif (folder / "checkpoints").exists() or (folder / "students").exists():
         raise ValueError(
             f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
@@ -65,7 +62,6 @@ def open_run(
         )
     else:
         write_json(file, redact_all(content))
-    return folder
 
 
 @contextmanager
@@ -99,6 +95,11 @@ def run_lock(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
+
+
+def _content(command: str, config: FitConfig, inputs: dict[str, str]) -> dict[str, Any]:
+    options = to_plain(config)
+    return {"command": command, "version": __version__, "options": options, "inputs": inputs}
 
 
 def _decisive(content: dict[str, Any]) -> dict[str, Any]:
@@ -146,19 +147,29 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def log_to(folder: Path) -> None:
-    """Sends what is logged to the terminal and, with time stamps, to log.txt in `folder`; nothing on ranks other than 0."""
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    log.propagate = False
-    log.setLevel(logging.DEBUG if distributed.rank() == 0 else logging.ERROR)
+@contextmanager
+def log_to(folder: Path) -> Iterator[None]:
+    """Sends what is logged to the terminal and, with time stamps, to log.txt in `folder`, until the context ends.
+
+    Ranks other than 0 show errors only. At the end whatever took the log before takes it again.
+    """
+    before = log.level, log.propagate, list(log.handlers)
     console = _Console()
     console.setLevel(logging.INFO)
     console.setFormatter(_Redacting())
-    log.addHandler(console)
+    handlers: list[logging.Handler] = [console]
     if distributed.rank() == 0:
         file = logging.FileHandler(folder / "log.txt")
         file.setFormatter(_Redacting("%(asctime)s %(message)s"))
-        log.addHandler(file)
+        handlers.append(file)
+    log.handlers[:] = handlers
+    log.propagate = False
+    log.setLevel(logging.DEBUG if distributed.rank() == 0 else logging.ERROR)
     log.info("run folder: %s", os.fspath(folder))
+    try:
+        yield
+    finally:
+        level, log.propagate, log.handlers[:] = before
+        log.setLevel(level)
+        for handler in handlers:
+            handler.close()

@@ -17,12 +17,13 @@ def linear_accuracy(
     """Top-1 and top-5 accuracy of each classifier, in percent.
 
     Args:
-        classifiers: By name <encoder>/lr<rate>; map features to logits [n, C].
-        features: Each encoder's features [n, num_features].
+        classifiers: Classifiers by name <encoder>/lr<rate>; each maps features to logits [n, C].
+        features: Features [n, num_features] by name of the encoder.
         labels: Classes [n].
 
     Returns:
-        {classifier: {"top1": ..., "top5": ...}}; "top5" counts a hit among the five largest logits, or among all if C < 5.
+        {classifier: {"top1": ..., "top5": ...}}; "top5" counts a hit among the five largest logits,
+        or among all if C < 5.
     """
     accuracy = {}
     for name, classifier in classifiers.items():
@@ -37,11 +38,12 @@ def top_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent.
 
     Args:
-        logits: [n, C].
+        logits: Logits [n, C] of n images and C classes.
         labels: Classes [n].
 
     Returns:
-        {"top1": ..., "top5": ...}; "top5" counts a hit among the five largest logits, or among all if C < 5.
+        {"top1": ..., "top5": ...}; "top5" counts a hit among the five largest logits, or among all
+        if C < 5.
     """
     hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return {

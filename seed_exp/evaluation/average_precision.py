@@ -1,4 +1,4 @@
-"""What detectors find, and how good it is: average precision as COCO and VOC measure it."""
+"""Objects that detectors find, and their average precision as COCO and VOC measure it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import autocast
 from seed_exp.views.uncropped import WholeImages
 
-_BATCH_SIZE = 4  # images per forward pass: the masks of each take 160 MiB at 640 x 640
+_BATCH_SIZE = 4  # images per forward pass; the masks of one take 160 MiB at 640 x 640
 _LARGEST_AREA = 1e10
 RECALL_STEPS = {"voc": 11, "coco": 101}
-"""At how many levels of recall, from 0 to 1, precision is averaged: VOC 2007's rule and COCO's."""
+"""Number of recall levels, from 0 to 1, over which precision is averaged: VOC 2007's and COCO's."""
 
 Found = list[dict[str, Any]]
-"""Objects as COCO's format for results has them: image_id, category_id, bbox, score and, with masks, segmentation."""
+"""Objects in COCO's results format: image_id, category_id, bbox, score; with masks segmentation."""
 
 
 @torch.no_grad()
@@ -39,15 +39,26 @@ def find_objects(
     num_workers: int,
     precision: Precision,
 ) -> dict[str, Found]:
-    """What every detector finds in the images of `source`, each image read once for all of them.
+    """The objects that each detector finds in the images of `source`; each image is read only once.
 
-    Several processes share the work; all of them get the result. The caller has set the detectors to evaluation mode.
+    Several processes share the work; all of them get the result. The caller has set the detectors
+    to evaluation mode.
+
+    Args:
+        detectors: Detectors by name, see `build_detector`.
+        source: The images.
+        device: Device of the detectors.
+        num_workers: Worker processes per rank that read images.
+        precision: Precision of the forward pass.
+
+    Returns:
+        Objects by name of the detector.
 
     Raises:
         ValueError: an image cannot be read.
     """
-    mine = np.array_split(np.arange(len(source)), distributed.world_size())[distributed.rank()]
-    order = [(0, mine[start : start + _BATCH_SIZE]) for start in range(0, len(mine), _BATCH_SIZE)]
+    own = np.array_split(np.arange(len(source)), distributed.world_size())[distributed.rank()]
+    order = [(0, own[start : start + _BATCH_SIZE]) for start in range(0, len(own), _BATCH_SIZE)]
     views = WholeImages(int(source.sizes.max()))
     found: dict[str, Found] = {name: [] for name in detectors}
     with closing(
@@ -64,7 +75,7 @@ def find_objects(
                     outputs = detector(images)
                 for index, output in zip(indices, outputs, strict=True):
                     found[name] += _in_coco_format(output, index, source.category_ids)
-    return {name: _of_all_ranks(objects, device) for name, objects in found.items()}
+    return {name: _gathered(objects, device) for name, objects in found.items()}
 
 
 def average_precision(
@@ -73,21 +84,22 @@ def average_precision(
     """Mean over classes of the average precision, in percent, of at most 100 objects per image.
 
     Args:
-        truth: Images, categories and annotations in COCO's format; objects with an area beyond 1e10 pixels are ignored, however
-            often they are found, as VOC has it.
-        found: What a detector found in them.
-        kind: `bbox`: overlap of boxes; `segm`: of pixels.
-        recall_steps: One of RECALL_STEPS.
+        truth: Images, categories and annotations in COCO's format. Objects with an area beyond 1e10
+            pixels are ignored, however often they are found, as VOC's rules demand.
+        found: Objects that a detector found in these images.
+        kind: `bbox` = overlap of boxes; `segm` = overlap of masks.
+        recall_steps: Value of RECALL_STEPS.
 
     Returns:
-        "ap", the mean over overlaps (IoU) from 0.5 to 0.95 in steps of 0.05 that count as found; "ap50" and "ap75" at these.
+        "ap50" and "ap75": the average precision if an overlap (IoU) of 0.5 or 0.75 counts as found;
+        "ap": its mean over overlaps from 0.5 to 0.95 in steps of 0.05.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     if not found:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
-    with contextlib.redirect_stdout(io.StringIO()):  # it says what it is doing
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         known = COCO()
         known.dataset = {
             **truth,
@@ -104,9 +116,8 @@ def average_precision(
         )
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][
-        :, :, :, 0, 0
-    ]  # overlaps x levels of recall x classes, -1 where there is no object
+    # Overlaps x levels of recall x classes; -1 if a class has no object.
+    precision = evaluation.eval["precision"][:, :, :, 0, 0]
     present = precision[:, :, precision[0, 0] > -1]
     at = [round(0.5 + 0.05 * step, 2) for step in range(len(present))]
     return {
@@ -117,7 +128,10 @@ def average_precision(
 
 
 def _copies_of_ignored(truth: Mapping[str, Any], found: Found) -> list[dict[str, Any]]:
-    """An ignored object again for everything that is found of its class in its image: COCO's rule ignores one match of each."""
+    """Copies of each ignored object, one for every found object of its class in its image.
+
+    COCO's rule ignores only one match of each object.
+    """
     num_found = Counter((one["image_id"], one["category_id"]) for one in found)
     ignored = [one for one in truth["annotations"] if one["area"] > _LARGEST_AREA]
     copies = [one for one in ignored for _ in range(num_found[one["image_id"], one["category_id"]])]
@@ -149,14 +163,15 @@ def _in_coco_format(output: Mapping[str, Tensor], image: int, category_ids: Sequ
     return objects
 
 
-def _of_all_ranks(mine: Found, device: torch.device) -> Found:
-    data = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8).to(device)
+def _gathered(objects: Found, device: torch.device) -> Found:
+    """The objects of all ranks, in the order of the ranks."""
+    data = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8).to(device)
     sizes = distributed.all_gather(torch.tensor([len(data)], device=device)).tolist()
-    everyones = (
+    parts = (
         distributed.all_gather(F.pad(data, (0, max(sizes) - len(data)))).cpu().view(len(sizes), -1)
     )
     return [
         one
-        for part, size in zip(everyones, sizes, strict=True)
+        for part, size in zip(parts, sizes, strict=True)
         for one in json.loads(part[:size].numpy().tobytes())
     ]

@@ -1,4 +1,4 @@
-"""Files of results: every number with all that it depends on."""
+"""Results files: each holds numbers and everything that they depend on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from seed_exp.base.redaction import redact_all
 
 
 def run_home(run: Path) -> Path:
-    """The run folder of `run`, which is one, or a student file in one; of another student file, the folder it is in."""
+    """The run folder that belongs to `run`: a run folder itself, or a student file.
+
+    For a student file outside of a run folder, the folder that contains it.
+    """
     if run.is_dir():
         return run
     return run.parent.parent if run.parent.name == "students" else run.parent
@@ -28,12 +31,14 @@ def run_home(run: Path) -> Path:
 def write_results(
     home: Path, evaluation: str, protocol: dict[str, Any], results: dict[str, Any]
 ) -> Path:
-    """Writes results/<evaluation>-<hash of the protocol>.json into the run folder `home`: the same evaluation overwrites itself.
+    """Writes results/<evaluation>-<hash of the protocol>.json into a run folder; returns its path.
+
+    The same evaluation with the same protocol overwrites its earlier file.
 
     Args:
         home: Run folder.
-        evaluation: "knn", "linear", ...
-        protocol: All that the numbers depend on; plain JSON.
+        evaluation: Name of the evaluation: "knn", "linear", ...
+        protocol: Everything that the numbers depend on; plain JSON.
         results: The numbers, by network; plain JSON.
     """
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
@@ -56,7 +61,10 @@ def write_results(
 
 
 def with_best(accuracy: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The accuracies by <student>/lr<rate> and, under each student's own name, those of the rate with its largest top-1."""
+    """`accuracy` with one more entry per student: the values of its rate with the largest top-1.
+
+    The keys of `accuracy` are <student>/lr<rate>; those of the added entries are <student>.
+    """
     best: dict[str, dict[str, float]] = {}
     for name, values in accuracy.items():
         student = name.rpartition("/")[0]

@@ -1,18 +1,15 @@
-"""What every evaluation of a finished run starts from: its encoders, frozen, and labelled images."""
+"""The start of every evaluation of a finished run: its frozen encoders, and labelled images."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seed_exp.config.schema import CropConfig, DataConfig, OnError, ViewsConfig
-from seed_exp.data.bad_samples import BadSamples
-from seed_exp.data.loader import default_num_workers
+from seed_exp.config.schema import CropConfig, DataConfig, ViewsConfig
 from seed_exp.data.sources import Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.models.students import Student, load_students
@@ -23,10 +20,11 @@ class FrozenRun:
     """The students of a run in evaluation mode."""
 
     students: dict[str, Student]
+    """Students by name, on the device."""
     views: ViewsConfig
-    """How the students want to see images: only its evaluation part is set."""
+    """Views that the students expect; only the options for evaluation are set."""
     record: dict[str, Any]
-    """By student: network, steps trained, hash of its file; for the files of results."""
+    """Network, trained steps and file hash by student, for results files."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,24 @@ class LabelledSources:
     """Training and validation images with their labels."""
 
     train: Source
+    """Training images."""
     val: Source
+    """Validation images."""
     num_classes: int
+    """Number of classes; labels are 0 to num_classes - 1."""
 
 
 def load_frozen(run: Path, names: list[str] | None, device: torch.device) -> FrozenRun:
-    """The students `names` (None = all) of the run folder or student file `run`, frozen.
+    """The students of a run, frozen.
+
+    Args:
+        run: Run folder or student file.
+        names: Names of the students to load; None = all.
+        device: Target device.
 
     Raises:
-        ValueError: the processes found different ones; or as `load_students`.
+        ValueError: a training replaced files while the processes read them, or as `load_students`.
+        FileNotFoundError: there is no such folder or file.
     """
     loaded = load_students(run, names)
     students = {
@@ -62,18 +69,18 @@ def load_frozen(run: Path, names: list[str] | None, device: torch.device) -> Fro
     hashes = "".join(header["sha256"] for header in headers.values())
     if len(set(distributed.everyones(zlib.crc32(hashes.encode())))) > 1:
         raise ValueError(
-            f"a training replaced students of {run} while the processes read them; type the same command again"
+            f"a training replaced students of {run} while the processes read them; "
+            "type the same command again"
         )
-    options = next(iter(headers.values()))[
-        "eval_views"
-    ]  # the students of a run were trained on the same views
+    # All students of a run were trained on the same views.
+    options = next(iter(headers.values()))["eval_views"]
     return FrozenRun(
         students, ViewsConfig(name="eval", crops={"global": CropConfig()}, **options), record
     )
 
 
 def eval_options(views: ViewsConfig) -> dict[str, Any]:
-    """The part of a recipe that evaluation needs to know."""
+    """The options of a view recipe that evaluation depends on."""
     return {
         "eval_size": views.eval_size,
         "eval_resize": views.eval_resize,
@@ -86,7 +93,8 @@ def load_labelled(config: DataConfig) -> LabelledSources:
     """Training and validation images of `config`.
 
     Raises:
-        ValueError: there are no validation images, images without labels, or validation labels that training does not have.
+        ValueError: there are no validation images, an image has no label, or validation has labels
+            that training lacks.
     """
     with distributed.rank0_first():
         train, val = load_source(config, "train"), load_source(config, "val")
@@ -100,30 +108,8 @@ def load_labelled(config: DataConfig) -> LabelledSources:
         or min(int(val.labels.min()), int(train.labels.min())) < 0
     ):
         raise ValueError(
-            f"validation labels go from {val.labels.min()} to {val.labels.max()}, training labels from {train.labels.min()} to "
-            f"{num_classes - 1}; they must be the same classes, numbered from 0"
+            f"validation labels go from {val.labels.min()} to {val.labels.max()}, "
+            f"training labels from {train.labels.min()} to {num_classes - 1}; "
+            "they must be the same classes, numbered from 0"
         )
     return LabelledSources(train, val, num_classes)
-
-
-def bad_samples_of(config: DataConfig, folder: Path) -> Callable[[Source], BadSamples] | None:
-    """Makes for a source what lists its unreadable images in `folder`; None where such an image is an error at once."""
-    if config.on_error is not OnError.skip:
-        return None
-    lists: dict[
-        str, BadSamples
-    ] = {}  # what training and evaluation read of the same source counts once
-
-    def of(source: Source) -> BadSamples:
-        return lists.setdefault(source.fingerprint(), BadSamples(folder, source, config.max_bad))
-
-    return of
-
-
-def num_workers_of(config: DataConfig) -> int:
-    """Worker processes per rank: as asked for, or this rank's share of the machine."""
-    return (
-        default_num_workers(distributed.local_world_size())
-        if config.num_workers is None
-        else config.num_workers
-    )

@@ -1,4 +1,4 @@
-"""k-NN classification of frozen features: no training, no hyper-parameter but k (and a temperature)."""
+"""k-NN classification of frozen features: no training, only k and a temperature to choose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 MIB = 2**20
 GROUP = 8
-"""Similarities of a query that are looked through as one, by their maximum."""
+"""Number of similarities of a query that are skipped together if their maximum is too small."""
 
 
 @torch.no_grad()
@@ -19,37 +19,42 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest cosine similarity to each query, nearest first.
 
-    Streams over bank and queries, so the Q x M similarities never exist: a bank of 1.28 M x 512 float32 values (2.4 GiB) and
-    50 k queries stay below 4 GiB. Among equal similarities the lower index comes first, whatever the chunks; but the last
-    bits of a similarity may depend on the chunk size, as those of any matrix product do.
+    Streams over bank and queries, so the Q x M similarities never exist: a bank of 1.28 M x 512
+    float32 values (2.4 GiB) and 50 k queries stay below 4 GiB. Among equal similarities the lower
+    index comes first, whatever the chunks; but the last bits of a similarity may depend on the
+    chunk size, as those of any matrix product do.
 
     Args:
-        bank: Features [M, D], any length and floating type, on any device; moved to the queries' device in chunks.
+        bank: Features [M, D], any length and floating type, on any device; moved to the queries'
+            device in chunks.
         queries: Features [Q, D], any length and floating type.
         k: Neighbours per query, 1 <= k <= M.
-        memory: Bytes for temporary tensors, beside the arguments and the result (12 bytes per neighbour).
+        memory: Bytes for temporary tensors, in addition to the arguments and the result (12 bytes
+            per neighbour).
 
     Returns:
-        Similarities [Q, k], float32 in [-1, 1], and indices into the bank [Q, k], int64; both on the queries' device.
+        Similarities [Q, k], float32 in [-1, 1], and indices into the bank [Q, k], int64; both on
+        the queries' device.
 
     Raises:
         ValueError: k is out of range, the feature widths differ, or a feature is not finite.
     """
     if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1]:
         raise ValueError(
-            f"bank and queries must be [M, D] and [Q, D], got {[*bank.shape]} and {[*queries.shape]}"
+            f"bank and queries must be [M, D] and [Q, D], "
+            f"got {[*bank.shape]} and {[*queries.shape]}"
         )
     if not 1 <= k <= len(bank):
         raise ValueError(
-            f"k-NN needs 1 <= k <= size of the bank, got k={k} and {len(bank)} images; choose a smaller k"
+            f"k-NN needs 1 <= k <= size of the bank, got k={k} and {len(bank)} images; "
+            "choose a smaller k"
         )
     query_rows, bank_rows = _tile_rows(bank.shape[1], k, memory)
     similarities = torch.full((len(queries), k), -torch.inf, device=queries.device)
     indices = torch.zeros((len(queries), k), dtype=torch.int64, device=queries.device)
     blocks = [slice(first, first + query_rows) for first in range(0, len(queries), query_rows)]
-    buffer = torch.empty(
-        query_rows * bank_rows, device=queries.device
-    )  # for every tile: fresh memory would cost time
+    # All tiles share one buffer: fresh memory would cost time.
+    buffer = torch.empty(query_rows * bank_rows, device=queries.device)
     for start in range(0, len(bank), bank_rows):
         keys = _unit(bank[start : start + bank_rows].to(queries.device))
         for rows in blocks:
@@ -65,7 +70,7 @@ def nearest(
 
 
 def majority_vote(labels: Tensor, num_classes: int) -> Tensor:
-    """The most frequent label among each query's neighbours; of tied classes, the one with the nearest neighbour.
+    """The most frequent label among each query's neighbours; ties go to the nearest neighbour.
 
     Args:
         labels: Labels of the neighbours [Q, k] in 0..num_classes-1, nearest first.
@@ -82,7 +87,8 @@ def weighted_vote(
 ) -> Tensor:
     """The label with the largest sum of exp(similarity / temperature) over each query's neighbours.
 
-    Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, Section 3.4; also DINO's.
+    Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018,
+    Section 3.4; also DINO's.
 
     Args:
         similarities: Cosine similarities of the neighbours [Q, k], nearest first.
@@ -93,7 +99,8 @@ def weighted_vote(
     Returns:
         Predicted labels [Q], int64.
     """
-    # Relative to the nearest one: the same vote, without the overflow of exp(1 / temperature).
+    # Relative to the nearest neighbour: the same vote, without the overflow of exp(1 /
+    # temperature).
     return _vote(((similarities - similarities[:, :1]) / temperature).exp(), labels, num_classes)
 
 
@@ -120,11 +127,13 @@ def knn_accuracy(
         Top-1 accuracy in percent under `knn{k}_majority` and `knn{k}_weighted` for each k.
 
     Raises:
-        ValueError: an image has no label, there are no queries, a k is out of range, or temperature is not positive.
+        ValueError: an image has no label, there are no queries, a k is out of range, or temperature
+            is not positive.
     """
     if not ks or min(ks) < 1 or max(ks) > len(bank):
         raise ValueError(
-            f"k-NN compares with {len(bank)} labelled images, so each of ks must be from 1 to {len(bank)}, got {[*ks]}; "
+            f"k-NN compares with {len(bank)} labelled images, "
+            f"so each of ks must be from 1 to {len(bank)}, got {[*ks]}; "
             "choose smaller ks or a larger bank"
         )
     if temperature <= 0:
@@ -134,11 +143,13 @@ def knn_accuracy(
     for name, labels, features in (("bank", bank_labels, bank), ("query", query_labels, queries)):
         if labels.shape != features.shape[:1]:
             raise ValueError(
-                f"k-NN needs one label per {name} image, got {len(labels)} labels for {len(features)} images"
+                f"k-NN needs one label per {name} image, "
+                f"got {len(labels)} labels for {len(features)} images"
             )
         if (labels < 0).any():
             raise ValueError(
-                f"k-NN needs labels, but {int((labels < 0).sum())} of {len(labels)} {name} images have none"
+                f"k-NN needs labels, but {int((labels < 0).sum())} of {len(labels)} {name} "
+                "images have none"
             )
     similarities, indices = nearest(bank, queries, max(ks))
     neighbour_labels = bank_labels.to(indices.device)[indices]
@@ -158,10 +169,11 @@ def knn_accuracy(
 
 
 def _tile_rows(dim: int, k: int, memory: int) -> tuple[int, int]:
-    """Rows of queries and of the bank (whole groups) for which all temporaries of a tile fit into `memory` bytes.
+    """Rows of queries and of the bank in a tile whose temporary tensors fit into `memory` bytes.
 
-    At most 8 bytes live at once per similarity, 56 per similarity that is looked at (a quarter of them, or one query's), 12 per
-    feature value (as given, in float32, normalised) and 64 per neighbour of a query.
+    The bank's rows are whole groups. At any time, a similarity takes at most 8 bytes, an examined
+    similarity (a quarter of them, or all of one query) 56 more, a feature value (as given, in
+    float32, normalised) 12, and a neighbour of a query 64.
     """
     query_rows = max(1, min(1024, memory // (4 * (12 * dim + 64 * k))))
     bank_rows = (memory - query_rows * (12 * dim + 64 * k)) // (
@@ -178,7 +190,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _product(queries: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
-    """Similarities [Q, M] in `buffer`, with M filled up to whole groups by -inf."""
+    """Similarities [Q, M] in `buffer`, padded with -inf to whole groups of columns."""
     columns = -(-len(keys) // GROUP) * GROUP
     tile = buffer[: len(queries) * columns].view(len(queries), columns)
     torch.mm(queries, keys.T, out=tile[:, : len(keys)])
@@ -187,17 +199,24 @@ def _product(queries: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:
 
 
 def _improve(similarities: Tensor, indices: Tensor, tile: Tensor, start: int, at_most: int) -> None:
-    """Puts what is nearer in a tile [Q, M] of the bank from row `start` on into the best of the tiles before it [Q, k].
+    """Updates the k best similarities and indices [Q, k] with the nearer images of a tile.
 
-    Only groups whose maximum is near enough are looked at, `at_most` so many similarities at once, unless one query has more.
+    Works in place. Only groups whose maximum is large enough are examined.
+
+    Args:
+        similarities: Largest similarities in earlier tiles [Q, k].
+        indices: Their rows of the bank [Q, k].
+        tile: Similarities [Q, M] to the rows of the bank from `start` on.
+        start: First row of the tile in the bank.
+        at_most: Similarities to examine at once; a single query may exceed it.
     """
     k = similarities.shape[1]
     groups = tile.view(len(tile), GROUP, -1)
     maxima = groups.amax(1)
-    threshold = similarities.amin(1, keepdim=True)  # what equals it comes later than it: not nearer
-    if (
-        start <= tile.shape[1]
-    ):  # the first two tiles: there is no good threshold yet, but k maxima are k similarities
+    # An equal similarity comes later in the bank, so it is not nearer.
+    threshold = similarities.amin(1, keepdim=True)
+    # The first two tiles have no good threshold yet, but k maxima of groups are k similarities.
+    if start <= tile.shape[1]:
         least = (
             torch.cat([similarities, maxima], dim=1)
             .topk(k, dim=1, sorted=False)
@@ -227,7 +246,10 @@ def _above(
 def _padded(
     similarities: Tensor, indices: Tensor, rows: Tensor, columns: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that have candidates [R], and their best so far with the candidates behind it [R, k + most], -inf where none."""
+    """Rows with candidates [R]; values and columns [R, k + most] of their best, then candidates.
+
+    Missing candidates have the value -inf.
+    """
     changed, row, counts = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
     slots = (
         torch.arange(len(rows), device=rows.device)
@@ -243,7 +265,10 @@ def _padded(
 
 
 def _top(values: Tensor, indices: Tensor, k: int) -> Tensor:
-    """Where the k largest values of each row [R, n] stand, in any order; of equal values those of the lower indices."""
+    """Positions [R, k] of the k largest values of each row [R, n], in any order.
+
+    Among equal values, those with the lower `indices` are taken.
+    """
     best, positions = values.topk(k, dim=1, sorted=False)
     last = best.amin(1, keepdim=True)
     tied = ((values >= last).sum(1) > k).nonzero()[:, 0]
@@ -261,9 +286,8 @@ def _top(values: Tensor, indices: Tensor, k: int) -> Tensor:
 
 def _vote(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     predictions = torch.empty(len(labels), dtype=torch.int64, device=labels.device)
-    rows = max(
-        1, 64 * MIB // (4 * num_classes)
-    )  # scores of all queries at once would be gigabytes for ImageNet-21k
+    # In parts, as the scores of all queries would be gigabytes for ImageNet-21k.
+    rows = max(1, 64 * MIB // (4 * num_classes))
     for first in range(0, len(labels), rows):
         label = labels[first : first + rows]
         scores = weights.new_zeros(len(label), num_classes).scatter_add_(

@@ -1,4 +1,4 @@
-"""The model card: what an exported network is, where it comes from, what was measured, and how it is loaded."""
+"""The model card: an exported network's origin, its measured accuracy, and how to load it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from seed_exp.models.teachers import TEACHERS, TeacherSpec
 HUB_LICENCES = frozenset(
     {"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "bsd-3-clause"}
 )
-"""Names that the Hugging Face hub has for licences; any other is `other` with a name of its own."""
+"""Licences that the Hugging Face hub has a name for; the card calls any other `other`."""
 
 _UNKNOWN = "unknown"
 
 _SEED = """@article{fang2020seed,
-  author  = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and Liu, Zicheng},
+  author  = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and
+             Liu, Zicheng},
   title   = {SEED: Self-supervised Distillation For Visual Representation},
   journal = {International Conference on Learning Representations},
   year    = {2021},
@@ -51,19 +52,19 @@ _MADE = {
     "Weight decay": "optimizer.weight_decay",
     "Seed": "seed",
 }
-"""Options of the training that the card names, where the network's file has them."""
+"""Options of the training that the card shows if the network's file has them, by their label."""
 
 
 @dataclass(frozen=True)
 class WeightsOrigin:
-    """Where an exported network comes from."""
+    """The file that an exported network comes from, and the results about it."""
 
     header: Mapping[str, Any]
-    """Of its file."""
+    """Header of the file of weights."""
     sha256: str
-    """Of its file."""
+    """Checksum of the file of weights."""
     results: Path
-    """Folder of the files of results."""
+    """Folder of the results files."""
 
 
 def model_card(
@@ -73,14 +74,16 @@ def model_card(
     errors: Mapping[str, float],
     tried_on: str,
 ) -> str:
-    """README.md in the form of the Hugging Face hub, without secrets. What is not known is said to be unknown.
+    """Returns the text of README.md in the Hugging Face hub's form, without secrets.
+
+    A fact that is not known is called unknown.
 
     Args:
-        subject: What was exported.
-        origin: Where it comes from.
-        formats: How it was exported.
-        errors: Relative errors of the formats.
-        tried_on: Fingerprint of the images on which they were measured.
+        subject: The network that was exported.
+        origin: The file that it comes from.
+        formats: Formats it was exported to, by name.
+        errors: Relative error of each format, by name.
+        tried_on: Fingerprint of the images on which the errors were measured.
     """
     header, command = origin.header, origin.header["command"]
     options: dict[str, Any] = header.get("options", {})
@@ -101,8 +104,10 @@ def model_card(
         "## Evaluation",
         *_evaluations(subject.name, origin),
         "## Files",
-        f"Each was read back without the code that wrote it and tried on {len(subject.images)} images of {_code(tried_on)}. The "
-        "error is the largest difference from what the trained network gives, relative to how much images differ in that.",
+        "Each file was read back without the code that wrote it, and tried on "
+        f"{len(subject.images)} images of {_code(tried_on)}. The error is the largest difference "
+        "from the trained network's output, relative to the largest difference between that "
+        "output and its mean over the images.",
         markdown_table(
             ["format", "file", "error"],
             [[name, each.file, f"{errors[name]:.1e}"] for name, each in formats.items()],
@@ -124,17 +129,23 @@ _WHAT = {
 
 
 def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
-    """The hub's name for the licence of a network with this header, and a sentence that says where it is from."""
+    """Returns the hub's name for the licence of a network, and a sentence on where it comes from.
+
+    Args:
+        header: Header of the network's file.
+    """
     options: Mapping[str, Any] = header.get("options", {})
     if header["student"].get("init") is not None:
         return (
             _UNKNOWN,
-            "Unknown: the network started from other weights. Find out what their licence is before you publish it.",
+            "Unknown: the network started from other weights. Find out their licence before you "
+            "publish it.",
         )
     if header["command"] != "distill":
         return (
             _UNKNOWN,
-            "Unknown: no teacher is known from which the weights could have one. Whoever publishes them decides.",
+            "Unknown: the weights have no known teacher from which they could inherit a licence. "
+            "Whoever publishes them decides.",
         )
     network = str(options.get("teacher.network"))
     known = TEACHERS.get(network, TeacherSpec()).licence
@@ -142,10 +153,11 @@ def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
         config = timm.models.get_pretrained_cfg(str(options.get("teacher.name")))
         known = config.license if config is not None else None
     if known is None or options.get("teacher.checkpoint") is not None:
-        stated = f", {known} is that of its official file" if known else ""
+        stated = f" (its official file has {known})" if known else ""
         return (
             _UNKNOWN,
-            f"Unknown: the teacher's weights came without one{stated}. Find out before you publish this network.",
+            f"Unknown: the teacher's weights came without a licence{stated}. Find it out before "
+            "you publish this network.",
         )
     identifier = known.lower() if known.lower() in HUB_LICENCES else "other"
     return identifier, f"{known}, inherited from the teacher {_code(network)}."
@@ -155,9 +167,8 @@ def _front_matter(
     subject: Subject, formats: Mapping[str, Format], licence: str, command: str
 ) -> str:
     facts: dict[str, Any] = {"license": licence}
-    if (
-        "timm" in formats and subject.config.network not in CHANGES
-    ):  # the hub's page would tell how timm loads it
+    # With this name the hub's page shows lines that load the network as timm's own.
+    if "timm" in formats and subject.config.network not in CHANGES:
         facts["library_name"] = "timm"
     facts["pipeline_tag"] = "image-feature-extraction"
     facts["tags"] = [
@@ -184,12 +195,13 @@ def _summary(subject: Subject, command: str, options: Mapping[str, Any]) -> str:
     teacher = _code(options.get("teacher.network", _UNKNOWN))
     how = {
         "distill": f"It was distilled, without labels, from the teacher {teacher}.",
-        "pretrain": "It was trained as MoCo-V2 ([arXiv:2003.04297](https://arxiv.org/abs/2003.04297)), without a teacher.",
+        "pretrain": "It was trained as MoCo-V2 "
+        "([arXiv:2003.04297](https://arxiv.org/abs/2003.04297)), without a teacher.",
     }
     if command == "distill" and options.get("objective.name") == "seed":
         how["distill"] = (
-            f"It learned, without labels, to see the similarities between images that its teacher {teacher} sees "
-            "(SEED, [arXiv:2101.04731](https://arxiv.org/abs/2101.04731))."
+            f"It learned, without labels, to see the similarities between images that its teacher "
+            f"{teacher} sees (SEED, [arXiv:2101.04731](https://arxiv.org/abs/2101.04731))."
         )
     facts = f"{num_parameters:,} parameters, features of width {subject.student.num_features}"
     return f"The network is {network}: {facts}. {how.get(command, '')}".rstrip()
@@ -199,18 +211,21 @@ def _loading(subject: Subject, formats: Mapping[str, Format]) -> str:
     views = subject.eval_views
     size, resize = views["eval_size"], views["eval_resize"]
     parts = [
-        f"Images: shorter side resized to {resize} px (bilinear, antialiased), centre of {size} x {size} px, values from 0 to 1, "
-        f"normalised with mean {views['mean']} and std {views['std']}. In this folder, with `images` [N, 3, {size}, {size}]:"
+        f"Images: shorter side resized to {resize} px (bilinear, antialiased), centre of {size} x "
+        f"{size} px, values from 0 to 1, normalised with mean {views['mean']} and std "
+        f"{views['std']}. In this folder, with `images` [N, 3, {size}, {size}]:"
     ]
     if subject.config.network in CHANGES and "timm" in formats:
         plain = _code(architecture_of(subject.student.encoder))
         parts.append(
-            f"**timm's own {plain} takes these weights without an error and gives other features: load.py is needed.**"
+            f"**timm's own {plain} takes these weights without an error and gives other features: "
+            "load.py is needed.**"
         )
     parts += [f"{name}:\n\n```python\n{each.lines(subject)}\n```" for name, each in formats.items()]
     if "timm" in formats and subject.config.network not in CHANGES:
         parts.append(
-            'timm loads the folder by itself too: `timm.create_model("local-dir:PATH", pretrained=True)`.'
+            "timm loads the folder by itself too: "
+            '`timm.create_model("local-dir:PATH", pretrained=True)`.'
         )
     return "\n\n".join(parts)
 
@@ -221,10 +236,8 @@ def _training(
     header = origin.header
     epochs = options.get(f"students.{subject.name}.epochs")
     rows = [("Steps trained", header.get("step")), ("Images", header.get("inputs", {}).get("data"))]
-    found = {
-        **options,
-        "batch_size": header.get("batch_size", options.get("batch_size")),
-    }  # not `auto`, but what that found
+    # The header has the number that batch_size=auto came to; the options say `auto`.
+    found = {**options, "batch_size": header.get("batch_size", options.get("batch_size"))}
     rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
     if epochs is not None:
         rows.append(("Epochs of this network", epochs))
@@ -253,14 +266,14 @@ def _teacher(
             "Weights",
             (spec.url or "of the library")
             if official
-            else "a file that the user gave; the published numbers may not be its",
+            else "a file that the user gave; the published numbers may be those of other weights",
         ),
         ("Fingerprint of its weights", header.get("inputs", {}).get("teacher")),
     ]
 
 
 def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
-    """Of each file of results that is about exactly these weights a table, and the protocol on which its numbers depend."""
+    """Returns a table and its protocol for each results file about exactly these weights."""
     parts = []
     for path in sorted(origin.results.glob("*.json")):
         content = json.loads(path.read_text())
@@ -290,6 +303,6 @@ def _list(rows: Sequence[tuple[str, Any]]) -> str:
 
 
 def _code(value: object) -> str:
-    """`value` as it is, whatever it holds: no Markdown, no HTML, no line of its own."""
+    """Returns `value` as Markdown code on one line, in which nothing is Markdown or HTML."""
     text = " ".join(str(value).replace("`", "'").split())
     return f"`{text}`"

@@ -1,4 +1,4 @@
-"""Folders that are either whole or absent, as files are by seed_exp.files."""
+"""Folders that are either complete or absent, as `seed_exp.base.files` does it for files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from seed_exp.base.files import sync_folder
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises ValueError if there is something at `folder`, be it no folder: nothing is replaced, as it may have been edited."""
+    """Raises ValueError if `folder` is a file, a link, or a folder that is not empty.
+
+    Nothing is replaced, because somebody may have edited it.
+    """
     if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder} exists already; delete it, or choose another output")
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder whose content appears under the name `folder` only when the block ends without an exception.
+    """Yields a new folder, renamed to `folder` only if the block ends without an exception.
 
     Raises:
-        ValueError: as `refuse_existing`.
+        ValueError: there is something at `folder` already.
     """
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

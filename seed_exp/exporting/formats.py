@@ -1,4 +1,4 @@
-"""The files that a student is exported to: how each is written, and the lines that make features with it."""
+"""The formats that a student is exported to: how to write each, and lines of Python that use it."""
 
 from __future__ import annotations
 
@@ -37,41 +37,46 @@ ONNX, PROGRAM = "model.onnx", "model.pt2"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is exported, and what the files are tried on."""
+    """A network to export, and the images on which its files are tried."""
 
     name: str
+    """Name of the student."""
     student: Student
-    """In evaluation mode, on the CPU."""
+    """The network, in evaluation mode, on the CPU."""
     config: StudentConfig
+    """Options of the student."""
     eval_views: dict[str, Any]
-    """How it wants to see images: eval_size, eval_resize, mean, std."""
+    """Preparation of images for the network: eval_size, eval_resize, mean, std."""
     images: Tensor
-    """Images seen so [N, 3, S, S], N >= 2, float32."""
+    """Images prepared in this way [N, 3, S, S], N >= 2, float32."""
     head: bool
-    """Whether formats that hold a whole program give embeddings too."""
+    """Whether formats that hold a whole program return embeddings too."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way to export."""
+    """An export format."""
 
     file: str
-    """The file that holds the weights."""
+    """Name of the file that holds the weights."""
     has: Callable[[Subject], bool]
-    """Whether the network can be exported so."""
+    """Whether the network can be exported to this format."""
     write: Callable[[Subject, Path], None]
-    """Writes its files into a folder."""
+    """Writes the format's files into a folder."""
     lines: Callable[[Subject], str]
-    """Python that makes, in that folder, `features` of `images`; of a program with head, `embeddings` too."""
+    """Lines of Python that, run in that folder, turn `images` into `features`; a program with head
+    gives `embeddings` too.
+    """
     is_program: bool = False
-    """Whether the file holds all that is computed, so that it may hold the head too."""
+    """Whether the file holds the whole computation, and therefore can include the head."""
 
 
 def formats_of(subject: Subject, names: Sequence[str] | None) -> dict[str, Format]:
-    """The formats `names`; None = all that the network has.
+    """Returns the formats `names`, by name; for None, all formats that the network has.
 
     Raises:
-        ValueError: an unknown format, one that the network does not have, or none that could hold the head that is wanted.
+        ValueError: a format is unknown, the network does not have it, or the head is wanted and no
+            format can hold it.
     """
     having = {name: each for name, each in FORMATS.items() if each.has(subject)}
     chosen = (
@@ -81,20 +86,26 @@ def formats_of(subject: Subject, names: Sequence[str] | None) -> dict[str, Forma
     )
     for name in chosen.keys() - having.keys():
         raise ValueError(
-            f"{name} has no network that equals {subject.name}; its formats are {', '.join(having)}"
+            f"{name} has no network that equals {subject.name}; choose formats from "
+            f"{', '.join(having)}"
         )
     if subject.head and not any(each.is_program for each in chosen.values()):
         raise ValueError(
-            "head=true needs a format that holds more than the encoder's weights; add onnx or torch_export to formats"
+            "head=true needs a format that holds more than the encoder's weights; add onnx or "
+            "torch_export to formats"
         )
     return chosen
 
 
 def export_formats(subject: Subject, formats: dict[str, Format], folder: Path) -> dict[str, float]:
-    """Writes the files of `formats` into `folder`, reads each back as a user would; returns their relative errors.
+    """Writes the files of `formats` into `folder`, and reads each back as a user would.
+
+    Returns:
+        Relative error of each format, by name.
 
     Raises:
-        ValueError: a file does not give what the student gives, or cannot be read; a library is missing.
+        ValueError: a file cannot be read or its output differs from the student's; or a library is
+            missing.
     """
     with torch.no_grad():
         expected = {
@@ -109,26 +120,31 @@ def export_formats(subject: Subject, formats: dict[str, Format], folder: Path) -
         errors[name] = max(relative_error(given[kind], expected[kind]) for kind in wanted)
         if errors[name] > LIMIT:
             raise ValueError(
-                f"{each.file} as {name} of {subject.name} does not give the network's own output: relative error "
-                f"{errors[name]:.2g} on {len(subject.images)} images, at most {LIMIT:g} is allowed, and float32 itself is "
-                f"{_rounding(subject, expected['features']):.2g} away from float64. Nothing was exported"
+                f"{each.file} as {name} of {subject.name} does not give the network's own output: "
+                f"relative error {errors[name]:.2g} on {len(subject.images)} images, at most "
+                f"{LIMIT:g} is allowed, and float32 itself is "
+                f"{_rounding(subject, expected['features']):.2g} away from float64. "
+                "Nothing was exported"
             )
     return errors
 
 
 def _rounding(subject: Subject, features: Tensor) -> float:
-    """Relative error of the network's own features [N, num_features]; what makes it large also makes other programs differ."""
+    """Relative error of the network's own features [N, num_features] in float32, against float64.
+
+    A network for which it is large also differs between programs.
+    """
     with torch.no_grad():
         exact = copy.deepcopy(subject.student).double().features(subject.images.double())
     return relative_error(features, exact.float())
 
 
 def hub_config(subject: Subject) -> dict[str, Any]:
-    """What config.json says, so that timm loads the folder by itself, from the disk or from the Hugging Face hub."""
+    """Content of config.json, with which timm loads the folder from disk or from the hub."""
     encoder = subject.student.encoder
     size, resize = subject.eval_views["eval_size"], subject.eval_views["eval_resize"]
     crop_pct = size / resize
-    if math.floor(size / crop_pct) < resize:  # timm resizes to this
+    if math.floor(size / crop_pct) < resize:  # timm resizes to floor(size / crop_pct)
         crop_pct = math.nextafter(crop_pct, 0)
     known: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
     options = timm_options(encoder)
@@ -153,7 +169,7 @@ def hub_config(subject: Subject) -> dict[str, Any]:
 
 
 class _Program(nn.Module):
-    """Features of images, then their embeddings where the head is wanted."""
+    """Maps images to their features and, if the head is wanted, their embeddings."""
 
     def __init__(self, student: Student, head: bool) -> None:
         super().__init__()
@@ -170,15 +186,15 @@ class _Program(nn.Module):
 
 def _write_weights(subject: Subject, folder: Path) -> None:
     encoder = subject.student.encoder
-    tensors = {
-        key: tensor.clone().contiguous() for key, tensor in encoder.state_dict().items()
-    }  # some networks tie weights
+    # Clones, because safetensors refuses the weights that some networks tie.
+    tensors = {key: tensor.clone().contiguous() for key, tensor in encoder.state_dict().items()}
     metadata = {"format": "pt", "network": subject.config.network}
-    (folder / WEIGHTS).write_bytes(save(tensors, metadata))  # save_file's files are private
+    # Not save_file, which makes files that only their owner may read.
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata))
     loader = loader_file(subject.config, encoder)
     if loader is None:
         write_json(folder / "config.json", hub_config(subject))
-    else:  # a config.json would let timm load the network that it nearly is
+    else:  # with a config.json, timm would load its own network, which differs
         (folder / LOADER).write_text(loader)
 
 
@@ -195,7 +211,7 @@ def _write_program(subject: Subject, folder: Path) -> None:
 
 def _write_onnx(subject: Subject, folder: Path) -> None:
     with optional("formats=[onnx]"):
-        import onnx  # noqa: F401  (which torch looks for when half the work is done)
+        import onnx  # noqa: F401  (torch needs it only after half of the work)
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     torch.onnx.export(
@@ -209,7 +225,7 @@ def _write_onnx(subject: Subject, folder: Path) -> None:
 
 
 FILES = [WEIGHTS, LOADER, ONNX, PROGRAM, "config.json"]
-"""Of all formats, beside the model card."""
+"""Names of all files that the formats may write; the model card comes on top."""
 
 
 def _outputs(subject: Subject) -> list[str]:
@@ -263,4 +279,7 @@ program = torch.export.load("{PROGRAM}").module()
         is_program=True,
     ),
 }
-"""TorchScript is not among them: torch has deprecated it in favour of torch.export."""
+"""Export formats by name.
+
+TorchScript is not among them, because torch has deprecated it in favour of torch.export.
+"""

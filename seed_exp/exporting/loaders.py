@@ -1,4 +1,7 @@
-"""How an exported encoder is loaded without this package: lines to paste, which export itself runs before it gives them out."""
+"""Lines of Python that load an exported encoder without this package.
+
+They are meant to be pasted; `export` runs them itself before it prints them.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,18 @@ IN_TORCHVISION = frozenset(
         "wide_resnet101_2",
     }
 )
-"""Networks that timm and torchvision have under the same name, with the same names of tensors less the classifier `fc`."""
+"""Networks that timm and torchvision have under the same name, with the same names of tensors.
+
+The classifier `fc` is the exception, which an exported encoder does not have.
+"""
 
 CHANGES: dict[str, tuple[str, str]] = {
     "efficientnet_b1": (
         "one strided convolution padded as for images of 240 px, whatever their size",
         """    block = model.blocks[5][0]
     channels, weight = block.conv_dw.groups, block.conv_dw.weight
-    block.conv_dw = nn.Conv2d(channels, channels, 5, stride=2, padding=2, groups=channels, bias=False)
+    options = {"stride": 2, "padding": 2, "groups": channels, "bias": False}
+    block.conv_dw = nn.Conv2d(channels, channels, 5, **options)
     block.conv_dw.weight = weight
 """,
     ),
@@ -44,11 +51,14 @@ CHANGES: dict[str, tuple[str, str]] = {
 """,
     ),
 }
-"""By student that timm has only nearly: what differs, and the lines that make timm's network `model` the student's."""
+"""Students from which timm's network of the same name differs: the difference, and the lines of
+Python that turn timm's network `model` into the student's.
+"""
 
 _LOADER = '''"""The encoder of this folder: timm's {architecture} with {difference}.
 
-timm's own takes the same weights without an error, and gives other features. Needs torch, timm, safetensors.
+timm's own network takes the same weights without an error, but gives other features.
+Needs torch, timm and safetensors.
 """
 
 from pathlib import Path
@@ -74,7 +84,10 @@ def architecture_of(encoder: nn.Module) -> str | None:
 
 
 def timm_options(encoder: nn.Module) -> dict[str, Any]:
-    """What timm.create_model needs beside the name: a ViT only so takes the several sizes of image that the student takes."""
+    """Arguments of timm.create_model besides the name.
+
+    A ViT needs one to take images of several sizes, as the student does.
+    """
     return {
         "num_classes": 0,
         **({"dynamic_img_size": True} if getattr(encoder, "dynamic_img_size", False) else {}),
@@ -82,7 +95,7 @@ def timm_options(encoder: nn.Module) -> dict[str, Any]:
 
 
 def loader_file(config: StudentConfig, encoder: nn.Module) -> str | None:
-    """Text of LOADER for a network that timm has only nearly; None for one that it has."""
+    """Text of the file LOADER for a network in CHANGES; None for any other."""
     if config.network not in CHANGES:
         return None
     difference, lines = CHANGES[config.network]
@@ -91,18 +104,26 @@ def loader_file(config: StudentConfig, encoder: nn.Module) -> str | None:
 
 
 def timm_lines(config: StudentConfig, encoder: nn.Module, folder: Path | None = None) -> str:
-    """What loads the encoder as `model` with timm, in the folder that was exported or, where `folder` is given, from anywhere."""
+    """Lines of Python that load the encoder with timm, as `model`.
+
+    Args:
+        config: Options of the student.
+        encoder: The student's encoder.
+        folder: The exported folder, for lines that work anywhere; None = for lines that work only
+            inside it.
+    """
     if config.network in CHANGES:
         if folder is None:
             return f"from {LOADER.removesuffix('.py')} import load\nmodel = load()"
         return f'import runpy\nmodel = runpy.run_path({_quoted(folder / LOADER)})["load"]()'
     options = "".join(f", {name}={value}" for name, value in timm_options(encoder).items())
     weights = _quoted(WEIGHTS if folder is None else folder / WEIGHTS)
-    return f"import timm\nmodel = timm.create_model({_quoted(architecture_of(encoder))}{options}, checkpoint_path={weights}).eval()"
+    arguments = f"{_quoted(architecture_of(encoder))}{options}, checkpoint_path={weights}"
+    return f"import timm\nmodel = timm.create_model({arguments}).eval()"
 
 
 def torchvision_lines(encoder: nn.Module) -> str:
-    """What loads the encoder as `model` with torchvision."""
+    """Lines of Python that load the encoder with torchvision, as `model`."""
     return f"""import torch, torchvision
 from safetensors.torch import load_file
 model = torchvision.models.{architecture_of(encoder)}()

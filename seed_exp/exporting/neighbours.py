@@ -1,4 +1,4 @@
-"""Which images look alike to a network: neighbours and near-duplicates, as rows of a gallery."""
+"""Images that look alike to a network: neighbours and near-duplicates, as rows of an HTML page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from seed_exp.evaluation.votes import nearest
 from seed_exp.exporting.neighbours_page import Chapter, Shown
 from seed_exp.exporting.tables import text_of
 
-_MOST_LINKS = 32  # of an image to others, for groups of near-duplicates
-_MOST_GROUPS = 50  # on the page; the list has all
+_MOST_LINKS = 32  # other images that an image is compared with to find near-duplicates
+_MOST_GROUPS = 50  # groups on the page; the list of near-duplicates has all
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class SearchedImages:
     """Images of a source with their features."""
 
     source: Source
+    """Source of the images."""
     indices: NDArray[np.int64]
-    """In the source [n]."""
+    """Indices of the images in the source [n]."""
     features: Tensor
-    """[n, D], n >= 2."""
+    """Features of the images [n, D], n >= 2."""
 
     def shown(self, row: int, similarity: float | None = None) -> Shown:
-        """Image `row` of n, for the page."""
+        """Returns image `row`, from 0 to n - 1, for the page."""
         index = int(self.indices[row])
         label = -1 if self.source.labels is None else int(self.source.labels[index])
         return Shown(
@@ -43,12 +44,12 @@ class SearchedImages:
 
 
 def other_neighbours(features: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest neighbours of images among all others, nearest first.
+    """Finds the k nearest neighbours of images among all other images, nearest first.
 
     Args:
-        features: Of all images [n, D], n >= 2.
-        rows: Which of them neighbours are looked for [q], int64.
-        k: Neighbours of each; all others if there are fewer.
+        features: Features of all images [n, D], n >= 2.
+        rows: Rows of `features` whose neighbours are wanted [q], int64.
+        k: Number of neighbours per image; with fewer than k others, all of them.
 
     Returns:
         Cosines [q, k], float32, and rows of `features` [q, k], int64, on the device of `features`.
@@ -56,34 +57,35 @@ def other_neighbours(features: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Te
     k = min(k, len(features) - 1)
     similarities, found = nearest(features, features[rows], k + 1)
     own = found == rows[:, None]
-    own[:, -1] |= ~own.any(1)  # of more than k copies of an image it may itself not be found
+    own[:, -1] |= ~own.any(1)  # among more than k copies of an image, it may not find itself
     return similarities[~own].view(-1, k), found[~own].view(-1, k)
 
 
 def near_duplicates(features: Tensor, threshold: float) -> list[list[int]]:
-    """Groups of images whose cosine to the first one of their group is at least `threshold`, the largest groups first.
+    """Groups images whose cosine to the first image of their group is at least `threshold`.
 
-    So one may keep the first of each and leave out the others. Of each image the 32 nearest others are looked at.
+    To remove near-duplicates, keep the first image of each group and leave out the others. Only
+    the 32 nearest others of each image are compared with it.
 
     Args:
-        features: Of all images [n, D], n >= 2.
-        threshold: In (0, 1].
+        features: Features of all images [n, D], n >= 2.
+        threshold: Lowest cosine, in (0, 1].
 
     Returns:
-        Rows of `features`, ascending in each group of two or more; no row is in two groups.
+        Rows of `features`, ascending in each group; the largest groups come first. A group has two
+        or more rows, and no row is in two groups.
     """
     similarities, found = other_neighbours(
         features, torch.arange(len(features), device=features.device), _MOST_LINKS
     )
-    rows, columns = (similarities >= threshold - 1e-6).nonzero(
-        as_tuple=True
-    )  # the cosine of equal features is 1 but for rounding
+    # Rounding may leave the cosine of equal features just below 1.
+    rows, columns = (similarities >= threshold - 1e-6).nonzero(as_tuple=True)
     links: dict[int, set[int]] = {}
     for one, other in zip(rows.tolist(), found[rows, columns].tolist(), strict=True):
         links.setdefault(one, set()).add(other)
-        links.setdefault(other, set()).add(
-            one
-        )  # of many copies of an image, all have its first ones among their nearest
+        # Both ways, because all copies of an image have the first copies among their nearest, but
+        # the first copies do not have all others.
+        links.setdefault(other, set()).add(one)
     groups: list[list[int]] = []
     taken: set[int] = set()
     for first in sorted(links):
@@ -94,7 +96,7 @@ def near_duplicates(features: Tensor, threshold: float) -> list[list[int]]:
 
 
 def write_duplicates(path: Path, images: SearchedImages, groups: Sequence[Sequence[int]]) -> None:
-    """Writes a line of JSON for each group: the names of its images."""
+    """Writes one line of JSON per group: the list of the names of its images."""
     with atomic_write(path) as file:
         for group in groups:
             keys = [text_of(images.source.key(int(images.indices[row]))) for row in group]
@@ -102,15 +104,18 @@ def write_duplicates(path: Path, images: SearchedImages, groups: Sequence[Sequen
 
 
 def neighbours_of_images(images: SearchedImages, rows: Tensor, k: int) -> Chapter:
-    """The images `rows` [q] with their k nearest others."""
+    """A chapter of the images `rows` [q], each with its k nearest others."""
     similarities, found = other_neighbours(images.features, rows.to(images.features.device), k)
     firsts = [images.shown(row) for row in rows.tolist()]
-    text = f"{len(firsts)} images, spread over all {len(images.indices):,}; beside each the {found.shape[1]} nearest others."
+    text = (
+        f"{len(firsts)} images, evenly spaced over all {len(images.indices):,}; beside each are "
+        f"the {found.shape[1]} nearest others."
+    )
     return _neighbours(images, firsts, similarities, found, text)
 
 
 def neighbours_of_files(images: SearchedImages, files: Source, features: Tensor, k: int) -> Chapter:
-    """The images of `files` [q] with features [q, D], and the k of `images` that are nearest to each."""
+    """A chapter of the images of `files`, of features [q, D], each with its k nearest `images`."""
     similarities, found = nearest(
         images.features, features.to(images.features.device), min(k, len(images.indices))
     )
@@ -118,16 +123,19 @@ def neighbours_of_files(images: SearchedImages, files: Source, features: Tensor,
         Shown(partial(files.image, number), text_of(files.key(number)))
         for number in range(len(files))
     ]
-    text = f"Beside each image the {found.shape[1]} nearest of {len(images.indices):,}."
+    text = f"Beside each image are the {found.shape[1]} nearest of {len(images.indices):,}."
     return _neighbours(images, firsts, similarities, found, text)
 
 
 def duplicates(
     images: SearchedImages, groups: Sequence[Sequence[int]], threshold: float
 ) -> Chapter:
-    """The largest groups of near-duplicates."""
+    """A chapter of the largest groups of near-duplicates."""
     total = sum(map(len, groups))
-    text = f"{len(groups):,} groups of {total:,} images; the cosine of each to the first of its group is at least {threshold:g}"
+    text = (
+        f"{len(groups):,} groups of {total:,} images; the cosine of each image to the first of "
+        f"its group is at least {threshold:g}"
+    )
     text += f"; these are the {_MOST_GROUPS} largest." if len(groups) > _MOST_GROUPS else "."
     rows = []
     for first, *others in groups[:_MOST_GROUPS]:

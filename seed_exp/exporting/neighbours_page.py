@@ -1,4 +1,7 @@
-"""One HTML page of images beside those that look like them, readable on a phone and at night, without any other file."""
+"""An HTML page of images beside those that look like them.
+
+It needs no other file, and can be read on a phone and in dark mode.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ from seed_exp.base.redaction import redact
 from seed_exp.reporting.page.html import Html, join, tag
 
 _THUMBNAIL = (240, 180)
-"""Largest width and height in pixels; twice as many as are shown, for fine screens."""
-_MAX_SHOWN = 24  # images of a row; of a thousand copies nobody looks at all
+"""Largest width and height in pixels: twice the size shown, for screens of high resolution."""
+_MAX_SHOWN = 24  # images in a row; nobody looks at all of a thousand copies
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --muted: #667; --page: #fff; --card: #f4f5f7; --mark: #0b63c5; }
+:root { color-scheme: light dark; --ink: #1b1f24; --muted: #667; --page: #fff; --card: #f4f5f7;
+        --mark: #0b63c5; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --muted: #98a1ad; --page: #14171b; --card: #1f242b; --mark: #6cb2ff; }
 }
@@ -34,13 +38,15 @@ section { display: flex; gap: 12px; padding: 12px 0; border-top: 1px solid var(-
 section > figure { flex: 0 0 168px; }
 section > div { flex: 1; display: grid; gap: 8px; align-content: start;
                 grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
-figure { margin: 0; background: var(--card); border-radius: 6px; overflow: hidden; min-width: 0; align-self: start; }
+figure { margin: 0; background: var(--card); border-radius: 6px; overflow: hidden; min-width: 0;
+         align-self: start; }
 figure.query { outline: 2px solid var(--mark); }
-img { display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: contain; background: #8882; }
+img { display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: contain;
+      background: #8882; }
 figcaption { padding: 3px 7px 5px; font-size: 0.8rem; }
 figcaption b { font-variant-numeric: tabular-nums; }
-figcaption span { display: block; color: var(--muted); line-height: 1.25; max-height: 2.5em; overflow: hidden;
-                  overflow-wrap: anywhere; }
+figcaption span { display: block; color: var(--muted); line-height: 1.25; max-height: 2.5em;
+                  overflow: hidden; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   section { display: block; }
   section > figure { max-width: 48%; margin-bottom: 8px; }
@@ -52,15 +58,16 @@ figcaption span { display: block; color: var(--muted); line-height: 1.25; max-he
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of the page."""
+    """An image on the page."""
 
     image: Callable[[], Tensor]
-    """Its pixels, uint8 [3, H, W]; asked for once."""
+    """Returns the pixels, uint8 [3, H, W]; called once."""
     name: str
+    """Name of the image, shown below it."""
     label: int = -1
-    """Class; -1 = unlabelled."""
+    """Class of the image; -1 = unlabelled."""
     similarity: float | None = None
-    """Cosine to the first image of the row."""
+    """Cosine to the first image of the row; None = not shown."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,17 @@ class Chapter:
     """Rows of images under a heading."""
 
     title: str
+    """The heading."""
     text: str
+    """Paragraph below the heading."""
     rows: Sequence[tuple[Shown, Sequence[Shown]]]
-    """An image, and those that stand beside it."""
+    """An image and the images beside it, for each row."""
 
 
 def gallery(path: Path, title: str, text: str, chapters: Sequence[Chapter]) -> None:
-    """Writes the page, atomically; nothing in names or texts can become markup.
+    """Writes the page to `path`, atomically.
+
+    Names and texts are escaped, so that nothing in them becomes markup.
 
     Raises:
         ValueError: an image cannot be read.
@@ -122,7 +133,7 @@ def _figure(shown: Shown, class_: str | None = None) -> Html:
 
 
 def _thumbnail(pixels: Tensor) -> tuple[str, int, int]:
-    """A JPEG as an address that needs no file, its width and its height."""
+    """Returns a JPEG as a data URL, and its width and height in pixels."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     picture.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()
@@ -135,5 +146,5 @@ def _thumbnail(pixels: Tensor) -> tuple[str, int, int]:
 
 
 def _text(text: str) -> str:
-    # What a file system calls a file need not be a text.
+    # A name in a file system need not be valid text.
     return redact(text).encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""Libraries that only export and embed need."""
+"""Imports of libraries that only `export` and `embed` need."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def optional(option: str) -> Iterator[None]:
-    """Around an import: where the library is missing, `option` needs it and the error says how to install it.
+    """Wraps an import: if the library is missing, the error says how to install it.
+
+    Args:
+        option: Option that needs the library, for the message.
 
     Raises:
-        ValueError: it is missing.
+        ValueError: the library is missing.
     """
     try:
         yield

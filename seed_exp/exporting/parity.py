@@ -1,4 +1,4 @@
-"""Whether an exported file gives the features of the network that it was made of."""
+"""Comparison of an exported file's output with that of the network it was made from."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 LIMIT = 1e-4
-"""Largest relative error of an exported file: float32 rounding stays below a tenth of it, the wrong network is far above."""
+"""Largest relative error allowed.
+
+Rounding of float32 stays below a tenth of it, and a wrong network is far above it.
+"""
 
 _BEFORE = """import sys
-sys.modules["seed_exp"] = None  # what is exported must not need it
+sys.modules["seed_exp"] = None  # an exported file must not need this package
 from safetensors.torch import load_file, save_file
 images = load_file(sys.argv[1] + "/images.safetensors")["images"]
 import torch
 torch.set_grad_enabled(False)
 """
 _AFTER = """
-results = {name: torch.as_tensor(value).contiguous() for name, value in (("features", features), ("embeddings", embeddings))}
+results = {"features": features, "embeddings": embeddings}
+results = {name: torch.as_tensor(value).contiguous() for name, value in results.items()}
 save_file(results, sys.argv[1] + "/results.safetensors")
 """
 
 
 def relative_error(given: Tensor, expected: Tensor) -> float:
-    """Largest |given - expected| over the largest difference of `expected` [N, D] from its mean over the images.
+    """Largest |given - expected|, divided by the largest |expected - its mean over the images|.
 
-    Not over its magnitude: what all images have in common must not hide an error in what tells them apart. Infinite where
-    shapes differ or a number is not finite.
+    The divisor is not the largest |expected|: a large part that all images share must not hide an
+    error in the part that tells images apart.
+
+    Args:
+        given: Output of the exported file [N, D].
+        expected: Output of the network [N, D].
+
+    Returns:
+        Error >= 0; infinite if shapes differ or a number is not finite.
     """
     if given.shape != expected.shape or not given.isfinite().all():
         return float("inf")
@@ -40,18 +51,18 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
 
 
 def results_of(lines: str, images: Tensor, folder: Path) -> dict[str, Tensor]:
-    """What `lines` make of `images` in a fresh Python that starts in `folder` and cannot import this package.
+    """Runs `lines` on `images` in a new Python process that cannot import this package.
 
     Args:
-        lines: Python that turns `images` into `features` and, where `embeddings` are wanted, into these too.
+        lines: Python that turns `images` into `features` and, if these are wanted, `embeddings`.
         images: Normalised images [N, 3, S, S].
-        folder: Where the files are that the lines name.
+        folder: Folder in which the process starts; it has the files that the lines name.
 
     Returns:
-        By the name of the variable.
+        Values of the variables `features` and `embeddings`, by name.
 
     Raises:
-        ValueError: the lines fail; with the last line of what they printed.
+        ValueError: the lines fail. The message has the last line that they wrote to stderr.
     """
     with TemporaryDirectory() as exchange:
         save_file({"images": images.contiguous()}, Path(exchange) / "images.safetensors")
@@ -65,5 +76,5 @@ def results_of(lines: str, images: Tensor, folder: Path) -> dict[str, Tensor]:
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise ValueError(f"what was exported cannot be loaded: {reason}")
+            raise ValueError(f"the exported files cannot be loaded: {reason}")
         return dict(load_file(Path(exchange) / "results.safetensors"))

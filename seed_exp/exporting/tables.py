@@ -1,4 +1,4 @@
-"""Files of features with the names of the images: Parquet, written part by part, and NumPy's npz."""
+"""Files of features with the names of their images: Parquet, written part by part, and npz."""
 
 from __future__ import annotations
 
@@ -23,20 +23,28 @@ class Rows(NamedTuple):
     keys: list[str]
     """Names of the images."""
     labels: NDArray[np.int64]
-    """Their classes; -1 = unlabelled."""
+    """Classes of the images [n]; -1 = unlabelled."""
     features: dict[str, NDArray[Any]]
-    """[n, D] by network, float32 or float16."""
+    """Features by network [n, D], float32 or float16."""
 
 
 def write_table(path: Path, rows: Iterable[Rows], metadata: dict[str, Any]) -> None:
-    """Writes what `rows` yields, once or more, into one file, atomically; the ending of `path` says in which format.
+    """Writes all `rows` into one file, atomically.
 
-    Parquet has a row for each image: `key`, `label` (null = unlabelled) and under each network's name the list of its numbers;
-    `metadata` is JSON under `seed_exp` in the schema's metadata, and each element of `rows` is a row group. An npz file has
-    arrays of the same names, `keys`, `labels` (-1 = unlabelled), and `metadata`; it is held in memory until it is written.
+    A Parquet file has a row per image, with the columns `key`, `label` (null = unlabelled), and one
+    per network, which holds the list of its features. The metadata of its schema holds `metadata`
+    as JSON under `seed_exp`. Each element of `rows` becomes a row group.
+
+    An npz file has the arrays `keys`, `labels` (-1 = unlabelled), `metadata` and one per network.
+    It is held in memory until it is written.
+
+    Args:
+        path: File to write; its ending is the format.
+        rows: Parts of the table, at least one.
+        metadata: Facts about the features, as plain JSON.
 
     Raises:
-        ValueError: unknown ending; a library is missing.
+        ValueError: the ending is unknown, or a library is missing.
     """
     write = lookup(TABLES, path.suffix, "format of features")
     with atomic_write(path) as file:
@@ -44,11 +52,15 @@ def write_table(path: Path, rows: Iterable[Rows], metadata: dict[str, Any]) -> N
 
 
 def check_table(path: Path, names: Iterable[str]) -> None:
-    """Raises at once what `write_table` would raise about `path` and the networks `names` when the first part has been made."""
+    """Raises ValueError if `write_table` could not write networks `names` to `path`.
+
+    It is called before the first features are computed, so that a bad name costs no time.
+    """
     lookup(TABLES, path.suffix, "format of features")
     if taken := {"key", "label", "keys", "labels", "metadata", "file", "allow_pickle"} & set(names):
         raise ValueError(
-            f"the file itself needs the name {taken.pop()}, as a network is called; rename the student's file"
+            f"the file itself needs the name {taken.pop()}, which a network has too; rename the "
+            "student's file"
         )
     if path.suffix == ".parquet":
         with optional(f"output={path}"):
@@ -58,7 +70,14 @@ def check_table(path: Path, names: Iterable[str]) -> None:
 def rows_of(
     source: Source, indices: NDArray[np.int64], features: Mapping[str, Tensor], *, half: bool
 ) -> Rows:
-    """The rows of the images `indices` [n] of `source`, whose features [n, D] are given; `half` makes them float16."""
+    """Returns the rows of some images.
+
+    Args:
+        source: Source of the images.
+        indices: Indices of the images in the source [n].
+        features: Features of the images [n, D], by network.
+        half: Whether to store the features as float16.
+    """
     labels = (
         np.full(len(indices), -1)
         if source.labels is None
@@ -73,7 +92,7 @@ def rows_of(
 
 
 def text_of(key: str) -> str:
-    """The name of an image as a text that can be written: what a file system calls a file need not be one."""
+    """Returns an image's name as valid text, which a name in a file system need not be."""
     return key.encode(errors="backslashreplace").decode()
 
 
@@ -96,7 +115,7 @@ def _write_parquet(file: BinaryIO, rows: Iterable[Rows], metadata: dict[str, Any
             }
             table = pa.table(columns, metadata={"seed_exp": json.dumps(metadata)})
             if writer is None:
-                # Random bits do not become smaller, and a dictionary of them would be larger.
+                # Features hardly compress, and a dictionary of them would be larger than they are.
                 writer = parquet.ParquetWriter(
                     file, table.schema, compression={"key": "zstd"}, use_dictionary=["label"]
                 )
@@ -122,3 +141,4 @@ TABLES: dict[str, Callable[[BinaryIO, Iterable[Rows], dict[str, Any]], None]] = 
     ".parquet": _write_parquet,
     ".npz": _write_npz,
 }
+"""Functions that write a table, by the ending of the file."""

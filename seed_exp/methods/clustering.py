@@ -1,7 +1,8 @@
-"""Clusters of the teacher's embeddings: what the student predicts, in SEED's ablation, in place of similarities.
+"""Clusters of the teacher's embeddings, which the student predicts instead of similarities.
 
-They are found in the queue, which no student has a part in and which is the same on every rank; so all students of a fleet share
-them. Everything here is a product of matrices, whose result is the same in every run, and goes through the queue in chunks.
+This is an ablation of SEED. The clusters are found in the queue. The queue does not depend on any
+student and is the same on every rank, so all students of a fleet share the clusters. All work here
+is matrix products over chunks of the queue, whose result is the same in every run.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from seed_exp.engine.distributed import broadcast_buffers
 from seed_exp.methods.streaming import chunk_length
 
 LLOYD_ITERATIONS = 5
-"""Of k-means, each time that it runs; it goes on from the centroids that it left."""
+"""Iterations of k-means each time it runs; it starts from the centroids of its last run."""
 SINKHORN_ITERATIONS = 3
-"""As SwAV, arXiv:2006.09882."""
+"""Iterations of the Sinkhorn-Knopp algorithm, as in SwAV, arXiv:2006.09882."""
 
 
 @torch.no_grad()
 def k_means(points: Tensor, centroids: Tensor, iterations: int) -> Tensor:
-    """Lloyd's iterations of k-means for directions: a point belongs to the most similar centroid, which becomes its points' mean.
+    """Centroids of unit vectors after some of Lloyd's iterations of k-means.
 
-    A centroid without points moves to the point that is least similar to its own, a second one to the next of these.
+    Each iteration assigns a point to its most similar centroid, and moves a centroid to the mean
+    direction of its points. A centroid without points moves to the point that is least similar to
+    the centroid it was assigned to; a second one moves to the next such point, and so on.
 
     Args:
-        points: [K, D], unit length.
-        centroids: To begin with [C, D], unit length, at most K.
-        iterations: How many.
+        points: Vectors to cluster [K, D], unit length.
+        centroids: Centroids to start from [C, D], unit length; C is at most K.
+        iterations: Number of iterations.
 
     Returns:
         [C, D], float32, unit length.
@@ -54,7 +57,7 @@ def k_means(points: Tensor, centroids: Tensor, iterations: int) -> Tensor:
 
 @torch.no_grad()
 def nearest_centroid(embeddings: Tensor, centroids: Tensor) -> Tensor:
-    """The most similar of the centroids [C, D] to each embedding [N, D]: [N, D], float32."""
+    """Returns each embedding's [N, D] most similar centroid of [C, D], as [N, D], float32."""
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = torch.split(embeddings.float(), chunk_length(centroids))
         return centroids[torch.cat([(chunk @ centroids.T).argmax(1) for chunk in rows])]
@@ -64,17 +67,17 @@ def nearest_centroid(embeddings: Tensor, centroids: Tensor) -> Tensor:
 def balancing_weights(
     points: Tensor, prototypes: Tensor, epsilon: float, iterations: int
 ) -> Tensor:
-    """What to add to the logits x_i . c / epsilon of assignments, so that points on average use all prototypes equally.
+    """Offsets of the logits x_i . c / epsilon with which points use all prototypes equally.
 
-    The algorithm of Sinkhorn and Knopp as in SwAV, arXiv:2006.09882, Section 3.1: the columns of exp(x_i . c / epsilon) are
-    scaled to equal sums, then the rows, and so on. Kept are the logarithms of the columns' scales: the rows' follow from them,
-    for any point.
+    Sinkhorn-Knopp as in SwAV, arXiv:2006.09882, Section 3.1: the columns of exp(x_i . c / epsilon)
+    are scaled to equal sums, then the rows, and so on. Only the logarithms of the columns' scales
+    are returned, because for any point the scale of its row follows from them.
 
     Args:
-        points: [K, D], unit length.
-        prototypes: [C, D], unit length.
-        epsilon: > 0; towards 0 the assignments become hard.
-        iterations: How often the columns are scaled, at least 1.
+        points: Vectors to assign [K, D], unit length.
+        prototypes: Vectors to which they are assigned [C, D], unit length.
+        epsilon: Temperature > 0 of the assignments; towards 0 they become hard.
+        iterations: Number of times that the columns are scaled, at least 1.
 
     Returns:
         [C], float32.
@@ -96,7 +99,19 @@ def balancing_weights(
 def mean_prototype(
     embeddings: Tensor, prototypes: Tensor, weights: Tensor, epsilon: float
 ) -> Tensor:
-    """sum_c q_ic c with q_i = softmax_c(x_i . c / epsilon + weights_c), of embeddings x [N, D]: [N, D], float32."""
+    """Mean of the prototypes under each embedding's soft assignment.
+
+    sum_c q_ic c with q_i = softmax_c(x_i . c / epsilon + weights_c).
+
+    Args:
+        embeddings: Vectors x to assign [N, D], unit length.
+        prototypes: Vectors c to which they are assigned [C, D], unit length.
+        weights: Offsets of the logits [C], from `balancing_weights`.
+        epsilon: Temperature > 0 of the assignments.
+
+    Returns:
+        [N, D], float32, of length up to 1.
+    """
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = torch.split(embeddings.float(), chunk_length(prototypes))
         return torch.cat(
@@ -109,28 +124,28 @@ def _codes(points: Tensor, prototypes: Tensor, weights: Tensor, epsilon: float) 
 
 
 class Clusters(nn.Module):
-    """C directions in the teacher's space, which follow the queue.
+    """C unit vectors in the space of the teacher's embeddings, which follow the queue.
 
-    They start as random unit vectors drawn from `seed`, the same in every process.
+    They start as random vectors drawn from `seed`, the same in every process.
 
     Args:
         dim: Width D of an embedding.
-        config: Number of clusters and how they move.
-        seed: Seed of the first directions.
+        config: Number of clusters C and the options that say how they move.
+        seed: Seed of the initial vectors.
 
     Raises:
-        ValueError: more clusters than the queue has entries.
+        ValueError: there are more clusters than the queue has entries.
     """
 
     prototypes: Tensor
-    """[C, D], unit length."""
+    """The vectors [C, D], unit length."""
 
     def __init__(self, dim: int, config: ObjectiveConfig, seed: int) -> None:
         super().__init__()
         if config.num_clusters > config.queue_size:
             raise ValueError(
-                f"objective.num_clusters={config.num_clusters} exceeds objective.queue_size={config.queue_size}, "
-                "in which they are found; lower the first or raise the second"
+                f"objective.num_clusters={config.num_clusters} exceeds objective.queue_size="
+                f"{config.queue_size}, in which they are found; lower the first or raise the second"
             )
         self.config = config
         generator = torch.Generator().manual_seed(seed)
@@ -140,16 +155,26 @@ class Clusters(nn.Module):
         )
 
     def target(self, teacher: Tensor) -> Tensor:
-        """Mean of the prototypes under the distribution that is to be predicted [N, D], of teacher embeddings [N, D]."""
+        """Mean of the prototypes under the distribution that the student is to predict.
+
+        Args:
+            teacher: Teacher embeddings [N, D], unit length.
+
+        Returns:
+            [N, D], float32, of length up to 1.
+        """
         raise NotImplementedError
 
     def after_step(self, queue: Tensor) -> None:
-        """Follows the queue [K, D], into which the step's embeddings have just gone."""
+        """Moves the prototypes after the step's embeddings went into the queue [K, D]."""
         raise NotImplementedError
 
 
 class KMeansClusters(Clusters):
-    """Centroids that k-means finds in the queue every `config.cluster_every` steps; a target is the nearest one."""
+    """Centroids that k-means finds in the queue every `config.cluster_every` steps.
+
+    The target of an embedding is its nearest centroid.
+    """
 
     def __init__(self, dim: int, config: ObjectiveConfig, seed: int) -> None:
         super().__init__(dim, config, seed)
@@ -165,7 +190,7 @@ class KMeansClusters(Clusters):
             broadcast_buffers(self)
 
     def get_extra_state(self) -> int:
-        """Steps made, which say when k-means runs next."""
+        """Number of steps made, from which follows when k-means runs next."""
         return self.step
 
     def set_extra_state(self, state: Any) -> None:
@@ -174,10 +199,14 @@ class KMeansClusters(Clusters):
 
 
 class OnlineClusters(Clusters):
-    """Prototypes that move every step towards what is assigned to them; a target is an assignment that uses all equally."""
+    """Prototypes that move every step towards the embeddings assigned to them.
+
+    The target of an embedding is its soft assignment, balanced so that all prototypes are used
+    equally.
+    """
 
     weights: Tensor
-    """[C], what balances the assignments."""
+    """Offsets [C] of the logits that balance the assignments."""
 
     def __init__(self, dim: int, config: ObjectiveConfig, seed: int) -> None:
         super().__init__(dim, config, seed)

@@ -1,4 +1,4 @@
-"""Detectors, trained on images with objects."""
+"""Training of detectors on images with annotated objects."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Prepared = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
 class Detection(Method):
-    """Several detectors learn the same images, mirrored at random; each resizes them by itself.
+    """Several detectors that learn the same images, mirrored at random; each detector resizes them.
 
     Args:
-        detectors: By name, as models.detectors makes them.
-        source: The images, to which the batches' indices belong.
-        masks: Whether the detectors want to know the objects' pixels.
-        flip_prob: Probability that an image is mirrored, left and right.
-        seed: With epoch and image it decides that.
+        detectors: Detectors by name, as `models.detectors` makes them.
+        source: Set of the images that the batches' indices refer to.
+        masks: Whether the detectors are also trained on the objects' masks.
+        flip_prob: Probability that an image is mirrored left to right.
+        seed: Seed that decides, with epoch and image index, which images are mirrored.
     """
 
     def __init__(
@@ -41,7 +41,11 @@ class Detection(Method):
         self._source, self._masks, self._flip_prob, self._seed = source, masks, flip_prob, seed
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Prepared:
-        """Images [3, H, W] and, of each, boxes [n, 4], labels [n] and masks [n, H, W], on the device."""
+        """Returns the images [3, H, W] and each image's objects, on the device.
+
+        An image's objects are boxes [n, 4] in pixels (left, top, right, bottom), labels [n] and,
+        if wanted, masks [n, H, W].
+        """
         indices = batch.indices.numpy()
         mirrored = uniforms(self._seed, batch.epoch, indices, 0, 1)[:, 0] < self._flip_prob
         images, targets = [], []
@@ -66,7 +70,7 @@ class Detection(Method):
         return images, targets
 
     def loss(self, name: str, network: nn.Module, prepared: Prepared) -> dict[str, Tensor]:  # noqa: ARG002
-        """The sum of the detector's losses, and each of them."""
+        """Returns the sum of the detector's losses, and each loss by name."""
         images, targets = prepared
         losses: dict[str, Tensor] = network(images, targets)
         total = torch.stack([value.float() for value in losses.values()]).sum()
@@ -76,7 +80,7 @@ class Detection(Method):
         }
 
     def rehearsal(self) -> Detection:
-        """A copy, of the detectors only: the images stay where they are."""
+        """Returns a copy with detectors of its own; the images are shared."""
         twin = copy.copy(self)
         twin.trainable = copy.deepcopy(self.trainable)
         return twin

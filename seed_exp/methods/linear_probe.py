@@ -13,15 +13,17 @@ from seed_exp.views.recipe import HostBatch
 
 
 class LinearProbe(Method):
-    """Every encoder x learning rate is one classifier; an encoder's classifiers share its forward pass.
+    """One linear classifier per encoder and learning rate.
 
-    The protocol of MoCo (arXiv:1911.05722, Section 4.1): encoder frozen with its running BN statistics, weights ~ N(0, 0.01).
+    The classifiers of an encoder share its forward pass. The protocol is MoCo's (arXiv:1911.05722,
+    Section 4.1): the encoder is frozen with its running BN statistics, and the weights start from
+    N(0, 0.01^2).
 
     Args:
-        encoders: Map images [N, 3, S, S] to features [N, num_features], by name.
-        lrs: Learning rates, for the names of the classifiers.
-        num_classes: C.
-        seed: Seed of the initial weights, the same for every learning rate.
+        encoders: Encoders by name; they map images [N, 3, S, S] to features [N, num_features].
+        lrs: Learning rates to try.
+        num_classes: Number of classes C.
+        seed: Seed of the initial weights, which are the same for every learning rate.
     """
 
     def __init__(
@@ -29,9 +31,8 @@ class LinearProbe(Method):
     ) -> None:
         super().__init__()
         self.encoders = encoders
-        self.shared = (
-            nn.ModuleList(encoders.values()).requires_grad_(False).eval()
-        )  # a ModuleDict takes no names with dots
+        # Not a ModuleDict: its names must not contain dots.
+        self.shared = nn.ModuleList(encoders.values()).requires_grad_(False).eval()
         self.lrs = {f"{name}/lr{lr:g}": lr for name in encoders for lr in lrs}
         self.trainable = {
             classifier: _classifier(encoders[encoder_of(classifier)], num_classes, seed)
@@ -39,14 +40,14 @@ class LinearProbe(Method):
         }
 
     def train(self, mode: bool = True) -> LinearProbe:  # noqa: ARG002
-        """Stays in evaluation mode: the encoders' BN statistics must not move."""
+        """Keeps evaluation mode, because the encoders' BN statistics must not move."""
         return super().train(False)
 
     @torch.no_grad()
     def prepare(
         self, views: dict[str, Tensor], batch: HostBatch
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Each encoder's features [N, num_features] of the first global view, and the labels [N]."""
+        """Returns each encoder's features [N, F] of the first global view, and the labels [N]."""
         return {
             name: encoder(views["global"][0]) for name, encoder in self.encoders.items()
         }, batch.labels
@@ -54,11 +55,10 @@ class LinearProbe(Method):
     def loss(
         self, name: str, network: nn.Module, prepared: tuple[dict[str, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Cross-entropy in nats and top-1 accuracy in percent on the training views."""
+        """Returns cross-entropy in nats and top-1 accuracy in percent on the training views."""
         features, labels = prepared
-        with torch.autocast(
-            labels.device.type, enabled=False
-        ):  # learning rates of 30 leave no room for bfloat16
+        # At learning rates of 30, bfloat16 is not precise enough.
+        with torch.autocast(labels.device.type, enabled=False):
             logits = network(features[encoder_of(name)].float())
         top1 = 100 * (logits.detach().argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "train_top1": top1}
@@ -70,7 +70,7 @@ class LinearProbe(Method):
 
 
 def encoder_of(classifier: str) -> str:
-    """The encoder's name in a classifier's name."""
+    """Returns the name of the encoder that a classifier belongs to."""
     return classifier.rpartition("/")[0]
 
 

@@ -1,14 +1,18 @@
-"""Losses between embeddings, as pure functions; those with a queue never build the N x (K+1) matrix of similarities.
+"""Losses between embeddings, as pure functions; those with a queue never build the N x (K+1) matrix
+of similarities.
 
-A student's logits are linear in the embeddings that they are the similarities to. Hence a cross-entropy to a target
-distribution p over them depends on p through one vector only, their mean m_i = sum_j p_ij d_j:
+A student's logits are linear in the embeddings that they are the similarities to. Hence a
+cross-entropy to a target distribution p over them depends on p through one vector only, their mean
+m_i = sum_j p_ij d_j:
 
     - sum_j p_ij log softmax_j(s_i . D / tau) = log sum_j exp(s_i . d_j / tau) - s_i . m_i / tau
 
-so the teacher's side is one pass over the queue (`streaming`) whatever the number of students, and a student's is another. The
-objectives that are such a cross-entropy differ in the target only: how p is chosen, and over what.
+so the teacher's side is one pass over the queue (`streaming`) whatever the number of students, and
+a student's is another. The objectives that are such a cross-entropy differ in the target only: how
+p is chosen, and over what.
 
-They compute in float32 whatever autocast says: at tau_teacher = 1e-4 a half-precision cosine moves a logit by several units.
+They compute in float32 whatever autocast says: at tau_teacher = 1e-4 a half-precision cosine moves
+a logit by several units.
 """
 
 from __future__ import annotations
@@ -36,23 +40,28 @@ def seed_loss(
     tau_teacher: float,
     target: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy from the teacher's to the student's similarity distribution over D+ = [own teacher; queue].
+    """Cross-entropy from the teacher's to the student's similarity distribution over D+, which is
+    [own teacher; queue].
 
-    SEED, arXiv:2101.04731, Section 3.2: mean_i H(softmax(t_i . D+ / tau_teacher), softmax(s_i . D+ / tau_student)).
+    SEED, arXiv:2101.04731, Section 3.2:
+    mean_i H(softmax(t_i . D+ / tau_teacher), softmax(s_i . D+ / tau_student)).
 
     Args:
         student: Embeddings s of the batch's views [N, D], unit length; the gradient flows here.
         teacher: Embeddings t of the same views [N, D], unit length; constant.
         queue: Teacher embeddings of earlier instances [K, D], unit length; constant.
         tau_student: Temperature > 0 of the student's distribution.
-        tau_teacher: Temperature > 0 of the teacher's distribution; towards 0 the loss becomes `info_nce`.
-        target: `seed_target(teacher, queue, tau_teacher=tau_teacher)` [N, D], where it is at hand: students share it.
+        tau_teacher: Temperature > 0 of the teacher's distribution; towards 0 the loss becomes
+            `info_nce`.
+        target: `seed_target(teacher, queue, tau_teacher=tau_teacher)` [N, D], where it is at hand:
+            students share it.
 
     Returns:
         Scalar in nats, float32 also under autocast.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or a temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or a temperature is not
+            positive.
     """
     if target is None:
         target = seed_target(teacher, queue, tau_teacher=tau_teacher)
@@ -61,8 +70,10 @@ def seed_loss(
 
 @torch.no_grad()
 def seed_target(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor:
-    """Mean of D+ = [own teacher; queue] under the teacher's distribution softmax(t_i . D+ / tau_teacher): all that `seed_loss`
+    """Mean of D+ = [own teacher; queue] under the teacher's distribution: all that `seed_loss`
     needs of it.
+
+    The distribution is softmax(t_i . D+ / tau_teacher).
 
     Args:
         teacher: Embeddings [N, D], unit length.
@@ -73,7 +84,8 @@ def seed_target(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor
         [N, D], float32, of length up to 1: 1 where all weight is on one embedding.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
     """
     _check_temperature("tau_teacher", tau_teacher)
     _check_shapes(teacher=teacher, queue=queue)
@@ -97,21 +109,24 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -
         Scalar in nats, float32 also under autocast.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
     """
     return _cross_entropy(query, key, key, queue, temperature)
 
 
 def compress_loss(student: Tensor, target: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
-    """Cross-entropy from a target distribution to the student's similarity distribution over the queue alone.
+    """Cross-entropy from a target distribution to the student's similarity distribution over the
+    queue alone.
 
-    CompRess with one queue, arXiv:2010.14713: mean_i H(softmax(t_i . D / T), softmax(s_i . D / T)) with one temperature and
-    without the instance's own embedding in D. The paper minimises the KL divergence, which is this minus the entropy of the
-    target: the student's gradient is the same.
+    CompRess with one queue, arXiv:2010.14713: mean_i H(softmax(t_i . D / T), softmax(s_i . D / T))
+    with one temperature and without the instance's own embedding in D. The paper minimises the KL
+    divergence, which is this minus the entropy of the target: the student's gradient is the same.
 
     Args:
         student: Embeddings s of the batch's views [N, D], unit length; the gradient flows here.
-        target: The target distribution's mean of the queue [N, D], as `compress_target` gives it; constant.
+        target: The target distribution's mean of the queue [N, D], as `compress_target` gives it;
+            constant.
         queue: Teacher embeddings of earlier instances [K, D], or prototypes, unit length; constant.
         temperature: T > 0.
 
@@ -119,14 +134,16 @@ def compress_loss(student: Tensor, target: Tensor, queue: Tensor, *, temperature
         Scalar in nats, float32 also under autocast.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
     """
     return _cross_entropy(student, None, target, queue, temperature)
 
 
 @torch.no_grad()
 def compress_target(teacher: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
-    """Mean of the queue under the teacher's distribution softmax(t_i . D / T): all that `compress_loss` needs of it.
+    """Mean of the queue under the teacher's distribution softmax(t_i . D / T): all that
+    `compress_loss` needs of it.
 
     Args:
         teacher: Embeddings [N, D], unit length.
@@ -137,7 +154,8 @@ def compress_target(teacher: Tensor, queue: Tensor, *, temperature: float) -> Te
         [N, D], float32, of length up to 1.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
     """
     _check_temperature("temperature", temperature)
     _check_shapes(teacher=teacher, queue=queue)
@@ -150,9 +168,11 @@ def bingo_loss(
 ) -> Tensor:
     """Cross-entropy of finding the own teacher embedding and the bag's among [own teacher; queue].
 
-    After BINGO, arXiv:2107.01691: (1 - w) x -log softmax_own(s_i . D+ / T) + w x mean over bag b of -log softmax_b(s_i . D+ / T).
-    What differs from the paper: see `bingo_target`. The paper's two terms, within and between instances, are two softmaxes
-    whose negatives are the queue; here they share one, over D+ = [own teacher; queue], because the bag lies in the queue.
+    After BINGO, arXiv:2107.01691:
+    (1 - w) x -log softmax_own(s_i . D+ / T) + w x mean over bag b of -log softmax_b(s_i . D+ / T).
+    What differs from the paper: see `bingo_target`. The paper's two terms, within and between
+    instances, are two softmaxes whose negatives are the queue; here they share one, over
+    D+ = [own teacher; queue], because the bag lies in the queue.
 
     Args:
         student: Embeddings s of the batch's views [N, D], unit length; the gradient flows here.
@@ -165,19 +185,22 @@ def bingo_loss(
         Scalar in nats, float32 also under autocast.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
     """
     return _cross_entropy(student, teacher, target, queue, temperature)
 
 
 @torch.no_grad()
 def bingo_target(teacher: Tensor, queue: Tensor, *, bag_size: int, weight: float) -> Tensor:
-    """(1 - w) x own teacher embedding + w x mean of the bag: the embeddings in the queue that are most similar to it.
+    """(1 - w) x own teacher embedding + w x mean of the bag: the embeddings in the queue that are
+    most similar to it.
 
-    The bags of BINGO, arXiv:2107.01691, are the nearest neighbours in the whole data set, found before training; a view of one
-    of them, drawn at random, is passed through student and teacher. Here the bag is looked up in the queue at every step
-    (online) and only its teacher embeddings are used: no views of other images, no mix of two images by CutMix, and all
-    neighbours with equal weight in place of one at random, which is the mean of it.
+    The bags of BINGO, arXiv:2107.01691, are the nearest neighbours in the whole data set, found
+    before training; a view of one of them, drawn at random, is passed through student and teacher.
+    Here the bag is looked up in the queue at every step (online) and only its teacher embeddings
+    are used: no views of other images, no mix of two images by CutMix, and all neighbours with
+    equal weight in place of one at random, which is the mean of it.
 
     Args:
         teacher: Embeddings [N, D], unit length.
@@ -189,7 +212,8 @@ def bingo_target(teacher: Tensor, queue: Tensor, *, bag_size: int, weight: float
         [N, D], float32, of length up to 1.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the weight is not from 0 to 1.
+        ValueError: shapes disagree (they are named in the message), or the weight is not from 0 to
+            1.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"the bag's weight must be from 0 to 1, got {weight}")
@@ -202,10 +226,12 @@ def bingo_target(teacher: Tensor, queue: Tensor, *, bag_size: int, weight: float
 def binary_contrastive_loss(
     student: Tensor, teacher: Tensor, queue: Tensor, *, temperature: float
 ) -> Tensor:
-    """Cross-entropy of telling the own teacher embedding from each of the K in the queue, pair by pair.
+    """Cross-entropy of telling the own teacher embedding from each of the K in the queue, pair by
+    pair.
 
-    Noise-contrastive estimation as in CRD, arXiv:1910.10699: mean_i [-log h(s_i, t_i) - sum_j log(1 - h(s_i, d_j))] with
-    h(s, d) = P / (P + K / M) and P = exp(s . d / T) / Z for M images. CRD estimates Z from its first batch; here Z is M, its
+    Noise-contrastive estimation as in CRD, arXiv:1910.10699:
+    mean_i [-log h(s_i, t_i) - sum_j log(1 - h(s_i, d_j))] with h(s, d) = P / (P + K / M) and
+    P = exp(s . d / T) / Z for M images. CRD estimates Z from its first batch; here Z is M, its
     value for embeddings at right angles, and M cancels: h(s, d) = sigmoid(s . d / T - log K).
 
     Args:
@@ -218,7 +244,8 @@ def binary_contrastive_loss(
         Scalar in nats, float32 also under autocast; about log K + 1 at the start.
 
     Raises:
-        ValueError: shapes disagree (they are named in the message), or the temperature is not positive.
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
     """
     _check_temperature("temperature", temperature)
     _check_shapes(student=student, teacher=teacher, queue=queue)
@@ -232,8 +259,8 @@ def binary_contrastive_loss(
 def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """mean_i |s_i - t_i|^2 = 2 - 2 mean_i cos(s_i, t_i).
 
-    The regression of SimReg, arXiv:2201.05131, the distillation term of DisCo, arXiv:2104.09124, for one view, and the
-    distance that SEED, arXiv:2101.04731, is compared with in its ablation.
+    The regression of SimReg, arXiv:2201.05131, the distillation term of DisCo, arXiv:2104.09124,
+    for one view, and the distance that SEED, arXiv:2101.04731, is compared with in its ablation.
 
     Args:
         student: Embeddings s of the batch's views [N, D], unit length; the gradient flows here.
@@ -253,8 +280,9 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def coss_loss(student: Tensor, teacher: Tensor, *, weight: float) -> Tensor:
     """Negative cosines of rows, and of columns: each dimension of the space over the batch.
 
-    CoSS, arXiv:2409.13939: -mean_i cos(s_i, t_i) - lambda mean_d cos(S_d, T_d) with S_d, T_d the columns of the N x D
-    embeddings. The paper's columns are those of features before any normalisation; ours are of unit embeddings.
+    CoSS, arXiv:2409.13939: -mean_i cos(s_i, t_i) - lambda mean_d cos(S_d, T_d) with S_d, T_d the
+    columns of the N x D embeddings. The paper's columns are those of features before any
+    normalisation; ours are of unit embeddings.
 
     Args:
         student: Embeddings s of the batch's views [N, D], unit length; the gradient flows here.
@@ -277,7 +305,8 @@ def coss_loss(student: Tensor, teacher: Tensor, *, weight: float) -> Tensor:
 
 @torch.no_grad()
 def target_entropy(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor:
-    """Entropy of each row's target distribution softmax(t_i . D+ / tau_teacher) over D+ = [own teacher; queue].
+    """Entropy of each row's target distribution softmax(t_i . D+ / tau_teacher) over
+    D+ = [own teacher; queue].
 
     Args:
         teacher: Embeddings [N, D], unit length.
@@ -285,7 +314,8 @@ def target_entropy(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Ten
         tau_teacher: Temperature > 0.
 
     Returns:
-        [N] in nats, from 0 (one-hot) to log(K + 1); its exponential is the effective number of neighbours.
+        [N] in nats, from 0 (one-hot) to log(K + 1); its exponential is the effective number of
+        neighbours.
     """
     with torch.autocast(teacher.device.type, enabled=False):
         teacher, queue = teacher.float(), queue.float()
@@ -304,7 +334,9 @@ def _check_temperature(name: str, temperature: float) -> None:
 
 
 def _check_shapes(**embeddings: Tensor) -> None:
-    """The first of them are rows [N, D]; the others must be as large, and the one named queue as wide."""
+    """The first of them are rows [N, D]; the others must be as large, and the one named queue as
+    wide.
+    """
     rows = next(iter(embeddings.values()))
     expected = {role: rows.shape[1:] if role == "queue" else rows.shape for role in embeddings}
     found = {

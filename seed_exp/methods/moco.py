@@ -1,4 +1,7 @@
-"""MoCo-V2: contrastive learning with a momentum encoder, the paper's baseline without a teacher and a way to make teachers."""
+"""MoCo-V2: contrastive learning with a momentum encoder.
+
+It is the paper's baseline without a teacher, and a way to train teachers.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from seed_exp.views.recipe import HostBatch
 
 
 class Moco(Method):
-    """Each network learns to find its momentum encoder's embedding of the other view among a queue (arXiv:1911.05722).
+    """Networks that each learn to find their momentum encoder's embedding of another view.
+
+    It is to be found among a queue of such embeddings of other images (MoCo, arXiv:1911.05722).
 
     Args:
         students: Networks to train, by name; each has its own momentum encoder and queue.
-        config: Temperature, momentum, queue size.
+        config: Temperature, momentum and queue size.
         seed: Seed of the queues' initial vectors.
     """
 
@@ -35,11 +40,11 @@ class Moco(Method):
         self._seen: dict[str, Tensor] = {}
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Tensor:  # noqa: ARG002
-        """The two global views [2, N, 3, S, S] of each image, the query's and the key's."""
+        """Returns two global views [2, N, 3, S, S] of each image, the query's and the key's."""
         return views["global"]
 
     def loss(self, name: str, network: nn.Module, views: Tensor) -> dict[str, Tensor]:
-        """InfoNCE, the mean cosine between a query and its key, and the queries' std."""
+        """Returns InfoNCE, the mean cosine of a query and its key, and the std of the queries."""
         queries = network(views[0])
         loss, keys = self.contrast.loss(name, queries, views[1])
         self._seen[name] = queries.detach()
@@ -51,7 +56,7 @@ class Moco(Method):
         self.contrast.compile_encoders()
 
     def diagnostics(self, views: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
-        """The effective rank of each network's queries."""
+        """Returns the effective rank of each network's queries."""
         return {
             f"{name}/embedding_rank": effective_rank(queries)
             for name, queries in self._seen.items()

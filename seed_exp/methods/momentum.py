@@ -1,4 +1,4 @@
-"""Contrast with a momentum encoder: what MoCo is, and what DisCo adds to distillation."""
+"""Contrast with a momentum encoder, as in MoCo; DisCo adds it to distillation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from seed_exp.models.students import Student
 
 
 class MomentumContrast(nn.Module):
-    """Each network's momentum encoder and the queue of its keys (arXiv:1911.05722); no network shares anything with another.
+    """A momentum encoder and a queue of its keys for each network (arXiv:1911.05722).
+
+    Networks share nothing with each other.
 
     Args:
         students: Networks that are trained, by name.
-        temperature: Of InfoNCE.
-        momentum: Share of the momentum encoder that each step keeps.
-        queue_size: Keys kept as negatives.
+        temperature: Temperature > 0 of InfoNCE.
+        momentum: Share of the momentum encoder's old weights that each step keeps, from 0 to 1.
+        queue_size: Number of keys kept as negatives.
         seed: Seed of the queues' initial vectors.
     """
 
@@ -52,7 +54,13 @@ class MomentumContrast(nn.Module):
         self._new: dict[str, list[Tensor]] = {name: [] for name in students}
 
     def loss(self, name: str, queries: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """InfoNCE of a network's queries [N, D] and the keys of other views [N, 3, S, S] of their images; these keys [N, D]."""
+        """Returns InfoNCE in nats and the keys [N, D].
+
+        Args:
+            name: Name of the network.
+            queries: The network's embeddings [N, D], unit length.
+            views: Other views of the same images [N, 3, S, S], of which the keys are made.
+        """
         keys = self.keys(name, views)
         self._new[name].append(keys)
         return info_nce(
@@ -61,9 +69,12 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def after_step(self, networks: Mapping[str, nn.Module]) -> None:
-        """Moves the momentum encoders towards the trained networks (Eq. 2) and enqueues the keys of the global batch."""
+        """Moves the momentum encoders towards the trained networks and enqueues the step's keys.
+
+        arXiv:1911.05722, Eq. 2. The keys of the global batch are enqueued, those of all ranks.
+        """
         for name, keys in self._new.items():
-            if keys:  # otherwise the network did not take part in the step
+            if keys:  # otherwise the network took no part in the step
                 encoder, network = self.encoders[name], networks[name]
                 torch._foreach_lerp_(
                     list(encoder.parameters()), list(network.parameters()), 1 - self.momentum
@@ -73,9 +84,11 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def keys(self, name: str, views: Tensor) -> Tensor:
-        """Embeddings of views [N, 3, S, S]; each rank embeds images of all ranks where batch statistics would tell them apart.
+        """Returns the momentum encoder's embeddings [N, D] of views [N, 3, S, S].
 
-        Shuffling BN, arXiv:1911.05722, Section 3.3. In one process there is nobody to exchange images with.
+        If the encoder has batch norm, each rank embeds images of all ranks, so that batch
+        statistics do not give away which key belongs to a query: shuffling BN, arXiv:1911.05722,
+        Section 3.3. A single process has no other rank to exchange images with.
         """
         encoder = self.encoders[name]
         leaks = world_size() > 1 and any(
@@ -84,7 +97,8 @@ class MomentumContrast(nn.Module):
         if not leaks:
             keys: Tensor = encoder(views)
             return keys
-        # The batch's order is random already, so dealing the images out in turn mixes them as well as a random permutation.
+        # The order of the batch is random already, so dealing the images out in turn mixes them as
+        # well as a random permutation.
         dealt = all_gather(views)[rank() :: world_size()]
         embeddings = all_gather(encoder(dealt)).view(world_size(), len(views), -1)
         return embeddings.transpose(0, 1).flatten(0, 1)[

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class Queue(nn.Module):
     """The last K embeddings, first in first out.
 
-    It starts with random unit vectors drawn from `seed`, the same in every process. Any number of embeddings may be enqueued
-    at a time; K need not be a multiple of it.
+    It starts with random unit vectors drawn from `seed`, the same in every process. Any number of
+    embeddings may be enqueued at a time; K need not be a multiple of it.
 
     Args:
         size: K.

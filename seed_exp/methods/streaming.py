@@ -1,7 +1,9 @@
-"""The pass over a queue that never builds the N x (K+1) matrix of similarities: what the losses and their targets are made of.
+"""The pass over a queue that never builds the N x (K+1) matrix of similarities: what the losses and
+their targets are made of.
 
-It takes the queue in chunks and keeps, per row, a running maximum and the sums that value and gradient need (the running
-softmax of Milakov and Gimelshein, arXiv:1805.02867). One pass gives both; memory grows with N x chunk, not with K.
+It takes the queue in chunks and keeps, per row, a running maximum and the sums that value and
+gradient need (the running softmax of Milakov and Gimelshein, arXiv:1805.02867). One pass gives
+both; memory grows with N x chunk, not with K.
 
 Everything here is given float32, outside autocast.
 """
@@ -17,9 +19,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
-"""Similarities held at a time, 4 or 16 MiB: fewer were slower where other processes use the cores too, or on a GPU."""
+"""Similarities held at a time, 4 or 16 MiB: fewer were slower where other processes use the cores
+too, or on a GPU.
+"""
 _SMALLEST_EXPONENT = -80.0
-"""exp(-80) is about 2e-35: nothing beside a maximum of 1, and still a normal float32 when it is multiplied by an embedding."""
+"""exp(-80) is about 2e-35: nothing beside a maximum of 1, and still a normal float32 when it is
+multiplied by an embedding.
+"""
 
 
 def chunk_length(rows: Tensor) -> int:
@@ -37,10 +43,13 @@ class RunningSoftmax:
         self.total = torch.ones_like(logits)
 
     def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Turns logits [N, C] into their weights, in place; returns these and the factor [N] by which earlier sums rescale."""
+        """Turns logits [N, C] into their weights, in place; returns these and the factor [N] by
+        which earlier sums rescale.
+        """
         maximum = torch.maximum(self.maximum, logits.amax(1))
         rescale = torch.exp(self.maximum - maximum)
-        # A cold teacher's weights would be denormal numbers, on which a CPU's matrix products are 20 times slower.
+        # A cold teacher's weights would be denormal numbers, on which a CPU's matrix products are
+        # 20 times slower.
         weights = logits.sub_(maximum[:, None]).clamp_min_(_SMALLEST_EXPONENT).exp_()
         self.total = self.total * rescale + weights.sum(1)
         self.maximum = maximum
@@ -54,7 +63,9 @@ class RunningSoftmax:
 def expectation(
     rows: Tensor, own: Tensor | None, queue: Tensor, tau: float
 ) -> tuple[Tensor, Tensor]:
-    """Of softmax(rows . [own; queue] / tau), or over the queue alone: log-normaliser [N] and mean of [own; queue] [N, D]."""
+    """Of softmax(rows . [own; queue] / tau), or over the queue alone: log-normaliser [N] and mean
+    of [own; queue] [N, D].
+    """
     if own is None:  # of a logit of -inf nothing is left when the first one of the queue comes
         softmax, total = (
             RunningSoftmax(rows.new_full((len(rows),), -math.inf)),
@@ -70,7 +81,9 @@ def expectation(
 
 
 def nearest(rows: Tensor, queue: Tensor, num: int) -> Tensor:
-    """Places in the queue of the `num` entries most similar to each row [N, num]; all of a smaller queue."""
+    """Places in the queue of the `num` entries most similar to each row [N, num]; all of a smaller
+    queue.
+    """
     similarities, places = (
         rows.new_empty(len(rows), 0),
         torch.empty(len(rows), 0, dtype=torch.long, device=rows.device),
@@ -89,9 +102,11 @@ def nearest(rows: Tensor, queue: Tensor, num: int) -> Tensor:
 
 
 class CrossEntropy(torch.autograd.Function):
-    """mean_i of log Z_i - s_i . m_i / tau, with Z over [own; queue] or the queue alone and m the target's mean embedding.
+    """mean_i of log Z_i - s_i . m_i / tau, with Z over [own; queue] or the queue alone and m the
+    target's mean embedding.
 
-    The gradient with respect to s_i is (E[d] - m_i) / tau / N, the mean E under the student's own distribution.
+    The gradient with respect to s_i is (E[d] - m_i) / tau / N, the mean E under the student's own
+    distribution.
     """
 
     @staticmethod
@@ -110,7 +125,8 @@ class CrossEntropy(torch.autograd.Function):
 
 
 class BinaryContrast(torch.autograd.Function):
-    """mean_i of softplus(-x_i) + sum_j softplus(x_ij), with logits x = s_i . [own; queue] / tau - log K.
+    """mean_i of softplus(-x_i) + sum_j softplus(x_ij), with logits
+    x = s_i . [own; queue] / tau - log K.
 
     The gradient with respect to s_i is (sum_j sigmoid(x_ij) d_j - sigmoid(-x_i) own_i) / tau / N.
     """

@@ -1,4 +1,4 @@
-"""The teacher's embeddings on disk: one run computes them, the next students of the same table read them."""
+"""The teacher's embeddings on disk: one run computes them, and runs of other students read them."""
 
 from __future__ import annotations
 
@@ -25,24 +25,28 @@ log = logging.getLogger("seed_exp")
 class TeacherCache:
     """Embeddings of one teacher for every image, view and epoch, on disk.
 
-    Views are a function of (seed, epoch, image), hence so are the embeddings; `key.json` holds what else they depend on. An epoch
-    is a sparse file with a fixed-size row per image, written in any order: a checksum, then all views' embeddings as float32.
+    Views are a function of (seed, epoch, image), and so are their embeddings. The file `key.json`
+    holds everything else that the embeddings depend on. Each epoch is a sparse file with a
+    fixed-size row per image: a checksum, then the embeddings of all views as float32. Rows are
+    written in any order.
 
-    A row counts only if its checksum fits, so whatever happens to a file (a writer killed, a power cut, a full disk, two runs
-    that write at once, on several machines) can cost rows but cannot change them: what is not there is computed again. The
-    checksum covers key and epoch too: rows under another key or another epoch's name are as good as absent.
+    A row counts only if its checksum fits. So a damaged file (a writer killed, a power cut, a full
+    disk, two runs on several machines that write at once) can cost rows but cannot give wrong ones:
+    missing rows are computed again. The checksum covers key and epoch too, so a row under another
+    key or another epoch counts as missing.
 
-    Processes need not know of each other: each may read all rows and write those that it computed.
+    Processes need not know of each other: each may read all rows and write those it computed.
 
     Args:
-        folder: Where it is; made if absent.
-        key: All that the embeddings depend on besides epoch and image, as plain JSON.
+        folder: Folder of the cache; made if absent.
+        key: Everything that the embeddings depend on besides epoch and image, as plain JSON.
         num_images: Images in an epoch.
         num_views: Views of an image, per resolution.
         embedding_dim: Width D of an embedding.
 
     Raises:
-        ValueError: the folder holds a cache with another key (the message lists the differences), or something else.
+        ValueError: the folder holds a cache with another key (the message lists the differences),
+            or other files.
     """
 
     def __init__(
@@ -77,22 +81,25 @@ class TeacherCache:
 
     @property
     def bytes_per_epoch(self) -> int:
-        """Size of a full epoch."""
+        """Size of a full epoch in bytes."""
         return self.num_images * self._row.itemsize
 
     def read(self, epoch: int, indices: Tensor) -> dict[str, Tensor] | None:
-        """Embeddings of images `indices` [N] in `epoch`: float32 [V, N, D] per resolution, on the CPU; None if any is missing."""
+        """Returns the embeddings of images `indices` [N] in `epoch`, or None if any is missing.
+
+        They are float32 [V, N, D] per resolution, on the CPU.
+        """
         size, start = self._row.itemsize, self._checksum_start(epoch)
         offsets = [index * size for index in indices.tolist()]
         data = bytearray()
         try:
             with self._path(epoch).open("rb", buffering=0) as file:
-                # pread and not a memory map: that would read 128 kB around each row, and end the process when the disk fails.
-                if hasattr(
-                    os, "posix_fadvise"
-                ):  # absent on macOS; lets the disk fetch all rows at once instead of in turn
+                # The advice lets the disk fetch all rows at once, not in turn. macOS has none.
+                if hasattr(os, "posix_fadvise"):
                     for offset in offsets:
                         os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+                # pread, not a memory map: a map would read 128 kB around each row, and would end
+                # the process when the disk fails.
                 for offset in offsets:
                     row = os.pread(file.fileno(), size, offset)
                     if zlib.crc32(memoryview(row)[4:], start) != int.from_bytes(row[:4], "little"):
@@ -104,9 +111,10 @@ class TeacherCache:
         return {name: torch.from_numpy(rows[name].swapaxes(0, 1).copy()) for name in self.num_views}
 
     def write(self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor]) -> None:
-        """Keeps the embeddings [V, N, D] per resolution of images `indices` [N] in `epoch`.
+        """Writes the embeddings [V, N, D] per resolution of images `indices` [N] in `epoch`.
 
-        When that fails, a warning is logged and nothing more is written: a full disk must not end a training.
+        If that fails, a warning is logged and nothing more is written: a full disk must not end a
+        training.
         """
         if not self._writable:
             return
@@ -130,28 +138,32 @@ class TeacherCache:
             )
 
     def describe(self, num_epochs: int) -> str:
-        """Its size for that many epochs and how it comes about, how much of it is there, how much room the disk has.
+        """A line with the size for `num_epochs` epochs, the bytes present and the disk's room.
 
         Raises:
-            ValueError: nothing is there yet and the disk has no room for all of it. A cache begun earlier is used as it is.
+            ValueError: the cache is empty and the disk has no room for all of it. A cache that was
+                begun earlier is used whatever the room.
         """
         needed = num_epochs * self.bytes_per_epoch
-        # What the disk has given to the sparse files, in whole blocks.
+        # Bytes that the disk has allocated to the sparse files, in whole blocks.
         held = sum(
             min(_allocated(self._path(epoch)), self.bytes_per_epoch) for epoch in range(num_epochs)
         )
         free = shutil.disk_usage(self.folder).free
         size = (
-            f"({sum(self.num_views.values())} views x {self.embedding_dim} floats + checksum) x 4 bytes "
-            f"x {self.num_images:,} images x {num_epochs} epochs = {_size(needed)}"
+            f"({sum(self.num_views.values())} views x {self.embedding_dim} floats + checksum) x 4 "
+            f"bytes x {self.num_images:,} images x {num_epochs} epochs = {_size(needed)}"
         )
         if held == 0 and needed > free:
             raise ValueError(
-                f"teacher_cache={self.folder} would need {size}, but its disk has {_size(free)} free; "
-                "choose a larger disk, or train without teacher_cache"
+                f"teacher_cache={self.folder} would need {size}, but its disk has {_size(free)} "
+                "free; choose a larger disk, or train without teacher_cache"
             )
         enough = "" if needed - held <= free else ", not enough for the rest"
-        return f"teacher cache {self.folder}: {size}; {_size(held)} are there, the disk has {_size(free)} free{enough}"
+        return (
+            f"teacher cache {self.folder}: {size}; {_size(held)} are there, the disk has "
+            f"{_size(free)} free{enough}"
+        )
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch_{epoch:04d}.bin"
@@ -160,7 +172,11 @@ class TeacherCache:
         return zlib.crc32(f"{self._key} {epoch}".encode())
 
     def _open_output(self, epoch: int) -> BinaryIO:
-        """The file of `epoch`, which stays open until another one is written: on NFS closing it waits for the server."""
+        """Returns the file of `epoch`, open for writing.
+
+        It stays open until another epoch is written, because closing a file on NFS waits for the
+        server.
+        """
         if self._output is None or self._output[0] != epoch:
             if self._output is not None:
                 self._output[1].close()
@@ -170,25 +186,31 @@ class TeacherCache:
 
 
 def _claim(folder: Path, key: dict[str, Any]) -> Any:
-    """Writes `key` into a new folder, or refuses one that is not a cache with this key; returns the key as it is in the file."""
+    """Writes `key` into a new folder, or checks it against an existing cache.
+
+    Returns:
+        The key as it stands in the file.
+
+    Raises:
+        ValueError: the folder holds a cache with another key, or other files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "key.json"
-    names = {
-        path.name for path in folder.iterdir() if not path.name.startswith(f".{file.name}.")
-    }  # it may be being written
+    # Another process may be writing the key now, under a temporary name.
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(f".{file.name}.")}
     if file.name not in names:
         if names:
             raise ValueError(
-                f"teacher_cache={folder} holds other files ({', '.join(sorted(names)[:3])}, ...) and no {file.name}; "
-                "choose a new or empty folder"
+                f"teacher_cache={folder} holds other files ({', '.join(sorted(names)[:3])}, ...) "
+                f"and no {file.name}; choose a new or empty folder"
             )
         write_json(file, key)
     found = json.loads(file.read_text())
     differences = list(_differences(found, key))
     if differences:
         raise ValueError(
-            f"teacher_cache={folder} holds embeddings made with other options: {'; '.join(differences)}. "
-            "Give those options, or choose another folder"
+            f"teacher_cache={folder} holds embeddings made with other options: "
+            f"{'; '.join(differences)}. Give those options, or choose another folder"
         )
     return found
 
@@ -205,7 +227,7 @@ def _differences(found: Any, given: Any, name: str = "") -> Iterator[str]:
 
 
 def _allocated(path: Path) -> int:
-    """Bytes on disk of a file that may be sparse or absent."""
+    """Bytes that a file, which may be sparse or absent, takes on disk."""
     try:
         return path.stat().st_blocks * 512
     except FileNotFoundError:

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """Four 3x3 convolutions (BN, ReLU) of `width` x 1, 2, 4, 8 channels, average pooled; all but the first halve the image.
+    """Four 3x3 convolutions (BN, ReLU) of `width` x 1, 2, 4, 8 channels, then average pooling.
+
+    All convolutions but the first halve the image.
 
     `forward` maps images [N, 3, H, W] of any size to features [N, 8 * width].
     """

@@ -1,4 +1,4 @@
-"""What a network costs, counted without a clock."""
+"""Cost of a network, counted without a clock."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @torch.no_grad()
 def forward_flops(network: nn.Module, size: int) -> int:
-    """Floating-point operations (a multiply-add counts as two) of one image of `size` x `size` pixels, forward.
+    """Floating-point operations of a forward pass for one image of `size` x `size` pixels.
 
-    The network is left in the mode (training or evaluation) in which it was.
+    A multiply-add counts as two. The network's mode (training or evaluation) stays as it is.
     """
     was_training = network.training
     device = next(network.parameters()).device

@@ -1,4 +1,4 @@
-"""Detectors of torchvision on the encoders of students."""
+"""Detectors of torchvision on students' encoders."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ def build_detector(
     freeze_bn: bool,
     **transform: Any,
 ) -> nn.Module:
-    """Faster R-CNN, or with `masks` Mask R-CNN, whose encoder starts from the weights of `encoder`, which it takes over.
+    """Faster R-CNN, or Mask R-CNN if `masks`, that takes over `encoder` with its weights.
 
-    In training mode it maps a list of images (float32 [3, H, W], values from 0 to 1) and one of targets (boxes [n, 4], labels [n]
-    from 1, masks [n, H, W]) to losses by name; else images to boxes, labels, scores and masks in their own pixels.
+    In training mode it maps a list of images (float32 [3, H, W], values from 0 to 1) and a list of
+    targets (boxes [n, 4], labels [n] from 1, masks [n, H, W]) to losses by name. In evaluation mode
+    it maps images to boxes, labels, scores and masks in the pixels of each image.
 
     Args:
         name: Key of DETECTORS.
-        encoder: Of timm; trained as a whole, but for layers that detection has no use for.
-        num_classes: Without the background.
+        encoder: Network of timm; all of it is trained, except layers that detection does not use.
+        num_classes: Number of classes without the background.
         masks: Whether objects are segmented.
-        freeze_bn: Whether the encoder's batch norm stays as it is; if so the detector has none of its own either.
+        freeze_bn: Whether the encoder's batch norm stays fixed; the detector then adds no batch
+            norm of its own.
         transform: Options of torchvision's detectors: min_size, max_size, image_mean, image_std.
 
     Raises:
-        ValueError: the encoder has no feature maps of the strides that are needed.
+        ValueError: the encoder has no feature maps of the required strides.
     """
     encoder.requires_grad_(True)
     if freeze_bn:
@@ -55,11 +57,11 @@ def build_detector(
 
 
 class _Trunk(nn.Module):
-    """Feature maps of an encoder, by the names "0", "1", ..., finest first.
+    """Feature maps of an encoder under the names "0", "1", ..., finest first.
 
     Args:
-        encoder: Of timm, with maps of these strides.
-        strides: Pixels of the image per value of a map.
+        encoder: Network of timm that has maps of these strides.
+        strides: Strides of the maps: pixels of the image per value of the map.
     """
 
     def __init__(self, encoder: nn.Module, strides: Sequence[int]) -> None:
@@ -68,9 +70,10 @@ class _Trunk(nn.Module):
         levels = {level["reduction"]: number for number, level in enumerate(maps)}
         if not hasattr(encoder, "forward_intermediates") or not set(strides) <= levels.keys():
             raise ValueError(
-                f"detection needs feature maps of strides {', '.join(map(str, strides))}, {type(encoder).__name__} has "
-                f"{', '.join(map(str, sorted(levels))) or 'none'}; take a convolutional network of timm, such as ResNets, "
-                "EfficientNets and MobileNets"
+                f"detection needs feature maps of strides {', '.join(map(str, strides))}, "
+                f"{type(encoder).__name__} has {', '.join(map(str, sorted(levels))) or 'none'}; "
+                "take a convolutional network of timm, such as ResNets, EfficientNets and "
+                "MobileNets"
             )
         self.encoder, self.levels = encoder, [levels[stride] for stride in strides]
         self.widths: list[int] = [maps[level]["num_chs"] for level in self.levels]
@@ -84,7 +87,7 @@ class _Trunk(nn.Module):
 
     @torch.enable_grad()
     def _freeze_unused(self) -> None:
-        """Parameters behind the last map, for whose gradients several processes would wait in vain."""
+        """Freezes the parameters behind the last map, for whose gradients DDP would wait."""
         parameters = [
             parameter for parameter in self.encoder.parameters() if parameter.requires_grad
         ]
@@ -138,10 +141,14 @@ def _c4(
     norm: Callable[[int], nn.Module] | None,
     transform: dict[str, Any],
 ) -> nn.Module:
-    """The last stage of a ResNet is the head, with a normalisation behind it as in MoCo (arXiv:1911.05722, Section 4.2)."""
+    """A detector whose head is the last stage of a ResNet.
+
+    A normalisation follows that stage, as in MoCo (arXiv:1911.05722, Section 4.2).
+    """
     if not hasattr(encoder, "layer4"):
         raise ValueError(
-            f"detector=c4 takes a ResNet's last stage as its head, {type(encoder).__name__} has none; take fpn"
+            "detector=c4 takes a ResNet's last stage as its head, "
+            f"{type(encoder).__name__} has none; take fpn"
         )
     width: int = encoder.feature_info[-1]["num_chs"]  # type: ignore[index,assignment]
     head = nn.Sequential(encoder.layer4, nn.Identity() if norm is None else norm(width))  # type: ignore[arg-type]
@@ -151,7 +158,7 @@ def _c4(
     pool = MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=0)
     parts: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(((32, 64, 128, 256, 512),), ((0.5, 1.0, 2.0),)),
-        "rpn_pre_nms_top_n_train": 12000,  # of one map instead of five
+        "rpn_pre_nms_top_n_train": 12000,  # there is one map instead of five
         "rpn_pre_nms_top_n_test": 6000,
         "box_roi_pool": pool,
         "box_head": nn.Sequential(head, nn.AdaptiveAvgPool2d(1), nn.Flatten()),

@@ -1,4 +1,4 @@
-"""Large files over HTTP: resumed where they broke, checked, and under their name only when whole."""
+"""Downloads of large files over HTTP: resumed, checked, under their final name only when whole."""
 
 from __future__ import annotations
 
@@ -31,23 +31,26 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cached(name: str) -> Path:
-    """Where in the cache the file `name` is, or would be.
+    """Path in the cache of the file `name`, whether it exists or not.
 
     Raises:
-        ValueError: `name` is no plain file name, so the place could be elsewhere.
+        ValueError: `name` is not a plain file name, so its path could lead out of the cache.
     """
     if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
         raise ValueError(
-            f"{name!r} is no name of a file in the cache {cache_folder()}; expected one without folders"
+            f"{name!r} is no name of a file in the cache {cache_folder()}; "
+            "expected one without folders"
         )
     return cache_folder() / name
 
 
 def user_mirrors(name: str) -> list[str]:
-    """Addresses of the file `name` on the user's mirrors, which the environment variable SEED_MIRROR lists, blanks between.
+    """Addresses of the file `name` on the user's mirrors.
+
+    The environment variable SEED_MIRROR lists the mirrors, separated by blanks.
 
     Raises:
-        ValueError: one is no address that is fetched from.
+        ValueError: a mirror's address does not begin with http://, https:// or file:///.
     """
     return [_on_mirror(mirror, name) for mirror in os.environ.get("SEED_MIRROR", "").split()]
 
@@ -55,24 +58,28 @@ def user_mirrors(name: str) -> list[str]:
 def download(
     url: str | None, path: Path, expected_hash: str | None = None, *, first_wait_s: float = 1.0
 ) -> Path:
-    """Makes sure that the file of `url` is at `path`, and returns `path`. A file that is already there is taken as it is.
+    """`path`, after downloading the file of `url` to it; a file that is already there is kept.
 
-    The user's mirrors are asked first, then `url`, until one sends the file that is expected. What an interrupted call has
-    fetched is kept beside `path` and continued by the next, unless the file has changed meanwhile. Of several processes that
-    ask for one path at once, one downloads and the others wait. The SHA-256 of what was fetched is noted, see `noted_hash`.
+    The user's mirrors are asked first, then `url`, until one sends the expected file. The part that
+    an interrupted call has fetched is kept beside `path`; the next call continues it, unless the
+    file has changed meanwhile. If several processes ask for one path at once, one downloads and the
+    others wait. The SHA-256 of the download is noted, see `noted_hash`.
 
     Args:
-        url: Address; a query string in it, which may carry a signature, is never shown. None = only mirrors have it.
-        path: Where the file shall lie; folders are made.
-        expected_hash: `algorithm:beginning of the hexadecimal digest`, e.g. md5:59fd9945; None = not checked.
-        first_wait_s: Pause before the second try in seconds; it doubles with each try that brings nothing new.
+        url: Address; its query string, which may carry a signature, is never shown. None = only
+            mirrors have the file.
+        path: Target path; missing folders are made.
+        expected_hash: `algorithm:beginning of the hexadecimal digest`, e.g. md5:59fd9945; None =
+            not checked.
+        first_wait_s: Pause before the second try in seconds; it doubles with each try that brings
+            nothing new.
 
     Raises:
-        ValueError: no server has the file, can be reached or sends the right one, or the disk is full; says what to do.
+        ValueError: no server has the file, can be reached or sends the right one, or the disk is
+            full; says what to do.
     """
-    if (
-        path.exists()
-    ):  # asked before a lock is needed: the cache may be one that only others may write into
+    # Before the lock, because the user may not be allowed to write into a shared cache.
+    if path.exists():
         return path
     if url is not None and urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(_advice(path, [f"{_shown(url)} (only http and https are fetched)"]))
@@ -90,16 +97,23 @@ def download(
 
 
 def progress_of(path: Path) -> tuple[int, int | None] | None:
-    """Bytes that an interrupted download to `path` has fetched, and of how many if known; None if there is none."""
+    """Bytes that an interrupted download to `path` has fetched, and the file's total if known.
+
+    None if there is no interrupted download.
+    """
     partial = _partial(path)
     return (partial.stat().st_size, _read_origin(partial).total) if partial.exists() else None
 
 
 def check_hash(path: Path, expected: str | None) -> str:
-    """The SHA-256, hexadecimal, of the file, after comparison with `expected` (as `expected_hash` of `download`).
+    """The SHA-256 of the file, hexadecimal, after comparison with `expected`.
+
+    Args:
+        path: The file.
+        expected: Like `expected_hash` of `download`.
 
     Raises:
-        ValueError: it is another file.
+        ValueError: the file has another hash.
     """
     algorithm, _, beginning = (expected or "sha256:").partition(":")
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in {algorithm, "sha256"}}
@@ -113,10 +127,10 @@ def check_hash(path: Path, expected: str | None) -> str:
 
 
 def noted_hash(path: Path) -> str | None:
-    """The SHA-256 that the file at `path` had when it was first used; None if that was not noted.
+    """The SHA-256 that the file at `path` had when it was first used; None if it was not noted.
 
-    So a later change is noticed also where nobody has published a hash. `NAME.sha256` beside the file is what `sha256sum -c`
-    reads.
+    With it, a later change is noticed even if nobody has published a hash. It is in `NAME.sha256`
+    beside the file, in the format of `sha256sum -c`.
     """
     note = _note(path)
     return (note.read_text(errors="replace").split() or [""])[0] if note.exists() else None
@@ -129,44 +143,49 @@ def note_hash(path: Path, sha256: str) -> None:
 
 
 def unchanged_since_noted(path: Path) -> bool:
-    """Whether the file at `path` is, as far as its times tell, the one whose hash is noted. Reads no more than that."""
+    """Whether the file at `path` is still the one whose hash is noted, judged by file times."""
     note = _note(path)
     return note.exists() and path.exists() and path.stat().st_ctime_ns <= note.stat().st_mtime_ns
 
 
 def refuse_changed(path: Path, sha256: str) -> None:
-    """Raises ValueError if the SHA-256 of the file at `path` is not the noted one; where none is noted, any is right."""
+    """Checks the SHA-256 of the file at `path` against the noted one, if one is noted.
+
+    Raises:
+        ValueError: they differ.
+    """
     if (noted := noted_hash(path)) not in (None, sha256):
         raise ValueError(
-            f"{path} has changed since it was first used (sha256 {sha256}, was {noted}); delete it to fetch it again, or delete "
-            f"{_note(path).name} beside it to accept the new one"
+            f"{path} has changed since it was first used (sha256 {sha256}, was {noted}); "
+            f"delete it to fetch it again, or delete {_note(path).name} beside it to accept "
+            "the new one"
         )
 
 
 class _UnavailableError(Exception):
-    """A source does not have the file that is wanted."""
+    """The server does not have the requested file."""
 
 
 class _NoRoomError(Exception):
-    """The disk is too full for the file, whoever sends it."""
+    """The disk is too full for the file, so other servers need not be asked."""
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a partial file is from."""
+    """The origin of a partial file; None = unknown."""
 
     url: str | None = None
-    """As it may be shown."""
+    """Address without secrets."""
     validator: str | None = None
-    """ETag or date of the file there: another one is of another file."""
+    """ETag or date of the file on the server; it changes with the file."""
     total: int | None = None
-    """Bytes of the whole file."""
+    """Size of the whole file in bytes."""
 
 
 def _fetch_from_any(
     sources: list[str], partial: Path, path: Path, expected_hash: str | None, wait_s: float
 ) -> str:
-    """The SHA-256 of what the first of `sources` that has the expected file has sent."""
+    """Fetches the expected file from the first of `sources` that has it; returns its SHA-256."""
     reasons = []
     for url in sources:
         try:
@@ -174,7 +193,8 @@ def _fetch_from_any(
             return check_hash(partial, expected_hash)
         except _NoRoomError as error:
             raise ValueError(
-                f"cannot write {path} ({error}); make room there or set SEED_CACHE to another folder"
+                f"cannot write {path} ({error}); "
+                "make room there or set SEED_CACHE to another folder"
             ) from None
         except _UnavailableError as error:
             reason = str(error)
@@ -187,7 +207,7 @@ def _fetch_from_any(
 
 
 def _fetch_all(url: str, partial: Path, name: str, wait_s: float, *, any_origin: bool) -> None:
-    """Calls `_fetch` until the file is whole, giving up after NUM_TRIES calls in a row that brought nothing new."""
+    """Calls `_fetch` until the file is whole; gives up after NUM_TRIES calls without new bytes."""
     most, failures, wait = 0, 0, wait_s
     while True:
         try:
@@ -196,7 +216,7 @@ def _fetch_all(url: str, partial: Path, name: str, wait_s: float, *, any_origin:
             reason = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 raise _UnavailableError(reason) from None
-        except InvalidURL:  # its message has the address in it
+        except InvalidURL:  # its message contains the address
             raise _UnavailableError("that is no address") from None
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
@@ -206,8 +226,8 @@ def _fetch_all(url: str, partial: Path, name: str, wait_s: float, *, any_origin:
                 and not isinstance(error, URLError)
                 and error.filename is not None
             ):
-                raise  # about a file of ours
-            # The reason of a URLError is an exception of its own.
+                raise  # the error is about one of our own files
+            # A URLError's reason is another exception.
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             if url.startswith("file:"):
                 raise _UnavailableError(reason) from None
@@ -222,10 +242,10 @@ def _fetch_all(url: str, partial: Path, name: str, wait_s: float, *, any_origin:
 
 
 def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
-    """One request for what `partial` still lacks; an exception where the connection breaks.
+    """Requests the rest of `partial` once; raises an exception if the connection breaks.
 
-    Where nothing can tell that the rest is of the same file, neither a hash in the end (`any_origin`) nor the server, all is
-    requested.
+    The whole file is requested if nothing can tell that the rest belongs to the same file: neither
+    a hash at the end (`any_origin`) nor the server.
     """
     origin = _read_origin(partial)
     validator = origin.validator if origin.url == _shown(url) else None
@@ -238,7 +258,7 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
     except HTTPError as error:
         if error.code != 416:
             raise
-        # Nothing lies behind what we have: it is whole, or it is not a beginning of this file.
+        # The server has no further bytes: our part is the whole file, or of another file.
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return
         partial.unlink()
@@ -252,20 +272,19 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
         )
         if resumed and first != have:
             raise ConnectionError(f"the server did not send the part from byte {have}")
-        there = _Origin(_shown(url), _validator(response.headers), total)
-        if resumed and not _same_file(origin, there):
+        remote = _Origin(_shown(url), _validator(response.headers), total)
+        if resumed and not _same_file(origin, remote):
             partial.unlink()
             raise ConnectionError("the file has changed on the server")
         if not resumed:
             have = 0
             partial.unlink(missing_ok=True)
-            write_json(_origin_of(partial), asdict(there))
+            write_json(_origin_of(partial), asdict(remote))
         _require_room(partial.parent, have, total)
         bar = tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True)
         with partial.open("ab") as file, bar:
-            while chunk := response.read1(
-                CHUNK_BYTES
-            ):  # what there is: nothing is lost when the rest does not come
+            # read1 returns what has arrived, so that nothing is lost if the rest does not come.
+            while chunk := response.read1(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
@@ -277,7 +296,7 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows redirects over the web only, and never from https to what anyone on the way can change."""
+    """Follows redirects to http and https only, and never from https to http."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -290,7 +309,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _same_file(before: _Origin, now: _Origin) -> bool:
-    """As far as both tell."""
+    """Whether both describe the same file, as far as they tell."""
     if None not in (before.total, now.total) and before.total != now.total:
         return False
     return (
@@ -308,7 +327,10 @@ def _validator(headers: HTTPMessage) -> str | None:
 
 
 def _content_range(headers: HTTPMessage) -> tuple[int | None, int | None]:
-    """5 and 10 of `Content-Range: bytes 5-9/10`: where a part begins, bytes of the whole; None for what is not said."""
+    """First byte of the part and size of the whole: (5, 10) for `Content-Range: bytes 5-9/10`.
+
+    None for a number that the header does not give.
+    """
     part, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     return _number(part.partition("-")[0]), _number(total)
 
@@ -346,12 +368,8 @@ def _read_origin(partial: Path) -> _Origin:
     try:
         content: Any = json.loads(_origin_of(partial).read_text())
         return _Origin(content["url"], content["validator"], content["total"])
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-    ):  # a cache is for everyone; without it, the partial file is of no use
+    # Anyone may have written to a shared cache; without its origin, the partial file is useless.
+    except (OSError, ValueError, LookupError, TypeError):
         return _Origin()
 
 
@@ -359,17 +377,21 @@ def _on_mirror(mirror: str, name: str) -> str:
     parts = urlsplit(mirror)
     if parts.scheme not in ("http", "https", "file"):
         raise ValueError(
-            f"SEED_MIRROR has {_shown(mirror)}; expected addresses with http://, https:// or file:///"
+            f"SEED_MIRROR has {_shown(mirror)}; "
+            "expected addresses with http://, https:// or file:///"
         )
     return parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}").geturl()
 
 
 def _advice(path: Path, reasons: list[str]) -> str:
-    return f"cannot download {', '.join(reasons)}; check the network, or fetch the file elsewhere and put it at {path}"
+    return (
+        f"cannot download {', '.join(reasons)}; "
+        f"check the network, or fetch the file elsewhere and put it at {path}"
+    )
 
 
 def _one_line(reason: str) -> str:
-    return redact(" ".join(reason.split()))  # it may be the server's
+    return redact(" ".join(reason.split()))  # the text may come from the server
 
 
 def _shown(url: str) -> str:

@@ -1,4 +1,4 @@
-"""timm's networks as encoders, with the changes that make two of them the networks that SEED released."""
+"""timm's networks as encoders; two of them changed into the networks that SEED released."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ from seed_exp.base.registry import suggestion
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from seed_exp.models.weights import first_line, misfit, with_counters
 
-# To train as released; timm's defaults are 0.1, no dropout and no stochastic depth.
+# Training options of the released networks; timm's defaults are 0.1, no dropout, no stochastic
+# depth.
 EFFICIENTNET_TRAINING = {"bn_momentum": 0.01, "drop_rate": 0.2, "drop_path_rate": 0.2}
 
 
 class UnknownNetworkError(ValueError):
-    """timm has no network of the name."""
+    """timm has no network of this name."""
 
 
 def timm_encoder(name: str | None, **options: Any) -> nn.Module:
-    """The network `name` of timm without classifier, randomly initialised; `num_features` is the width of its pooled output.
+    """The network `name` of timm without classifier, randomly initialised.
+
+    Its attribute `num_features` is the width of its pooled output.
 
     Args:
-        name: In timm, or with the place that timm shall look for it: hf-hub:ORG/MODEL, local-dir:PATH.
-        options: Of timm.create_model; `pretrained` downloads weights.
+        name: Name in timm, or a place where timm finds the network: hf-hub:ORG/MODEL,
+            local-dir:PATH.
+        options: Options of timm.create_model; `pretrained` downloads weights.
 
     Raises:
         UnknownNetworkError: timm knows no such network; names the closest one, if any is close.
-        ValueError: timm cannot make it, or not get what it needs for that.
+        ValueError: timm cannot make the network or cannot get the files for it.
     """
     if name is None:
         raise UnknownNetworkError(
-            "network=timm needs the network's name in timm, e.g. students.timm.name=resnet26 for a student, "
+            "network=timm needs the network's name in timm, "
+            "e.g. students.timm.name=resnet26 for a student, "
             "teacher.name=vit_small_patch14_dinov2.lvd142m for a teacher"
         )
     if ":" not in name and not timm.is_model(name):
@@ -48,19 +53,21 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
     try:
         try:
             encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
-        except TypeError:  # only networks with position embeddings know the option, and only they need it for several view sizes
+        # Only networks with position embeddings know the option; others take all view sizes anyway.
+        except TypeError:
             encoder = timm.create_model(name, **options)
-    except Exception as error:  # of timm, of the hub's client or of the network
+    except Exception as error:  # from timm, from the hub's client or from the network
         raise ValueError(
             f"timm cannot load {name} ({first_line(error)}); check name and connection"
         ) from error
-    # Where layers stand between pooling and classifier (MobileNetV3), timm's num_features is the width in front of them.
+    # If there are layers between pooling and classifier (MobileNetV3), timm's num_features is the
+    # width before them.
     encoder.num_features = encoder.head_hidden_size
     return encoder
 
 
 def input_spec(encoder: nn.Module) -> InputSpec:
-    """What images a network of timm was trained on, and which sizes it takes."""
+    """The images that a network of timm was trained on, and the sizes that it takes."""
     config: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
     mean, std = list(config.get("mean", IMAGENET_MEAN)), list(config.get("std", IMAGENET_STD))
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
@@ -78,15 +85,15 @@ def input_spec(encoder: nn.Module) -> InputSpec:
 def load_encoder(
     encoder: nn.Module, checkpoint: Mapping[str, Any], name: str, source: Path
 ) -> None:
-    """Fills `encoder` from a checkpoint in its own names or, for a network of timm, in any others that timm can convert.
+    """Fills `encoder` from a checkpoint with its tensor names, or with names that timm converts.
 
-    The tensors may lie under `state_dict` or `model`. Those of the classifier that timm would put onto the encoder are left
-    out.
+    The tensors may be under `state_dict` or `model`. The tensors of timm's classifier, which the
+    encoder lacks, are left out.
 
     Args:
         encoder: The network.
-        checkpoint: What `read_checkpoint` gave.
-        name: What the network is called, for the error.
+        checkpoint: Result of `read_checkpoint`.
+        name: Name of the network, for the error.
         source: The file, for the error.
 
     Raises:
@@ -105,13 +112,13 @@ def load_encoder(
 
 
 def _converted(encoder: nn.Module, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors as timm names them: each of its families knows the names in the files that its authors published."""
+    """The tensors under timm's names; each family of timm knows the names that its authors used."""
     convert = getattr(inspect.getmodule(type(encoder)), "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
         converted: Mapping[str, Any] = convert(dict(tensors), encoder)
-    except Exception:  # of a file that is something else entirely
+    except Exception:  # the file is something else entirely
         return tensors
     return converted
 
@@ -129,7 +136,7 @@ def _without_classifier(encoder: nn.Module, tensors: Mapping[str, Any]) -> dict[
 
 
 def efficientnet_b1() -> nn.Module:
-    """The released EfficientNet-B1: its paddings are those for 240 px, where one strided convolution pads evenly."""
+    """The released EfficientNet-B1: paddings as for 240 px, where one strided layer pads evenly."""
     encoder = timm_encoder("tf_efficientnet_b1", **EFFICIENTNET_TRAINING)
     block = encoder.get_submodule("blocks.5.0")
     weight: nn.Parameter = block.get_parameter("conv_dw.weight")
@@ -141,7 +148,7 @@ def efficientnet_b1() -> nn.Module:
 
 
 def mobilenetv3_large() -> nn.Module:
-    """The released MobileNetV3-Large: in blocks with squeeze-excite, the activation comes after it instead of before it."""
+    """The released MobileNetV3-Large: blocks activate after squeeze-excite instead of before."""
     encoder = timm_encoder("mobilenetv3_large_100")
     for block in encoder.modules():
         if isinstance(block, InvertedResidual) and isinstance(block.se, SqueezeExcite):
@@ -151,7 +158,7 @@ def mobilenetv3_large() -> nn.Module:
 
 
 class _ActivatedSqueezeExcite(nn.Module):
-    """`se`, then `activation`; the keys stay those of `se`."""
+    """`se`, then `activation`, with the state-dict keys of `se`."""
 
     def __init__(self, se: SqueezeExcite, activation: nn.Module) -> None:
         super().__init__()

@@ -10,14 +10,17 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 
 def fold_batch_norm(network: nn.Module) -> None:
-    """Folds each BatchNorm2d that directly follows a Conv2d into its weights, in place; `network` is in evaluation mode.
+    """Folds each BatchNorm2d that directly follows a Conv2d into that convolution, in place.
 
-    The outputs stay the same up to float32 rounding. What cannot be folded safely stays as it is: a layer that is called
-    twice, a convolution whose output goes elsewhere too, and the whole of a network that torch.fx cannot trace.
+    The network must be in evaluation mode. Its outputs stay the same up to float32 rounding. Layers
+    that cannot be folded safely stay as they are: a layer that is called twice, a convolution whose
+    output has another user, and every layer of a network that torch.fx cannot trace.
     """
+    # A forward() that branches on shapes or values makes tracing fail with errors of nearly every
+    # kind.
     try:
         nodes = fx.Tracer().trace(network).nodes
-    except Exception:  # a forward() that branches on shapes or values makes tracing fail with errors of nearly every kind
+    except Exception:
         return
     modules = dict(network.named_modules())
     uses = Counter(_layer(node) for node in nodes)
@@ -33,7 +36,7 @@ def fold_batch_norm(network: nn.Module) -> None:
             continue
         conv, norm = modules.get(_layer(source)), modules.get(_layer(node))
         if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
-            # In float64: the factor of the weights is rounded once, with the product.
+            # In float64, so that only the product is rounded.
             folded[conv] = fuse_conv_bn_eval(deepcopy(conv).double(), deepcopy(norm).double()).to(
                 conv.weight.dtype
             )
@@ -44,7 +47,7 @@ def fold_batch_norm(network: nn.Module) -> None:
 
 
 def _layer(node: fx.Node) -> str:
-    """Name of the layer that a node calls or of which it reads a tensor; empty for a function."""
+    """Name of the layer that a node calls or whose tensor it reads; empty for a function."""
     if node.op == "call_module":
         return str(node.target)
     return str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 def projection_head(
     in_dim: int, hidden_dim: int | None, out_dim: int, *, deep: bool = False
 ) -> nn.Sequential:
-    """Linear(in_dim, hidden_dim), ReLU, Linear(hidden_dim, out_dim); `hidden_dim` null is `in_dim`, as SEED released it.
+    """Linear(in_dim, hidden_dim), ReLU, Linear(hidden_dim, out_dim).
 
-    The deep head of SimReg, arXiv:2201.05131, is two such pairs with batch norm, the first of which ends in `in_dim`; there
-    `hidden_dim` null is 2 x `in_dim`.
+    `hidden_dim` None is `in_dim`, as SEED released it. The deep head of SimReg, arXiv:2201.05131,
+    is two such pairs with batch norm, the first of which ends in `in_dim`; there `hidden_dim` None
+    is 2 x `in_dim`.
     """
     if deep:
         hidden_dim = 2 * in_dim if hidden_dim is None else hidden_dim
@@ -35,9 +36,10 @@ def projection_head(
 
 
 def head_from_layers(layers: str, in_dim: int, hidden_dim: int, out_dim: int) -> nn.Module:
-    """The head with these layers, as `head_layers` names them: its last linear layer ends in `out_dim`, others in `hidden_dim`.
+    """The head with these layers, named as by `head_layers`.
 
-    No layers at all pass on what they are given.
+    The last linear layer ends in `out_dim`, the others in `hidden_dim`. Without layers the head
+    returns its input.
     """
     names = layers.split("-") if layers else []
     built: list[nn.Module] = []
@@ -53,11 +55,12 @@ def head_from_layers(layers: str, in_dim: int, hidden_dim: int, out_dim: int) ->
 
 
 def head_from_keys(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The head that has the keys and shapes of `tensors`: files of one convention may differ in their head's layers.
+    """The head with the keys and shapes of `tensors`, as files of one convention may differ in it.
 
-    Keys `weight` and `bias` make a linear layer. Otherwise `<i>.weight` is a linear layer where it has two dimensions and a
-    BatchNorm1d where it has one, `<i>.running_mean` alone a BatchNorm1d without scale and shift, and a number without either
-    before another with one is a ReLU. Any other key is not in the head's state dict. The values are not loaded.
+    Keys `weight` and `bias` make a linear layer. Otherwise `<i>.weight` is a linear layer where it
+    has two dimensions and a BatchNorm1d where it has one, `<i>.running_mean` alone a BatchNorm1d
+    without scale and shift, and a number without either before another with one is a ReLU. Any
+    other key is not in the head's state dict. The values are not loaded.
     """
     if "weight" in tensors:
         return _layer(tensors, "")
@@ -72,7 +75,7 @@ def head_from_keys(tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def head_layers(head: nn.Module) -> str:
-    """Class names of the head's layers, e.g. Linear-ReLU-Linear; empty for a head without layers."""
+    """Class names of the head's layers, e.g. Linear-ReLU-Linear; empty if it has no layers."""
     layers = head if isinstance(head, nn.Sequential) else [head]
     return "-".join(type(layer).__name__ for layer in layers)
 

@@ -1,4 +1,4 @@
-"""From views as the students see them to images as a teacher was trained to see them."""
+"""Converts views as the students see them to images as a teacher was trained to see them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What images a network expects."""
+    """The images that a network expects."""
 
     mean: list[float]
     """Mean of the pixel values (0 to 1) per channel, subtracted."""
     std: list[float]
     """Standard deviation of the pixel values (0 to 1) per channel, divided by."""
     size: int | None = None
-    """The only side in pixels that it takes; None = several."""
+    """The only side in pixels that the network takes; None = several."""
     multiple_of: int = 1
-    """What divides every side in pixels that it takes: the size of its patches."""
+    """Divisor of every side that the network takes: the size of its patches in pixels."""
     interpolation: str = "bicubic"
     """How images are resized: bicubic or bilinear."""
 
@@ -32,10 +32,12 @@ IMAGENET = InputSpec(IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Inputs(nn.Module):
-    """Turns views into what the network of `spec` expects. What fits already passes as it is, bit for bit.
+    """Turns views into the images that the network of `spec` expects.
 
-    Views are normalised anew if `normalised_with` said that they are normalised otherwise. Their sides become the network's
-    only one, or are rounded up to what its patches divide: a ViT with patches of 14 px sees a view of 96 px as 98.
+    Views that fit already pass unchanged, bit for bit. Views are normalised anew if
+    `normalised_with` said that their normalisation differs. They are resized to the network's only
+    size, or up to the next multiple of its patches: a ViT with patches of 14 px sees a view of
+    96 px as 98.
     """
 
     scale: Tensor | None
@@ -48,7 +50,7 @@ class Inputs(nn.Module):
         self.register_buffer("shift", None)
 
     def normalised_with(self, mean: list[float], std: list[float]) -> None:
-        """Tells mean and standard deviation per channel with which the views are normalised."""
+        """Sets the mean and standard deviation per channel with which the views are normalised."""
         if (mean, std) == (self.spec.mean, self.spec.std):
             self.scale = self.shift = None
             return
@@ -64,11 +66,11 @@ class Inputs(nn.Module):
         return self.spec.size or math.ceil(size / self.spec.multiple_of) * self.spec.multiple_of
 
     def forward(self, views: Tensor) -> Tensor:
-        """Images [N, 3, T, T], float32, of views [N, 3, S, S]; T is `size(S)`."""
+        """Images [N, 3, T, T], float32, from views [N, 3, S, S]; T is `size(S)`."""
         if self.scale is not None and self.shift is not None:
             views = torch.addcmul(self.shift, views, self.scale)
         size = self.size(views.shape[-1])
         if size == views.shape[-1]:
             return views
-        # The kernels with antialiasing are Pillow's, also where they enlarge.
+        # With antialiasing the kernels are Pillow's, also for enlargement.
         return F.interpolate(views, size=(size, size), mode=self.spec.interpolation, antialias=True)

@@ -1,4 +1,4 @@
-"""Narrower embeddings: a fixed projection onto the principal components of a sample of them."""
+"""Narrower embeddings: a fixed projection onto the principal components of a sample."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 
 class Reduction(nn.Module):
-    """Maps unit embeddings e [N, in_dim] to unit embeddings normalise((e - mean) @ components) [N, out_dim].
+    """Maps unit embeddings [N, in_dim] to narrower unit embeddings [N, out_dim].
 
-    `fit_reduction` makes one; fresh, it keeps the first `out_dim` numbers.
+    An embedding e becomes normalise((e - mean) @ components). `fit_reduction` makes one; a fresh
+    one keeps the first `out_dim` numbers.
 
     Raises:
         ValueError: `out_dim` exceeds `in_dim`.
@@ -24,16 +25,19 @@ class Reduction(nn.Module):
         super().__init__()
         if out_dim > in_dim:
             raise ValueError(
-                f"teacher.embedding_dim={out_dim} exceeds the {in_dim} numbers of the teacher's embedding; choose fewer"
+                f"teacher.embedding_dim={out_dim} exceeds the {in_dim} numbers of the teacher's "
+                "embedding; choose fewer"
             )
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("components", torch.eye(in_dim, out_dim))
-        self.register_buffer(
-            "kept_variance", torch.ones(())
-        )  # share of the sample's variance that lies in the components
+        # Share of the sample's variance that lies in the components.
+        self.register_buffer("kept_variance", torch.ones(()))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [N, out_dim], float32 also under autocast: the mean may be large beside what differs between images."""
+        """Embeddings [N, out_dim] of unit length, float32 also under autocast.
+
+        Half precision would not do: the mean may be large compared to the differences of images.
+        """
         with torch.autocast(embeddings.device.type, enabled=False):
             return F.normalize((embeddings.float() - self.mean) @ self.components, dim=1)
 
@@ -45,17 +49,19 @@ def fit_reduction(embeddings: Tensor, dim: int, *, whiten: bool) -> Reduction:
     Args:
         embeddings: A sample of unit embeddings [n, in_dim].
         dim: Components to keep.
-        whiten: Whether each component is divided by its standard deviation, so that all count alike.
+        whiten: Whether each component is divided by its standard deviation, so that all have equal
+            weight.
 
     Raises:
-        ValueError: `dim` exceeds the width of the embeddings, one of them is not finite, or the sample has too few of them or
-            too little variance for so many components.
+        ValueError: `dim` exceeds the width of the embeddings, an embedding is not finite, or the
+            sample is too small or varies too little for so many components.
     """
     num, in_dim = embeddings.shape
     reduction = Reduction(in_dim, dim)
     if not embeddings.isfinite().all():
         raise ValueError(
-            "some of the teacher's embeddings are not finite: its weights are broken, or its inputs are"
+            "some of the teacher's embeddings are not finite: its weights are broken, or its "
+            "inputs are"
         )
     sample = embeddings.double()
     mean = sample.mean(0)
@@ -64,7 +70,8 @@ def fit_reduction(embeddings: Tensor, dim: int, *, whiten: bool) -> Reduction:
     if not variances[dim - 1] > 1e-10 * variances[0]:
         raise ValueError(
             f"the teacher's embeddings of {num} images vary in fewer than {dim} directions; "
-            "choose a smaller teacher.embedding_dim, or give more images (teacher.num_reduce_images)"
+            "choose a smaller teacher.embedding_dim, or give more images "
+            "(teacher.num_reduce_images)"
         )
     reduction.mean.copy_(mean)
     reduction.components.copy_(components / variances[:dim].sqrt() if whiten else components)

@@ -1,4 +1,4 @@
-"""Students that SEED released: which of their tensors are which of ours."""
+"""Students that SEED released: the names of their tensors and our names for them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 PREFIX = "module.student."
-"""What stands before a student's names, under `state_dict`; teacher and queue lie beside it."""
+"""Prefix of a student's tensors under `state_dict`, which also holds teacher and queue."""
 
+# The first stage has no expansion, hence other names. timm numbers the blocks of each stage from 0,
+# the files number all blocks in one sequence.
 _EFFICIENTNET_OUTER = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -50,13 +52,12 @@ _MOBILENET_BLOCK = _MOBILENET_SQUEEZE_EXCITE | {
     "7": "conv_pwl",
     "8": "bn3",
 }
-"""The first stage has no expansion, hence other names. In timm a stage's blocks are numbered from 0, in the files throughout."""
 
 Rename = Callable[[str], str]
 
 
 def _efficientnet(repeats: list[int]) -> Rename:
-    """For an EfficientNet with so many blocks in its stages."""
+    """The renaming for an EfficientNet with `repeats` blocks in its stages."""
     places = _places(repeats)
 
     def rename(layer: str) -> str:
@@ -78,7 +79,7 @@ def _mobilenet(layer: str) -> str:
 
 
 def _places(repeats: list[int]) -> list[tuple[int, int]]:
-    """(stage, number in it) of each block."""
+    """(stage, number within the stage) of each block."""
     return list(
         chain.from_iterable(
             [(stage, number) for number in range(num)] for stage, num in enumerate(repeats)
@@ -101,7 +102,7 @@ RELEASED: dict[str, Rename] = {
     "efficientnet_b0": _efficientnet([1, 2, 2, 3, 3, 4, 1]),
     "efficientnet_b1": _efficientnet([2, 3, 3, 4, 4, 5, 2]),
 }
-"""By student network: from a layer's name in a released file to its name in timm."""
+"""Student network -> function from a layer's name in a released file to its name in timm."""
 
 
 def is_released(checkpoint: Mapping[str, Any]) -> bool:
@@ -111,10 +112,14 @@ def is_released(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def released_tensors(checkpoint: Mapping[str, Any], network: str) -> dict[str, Any]:
-    """The tensors of a released student as our `Student` names them, if it is the network `network` of RELEASED.
+    """The tensors of a released student under the names of our `Student`.
 
-    `encoder.` and timm's names; `head.0` and `head.2`, which are `fc.0` and `fc.2` there. What has no counterpart keeps its
-    name.
+    The encoder's are `encoder.` with timm's names; the head's are `head.0` and `head.2`, in the
+    file `fc.0` and `fc.2`. A tensor without counterpart keeps its name.
+
+    Args:
+        checkpoint: Content of the file.
+        network: Key of RELEASED: the network that the file is assumed to hold.
     """
     out = {}
     for key, value in checkpoint["state_dict"].items():
@@ -125,9 +130,8 @@ def released_tensors(checkpoint: Mapping[str, Any], network: str) -> dict[str, A
             out[f"head.{layer.removeprefix('fc.')}.{parameter}"] = value
             continue
         name = RELEASED[network](layer)
-        if (
-            isinstance(value, Tensor) and value.ndim == 2
-        ):  # linear layers there are 1x1 convolutions in timm
+        # Linear layers of the file are 1x1 convolutions in timm.
+        if isinstance(value, Tensor) and value.ndim == 2:
             value = value[:, :, None, None]
         out[f"encoder.{name}.{parameter}"] = value
     return out

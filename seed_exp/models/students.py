@@ -1,4 +1,4 @@
-"""The networks that are trained: encoders by name with their projection head, and the files that hold them."""
+"""The networks that are trained: encoders by name, with projection head, and the student files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
 from seed_exp.models.weights import misfit, read_checkpoint
 
-# Encoders: forward(images [N, 3, H, W]) gives pooled features [N, num_features].
+# Encoders: forward(images [N, 3, H, W]) returns pooled features [N, num_features].
 STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "resnet18": lambda _: timm_encoder("resnet18"),
     "resnet34": lambda _: timm_encoder("resnet34"),
@@ -45,17 +45,17 @@ STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
 
 
 NEAR_TWINS = {"efficientnet_b1": "tf_efficientnet_b1", "mobilenetv3_large": "mobilenetv3_large_100"}
-"""Students that have names and shapes of their tensors in common with a network of timm that computes something else."""
+"""Student -> network of timm with the same tensor names and shapes but another computation."""
 
 
 class Student(nn.Module):
-    """An encoder and its projection head; what distillation and pre-training train.
+    """An encoder and its projection head: the network that distillation and pre-training train.
 
     Args:
-        encoder: Entry of STUDENTS, with attribute `num_features`.
+        encoder: Network from STUDENTS, with attribute `num_features`.
         hidden_dim: Hidden width of the head; None = `encoder.num_features`.
         embedding_dim: Width D of the embedding.
-        deep_head: Whether the head is SimReg's.
+        deep_head: Whether the head is SimReg's deep one.
     """
 
     def __init__(
@@ -85,15 +85,17 @@ class Student(nn.Module):
 def build_student(config: StudentConfig, embedding_dim: int) -> Student:
     """A student with random weights, or with those of `config.init` in its encoder.
 
-    Its head starts from `config.init` too where that is a student whose head has the same widths; otherwise it is random.
+    The head starts from `config.init` too if that is a student whose head has the same widths;
+    otherwise it is random.
 
     Raises:
-        ValueError: unknown network, or `init` is not weights that fit it.
+        ValueError: unknown network, or the weights of `init` do not fit it.
         FileNotFoundError: `init` does not exist.
     """
     if config.name is not None and config.network != "timm":
         raise ValueError(
-            f"students.<name>.name={config.name} is only for network=timm; this network is {config.network}"
+            f"students.<name>.name={config.name} is only for network=timm; "
+            f"this network is {config.network}"
         )
     encoder = lookup(STUDENTS, config.network, "student network")(config)
     student = Student(encoder, config.hidden_dim, embedding_dim, deep_head=bool(config.deep_head))
@@ -109,13 +111,21 @@ def save_student(
     metadata: dict[str, Any],
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes all of a student into one safetensors file, atomically: what it holds now, or `tensors`, a `state_dict()` of it.
+    """Writes a student into one safetensors file, atomically.
 
-    The header's entry `seed_exp` is JSON: `metadata` and, beside it, `student` (the config) and `embedding_dim`.
+    The header's entry `seed_exp` is JSON: `metadata` with the additional keys `student` (the
+    config) and `embedding_dim`.
+
+    Args:
+        path: The file.
+        student: The student.
+        config: The options that made it.
+        metadata: JSON entries for the header.
+        tensors: A `state_dict()` of the student to write; None = its present weights.
     """
     header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
     present = student.state_dict() if tensors is None else tensors
-    # Copies: some networks tie weights, and safetensors keeps none that share memory.
+    # Copies, because some networks tie weights and safetensors refuses tensors that share memory.
     tensors = {
         key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in present.items()
     }
@@ -126,14 +136,18 @@ def save_student(
 def load_students(
     run: Path, names: list[str] | None = None
 ) -> dict[str, tuple[Student, dict[str, Any]]]:
-    """The students of a run, each with the header of its file: `save_student`'s metadata, `student`, `embedding_dim`, `sha256`.
+    """The students of a run by name, each with the header of its file.
+
+    A header holds the metadata given to `save_student`, `student`, `embedding_dim` and `sha256`.
 
     Args:
-        run: Run folder of `distill` or `pretrain`, one student file, or a file with a student that SEED released.
-        names: Which students; None = all.
+        run: Run folder of `distill` or `pretrain`, one student file, or a file with a student that
+            SEED released.
+        names: Names of the students to load; None = all.
 
     Raises:
-        ValueError: no students there, a name that is not among them, or a file that is broken or no student.
+        ValueError: `run` holds no students or none of that name, or a file is broken or holds no
+            student.
         FileNotFoundError: there is no such folder or file.
     """
     files = student_files(run)
@@ -146,7 +160,12 @@ def load_students(
 
 
 def student_files(run: Path) -> dict[str, Path]:
-    """Student files by name: `run` itself, or those of the run folder `run`; errors as `load_students`."""
+    """Student files by name: `run` itself if it is a file, or those of the run folder `run`.
+
+    Raises:
+        ValueError: the run folder holds no students.
+        FileNotFoundError: there is no such folder or file.
+    """
     if run.is_file():
         return {Path(run.name.removesuffix(".tar")).stem: run}  # SEED's files are called .pth.tar
     if not run.exists():
@@ -154,16 +173,17 @@ def student_files(run: Path) -> dict[str, Path]:
     files = {path.stem: path for path in sorted((run / "students").glob("*.safetensors"))}
     if not files:
         raise ValueError(
-            f"{run} holds no students; expected {run}/students/<name>.safetensors of distill or pretrain"
+            f"{run} holds no students; "
+            f"expected {run}/students/<name>.safetensors of distill or pretrain"
         )
     return files
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The header that `save_student` wrote into the file at `path`; None if the file is something else.
+    """The header that `save_student` wrote into the file at `path`; None if the file has none.
 
     Raises:
-        ValueError: there is one, and it does not describe a student.
+        ValueError: the header does not describe a student.
     """
     metadata = _metadata(path)
     if "seed_exp" not in metadata:
@@ -180,7 +200,10 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def _load_whole(path: Path) -> tuple[Student, dict[str, Any]]:
-    """The student and its header with the file's hash, all of the same file: a running training replaces it now and then."""
+    """The student and its header with the file's hash.
+
+    Reads again until all three are of the same file, which a running training replaces at times.
+    """
     while True:
         before = file_hash(path)
         student, header = _load_student(path)
@@ -195,13 +218,13 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
         header, tensors = _released_student(path, tensors)
     if header is None:
         raise ValueError(
-            f"{path} is no student file; expected <run>/students/<name>.safetensors of distill or pretrain"
+            f"{path} is no student file; "
+            "expected <run>/students/<name>.safetensors of distill or pretrain"
         )
     config = replace(StudentConfig(**header["student"]), init=None)
     try:
-        with torch.device(
-            "meta"
-        ):  # whatever sizes the header names, they take memory only if the file has such tensors
+        # On the meta device, so that huge sizes in a bad header take no memory.
+        with torch.device("meta"):
             expected = build_student(config, header["embedding_dim"]).state_dict()
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
@@ -216,7 +239,10 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
 def _released_student(
     path: Path, checkpoint: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and tensors, as in our own files, of a student that SEED released; the keys tell which network it is."""
+    """Header and tensors of a student that SEED released, as in our own files.
+
+    The file's keys tell which network it is.
+    """
     for network in RELEASED:
         tensors = released_tensors(checkpoint, network)
         first, last = tensors.get("head.0.weight"), tensors.get("head.2.weight")
@@ -224,7 +250,8 @@ def _released_student(
             isinstance(first, Tensor) and isinstance(last, Tensor) and first.ndim == last.ndim == 2
         ):
             raise ValueError(
-                f"{path} holds a student of SEED without its head module.student.fc; expected fc.0 and fc.2"
+                f"{path} holds a student of SEED without its head module.student.fc; "
+                "expected fc.0 and fc.2"
             )
         config = StudentConfig(network, hidden_dim=len(first))
         with torch.device("meta"):
@@ -249,7 +276,8 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
     if is_released(tensors):
         if config.network not in RELEASED:
             raise ValueError(
-                f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, not {config.network}"
+                f"{path} is a student that SEED released, one of {', '.join(RELEASED)}, "
+                f"not {config.network}"
             )
         tensors = released_tensors(tensors, config.network)
     else:
@@ -275,12 +303,15 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
 
 
 def refuse_twin(path: Path, network: str, found: str | None) -> None:
-    """Raises ValueError where weights fit by the names of their tensors, and yet are another network's.
+    """Refuses weights of another network whose tensors have the same names, see NEAR_TWINS.
 
     Args:
         path: The file.
-        network: Key of STUDENTS, what is to have the weights.
-        found: The same of the file, as far as that says it; None of weights that may be anybody's.
+        network: Key of STUDENTS: the network that is to get the weights.
+        found: The network that the file claims to hold; None if it does not say.
+
+    Raises:
+        ValueError: the file holds, or may hold, the twin's weights.
     """
     if network in NEAR_TWINS and found in (None, "timm"):
         twin = network
@@ -289,19 +320,20 @@ def refuse_twin(path: Path, network: str, found: str | None) -> None:
     else:
         return
     raise ValueError(
-        f"{path} holds weights of {found or 'an unknown network'}, not of {network}: timm's {NEAR_TWINS[twin]} and SEED's {twin} "
-        "have tensors of the same names and compute different features. Take timm's with network=timm and its name there, "
+        f"{path} holds weights of {found or 'an unknown network'}, not of {network}: "
+        f"timm's {NEAR_TWINS[twin]} and SEED's {twin} have tensors of the same names "
+        "and compute different features. Take timm's with network=timm and its name there, "
         f"SEED's from a student file of {twin}"
     )
 
 
 def exported_network(path: Path) -> str | None:
-    """The student's network, as `export` wrote it into the metadata of its weights; None of any other file."""
+    """The network that `export` noted in the metadata of a student's weights; None otherwise."""
     return _metadata(path).get("network")
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Of a safetensors file; of any other nothing."""
+    """Metadata of a safetensors file; empty for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -322,7 +354,8 @@ def _student_like(config: StudentConfig, run: Path) -> Path:
     ]
     if len(fitting) != 1:
         raise ValueError(
-            f"{run} holds {len(fitting)} students with network {config.name or config.network} ({', '.join(files)} in all); "
+            f"{run} holds {len(fitting)} students with network {config.name or config.network} "
+            f"({', '.join(files)} in all); "
             f"give a student's file, e.g. init={next(iter(files.values()))}"
         )
     return files[fitting[0]]

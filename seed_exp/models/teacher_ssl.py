@@ -1,4 +1,4 @@
-"""How the self-supervised methods name the tensors of their checkpoints, and loading by these names without guessing."""
+"""How self-supervised methods name the tensors of their checkpoints, and loading by these names."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from seed_exp.models.weights import misfit, with_counters
 
 @dataclass(frozen=True)
 class Convention:
-    """Where a file keeps the encoder and the projection head, and what it may hold besides.
+    """Where a file keeps the encoder and the projection head, and which other keys it may have.
 
-    Names are without the `module.` that DistributedDataParallel puts in front of them, once or several times.
+    Names are without the `module.` that DistributedDataParallel puts in front of them, once or
+    several times.
     """
 
     container: tuple[str, ...]
-    """Entries of the file, one inside the other, under which the tensors lie; a file may also be what lies there."""
+    """Nested entries of the file around the tensors; a file may also be the innermost entry."""
     prefix: str
-    """What stands before the encoder's names, which are torchvision's."""
+    """Prefix of the encoder's names; without it they are torchvision's."""
     head: str
-    """Name of the head behind the prefix."""
+    """Name of the head, after the prefix."""
     heads: tuple[str, ...]
-    """The head's layers, as far as files of this convention have them; which of these, the keys decide.
+    """Layers that the head of a file may have; the file's keys decide between them.
 
-    No layers ("") where there is no head or none that gives embeddings: the embedding is then the pooled feature.
+    "" = no head, or none that gives embeddings: the embedding is then the pooled feature.
     """
     ignored: tuple[str, ...] = ()
-    """Beginnings of keys that are not the teacher's: momentum encoder, queue, prototypes, other heads."""
+    """Beginnings of keys that are not the teacher's: momentum encoder, queue, prototypes, ..."""
 
     @property
     def head_prefix(self) -> str:
-        """What stands before the head's names."""
+        """Prefix of the head's names."""
         return f"{self.prefix}{self.head}."
 
 
@@ -56,7 +57,7 @@ TEACHER_SSL: dict[str, Convention] = {
     ),
     "simclr": Convention(("model",), "", "fc", (MLP_BN,)),
     "swav": Convention((), "", "projection_head", (MLP_BN, MLP), ("prototypes.",)),
-    # Without a projection head, or with one whose outputs are not compared by angle:
+    # No projection head, or one whose outputs are not compared by angle:
     "torchvision": Convention((), "", "head", ("",)),
     "dino": Convention(("teacher",), "backbone.", "head", ("",), ("head.",)),
     "barlow_twins": Convention(("model",), "backbone.", "head", ("",), ("projector.", "bn.")),
@@ -67,19 +68,21 @@ TEACHER_SSL: dict[str, Convention] = {
 def load_weights(
     checkpoint: Mapping[str, Any], teacher_ssl: str, encoder: nn.Module, source: Path
 ) -> nn.Module:
-    """Fills `encoder` from a checkpoint in the convention `teacher_ssl`, and returns the projection head that the file holds.
+    """Fills `encoder` from a checkpoint in the convention `teacher_ssl`; returns the head.
 
     Args:
-        checkpoint: What `read_checkpoint` gave.
+        checkpoint: Result of `read_checkpoint`.
         teacher_ssl: Key of TEACHER_SSL.
-        encoder: Network with torchvision's names; it may lie on the meta device, as its tensors are replaced, not copied to.
+        encoder: Network with torchvision's names; it may be on the meta device, because its tensors
+            are replaced.
         source: The file, for the error.
 
     Returns:
-        The head, without layers where the convention has none.
+        The projection head in the file; without layers if the convention has no head.
 
     Raises:
-        ValueError: keys are missing or left over, or a shape differs; names the first and the convention that would fit.
+        ValueError: keys are missing or left over, or a shape differs; names the first of them and a
+            convention that fits.
     """
     convention = lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl")
     try:
@@ -104,7 +107,11 @@ def load_weights(
 def _match(
     checkpoint: Mapping[str, Any], convention: Convention, encoder: nn.Module
 ) -> tuple[dict[str, Tensor], nn.Module]:
-    """The teacher's tensors by the file's keys, and a head (meta device) that fits them; ValueError says what does not."""
+    """The teacher's tensors by the file's keys, and a fitting head on the meta device.
+
+    Raises:
+        ValueError: the file does not follow the convention; says where.
+    """
     named = {
         _unwrapped(str(key)): value
         for key, value in _contained(checkpoint, convention.container).items()
@@ -132,7 +139,7 @@ def _match(
 
 
 def _contained(checkpoint: Mapping[str, Any], container: tuple[str, ...]) -> Mapping[str, Any]:
-    """What lies in the checkpoint under these entries; the checkpoint itself where the first of them is absent."""
+    """The innermost of these nested entries; the checkpoint itself if the first entry is absent."""
     if not container or container[0] not in checkpoint:
         return checkpoint
     inside: Any = checkpoint

@@ -1,4 +1,4 @@
-"""The frozen networks that are distilled: which official file is which network, and networks of our own runs."""
+"""The frozen networks that are distilled: published ones by name, and networks of our own runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BARLOW_TWINS = (
 _VISIONLAB = "hubconf.py of github.com/harvard-visionlab"
 _CC_BY_NC = "CC-BY-NC-4.0"
 EMBEDDING_DIM = 128
-"""Width of the embedding of the paper's teachers, and of a reduced one."""
+"""Width of the embeddings of the paper's teachers, and the default width of reduced embeddings."""
 
 NETWORKS: dict[str, Callable[[], WideResNet]] = {
     "resnet50": lambda: WideResNet((3, 4, 6, 3)),
@@ -49,38 +49,38 @@ NETWORKS: dict[str, Callable[[], WideResNet]] = {
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What is known of a published teacher; nothing of those whose own file or timm says it."""
+    """Facts about a published teacher; None = unknown. Empty for `timm` and `run`."""
 
     network: str | None = None
     """Key of NETWORKS."""
     teacher_ssl: str | None = None
-    """Key of TEACHER_SSL that the published file follows."""
+    """Key of TEACHER_SSL: the convention of the published file."""
     epochs: int | None = None
     """Epochs of its self-supervised training on ImageNet-1k."""
     url: str | None = None
-    """Official file; None = it has no lasting address."""
+    """Address of the official file; None = it has no lasting address."""
     hash: str | None = None
-    """Algorithm and beginning of the official file's hash, see `hash_source`."""
+    """Hash of the official file: algorithm and beginning of the hexadecimal digest."""
     top1: float | None = None
     """Published top-1 accuracy in linear evaluation on ImageNet-1k, percent."""
     licence: str | None = None
     """Licence of the weights."""
     hidden_dim: int = 2048
-    """Hidden width of its projection head, where the convention's head has one."""
+    """Hidden width of its projection head, if the convention's head has one."""
     head: str | None = None
-    """Layers of its projection head; None = those that the convention names first."""
+    """Layers of its projection head; None = the first that the convention lists."""
     embedding_dim: int = EMBEDDING_DIM
-    """Width of its embedding, where it has a projection head."""
+    """Width of its embedding, if it has a projection head."""
     file_name: str | None = None
-    """What the file is called in the cache, where its address ends in a name that others have too or it has no address."""
+    """Name of the file in the cache; None = the last part of `url`."""
     hash_source: str | None = None
-    """Who says what its hash is; None = its publisher, where there is a hash."""
+    """Who published the hash; None = the teacher's publisher, if there is a hash."""
     size: int | None = None
-    """Bytes of the official file, by `hash_source`."""
+    """Size of the official file in bytes, according to `hash_source`."""
 
     @property
     def cache_name(self) -> str | None:
-        """What its file is called in the cache; None where there is no such file."""
+        """Name of its file in the cache; None if there is no such file."""
         return self.file_name or (self.url and self.url.rsplit("/", 1)[-1])
 
 
@@ -265,7 +265,7 @@ class Teacher(nn.Module):
         encoder: Maps images [N, 3, H, W] to features [N, num_features].
         head: Maps features to embeddings [N, embedding_dim].
         embedding_dim: Width D of the embedding.
-        expects: What images the encoder was trained on.
+        expects: Images on which the encoder was trained.
     """
 
     def __init__(
@@ -278,30 +278,33 @@ class Teacher(nn.Module):
         self.reduction: Reduction | None = None
         self.embedding_dim = embedding_dim
         self.fingerprint = ""
-        """Hash of its weights."""
+        """Hash of the teacher's weights; empty if untrained."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002
-        """Stays in evaluation mode: batch statistics of training must not reach the teacher."""
+        """Stays in evaluation mode: training must not change the teacher's batch statistics."""
         return super().train(False)
 
     def forward(self, views: Tensor) -> Tensor:
-        """Embeddings [N, D] of unit length, float32 also under autocast, of views [N, 3, S, S]: constants for autograd."""
+        """Embeddings [N, D] of views [N, 3, S, S].
+
+        They have unit length, are constants for autograd, and are float32 also under autocast.
+        """
         with torch.inference_mode():
             embeddings = self.embed(views)
         return embeddings.clone()  # an inference tensor itself cannot be saved for a backward pass
 
     def embed(self, views: Tensor) -> Tensor:
-        """What `forward` gives, in the caller's mode of autograd."""
+        """The embeddings of `forward`, in the caller's autograd mode."""
         embeddings = F.normalize(self.head(self.encoder(self.inputs(views))).float(), dim=1)
         return embeddings if self.reduction is None else self.reduction(embeddings)
 
     def adapt_to(self, views: ViewsConfig) -> None:
-        """From now on, images are views of this recipe, which is made for the students.
+        """Prepares for views of this recipe, which is made for the students.
 
         Raises:
-            ValueError: the network does not take a size of them.
+            ValueError: the network does not take one of the view sizes.
         """
         self.inputs.normalised_with(views.mean, views.std)
         for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
@@ -310,31 +313,39 @@ class Teacher(nn.Module):
                     self.encoder(self.inputs(torch.zeros(1, 3, size, size)))
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise ValueError(
-                    f"the teacher does not take views of {size} x {size} pixels: {first_line(error)}"
+                    f"the teacher does not take views of {size} x {size} pixels: "
+                    f"{first_line(error)}"
                 ) from None
 
     def reduce_by(self, reduction: Reduction) -> None:
-        """From now on, the embeddings go through `reduction`."""
+        """Passes all further embeddings through `reduction`."""
         self.reduction = reduction
         self.embedding_dim = reduction.components.shape[1]
 
     def fold_batch_norm(self) -> None:
-        """Folds the encoder's BN layers into its convolutions, in place: the same embeddings up to rounding, in less time."""
+        """Folds the encoder's BN layers into its convolutions, in place.
+
+        The embeddings stay the same up to rounding and take less time.
+        """
         fold_batch_norm(self.encoder)
 
 
 def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
-    """The teacher with its weights, from `config.checkpoint` or else from the official file, downloaded once into the cache.
+    """The teacher with its weights, from `config.checkpoint` or the official file.
 
-    The cache is `cache_folder()`, for timm's networks that of the Hugging Face hub. `config.reduce` is left to the caller,
-    who has images to fit the reduction on.
+    The official file is downloaded once into the cache: `cache_folder()`, or that of the Hugging
+    Face hub for timm's networks. `config.reduce` is left to the caller, who has images to fit the
+    reduction on.
 
     Args:
-        config: `network` is a key of TEACHERS; for `run`, `checkpoint` is a run folder or student file.
-        teacher_ssl: Key of TEACHER_SSL, the convention of the checkpoint; `run` and `timm` need none and ignore it.
+        config: `network` is a key of TEACHERS; for `run`, `checkpoint` is a run folder or student
+            file.
+        teacher_ssl: Key of TEACHER_SSL, the convention of the checkpoint; `run` and `timm` ignore
+            it.
 
     Raises:
-        ValueError: no file is given or can be downloaded, or it does not fit the network or the convention.
+        ValueError: no file is given or can be downloaded, or it does not fit the network or the
+            convention.
         FileNotFoundError: `config.checkpoint` does not exist.
     """
     spec = lookup(TEACHERS, config.network, "teacher")
@@ -357,10 +368,11 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
 
 
 def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
-    """The network and head of `build_teacher`, with random weights and no file: for what depends on shapes alone.
+    """The network and head of `build_teacher` with random weights, for when only shapes matter.
 
-    A `run` is read from its checkpoint, which says what network it is. Arguments as in `build_teacher`, but the embeddings are
-    as narrow as `config.reduce` makes them.
+    No weights are read or downloaded, except that a `run` is read from its checkpoint, which says
+    what network it is. Arguments are as in `build_teacher`, but the embeddings have the width that
+    `config.reduce` gives them.
     """
     spec = lookup(TEACHERS, config.network, "teacher")
     if spec.network is None:
@@ -384,7 +396,8 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
 def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: ARG001
     if config.checkpoint is None:
         raise ValueError(
-            "teacher=run needs teacher.checkpoint=PATH, a run folder of pretrain or distill or a student file"
+            "teacher=run needs teacher.checkpoint=PATH, "
+            "a run folder of pretrain or distill or a student file"
         )
     path = Path(config.checkpoint)
     names = list(student_files(path))
@@ -401,7 +414,7 @@ def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: A
 
 
 def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
-    """A network of timm, whose embedding is its pooled feature."""
+    """A network of timm; its embedding is its pooled feature."""
     downloaded = trained and config.checkpoint is None
     try:
         encoder = timm_encoder(config.name, pretrained=downloaded)
@@ -409,7 +422,8 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
         raise
     except ValueError as error:
         raise ValueError(
-            f"{error}, or give its name in timm and a file with its weights: teacher.checkpoint=PATH"
+            f"{error}, "
+            "or give its name in timm and a file with its weights: teacher.checkpoint=PATH"
         ) from error
     fingerprint = tensors_hash(encoder.state_dict()) if downloaded else ""
     if trained and config.checkpoint is not None:
@@ -428,7 +442,7 @@ _UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {
     "timm": _timm_teacher,
     "run": _teacher_of_run,
 }
-"""What makes the teachers of which no file is published for this purpose; of (config, whether it needs trained weights)."""
+"""Builders of teachers without an official file, called with (config, whether to load weights)."""
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
@@ -437,11 +451,12 @@ def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:
     path = cached(spec.cache_name)
     if spec.url is None and not path.exists() and not user_mirrors(path.name):
         raise ValueError(
-            f"teacher={name} has no lasting address to download from; give its file with teacher.checkpoint=PATH "
-            f"or put it at {path}"
+            f"teacher={name} has no lasting address to download from; "
+            f"give its file with teacher.checkpoint=PATH or put it at {path}"
         )
     if teacher_ssl != spec.teacher_ssl:
         raise ValueError(
-            f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, got {teacher_ssl}"
+            f"the official file of teacher={name} needs teacher_ssl={spec.teacher_ssl}, "
+            f"got {teacher_ssl}"
         )
     return download(spec.url, path, spec.hash)

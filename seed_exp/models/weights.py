@@ -1,4 +1,4 @@
-"""Reading weights from files that may be anything, and saying what does not fit."""
+"""Reads weights from files that may be anything, and says what does not fit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from torch import Tensor
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dictionary that a `.safetensors` or `torch.save` file holds, on the CPU. Never executes code from the file.
+    """The dictionary in a `.safetensors` or `torch.save` file, on the CPU.
+
+    Never executes code from the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder, a broken file, a file that holds no dictionary, or one that needs code to be unpickled.
+        ValueError: `path` is a folder, or the file is broken, holds no dictionary, or needs code to
+            be unpickled.
     """
     if path.is_dir():
         raise ValueError(
@@ -30,20 +33,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        # DINO and others keep the options of their command line beside the weights: no more than a bag of values.
+        # DINO and others keep the options of their command line beside the weights: harmless
+        # values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
         raise ValueError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
-            f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint, i.e. a dictionary of tensors"
+            f"{path} holds a {type(checkpoint).__name__}; "
+            "expected a checkpoint, i.e. a dictionary of tensors"
         )
     return checkpoint
 
 
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    """What keeps `given` from being loaded where `expected` is needed, with the first keys; empty when all fits."""
+    """Why `given` cannot be loaded in place of `expected`, with the first keys; empty if it can."""
     problems = []
     if missing := [key for key in expected if key not in given]:
         problems.append(f"missing {first_keys(missing)}")
@@ -65,9 +70,9 @@ def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
 
 
 def with_counters(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given`, and a 0 for each of batch norm's counters of batches that it lacks.
+    """`given`, with a 0 added for each missing batch counter of batch norm.
 
-    Files from before torch 0.4.1 and those of other frameworks have none, and evaluation reads none.
+    Files from before torch 0.4.1 and from other frameworks have no counters; evaluation reads none.
     """
     absent = [key for key in expected if key.endswith("num_batches_tracked") and key not in given]
     return {**given, **{key: torch.zeros((), dtype=torch.int64) for key in absent}}
@@ -83,21 +88,22 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def first_keys(keys: Collection[Any], num: int = 3) -> str:
-    """The first `num` of `keys`, whatever a file has for keys, and how many there are."""
+    """The first `num` of `keys`, which may be of any type, and their number if there are more."""
     names = [str(key)[:100] for key in list(keys)[:num]]
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names)
     return f"{shown}, ... ({len(keys)} keys)" if len(keys) > num else shown
 
 
 def first_line(error: Exception) -> str:
-    """Of its message; the name of its type where it has none."""
+    """The first line of the error's message; the name of its type if the message is empty."""
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )
 
 
 def _is_zip(path: Path) -> bool:
-    # Files written before torch 1.6, such as MoCo's, are no zip archives and cannot be memory-mapped.
+    # Files written before torch 1.6, such as MoCo's, are no zip archives and cannot be
+    # memory-mapped.
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
@@ -105,9 +111,13 @@ def _is_zip(path: Path) -> bool:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if code := re.search(r"(?:GLOBAL|class|function) (\S+?\.\w+)", str(error)):
         return (
-            f"{path} needs code ({code[1]}) to be unpickled, which is refused because such a file can run anything; "
+            f"{path} needs code ({code[1]}) to be unpickled, "
+            "which is refused because such a file can run anything; "
             "where you trust it, load it once and torch.save only its dictionary of tensors"
         )
-    # Without torch's advice to load it all the same.
+    # Leaves out torch's advice to load the file all the same.
     reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". In PyTorch")[0]
-    return f"{path} cannot be read: broken, incomplete or no checkpoint ({reason}); copy or download it again"
+    return (
+        f"{path} cannot be read: broken, incomplete or no checkpoint ({reason}); "
+        "copy or download it again"
+    )

@@ -1,4 +1,4 @@
-"""Bottleneck ResNets of which every width, the stem's included, is multiplied: the teachers of MoCo, SimCLR and SwAV."""
+"""Bottleneck ResNets with all widths multiplied, also the stem's: MoCo's, SimCLR's, SwAV's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torchvision.models.resnet import Bottleneck
 
 
 class WideResNet(nn.Module):
-    """ResNet-50/101/152 with torchvision's key names, without classifier; at `width` 1 it is torchvision's network.
+    """ResNet-50/101/152 with torchvision's key names, without classifier.
 
-    SwAV's RN50w2, w4, w5 are `width` 2, 4, 5. torchvision's and timm's `wide_resnet50_2` is another network: it widens the
-    3x3 convolutions only. `forward` maps images [N, 3, H, W] to features [N, 2048 * width].
+    With `width` 1 it is torchvision's network. SwAV's RN50w2, w4, w5 are `width` 2, 4, 5.
+    torchvision's and timm's `wide_resnet50_2` is another network: it widens the 3x3 convolutions
+    only. `forward` maps images [N, 3, H, W] to features [N, 2048 * width].
 
     Args:
         num_blocks: Blocks per stage, e.g. (3, 4, 6, 3) for ResNet-50.

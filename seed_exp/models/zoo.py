@@ -1,4 +1,4 @@
-"""Weights that others have published: what is known of each file, whether it is here, whether it is what it should be."""
+"""Published weights: facts about each file, whether it is in the cache, whether it is intact."""
 
 from __future__ import annotations
 
@@ -39,62 +39,64 @@ NON_COMMERCIAL = {"CC-BY-NC-4.0"}
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """What is known of one published file; None = unknown."""
+    """Facts about one published file; None = unknown."""
 
     name: str
+    """Name in the zoo."""
     kind: str
     """`teacher` or `student`."""
     network: str
     """Key of NETWORKS or STUDENTS."""
     method: str
-    """How it was trained without labels."""
+    """Method of its training without labels."""
     paper: str
-    """Where that is described."""
+    """Paper that describes the method."""
     epochs: int | None
-    """Of this training, on ImageNet-1k."""
+    """Epochs of its training without labels on ImageNet-1k."""
     top1: float | None
     """Published top-1 accuracy in linear evaluation on ImageNet-1k, percent."""
     top1_source: str | None
-    """Who published it."""
+    """Who published the accuracy."""
     licence: str | None
-    """Of the weights."""
+    """Licence of the weights."""
     hash: str | None
-    """Algorithm and beginning of the hexadecimal hash of the file."""
+    """Hash of the file: algorithm and beginning of the hexadecimal digest."""
     hash_source: str | None
-    """Who published it."""
+    """Who published the hash."""
     url: str | None
-    """Where the file is; None = at no lasting address."""
+    """Address of the file; None = it has no lasting address."""
     size: int | None
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     file_name: str
-    """Of the file in the cache."""
+    """Name of the file in the cache."""
     use: str
-    """Options that use it."""
+    """Command and options that use the weights."""
     note: str
-    """What a user should know besides."""
+    """Further remarks for the user; may be empty."""
 
     @property
     def path(self) -> Path:
-        """Where in the cache its file is, or would be."""
+        """Path of the file in the cache, whether it exists or not."""
         return cached(self.file_name)
 
     @property
     def forbids_commercial_use(self) -> bool | None:
-        """Whether its licence does; None = the licence is unknown."""
+        """Whether the licence forbids commercial use; None = the licence is unknown."""
         return None if self.licence is None else self.licence in NON_COMMERCIAL
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `verify` found in a file."""
+    """Findings of `verify` about a file."""
 
     path: Path
+    """The file."""
     sha256: str
-    """Of the whole file, hexadecimal."""
+    """SHA-256 of the whole file, hexadecimal."""
     published: str | None
-    """The published hash that it has; None = none is published."""
+    """The published hash, which the file has; None = no hash is published."""
     embedding_dim: int
-    """Width of the embeddings that the network in it gives."""
+    """Width of the network's embeddings."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,10 @@ _PUBLICATIONS = {
         "Barlow Twins", "arXiv:2103.03230", "github.com/facebookresearch/barlowtwins"
     ),
 }
-"""By the beginning of a teacher's name, before its network."""
+"""Beginning of a teacher's name, before its network -> its publication."""
 
-# The rows of the table in SEED's README. Accuracies: where network, teacher and epochs are those of a number in the paper.
+# The rows of the table in SEED's README. An accuracy is given if the paper has a number for the
+# same network, teacher and epochs.
 _RELEASED = {
     "seed_resnet18_moco_v2_r50": _Released("resnet18", "ResNet-50 MoCo-V2", 200, 57.6),
     "seed_resnet18_swav_r50w2": _Released("resnet18", "ResNet-50W2 SwAV", 400),
@@ -150,7 +153,7 @@ _NON_COMMERCIAL_NOTE = (
 
 
 def zoo() -> dict[str, ZooEntry]:
-    """All entries by name: the teachers of TEACHERS that somebody has published, then the students that SEED released."""
+    """All entries by name: the published teachers of TEACHERS, then the students of SEED."""
     teachers = {
         name: _teacher(name, spec)
         for name, spec in TEACHERS.items()
@@ -160,7 +163,7 @@ def zoo() -> dict[str, ZooEntry]:
 
 
 def num_parameters(entry: ZooEntry) -> int:
-    """Of its encoder."""
+    """Number of parameters of the entry's encoder."""
     with torch.device("meta"):
         if entry.kind == "teacher":
             encoder: nn.Module = NETWORKS[entry.network]()
@@ -170,14 +173,15 @@ def num_parameters(entry: ZooEntry) -> int:
 
 
 def cache_state(entry: ZooEntry) -> str:
-    """`absent`, `partial 37 %`, `unverified`, `noted` or `verified`; tells it from names, sizes and times, reading no weights.
+    """State of the entry's file: `absent`, `partial 37 %`, `unverified`, `noted` or `verified`.
 
-    `verified`: the file has had the published hash, and was not touched since. `noted`: nobody has published a hash, the file
-    is the one that was here first.
+    `verified`: the file had the published hash and was not touched since. `noted`: nobody has
+    published a hash, and the file is still the first one that was in the cache. The state is
+    judged by names, sizes and times; no weights are read.
     """
     if entry.path.exists():
         algorithm, _, beginning = (entry.hash or "").partition(":")
-        # It may have been noted when no hash was published yet.
+        # The noted hash may be older than the published one.
         other = algorithm == "sha256" and not (noted_hash(entry.path) or "").startswith(beginning)
         if other or not unchanged_since_noted(entry.path):
             return "unverified"
@@ -190,14 +194,15 @@ def cache_state(entry: ZooEntry) -> str:
 
 
 def fetch(entry: ZooEntry) -> Path:
-    """Its file in the cache, downloaded unless it is there; either way it has the hash that it should have.
+    """The entry's file in the cache, downloaded if absent, and checked against its hash.
 
     Raises:
-        ValueError: it has no address, cannot be downloaded, or is another file.
+        ValueError: the file has no address, cannot be downloaded, or has another hash.
     """
     if entry.url is None and not entry.path.exists() and not user_mirrors(entry.file_name):
         raise ValueError(
-            f"{entry.name} has no lasting address to download from; put its file at {entry.path}. {entry.note}"
+            f"{entry.name} has no lasting address to download from; "
+            f"put its file at {entry.path}. {entry.note}"
         )
     path = download(entry.url, entry.path, entry.hash)
     if cache_state(entry) == "unverified":
@@ -206,14 +211,17 @@ def fetch(entry: ZooEntry) -> Path:
 
 
 def verify(entry: ZooEntry, path: Path | None = None) -> Found:
-    """Checks its file: hash, and that our loader makes a network of it that gives finite embeddings of the right width.
+    """Findings about the entry's file, after checking its hash and trying the network in it.
+
+    The network must return finite embeddings of the right width.
 
     Args:
-        entry: What the file should be.
-        path: The file; None = that in the cache. Only there a later change is noticed where no hash is published.
+        entry: Entry that the file should belong to.
+        path: The file; None = the one in the cache. If no hash is published, a later change is only
+            noticed in the cache.
 
     Raises:
-        ValueError: it is not what it should be.
+        ValueError: a check fails.
         FileNotFoundError: there is no such file.
     """
     file = entry.path if path is None else path
@@ -232,13 +240,14 @@ def verify(entry: ZooEntry, path: Path | None = None) -> Found:
         )
     if not embeddings.isfinite().all():
         raise ValueError(
-            f"{file} gives embeddings that are not finite: broken weights; copy or download it again"
+            f"{file} gives embeddings that are not finite: broken weights; "
+            "copy or download it again"
         )
     return Found(file, sha256, entry.hash, dim)
 
 
 def _hash(entry: ZooEntry, file: Path) -> str:
-    """The SHA-256 of the file if it is the right one; in the cache it is noted at first."""
+    """The SHA-256 of the file, checked; the first check of a file in the cache notes it."""
     try:
         sha256 = check_hash(file, entry.hash)
     except ValueError as error:
@@ -252,7 +261,7 @@ def _hash(entry: ZooEntry, file: Path) -> str:
 
 
 def _load(entry: ZooEntry, file: Path) -> tuple[nn.Module, int]:
-    """The network in the file, and the width that its embeddings should have."""
+    """The network in the file, and the expected width of its embeddings."""
     if entry.kind == "teacher":
         config, teacher_ssl = (
             TeacherConfig(entry.name, checkpoint=str(file)),
@@ -268,7 +277,7 @@ def _load(entry: ZooEntry, file: Path) -> tuple[nn.Module, int]:
 
 
 def _published(name: str) -> str:
-    """`moco_v2` of `moco_v2_r50_800ep`."""
+    """Key of _PUBLICATIONS for a teacher: `moco_v2` for `moco_v2_r50_800ep`."""
     return name.partition("_r")[0]
 
 

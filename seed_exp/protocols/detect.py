@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -16,10 +17,16 @@ from seed_exp.data.sources import load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.evaluation.average_precision import RECALL_STEPS, average_precision, find_objects
-from seed_exp.evaluation.setup import FrozenRun, bad_samples_of, load_frozen, num_workers_of
+from seed_exp.evaluation.setup import FrozenRun, load_frozen
 from seed_exp.methods.detection import Detection
 from seed_exp.models.detectors import build_detector
-from seed_exp.protocols.supervised import Evaluation, Measures
+from seed_exp.protocols.supervised import (
+    Evaluated,
+    Measures,
+    open_evaluation,
+    train_and_measure,
+    write_measures,
+)
 from seed_exp.views.uncropped import WholeImages
 
 log = logging.getLogger("seed_exp")
@@ -44,41 +51,48 @@ def detect(config: DetectConfig) -> Measures:
                 f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco"
             )
         detectors = build_detectors(config, frozen, len(train.category_ids), device)
-        evaluation = Evaluation("detect", config, frozen, train, val, device)
-        folder = evaluation.open()
-        log.info("%d training images, %d classes", len(train), len(train.category_ids))
-        method = Detection(
-            detectors, train, masks=config.masks, flip_prob=config.views.flip_prob, seed=config.seed
-        )
-        num_workers = num_workers_of(config.data)
-        bad_samples = bad_samples_of(config.data, folder)
+        evaluated = Evaluated(frozen, train, val)
+        with open_evaluation("detect", config, evaluated, device) as run:
+            log.info("%d training images, %d classes", len(train), len(train.category_ids))
+            method = Detection(
+                detectors,
+                train,
+                masks=config.masks,
+                flip_prob=config.views.flip_prob,
+                seed=config.seed,
+            )
 
-        def precision(names: Collection[str]) -> Measures:
-            networks = {name: detectors[name].eval() for name in names}
-            found = find_objects(networks, val, device, num_workers, config.precision)
-            if distributed.rank() != 0:
-                return {}
-            kinds = {"box": "bbox", "mask": "segm"} if config.masks else {"box": "bbox"}
-            steps = RECALL_STEPS[config.data.source]
-            return {
-                name: {
-                    f"{kind}_{key}": value
-                    for kind, what in kinds.items()
-                    for key, value in average_precision(val.truth, objects, what, steps).items()
-                }
-                for name, objects in found.items()
-            }
+            def precision(names: Collection[str]) -> Measures:
+                networks = {name: detectors[name].eval() for name in names}
+                found = find_objects(networks, val, device, run.num_workers, config.precision)
+                if distributed.rank() != 0:
+                    return {}
+                return {name: precisions(val, objects, config) for name, objects in found.items()}
 
-        return evaluation.run(
-            folder,
-            method,
-            WholeImages(int(train.sizes.max())),
-            precision,
-            bad_samples,
-            title="detection",
-            bn_per_rank=not config.freeze_bn and device.type != "cuda",  # where it is synchronised
-            protocol={"recall_steps": RECALL_STEPS[config.data.source]},
-        )
+            measured = train_and_measure(
+                run, evaluated, method, WholeImages(int(train.sizes.max())), precision
+            )
+            write_measures(
+                run,
+                evaluated,
+                measured,
+                title="detection",
+                protocol={"recall_steps": RECALL_STEPS[config.data.source]},
+                # On a GPU it is synchronised.
+                bn_per_rank=not config.freeze_bn and device.type != "cuda",
+            )
+    return measured.results
+
+
+def precisions(val: DetectionSet, objects: Any, config: DetectConfig) -> dict[str, float]:
+    """AP, AP50 and AP75 in percent of the objects found: of boxes and, with `masks`, of masks."""
+    kinds = {"box": "bbox", "mask": "segm"} if config.masks else {"box": "bbox"}
+    steps = RECALL_STEPS[config.data.source]
+    return {
+        f"{kind}_{key}": value
+        for kind, iou_type in kinds.items()
+        for key, value in average_precision(val.truth, objects, iou_type, steps).items()
+    }
 
 
 def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:

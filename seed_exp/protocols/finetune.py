@@ -10,18 +10,18 @@ from seed_exp.config.schema import FinetuneConfig
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.evaluation.accuracy import top_accuracy
-from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.features import run_extractor
 from seed_exp.evaluation.results import with_best
-from seed_exp.evaluation.setup import (
-    bad_samples_of,
-    eval_options,
-    load_frozen,
-    load_labelled,
-    num_workers_of,
-)
+from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.methods.finetuning import Finetune
-from seed_exp.protocols.supervised import Evaluation, Measures
-from seed_exp.views.recipe import EvalViews, TrainViews
+from seed_exp.protocols.supervised import (
+    Evaluated,
+    Measures,
+    open_evaluation,
+    train_and_measure,
+    write_measures,
+)
+from seed_exp.views.recipe import TrainViews
 
 log = logging.getLogger("seed_exp")
 
@@ -35,50 +35,46 @@ def finetune(config: FinetuneConfig) -> Measures:
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        frozen, sources = (
-            load_frozen(Path(config.run), config.networks, device),
-            load_labelled(config.data),
-        )
-        evaluation = Evaluation("finetune", config, frozen, sources.train, sources.val, device)
-        folder = evaluation.open()
-        log.info("%d training images, %d classes", len(sources.train), sources.num_classes)
-        if eval_options(config.views) != eval_options(frozen.views):
-            log.warning(
-                "the run was trained for %s, views=%s are others",
-                eval_options(frozen.views),
-                config.views.name,
+        frozen = load_frozen(Path(config.run), config.networks, device)
+        sources = load_labelled(config.data)
+        evaluated = Evaluated(frozen, sources.train, sources.val)
+        with open_evaluation("finetune", config, evaluated, device) as run:
+            log.info("%d training images, %d classes", len(sources.train), sources.num_classes)
+            if eval_options(config.views) != eval_options(frozen.views):
+                log.warning(
+                    "the run was trained for %s, views=%s are others",
+                    eval_options(frozen.views),
+                    config.views.name,
+                )
+            method = Finetune(
+                frozen.students,
+                config.lrs,
+                config.classifier_lr_factor,
+                sources.num_classes,
+                config.seed,
             )
-        method = Finetune(
-            frozen.students,
-            config.lrs,
-            config.classifier_lr_factor,
-            sources.num_classes,
-            config.seed,
-        )
-        bad_samples = bad_samples_of(config.data, folder)
-        num_workers = num_workers_of(config.data)
-        extract = Extractor(
-            EvalViews(config.views),
-            device,
-            num_workers,
-            precision=config.precision,
-            bad_samples=bad_samples,
-        )
+            extract = run_extractor(run)
 
-        def accuracy(names: Collection[str]) -> Measures:
-            networks = {name: method.trainable[name].eval() for name in names}
-            logits, labels = extract(networks, sources.val, evenly_spaced(len(sources.val)))
-            return {name: top_accuracy(logits[name], labels) for name in logits}
+            def accuracy(names: Collection[str]) -> Measures:
+                networks = {name: method.trainable[name].eval() for name in names}
+                logits, labels = extract(networks, sources.val, evenly_spaced(len(sources.val)))
+                return {name: top_accuracy(logits[name], labels) for name in logits}
 
-        return evaluation.run(
-            folder,
-            method,
-            TrainViews(config.views, config.seed),
-            accuracy,
-            bad_samples,
-            title="fine-tuning",
-            bn_per_rank=True,
-            protocol={"best_lr_chosen_on": "val"},
-            lrs={name: lr * config.optimizer.lr for name, lr in method.lrs.items()},
-            summary=with_best,
-        )
+            measured = train_and_measure(
+                run,
+                evaluated,
+                method,
+                TrainViews(config.views, config.seed),
+                accuracy,
+                lrs={name: lr * config.optimizer.lr for name, lr in method.lrs.items()},
+                summary=with_best,
+            )
+            write_measures(
+                run,
+                evaluated,
+                measured,
+                title="fine-tuning",
+                protocol={"best_lr_chosen_on": "val"},
+                bn_per_rank=True,
+            )
+    return measured.results

@@ -18,7 +18,6 @@ from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import SCHEMAS, EncoderFitConfig
 from seed_exp.config.sweep import override_value
 from seed_exp.engine import distributed
-from seed_exp.engine.run_folder import log_to
 from seed_exp.models.students import student_files
 from seed_exp.protocols.finetune import finetune
 from seed_exp.protocols.knn import knn
@@ -82,7 +81,6 @@ def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> N
             if distributed.world_size() > 1:  # other processes may be waiting for this one
                 raise
             problem = traceback.format_exc()
-        log_to(folder)  # linear evaluation has a folder of its own
         if problem is not None:
             failed.append(line)
             log.error("%s failed:\n%s", line, problem)

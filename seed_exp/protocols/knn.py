@@ -9,15 +9,10 @@ from seed_exp.config.schema import KnnConfig
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
+from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor
 from seed_exp.evaluation.results import run_home, write_results
-from seed_exp.evaluation.setup import (
-    bad_samples_of,
-    eval_options,
-    load_frozen,
-    load_labelled,
-    num_workers_of,
-)
+from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.evaluation.votes import knn_accuracy
 from seed_exp.views.recipe import EvalViews
 
@@ -34,7 +29,7 @@ def knn(config: KnnConfig) -> Accuracies:
             raise ValueError(
                 f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks"
             )
-        bad_samples = bad_samples_of(config.data, run_home(run))
+        bad_samples = list_bad_samples(config.data, run_home(run))
         num_workers = num_workers_of(config.data)
         extract = Extractor(
             EvalViews(frozen.views),

@@ -12,19 +12,19 @@ from seed_exp.config.schema import LinearConfig
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.evaluation.accuracy import linear_accuracy
-from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.features import run_extractor
 from seed_exp.evaluation.results import with_best
-from seed_exp.evaluation.setup import (
-    bad_samples_of,
-    eval_options,
-    load_frozen,
-    load_labelled,
-    num_workers_of,
-)
+from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.methods.linear_probe import LinearProbe
 from seed_exp.models.students import Student
-from seed_exp.protocols.supervised import Evaluation, Measures
-from seed_exp.views.recipe import EvalViews, TrainViews
+from seed_exp.protocols.supervised import (
+    Evaluated,
+    Measures,
+    open_evaluation,
+    train_and_measure,
+    write_measures,
+)
+from seed_exp.views.recipe import TrainViews
 
 
 def linear(config: LinearConfig) -> Measures:
@@ -36,51 +36,47 @@ def linear(config: LinearConfig) -> Measures:
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
-        frozen, sources = (
-            load_frozen(Path(config.run), config.networks, device),
-            load_labelled(config.data),
-        )
+        frozen = load_frozen(Path(config.run), config.networks, device)
+        sources = load_labelled(config.data)
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
-                f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run was trained for "
-                f"{eval_options(frozen.views)}; choose fitting views, e.g. views=linear_digits, or set these options"
+                f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run "
+                f"was trained for {eval_options(frozen.views)}; choose fitting views, e.g. "
+                "views=linear_digits, or set these options"
             )
-        evaluation = Evaluation("linear", config, frozen, sources.train, sources.val, device)
-        folder = evaluation.open()
-        encoders: dict[str, nn.Module] = {
-            name: _Features(student) for name, student in frozen.students.items()
-        }
-        probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
-        bad_samples = bad_samples_of(config.data, folder)
-        num_workers = num_workers_of(config.data)
-        extract = Extractor(
-            EvalViews(config.views),
-            device,
-            num_workers,
-            precision=config.precision,
-            bad_samples=bad_samples,
-        )
+        evaluated = Evaluated(frozen, sources.train, sources.val)
+        with open_evaluation("linear", config, evaluated, device) as run:
+            encoders: dict[str, nn.Module] = {
+                name: _Features(student) for name, student in frozen.students.items()
+            }
+            probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
+            extract = run_extractor(run)
 
-        def accuracy(names: Collection[str]) -> Measures:
-            features, labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
-            if distributed.rank() != 0:
-                return {}
-            return linear_accuracy(
-                {name: probe.trainable[name] for name in names}, features, labels
+            def accuracy(names: Collection[str]) -> Measures:
+                features, labels = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
+                if distributed.rank() != 0:
+                    return {}
+                classifiers = {name: probe.trainable[name] for name in names}
+                return linear_accuracy(classifiers, features, labels)
+
+            measured = train_and_measure(
+                run,
+                evaluated,
+                probe,
+                TrainViews(config.views, config.seed),
+                accuracy,
+                lrs={name: lr * config.optimizer.lr for name, lr in probe.lrs.items()},
+                summary=with_best,
             )
-
-        return evaluation.run(
-            folder,
-            probe,
-            TrainViews(config.views, config.seed),
-            accuracy,
-            bad_samples,
-            title="linear evaluation",
-            bn_per_rank=False,
-            protocol={"best_lr_chosen_on": "val"},
-            lrs={classifier: lr * config.optimizer.lr for classifier, lr in probe.lrs.items()},
-            summary=with_best,
-        )
+            write_measures(
+                run,
+                evaluated,
+                measured,
+                title="linear evaluation",
+                protocol={"best_lr_chosen_on": "val"},
+                bn_per_rank=False,
+            )
+    return measured.results
 
 
 class _Features(nn.Module):

@@ -1,175 +1,162 @@
-"""What `linear`, `finetune` and `detect` share: networks on a run's students, trained with labels and measured on others."""
+"""Networks on a run's students, trained with labels and measured on other images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from seed_exp.base.table import markdown_table
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import DetectConfig, FinetuneConfig, LinearConfig
-from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
-from seed_exp.engine.fit import fit
+from seed_exp.engine.fit import Fitted, fit
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import resolve
-from seed_exp.engine.run_folder import log_to, open_run, run_lock
-from seed_exp.engine.tracking import RunFacts, build_tracker
+from seed_exp.engine.run import Run, open_run
 from seed_exp.evaluation.results import run_home, write_results
-from seed_exp.evaluation.setup import FrozenRun, num_workers_of
+from seed_exp.evaluation.setup import FrozenRun
 from seed_exp.views.recipe import Views
 
+C = TypeVar("C", bound=LinearConfig | FinetuneConfig | DetectConfig)
 Measures = dict[str, dict[str, float]]
-"""By network its numbers, in percent."""
+"""Numbers in percent by name, for each network."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """An evaluation that trains; it has a run folder of its own, in that of the run.
+class Evaluated:
+    """An evaluation's students, and the images they are trained and measured on."""
 
-    Args:
-        command: Its name.
-        config: Its options.
-        frozen: The students.
-        train: What the networks are trained on.
-        val: What they are measured on.
-        device: Where.
-    """
-
-    command: str
-    config: LinearConfig | FinetuneConfig | DetectConfig
     frozen: FrozenRun
     train: Source
     val: Source
-    device: torch.device
 
-    def open(self) -> Path:
-        """The folder, opened and logged to; errors as `open_run`."""
-        inputs = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
-        inputs |= {name: record["sha256"] for name, record in self.frozen.record.items()}
-        home = run_home(Path(self.config.run))
-        with distributed.rank0_first():
-            folder = open_run(
-                self.command,
-                "+".join(self.frozen.students),
-                self.config,
-                inputs,
-                home / self.command,
-            )
-        log_to(folder)
-        return folder
 
-    def run(
-        self,
-        folder: Path,
-        method: Method,
-        views: Views,
-        measure: Callable[[Collection[str]], Measures],
-        bad_samples: Callable[[Source], BadSamples] | None,
-        *,
-        title: str,
-        protocol: Mapping[str, Any],
-        bn_per_rank: bool,
-        lrs: Mapping[str, float] | None = None,
-        summary: Callable[[Measures], Measures] = dict,
-    ) -> Measures:
-        """Trains `method`, measures it, prints a table, writes results/<command>-*.json into the run folder.
+class Measured(NamedTuple):
+    """The end of an evaluation's training."""
 
-        Args:
-            folder: What `open` gave.
-            method: What to train.
-            views: The training images' views.
-            measure: Of networks by name; on other ranks than 0 it may give nothing.
-            bad_samples: As `bad_samples_of` gives it.
-            title: Above the table's names.
-            protocol: What the numbers depend on besides options, precision, images and students.
-            bn_per_rank: Whether the networks normalise by statistics of a batch, of which each process has its own part.
-            lrs: As in `fit`.
-            summary: Of what has been measured that which is shown.
+    results: Measures
+    fitted: Fitted
 
-        Returns:
-            The summary; networks that diverged are left out.
-        """
-        config = self.config
-        last: Measures | None = None
 
-        def measured(names: Collection[str]) -> Measures:
-            with torch.compiler.set_stance(
-                "force_eager"
-            ):  # every size of a batch would be compiled, also the last one's
-                return measure(names)
+def open_evaluation(
+    command: str, config: C, evaluated: Evaluated, device: torch.device
+) -> AbstractContextManager[Run[C]]:
+    """The run of an evaluation, whose folder is in that of the run it evaluates; as `open_run`."""
+    students = evaluated.frozen.record
+    inputs = {"train": evaluated.train.fingerprint(), "val": evaluated.val.fingerprint()}
+    inputs |= {name: record["sha256"] for name, record in students.items()}
+    root = run_home(Path(config.run)) / command
+    return open_run(command, "+".join(students), config, inputs, device, root)
 
-        def evaluate(names: Collection[str]) -> dict[str, float]:
-            nonlocal last
-            last = measured(names)
-            return {
-                f"{name}/{key}": value
-                for name, values in last.items()
-                for key, value in values.items()
-            }
 
-        tracked = RunFacts(
-            self.command,
-            "+".join(self.frozen.students),
-            list(self.frozen.students),
-            to_plain(config),
-        )
-        with run_lock(folder), build_tracker(folder, config.tracker, tracked) as tracker:
-            diverged, batch_size = fit(
-                method,
-                self.train,
-                views,
-                config,
-                folder=folder,
-                tracker=tracker,
-                device=self.device,
-                num_workers=num_workers_of(config.data),
-                evaluate=evaluate,
-                on_checkpoint=lambda *_: None,
-                on_bad=None if bad_samples is None else bad_samples(self.train),
-                lrs=lrs,
-            )
-            if last is None:  # it was finished, and is called again
-                last = measured([name for name in method.trainable if name not in diverged])
-            results = summary(last)
-            columns = list(next(iter(results.values()), {}))
-            tracker.log_table(
-                self.command,
-                ["network", *columns],
-                [[name, *row.values()] for name, row in results.items()],
-            )
-        if distributed.rank() != 0:
-            return results
-        content = {
-            "options": {
-                key: value
-                for key, value in decisive_options(to_plain(config)).items()
-                if key != "run"
-            },
-            "precision": resolve(config.precision, self.device).value,
-            "batch_size": batch_size,
-            **(
-                {"batch_size_per_rank": batch_size // distributed.world_size()}
-                if bn_per_rank
-                else {}
-            ),
-            **protocol,
-            "diverged": sorted(diverged),
-            "train": self.train.fingerprint(),
-            "val": self.val.fingerprint(),
-            "students": self.frozen.record,
+def train_and_measure(
+    run: Run[C],
+    evaluated: Evaluated,
+    method: Method,
+    views: Views,
+    measure: Callable[[Collection[str]], Measures],
+    *,
+    lrs: Mapping[str, float] | None = None,
+    summary: Callable[[Measures], Measures] = dict,
+) -> Measured:
+    """Trains `method` on the training images and measures its networks.
+
+    Args:
+        run: Where they train.
+        evaluated: Students and images.
+        method: What to train.
+        views: The training images' views.
+        measure: Measures the networks of these names; on other ranks than 0 it may give nothing.
+        lrs: As in `fit`.
+        summary: Selects the measures to show.
+
+    Returns:
+        The summary, without networks that diverged.
+    """
+    last: Measures | None = None
+
+    def measured(names: Collection[str]) -> Measures:
+        # Otherwise every size of a batch would be compiled, also the last one's.
+        with torch.compiler.set_stance("force_eager"):
+            return measure(names)
+
+    def evaluate(names: Collection[str]) -> dict[str, float]:
+        nonlocal last
+        last = measured(names)
+        return {
+            f"{name}/{key}": value for name, values in last.items() for key, value in values.items()
         }
-        path = write_results(run_home(Path(config.run)), self.command, content, results)
-        rows = [
-            [name, *(f"{value:.2f}" for value in values.values())]
-            for name, values in results.items()
-        ]
-        rows += [[name, *("diverged" for _ in columns)] for name in diverged]
-        print(markdown_table([f"{title}, %", *columns], rows))
-        print(f"written to {path}")
-        return results
+
+    with run.tracked(list(evaluated.frozen.students)) as tracker:
+        fitted = fit(
+            method,
+            evaluated.train,
+            views,
+            run,
+            evaluate=evaluate,
+            on_checkpoint=lambda *_: None,
+            lrs=lrs,
+        )
+        if last is None:  # it was finished, and is called again
+            last = measured([name for name in method.trainable if name not in fitted.diverged])
+        results = summary(last)
+        columns = list(next(iter(results.values()), {}))
+        rows = [[name, *row.values()] for name, row in results.items()]
+        tracker.log_table(run.command, ["network", *columns], rows)
+    return Measured(results, fitted)
+
+
+def write_measures(
+    run: Run[C],
+    evaluated: Evaluated,
+    measured: Measured,
+    *,
+    title: str,
+    protocol: Mapping[str, Any],
+    bn_per_rank: bool,
+) -> None:
+    """Prints a table and writes results/<command>-*.json into the folder of the evaluated run, on rank 0.
+
+    Args:
+        run: The evaluation.
+        evaluated: Students and images.
+        measured: Numbers to write.
+        title: Above the table's names.
+        protocol: What the numbers depend on besides options, precision, images and students.
+        bn_per_rank: Whether batch norm uses only this process's share of the batch.
+    """
+    if distributed.rank() != 0:
+        return
+    results, (diverged, batch_size) = measured
+    content: dict[str, Any] = {
+        "options": {
+            key: value
+            for key, value in decisive_options(to_plain(run.config)).items()
+            if key != "run"
+        },
+        "precision": resolve(run.config.precision, run.device).value,
+        "batch_size": batch_size,
+    }
+    if bn_per_rank:
+        content["batch_size_per_rank"] = batch_size // distributed.world_size()
+    content |= {
+        **protocol,
+        "diverged": sorted(diverged),
+        "train": evaluated.train.fingerprint(),
+        "val": evaluated.val.fingerprint(),
+        "students": evaluated.frozen.record,
+    }
+    path = write_results(run_home(Path(run.config.run)), run.command, content, results)
+    columns = list(next(iter(results.values()), {}))
+    rows = [
+        [name, *(f"{value:.2f}" for value in values.values())] for name, values in results.items()
+    ]
+    rows += [[name, *("diverged" for _ in columns)] for name in diverged]
+    print(markdown_table([f"{title}, %", *columns], rows))
+    print(f"written to {path}")

@@ -20,8 +20,9 @@ from seed_exp.data.sources import Source, load_source
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
+from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor
-from seed_exp.evaluation.setup import bad_samples_of, eval_options, load_frozen, num_workers_of
+from seed_exp.evaluation.setup import eval_options, load_frozen
 from seed_exp.exporting.feature_stream import FilesSource, Part, in_parts
 from seed_exp.exporting.neighbours import (
     SearchedImages,
@@ -60,7 +61,7 @@ def embed(config: EmbedConfig) -> None:
             name: student if config.head else student.features
             for name, student in frozen.students.items()
         }
-        bad_samples = bad_samples_of(config.data, output.parent)
+        bad_samples = list_bad_samples(config.data, output.parent)
         num_workers = num_workers_of(config.data)
         extract = Extractor(
             EvalViews(frozen.views),

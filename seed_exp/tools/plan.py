@@ -25,9 +25,8 @@ def plan(
         (label or command, compose(command, job))
         for label, job in zip(labels(expanded), expanded, strict=True)
     ]
-    from seed_exp.benchmarks.planning import (  # late: --help and errors of options need no torch
-        make_plan,
-    )
+    # Late: --help and errors of options need no torch.
+    from seed_exp.benchmarks.planning import make_plan
 
     return make_plan(named, seconds=seconds, num_images=num_images, gpus=gpus)
 

@@ -1,14 +1,14 @@
-"""What `distill` and `pretrain` share: from a typed config to trained students in a run folder."""
+"""Training of encoders in an open run, whatever the method."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,190 +25,156 @@ from seed_exp.config.schema import (
     ViewsConfig,
 )
 from seed_exp.data.sources import NoValidationError, Source, load_source
-from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
-from seed_exp.engine.run_folder import log_to, open_run, run_lock
-from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
-from seed_exp.evaluation.features import Extractor
-from seed_exp.evaluation.setup import bad_samples_of, eval_options, num_workers_of
-from seed_exp.evaluation.votes import knn_accuracy, nearest
+from seed_exp.engine.run import Run
+from seed_exp.evaluation.setup import eval_options
 from seed_exp.models.students import Student, build_student, read_header, save_student
-from seed_exp.reporting.embedding_map import embedding_map
-from seed_exp.reporting.image_grids import Neighbours, neighbours_gallery, recipe_gallery
-from seed_exp.views.recipe import EvalViews, TrainViews
+from seed_exp.protocols.follow_up import PlannedEvaluation, run_evaluations
+from seed_exp.reporting.image_grids import recipe_gallery
+from seed_exp.training.monitor import Monitor
+from seed_exp.views.recipe import TrainViews
 
 log = logging.getLogger("seed_exp")
 
-C = TypeVar("C", bound=EncoderFitConfig)
-NUM_SHOWN = 8
-"""Validation images, and neighbours of each, in a student's gallery."""
 
+class EncoderImages(NamedTuple):
+    """Images to train encoders with."""
 
-OpenFolder = Callable[[dict[str, str]], Path]
-"""Given the fingerprints of the weights that a run reads, by name, opens its folder."""
-
-
-class Built(NamedTuple):
-    """What a command makes of its options."""
-
-    folder: Path
-    """Of the run, opened."""
-    students: dict[str, Student]
-    method: Method
-    weights: dict[str, str]
-    """Fingerprints of those it read, by name."""
-    notes: list[str]
-    """What is worth knowing before training starts."""
+    train: Source
+    val: Source | None
+    """Validation images with labels; None where there are none."""
 
 
 def train_encoders(
-    command: str,
-    label: str,
-    config: C,
-    build: Callable[[C, Source, OpenFolder], Built],
-    then: Callable[[Path], None],
-) -> Path:
-    """Trains the students of `config`, from the start or from where the run folder is.
+    run: Run[EncoderFitConfig],
+    method: Method,
+    students: Mapping[str, Student],
+    images: EncoderImages,
+) -> None:
+    """Trains the students in place, from the start or from where the run folder is.
+
+    Leaves students/<name>.safetensors, metrics.jsonl and checkpoints/ in the run folder.
 
     Args:
-        command: Its name, for the run folder.
-        label: Readable part of the run folder's name.
-        config: All options.
-        build: Makes, of the options and the training images, the students and the method that trains them; opens the run folder.
-        then: What follows in the run folder, in the same processes.
+        run: Where they train.
+        method: What trains them.
+        students: By name.
+        images: Training images, and others for the k-NN evaluation during training.
 
-    Returns:
-        The run folder, with students/<name>.safetensors, metrics.jsonl, log.txt, config.json and checkpoints/.
+    Raises:
+        ValueError: students diverged (the others are done); or as `fit`.
+        Stopped: as `fit`.
     """
-    device = distributed.local_device(config.device)
-    with distributed.process_group(device):
-        with (
-            distributed.rank0_first()
-        ):  # the first rank downloads and indexes, the others find it done
-            train, val = load_source(config.data, "train"), labelled_validation(config.data)
-            images = {"data": train.fingerprint()}
+    config = run.config
+    log.info("%d images", len(images.train))
+    describe(students, config, run.device)
+    monitor = Monitor(run, students, *images)
+    if not monitor.has_labels:
+        log.info("no labelled validation images: no k-NN evaluation during training")
 
-            def open_folder(weights: dict[str, str]) -> Path:
-                return open_run(command, label, config, weights | images, Path("runs") / command)
+    files = {name: student_file(run.folder, name) for name in students}
+    facts = {
+        "command": run.command,
+        "eval_views": eval_options(config.views),
+        "inputs": run.inputs,
+        "options": redact_all(decisive_options(to_plain(config))),
+    }
 
-            folder, students, method, weights, notes = build(config, train, open_folder)
-        log_to(folder)
-        log.info("%d images", len(train))
-        for name, student in students.items():
-            num_parameters = sum(parameter.numel() for parameter in student.parameters())
-            activations = (
-                activations_per_image(student, config.views, config.precision, device) / 2**20
-            )
-            log.info(
-                "student %s: %s parameters with its head, %.3g MiB of activations per image",
-                name,
-                f"{num_parameters:,}",
-                activations,
-            )
+    def write_students(
+        steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int
+    ) -> None:
+        for name, step in steps.items():
+            trained = {**facts, "step": step, "batch_size": batch_size}
+            student, options = students[name], config.students[name]
+            save_student(files[name], student, options, trained, networks[name])
 
-        for note in notes:
-            log.info(note)
-        if val is None or train.labels is None:
-            log.info("no labelled validation images: no k-NN evaluation during training")
-        num_workers = num_workers_of(config.data)
-        bad_samples = bad_samples_of(config.data, folder)
-        extract = Extractor(
-            EvalViews(config.views),
-            device,
-            num_workers,
-            precision=config.precision,
-            bad_samples=bad_samples,
+    views = TrainViews(config.views, config.seed)
+    epochs = {name: student.epochs for name, student in config.students.items()}
+    with run.tracked(list(students), files) as tracker:
+        tracker.log_picture("views", partial(recipe_gallery, images.train, views))
+        diverged, _ = fit(
+            method,
+            images.train,
+            views,
+            run,
+            evaluate=monitor.evaluate,
+            on_checkpoint=write_students,
+            epochs={name: num for name, num in epochs.items() if num is not None},
+        )
+        monitor.show(tracker)
+    if diverged:
+        found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
+        raise ValueError(
+            f"{run.folder}: the loss of {found} was not finite; what was last good of it is in "
+            "students/, the others are done. Train it with a lower optimizer.lr or with "
+            "optimizer.clip_grad_norm=1"
         )
 
-        last: Evaluated | None = None
 
-        def evaluate(names: Collection[str]) -> dict[str, float]:
-            nonlocal last
-            if val is None or train.labels is None:
-                return {}
-            named = {name: students[name] for name in names}
-            last = knn_during_training(
-                extract, named, train, val, config.knn_bank_size, config.knn_query_size
-            )
-            return last.accuracies
+def finish(
+    run: Run[EncoderFitConfig],
+    students: Mapping[str, Student],
+    evaluations: Sequence[PlannedEvaluation],
+) -> None:
+    """Evaluates the trained students, and writes done.json; errors as `run_evaluations`.
 
-        facts = {
-            "command": command,
-            "eval_views": eval_options(config.views),
-            "inputs": weights | images,
-        }
-        facts |= {"options": redact_all(decisive_options(to_plain(config)))}
+    Raises:
+        Stopped: a signal ended an evaluation; the same command goes on there.
+    """
+    words = data_words(decisive_options(to_plain(run.config)))
+    following = shlex.join(["python", "-m", "seed_exp.knn", f"run={run.folder}", *words])
+    log.info("done: %s; next: %s", run.folder, following)
+    with distributed.rank0_first():
+        pass  # only rank 0's fit has waited for students/ to be written, which all read now
+    try:
+        run_evaluations(evaluations, run.folder)
+    except Stopped as stopped:
+        if stopped.folder is None:  # an evaluation that begins anew each time
+            headers = [read_header(student_file(run.folder, name)) for name in students]
+            stopped.folder = run.folder
+            stopped.step = max((header or {"step": 0})["step"] for header in headers)
+        raise
+    if distributed.rank() == 0:
+        write_json(run.folder / "done.json", {"students": list(students)})
 
-        files = {name: folder / "students" / f"{name}.safetensors" for name in students}
 
-        def write_students(
-            steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int
-        ) -> None:
-            for name, step in steps.items():
-                trained = {**facts, "step": step, "batch_size": batch_size}
-                save_student(
-                    files[name], students[name], config.students[name], trained, networks[name]
-                )
+def student_file(folder: Path, name: str) -> Path:
+    """The file in a run folder in which checkpoints leave a student."""
+    return folder / "students" / f"{name}.safetensors"
 
-        views = TrainViews(config.views, config.seed)
-        tracked = RunFacts(command, label, list(students), to_plain(config), files)
-        with run_lock(folder), build_tracker(folder, config.tracker, tracked) as tracker:
-            tracker.log_picture("views", partial(recipe_gallery, train, views))
-            diverged, _ = fit(
-                method,
-                train,
-                views,
-                config,
-                folder=folder,
-                tracker=tracker,
-                device=device,
-                num_workers=num_workers,
-                evaluate=evaluate,
-                on_checkpoint=write_students,
-                on_bad=None if bad_samples is None else bad_samples(train),
-                epochs={
-                    name: student.epochs
-                    for name, student in config.students.items()
-                    if student.epochs is not None
-                },
-            )
-            if last is not None and val is not None:
-                show_results(tracker, students, last, train, val)
-        if diverged:
-            found = ", ".join(
-                f"{name} (found after step {step})" for name, step in diverged.items()
-            )
-            raise ValueError(
-                f"{folder}: the loss of {found} was not finite; what was last good of it is in students/, the others are done. "
-                "Train it with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
-            )
-        words = data_words(decisive_options(to_plain(config)))
+
+def describe(
+    students: Mapping[str, Student], config: EncoderFitConfig, device: torch.device
+) -> None:
+    """Logs size and memory of each student."""
+    for name, student in students.items():
+        num_parameters = sum(parameter.numel() for parameter in student.parameters())
+        activations = activations_per_image(student, config.views, config.precision, device)
         log.info(
-            "done: %s; next: %s",
-            folder,
-            shlex.join(["python", "-m", "seed_exp.knn", f"run={folder}", *words]),
+            "student %s: %s parameters with its head, %.3g MiB of activations per image",
+            name,
+            f"{num_parameters:,}",
+            activations / 2**20,
         )
-        with (
-            distributed.rank0_first()
-        ):  # only its fit has waited for students/ to be written, which all read now
-            pass
-        try:
-            then(folder)
-        except Stopped as stopped:
-            if stopped.folder is None:  # an evaluation that begins anew each time
-                stopped.folder, stopped.step = (
-                    folder,
-                    max((read_header(file) or {"step": 0})["step"] for file in files.values()),
-                )
-            raise
-        if distributed.rank() == 0:
-            write_json(folder / "done.json", {"students": list(students)})
-    return folder
+
+
+def load_images(config: DataConfig) -> EncoderImages:
+    """Training images and, where there are any with labels, validation images; errors as `load_source`."""
+    return EncoderImages(load_source(config, "train"), labelled_validation(config))
+
+
+def labelled_validation(config: DataConfig) -> Source | None:
+    """The validation images where there are any and they have labels."""
+    try:
+        source = load_source(config, "val")
+    except NoValidationError:
+        return None
+    return None if source.labels is None else source
 
 
 def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, Student]:
@@ -223,71 +189,6 @@ def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, St
         students[name] = build_student(student, embedding_dim)
     check_view_sizes(students, config.views)
     return students
-
-
-class Evaluated(NamedTuple):
-    """What an evaluation during training found; on other ranks than 0 nothing."""
-
-    accuracies: dict[str, float]
-    """{<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run."""
-    features: dict[str, Tensor]
-    """Of the validation images [n, num_features], by student."""
-    labels: Tensor
-    """Of those images [n]."""
-    neighbours: dict[str, Neighbours]
-    """Of a few of them among the training images, by student."""
-
-
-def knn_during_training(
-    extract: Extractor,
-    students: dict[str, Student],
-    train: Source,
-    val: Source,
-    bank_size: int,
-    query_size: int,
-) -> Evaluated:
-    """Top-1 of 10-NN by majority vote, in percent, on evenly spread images of both sources."""
-    for student in students.values():
-        student.eval()
-    encoders = {name: student.features for name, student in students.items()}
-    in_bank, in_queries = evenly_spaced(len(train), bank_size), evenly_spaced(len(val), query_size)
-    bank, bank_labels = extract(encoders, train, in_bank)
-    queries, query_labels = extract(encoders, val, in_queries)
-    if distributed.rank() != 0:
-        return Evaluated({}, {}, query_labels, {})
-    k = min(10, len(bank_labels))
-    shown = evenly_spaced(len(in_queries), NUM_SHOWN)
-    results, neighbours = {}, {}
-    for name in students:
-        own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
-        accuracies = knn_accuracy(
-            own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07
-        )
-        results[f"{name}/knn10"] = accuracies[f"knn{k}_majority"]
-        cosines, found = nearest(own_bank, own_queries[torch.from_numpy(shown)], min(NUM_SHOWN, k))
-        neighbours[name] = Neighbours(
-            in_queries[shown].tolist(), in_bank[found.cpu().numpy()].tolist(), cosines.tolist()
-        )
-    return Evaluated(results, queries, query_labels, neighbours)
-
-
-def show_results(
-    tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source
-) -> None:
-    """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
-    for name, features in last.features.items():
-        tracker.log_picture(
-            f"{name}/embedding_map", partial(embedding_map, features, last.labels, name)
-        )
-        tracker.log_picture(
-            f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name])
-        )
-    sizes = {
-        name: sum(parameter.numel() for parameter in students[name].encoder.parameters())
-        for name in last.features
-    }
-    rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
-    tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)
 
 
 @torch.no_grad()
@@ -326,15 +227,6 @@ def activations_per_image(
             ]
 
     return activation_bytes(forward) // 2
-
-
-def labelled_validation(config: DataConfig) -> Source | None:
-    """The validation images where there are any and they have labels."""
-    try:
-        source = load_source(config, "val")
-    except NoValidationError:
-        return None
-    return None if source.labels is None else source
 
 
 def init_inputs(configs: dict[str, StudentConfig]) -> dict[str, str]:

@@ -1,35 +1,41 @@
-"""Builds and trains encoders without a teacher."""
+"""Pre-training without a teacher, from options to a finished run."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from seed_exp.config.schema import PretrainConfig
-from seed_exp.data.sources import Source
+from seed_exp.engine import distributed
+from seed_exp.engine.run import open_run
 from seed_exp.methods.moco import Moco
-from seed_exp.protocols.follow_up import plan_evaluations, run_evaluations
+from seed_exp.protocols.follow_up import plan_evaluations
 from seed_exp.training.encoders import (
-    Built,
-    OpenFolder,
     build_students,
+    finish,
     init_inputs,
+    load_images,
     train_encoders,
 )
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Trains and evaluates the students of `config`; returns the run folder."""
+    """Trains and evaluates the students of `config`; returns the run folder.
+
+    Raises:
+        ValueError: as `open_run`, `build_students` and `train_encoders`.
+    """
     evaluations = plan_evaluations(config)
     label = "-".join(["+".join(config.students), "moco_v2", config.views.name, config.data.source])
-    return train_encoders(
-        "pretrain", label, config, build, then=partial(run_evaluations, evaluations)
-    )
-
-
-def build(config: PretrainConfig, train: Source, open_folder: OpenFolder) -> Built:  # noqa: ARG001
-    """The students and their contrastive training."""
-    students, weights = build_students(config, config.embedding_dim), init_inputs(config.students)
-    return Built(
-        open_folder(weights), students, Moco(students, config.moco, config.seed), weights, []
-    )
+    device = distributed.local_device(config.device)
+    with distributed.process_group(device):
+        # 1. Images and networks. The first rank downloads and indexes, the others find it done.
+        with distributed.rank0_first():
+            images = load_images(config.data)
+            students = build_students(config, config.embedding_dim)
+            inputs = {**init_inputs(config.students), "data": images.train.fingerprint()}
+        with open_run("pretrain", label, config, inputs, device) as run:
+            # 2. The training.
+            train_encoders(run, Moco(students, config.moco, config.seed), students, images)
+            # 3. Whatever follows in the same job.
+            finish(run, students, evaluations)
+    return run.folder

@@ -25,8 +25,9 @@ def random_resized_crop_boxes(
 ) -> NDArray[np.int64]:
     """Boxes distributed as those of torchvision's RandomResizedCrop.
 
-    Ten attempts to draw an area (uniform) and an aspect ratio (log-uniform) that fit into the image, then a uniform
-    position; if none fits, the largest centred box whose aspect ratio is allowed.
+    Ten attempts to draw an area (uniform) and an aspect ratio (log-uniform) that fit into the
+    image, then a uniform position; if none fits, the largest centred box whose aspect ratio is
+    allowed.
 
     Args:
         heights: Heights of the images in pixels; any shape that broadcasts to [...].
@@ -60,19 +61,20 @@ def random_resized_crop_boxes(
 def _centre_boxes(
     heights: NDArray[np.int64], widths: NDArray[np.int64], aspect_ratio: Sequence[float]
 ) -> NDArray[np.float64]:
-    """The largest centred boxes whose aspect ratio is allowed, (top, left, height, width) [..., 4]."""
+    """The largest centred boxes of an allowed aspect ratio, (top, left, height, width) [..., 4]."""
     height = np.clip(np.rint(widths / aspect_ratio[0]), 1, heights)
     width = np.clip(np.rint(heights * aspect_ratio[1]), 1, widths)
     return np.stack(((heights - height) // 2, (widths - width) // 2, height, width), -1)
 
 
 def crop_resize(image: Tensor, box: Sequence[int], out: Tensor) -> None:
-    """Writes the crop `box` of `image`, resized with antialiased bilinear interpolation, into `out`.
+    """Writes the crop `box` of `image` into `out`, resized with antialiased bilinear interpolation.
 
     Within one grey level of Pillow's crop and resize; over photographs 0.03 on average.
 
     Args:
-        image: uint8 [3, H, W], any strides; fastest when its memory is [H, W, 3], as decoders leave it, and that of `out` too.
+        image: uint8 [3, H, W], any strides; fastest when its memory is [H, W, 3], as decoders leave
+            it, and that of `out` too.
         box: (top, left, height, width) in pixels.
         out: uint8 [3, S, S], any strides.
     """
@@ -81,7 +83,7 @@ def crop_resize(image: Tensor, box: Sequence[int], out: Tensor) -> None:
 
 
 def resize_center_crop(image: Tensor, resize: int, out: Tensor) -> None:
-    """Writes the centre of `image`, whose shorter side is first resized to `resize` pixels, into `out`.
+    """Writes the centre of `image` into `out`, after resizing its shorter side to `resize` pixels.
 
     The sizes and offsets are those of torchvision's Resize(resize) and CenterCrop(S).
 
@@ -92,10 +94,8 @@ def resize_center_crop(image: Tensor, resize: int, out: Tensor) -> None:
     """
     size = out.shape[-1]
     short = min(image.shape[1:])
-    for dim in (
-        1,
-        2,
-    ):  # of a strip of pixels only the middle is wanted, and all of it enlarged would be gigabytes
+    # Only the middle of a long strip is wanted; enlarged as a whole it would be gigabytes.
+    for dim in (1, 2):
         beyond = image.shape[dim] - _LONGEST * short
         if beyond > 0:
             image = image.narrow(dim, beyond // 2, _LONGEST * short)
@@ -105,6 +105,7 @@ def resize_center_crop(image: Tensor, resize: int, out: Tensor) -> None:
 
 
 def _resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    # image[None] has the stride of a batch of planes, and interpolate would turn its result into planes.
+    # image[None] has the stride of a batch of planes, and interpolate would turn its result into
+    # planes.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size=size, mode="bilinear", antialias=True)[0]

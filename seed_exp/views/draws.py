@@ -1,11 +1,12 @@
-"""Random numbers that are a pure function of (seed, epoch, sample index, stream): no generator has a state to lose.
+"""Random numbers as a pure function of (seed, epoch, sample index, stream), without any state.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a 128-bit counter and a 64-bit
-key to 128 random bits. The key is the seed; the words of the counter are
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a 128-bit
+counter and a 64-bit key to 128 random bits. The key is the seed; the words of the counter are
 
     index (low 32 bits) | index (high 32 bits) | epoch | stream (16 bits), block (16 bits)
 
-so that no two samples, epochs or streams share a counter; a stream gives one sample 4 numbers per block.
+so that no two samples, epochs or streams share a counter; a stream gives one sample 4 numbers per
+block.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
 def uniforms(
     seed: int, epoch: int, indices: NDArray[np.int64], stream: int, num: int
 ) -> NDArray[np.float64]:
-    """`num` uniform numbers for each sample, the same whatever other samples are asked for beside it.
+    """`num` uniform numbers for each sample, the same whatever other samples are in `indices`.
 
     A smaller `num` gives a prefix of what a larger one gives.
 

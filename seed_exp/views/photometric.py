@@ -1,7 +1,8 @@
 """Device half of the views: batched colour operations whose parameters differ from view to view.
 
-The parameters are drawn on the host, so a CPU and a GPU see the same views. An operation that does not befall a view has
-its neutral parameter (factor 1, hue 0, sigma 0). Nothing here makes the host wait for a GPU.
+The parameters are drawn on the host, so a CPU and a GPU see the same views. An operation that does
+not befall a view has its neutral parameter (factor 1, hue 0, sigma 0). Nothing here makes the host
+wait for a GPU.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Column(IntEnum):
 def draw_parameters(draws: NDArray[np.float64], config: ViewsConfig) -> Tensor:
     """Parameters of views.
 
-    Jitter factors are uniform in [max(0, 1 - x), 1 + x], the hue shift in [-x, x]; all 24 orders of the four steps are
-    equally likely.
+    Jitter factors are uniform in [max(0, 1 - x), 1 + x], the hue shift in [-x, x]; all 24 orders of
+    the four steps are equally likely.
 
     Args:
         draws: Uniform numbers in [0, 1) [..., NUM_PHOTOMETRIC_DRAWS].
@@ -76,7 +77,9 @@ def draw_parameters(draws: NDArray[np.float64], config: ViewsConfig) -> Tensor:
 
 
 def photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Tensor:
-    """Flip, colour jitter, grayscale (before the jitter if `config.grayscale_first`), blur and normalisation of each view.
+    """Flip, colour jitter, grayscale, blur and normalisation of each view.
+
+    Grayscale comes before the jitter if `config.grayscale_first`.
 
     Args:
         images: uint8 [M, 3, S, S].
@@ -114,9 +117,9 @@ def _photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Ten
 def _apply(
     operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor
 ) -> Tensor:
-    """`images` [M, ...] with `operation(images, *parameters)` in the rows that are affected (bool [M]).
+    """`images` [M, ...] with `operation(images, *parameters)` in the rows where `affected` is true.
 
-    `images` may be overwritten.
+    `affected` is bool [M]; `images` may be overwritten.
     """
     apply = _apply_to_rows if images.device.type == "cpu" else _apply_and_select
     return apply(operation, images, affected, *parameters)
@@ -136,12 +139,14 @@ def _apply_to_rows(
 def _apply_and_select(
     operation: Callable[..., Tensor], images: Tensor, affected: Tensor, *parameters: Tensor
 ) -> Tensor:
-    # How many rows are affected is known to the GPU only, and asking would wait for it.
+    # Only the GPU knows how many rows are affected, and asking would wait for it.
     return torch.where(affected.view(-1, 1, 1, 1), operation(images, *parameters), images)
 
 
 def color_jitter(images: Tensor, parameters: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue of each image, in its own order; values stay in [0, 1] after every step.
+    """Brightness, contrast, saturation and hue of each image, in its own order.
+
+    Values stay in [0, 1] after every step.
 
     Args:
         images: float32 in [0, 1], [M, 3, H, W]; may be overwritten.
@@ -154,7 +159,8 @@ def color_jitter(images: Tensor, parameters: Tensor) -> Tensor:
         factor = parameters.gather(1, step[:, None].long()).squeeze(1)
         return _apply(blend_step, images, chosen & (factor != 1), step, factor)
 
-    # The hue costs more than the other three together, so it has one place here, with every image's earlier steps before it.
+    # The hue costs more than the other three together, so it has one place here, with every image's
+    # earlier steps before it.
     for position in range(3):
         images = blend(images, position, position < before_hue)
     images = _apply(adjust_hue, images, hue != 0, hue)
@@ -164,7 +170,7 @@ def color_jitter(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def blend_step(images: Tensor, step: Tensor, factor: Tensor) -> Tensor:
-    """Brightness, contrast or saturation: a blend of the image with black, its mean luminance or its luminance.
+    """Brightness, contrast or saturation: a blend with black, the mean luminance or the luminance.
 
     Args:
         images: float32 in [0, 1], [M, 3, H, W].
@@ -180,7 +186,10 @@ def blend_step(images: Tensor, step: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Images [M, 3, H, W] in [0, 1] whose hue is turned by `shift` [M] (in turns); HSV value and saturation stay."""
+    """Images [M, 3, H, W] in [0, 1] whose hue is turned by `shift` [M] (in turns).
+
+    HSV value and saturation stay.
+    """
     red, green, blue = images.unbind(1)
     high, low = images.amax(1), images.amin(1)
     chroma = high - low
@@ -207,22 +216,23 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Images [M, 3, H, W] convolved with a normalised Gaussian of `sigma` [M] pixels, cut at `radius` pixels.
+    """Images [M, 3, H, W] convolved with a normalised Gaussian of `sigma` [M] pixels.
 
-    Beyond the edges the images continue with their edge pixels. A sigma of 0 leaves an image as it is. Float32 also under
-    autocast.
+    The Gaussian is cut at `radius` pixels. Beyond the edges the images continue with their edge
+    pixels. A sigma of 0 leaves an image as it is. Float32 also under autocast.
     """
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernels = torch.exp(-0.5 * (offsets / sigma[:, None].clamp_min(1e-3)).square())
     kernels = kernels / kernels.sum(1, keepdim=True)
     padded = F.pad(images, (radius,) * 4, mode="replicate")
-    # Products with band matrices: two calls whatever the radius, and every image has its own kernel.
+    # Products with band matrices: two calls whatever the radius, and every image has its own
+    # kernel.
     with torch.autocast(images.device.type, enabled=False):
         return _bands(kernels, images.shape[2]) @ padded @ _bands(kernels, images.shape[3]).mT
 
 
 def _bands(kernels: Tensor, size: int) -> Tensor:
-    """Matrices [M, 1, size, size + K - 1] whose row i holds the kernel [M, K] from column i on, else zeros."""
+    """Matrices [M, 1, size, size + K - 1]; row i is the kernel [M, K] from column i on, else 0."""
     windows = F.pad(kernels, (size - 1, size - 1)).unfold(1, size + kernels.shape[1] - 1, 1)
     return windows.flip(1)[:, None]
 

@@ -1,4 +1,4 @@
-"""From a source's images to normalised views: the host half runs in worker processes, the device half where the model is."""
+"""Images to normalised views: a host half in worker processes, a device half beside the model."""
 
 from __future__ import annotations
 
@@ -29,24 +29,30 @@ from seed_exp.views.photometric import (
 
 
 class HostBatch(NamedTuple):
-    """What the host half makes of N images."""
+    """The views of N images as the host half leaves them."""
 
     views: dict[str, Tensor]
-    """Per resolution (`global`, `local`): uint8 [N, V, 3, S, S], V views of that size per image; channels last in memory."""
+    """V views per image by resolution (global, local): uint8 [N, V, 3, S, S], channels last."""
     draws: dict[str, Tensor]
-    """Per resolution: parameters of the device half, float32 [N, V, P], columns as in photometric.Column."""
+    """Parameters of the device half by resolution: float32 [N, V, P], see photometric.Column."""
     labels: Tensor
-    """int64 [N]; -1 = unlabelled."""
+    """Labels of the images, int64 [N]; -1 = unlabelled."""
     indices: Tensor
-    """int64 [N], in the source; on the host also when the rest is on a GPU: only what reads files asks for them."""
+    """Indices of the images in the source, int64 [N]; always on the host, where files are read."""
     epoch: int
-    """That the random numbers were drawn for."""
+    """Epoch that keys the random numbers of the views."""
 
     @classmethod
     def empty(
         cls, num: int, views: Mapping[str, tuple[int, int]], draws: Mapping[str, int]
     ) -> HostBatch:
-        """Room for `num` images with these (V, S) and, where there are draws, this P per resolution; any contents."""
+        """A batch with room for `num` images; its contents are arbitrary.
+
+        Args:
+            num: Number of images N.
+            views: Number V and side S in pixels of the views, by resolution.
+            draws: Number P of parameters per view, by resolution; empty if nothing is drawn.
+        """
         sizes = {name: (num, num_views, size, size, 3) for name, (num_views, size) in views.items()}
         return cls(
             {
@@ -68,10 +74,10 @@ class HostBatch(NamedTuple):
 
 
 class Views(Protocol):
-    """What training needs of views; picklable."""
+    """The views as training uses them; picklable."""
 
     def empty(self, num: int) -> HostBatch:
-        """Room for what `host` makes of `num` images; the contents are arbitrary."""
+        """A batch into which `host` can write `num` images; its contents are arbitrary."""
         ...
 
     def host(
@@ -86,7 +92,7 @@ class Views(Protocol):
         ...
 
     def device(self, batch: HostBatch) -> dict[str, Tensor]:
-        """What networks see, per resolution float32 [V, N, 3, S, S]."""
+        """The networks' inputs by resolution, float32 [V, N, 3, S, S]."""
         ...
 
 
@@ -101,7 +107,7 @@ class TrainViews:
         self.seed = seed
 
     def empty(self, num: int) -> HostBatch:
-        """Room for what `host` makes of `num` images; the contents are arbitrary."""
+        """A batch into which `host` can write `num` images; its contents are arbitrary."""
         views = {
             name: (crop.num, crop.size) for name, crop in self.config.crops.items() if crop.num > 0
         }
@@ -115,7 +121,7 @@ class TrainViews:
         indices: NDArray[np.int64],
         out: HostBatch,
     ) -> None:
-        """Writes crops of images (uint8 [3, H, W], any sizes) and the parameters of what `device` does to them into `out`."""
+        """Fills `out` with crops of images, uint8 [3, H, W], and the parameters of `device`."""
         heights, widths = (
             np.array([image.shape[side] for image in images], np.int64)[:, None] for side in (1, 2)
         )
@@ -144,7 +150,10 @@ class TrainViews:
         out.indices.copy_(torch.from_numpy(indices))
 
     def device(self, batch: HostBatch) -> dict[str, Tensor]:
-        """Normalised views, float32 [V, N, 3, S, S] per resolution: out["global"][0] has one view of each image."""
+        """Normalised views by resolution, float32 [V, N, 3, S, S].
+
+        So `device(batch)["global"][0]` holds one view of each image.
+        """
         out = {}
         for name, views in batch.views.items():
             view_major = views.transpose(0, 1)
@@ -156,20 +165,20 @@ class TrainViews:
 
 
 class StillViews(ABC):
-    """One view per image, a square of `size` pixels, without any randomness."""
+    """One view per image, a square with sides of `size` pixels, without any randomness."""
 
     size: int
 
     @abstractmethod
     def place(self, image: Tensor, square: Tensor) -> None:
-        """Writes what is to be seen of an image (uint8 [3, H, W]) into uint8 [3, S, S]."""
+        """Writes the visible part of `image`, uint8 [3, H, W], into `square`, uint8 [3, S, S]."""
 
     @abstractmethod
     def device(self, batch: HostBatch) -> dict[str, Tensor]:
-        """What networks see: float32 {"global": [1, N, 3, S, S]}."""
+        """The networks' inputs: float32 {"global": [1, N, 3, S, S]}."""
 
     def empty(self, num: int) -> HostBatch:
-        """Room for what `host` makes of `num` images; the contents are arbitrary."""
+        """A batch into which `host` can write `num` images; its contents are arbitrary."""
         return HostBatch.empty(num, {"global": (1, self.size)}, {})
 
     def host(
@@ -180,7 +189,7 @@ class StillViews(ABC):
         indices: NDArray[np.int64],
         out: HostBatch,
     ) -> None:
-        """Places images (uint8 [3, H, W], any sizes) in `out`, views["global"] [N, 1, 3, S, S]; no draws."""
+        """Places images (uint8 [3, H, W], any sizes) in `out.views["global"]` [N, 1, 3, S, S]."""
         for image, square in zip(images, out.views["global"][:, 0], strict=True):
             self.place(image, square)
         out.labels.copy_(torch.from_numpy(labels))
@@ -188,7 +197,7 @@ class StillViews(ABC):
 
 
 class EvalViews(StillViews):
-    """Shorter side to `eval_resize`, centre crop of `eval_size`. Picklable."""
+    """Centre crops of `eval_size` pixels, the shorter side resized to `eval_resize`. Picklable."""
 
     def __init__(self, config: ViewsConfig) -> None:
         self.config, self.size = config, config.eval_size

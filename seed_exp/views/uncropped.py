@@ -1,4 +1,4 @@
-"""Images as they are, for methods that resize and flip them along with what is known of their pixels."""
+"""Whole images, for methods that resize and flip them together with their pixel annotations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from seed_exp.views.recipe import HostBatch, StillViews
 
 
 class WholeImages(StillViews):
-    """Each image in the upper left corner of a square; beyond it the pixels are arbitrary. Picklable.
+    """Each image in the upper left corner of a square; the other pixels are arbitrary. Picklable.
 
     Args:
         size: Side of the square in pixels, at least that of any image.

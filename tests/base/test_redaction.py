@@ -1,4 +1,4 @@
-"""Secrets do not reach what is written, the rest does, and what is named by an address keeps its name."""
+"""No secret reaches what is written, the rest does, and what an address names keeps its name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = [
 
 @pytest.fixture(autouse=True)
 def _no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine that runs the tests has in its environment."""
+    """Clears the environment, which may hold secrets of the machine that runs the tests."""
     monkeypatch.setattr("os.environ", {})
 
 

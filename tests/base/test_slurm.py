@@ -1,4 +1,7 @@
-"""What is asked of SLURM, and what follows from its answers; the answers are the real ones, `tests/slurm` gets them fresh."""
+"""Questions to SLURM, and what follows from its answers.
+
+The answers are real ones; `tests/slurm` gets them fresh.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from seed_exp.data.loader import default_num_workers
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in a job, whatever runs the tests."""
+    """Takes the tests out of any job that runs them."""
     for name in os.environ:
         if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             monkeypatch.delenv(name)
@@ -33,12 +36,16 @@ class Controller:
         self.calls.touch()
         script = folder / "scontrol"
         script.write_text(
-            f'#!/bin/sh\ncase "$*" in *show*) cat {self.answer};; *) echo "$*" >>{self.calls};; esac\n'
+            f'#!/bin/sh\ncase "$*" in *show*) cat {self.answer};; '
+            f'*) echo "$*" >>{self.calls};; esac\n'
         )
         script.chmod(0o755)
 
     def shows(self, state: str, reason: str = "None", preempted: str = "None") -> None:
-        line = f"JobId=12 JobName=a b JobState={state} Reason={reason} Requeue=1 PreemptTime={preempted} NodeList=n[1-2]"
+        line = (
+            f"JobId=12 JobName=a b JobState={state} Reason={reason} Requeue=1 "
+            f"PreemptTime={preempted} NodeList=n[1-2]"
+        )
         self.answer.write_text(line)
 
     def asked(self) -> list[str]:
@@ -54,7 +61,7 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
     return found
 
 
-# --- ranks -----------------------------------------------------------------------------------------------------------
+# --- ranks ----------------------------------------------------------------------------------------
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -151,7 +158,7 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     assert slurm.first_host(nodes) == first
 
 
-# --- requeueing ------------------------------------------------------------------------------------------------------
+# --- requeueing -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -283,7 +290,7 @@ def test_a_line_that_was_cut_by_a_kill_costs_that_line_only(
     assert [line["step"] for line in slurm.requeues(tmp_path)] == [5, 7]
 
 
-# --- signals outside of training -------------------------------------------------------------------------------------
+# --- signals outside of training ------------------------------------------------------------------
 
 
 def interrupted(closed: list[str]) -> None:
@@ -308,7 +315,7 @@ def test_a_warning_ends_what_is_no_training_at_once_and_a_second_lets_it_close_i
     assert signal.getsignal(signal.SIGUSR2) is before
 
 
-# --- accounts --------------------------------------------------------------------------------------------------------
+# --- accounts -------------------------------------------------------------------------------------
 
 
 def test_submitit_reads_the_states_of_jobs_from_scontrol(

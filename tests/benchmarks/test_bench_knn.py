@@ -16,7 +16,10 @@ SIZES = ["bank_size=300", "query_size=40", "feature_dim=6", "k=5", "device=cpu",
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor]:
-    """Of very different lengths, so that products and distances of them would give other neighbours than cosines."""
+    """Features of very different lengths.
+
+    Products and distances of them would give other neighbours than cosines.
+    """
     torch.manual_seed(0)
     return torch.randn(300, 6) * torch.rand(300, 1).exp2() * 10, torch.randn(40, 6) * 3
 

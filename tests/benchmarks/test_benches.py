@@ -52,7 +52,7 @@ def small(tmp_path: Path) -> list[str]:
 
 
 def measured(name: str, *options: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """What the bench prints as JSON, its rows and bounds by name."""
+    """The JSON that the bench prints, with rows and bounds by name."""
     bench.bench(compose("bench", [f"bench={name}", "json=true", *options]))
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
     for row in printed["rows"] + printed["bounds"]:

@@ -1,4 +1,7 @@
-"""`python -m seed_exp.plan`: the arithmetic against numbers worked out by hand, the sizes against real runs, never the clock."""
+"""`python -m seed_exp.plan`: the arithmetic against numbers worked out by hand.
+
+Sizes are compared with real runs; no test looks at the clock.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """What was "measured": COST for whatever it is."""
+    """The steps that were "measured": each one costs COST."""
     steps: list[Config] = []
 
     def measure(options: Config, device: torch.device, seconds: float) -> StepCost:
@@ -209,7 +212,7 @@ def test_the_total_is_the_sum_of_the_jobs(measured: list[Config]) -> None:
     )
 
 
-# What is measured, and how often.
+# The steps that are measured, and how often.
 
 
 @pytest.mark.parametrize(
@@ -373,7 +376,7 @@ def type_line(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """What a command line prints."""
+    """The output of a command line."""
 
     def call(*arguments: str) -> str:
         type_line(monkeypatch, *arguments)
@@ -464,7 +467,8 @@ def test_several_devices_and_a_cache_have_columns_of_their_own(measured: list[Co
     [
         (
             "table1_moco_r50",
-            "no option 'table1_moco_r50' in config group 'experiments'; did you mean 'table1_moco_v2_r50'?",
+            "no option 'table1_moco_r50' in config group 'experiments'; "
+            "did you mean 'table1_moco_v2_r50'?",
         ),
         (
             "table1_moco_v2_r50 seed=0,1",

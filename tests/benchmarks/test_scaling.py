@@ -19,7 +19,8 @@ def test_what_hides_behind_the_backward_pass_costs_nothing() -> None:
 
 
 def test_what_does_not_hide_and_the_queue_are_waited_for() -> None:
-    # 2 x 7/8 x 400 MB take 0.7 s, 0.2 s longer than the backward pass; 7 x 10 MB for the queue take 0.07 s.
+    # 2 x 7/8 x 400 MB take 0.7 s, 0.2 s longer than the backward pass;
+    # 7 x 10 MB for the queue take 0.07 s.
     assert efficiency(Step(1.0, 400_000_000, 10_000_000), FAST, 8) == pytest.approx(1 / 1.27)
 
 

@@ -1,4 +1,7 @@
-"""Without SLURM: a process of its own runs the cells, as many at a time as asked for, and is known to be alive or not."""
+"""Without SLURM, a process of its own runs the cells, as many at a time as asked for.
+
+It is known whether that process is alive.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script of a submission runs the right cell, exactly as it was given, and leaves how it ended."""
+"""The script of a submission runs the right cell exactly as given, and records how it ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CELLS = [
 
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
-    """With an interpreter that says what it was given, where, and ends with the status in $STATUS."""
+    """Places whose interpreter prints its arguments and folder, and ends with status $STATUS."""
     logs, cwd = tmp_path / "with space" / "logs", tmp_path / "with space" / "cwd"
     logs.mkdir(parents=True)
     cwd.mkdir()

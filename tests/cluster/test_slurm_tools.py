@@ -1,4 +1,4 @@
-"""A launcher profile as sbatch's options, and SLURM's tools: what they say, and what they fail to."""
+"""A launcher profile as options of sbatch; answers of SLURM's tools, and their failures."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def test_a_tool_that_is_absent_or_fails_is_one_line(
     tool(tools, "sbatch", f"echo '{chr(10).join(said)}' >&2; exit 1")
     with pytest.raises(
         ValueError,
-        match=r"^sbatch failed: .*invalid partition specified: gpuu; .*Batch job submission failed$",
+        match=r"^sbatch failed: .*invalid partition specified: gpuu; "
+        r".*Batch job submission failed$",
     ):
         slurm_tools.sbatch(tmp_path / "x.sh")
     tool(tools, "squeue", "exit 3")

@@ -1,4 +1,4 @@
-"""Jobs run from a copy of the code that nothing changes, and what it is a copy of is known."""
+"""Jobs run from a copy of the code that nothing changes, and the origin of the copy is known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pytest
 
 from seed_exp.cluster.snapshot import git_state, snapshot_name, take_snapshot
 
-HELLO = "import sys, seed_exp\nif __name__ == '__main__':\n    print({!r}, seed_exp.__file__, *sys.argv[1:])\n"
+HELLO = (
+    "import sys, seed_exp\n"
+    "if __name__ == '__main__':\n"
+    "    print({!r}, seed_exp.__file__, *sys.argv[1:])\n"
+)
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_a_snapshot_holds_code_and_options_and_nothing_else(tree: Path, tmp_path
     assert [path.name for path in (tmp_path / "copies").iterdir()] == ["a"]
 
 
-def test_what_is_edited_afterwards_does_not_change_it_even_where_the_edited_code_lies_in_the_working_directory(
+def test_what_is_edited_afterwards_does_not_change_it_even_where_the_edited_code_lies_in_the_working_directory(  # noqa: E501
     tree: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copies" / "a"

@@ -1,4 +1,7 @@
-"""`python -m seed_exp.sweep` with tools that stand in for SLURM's: what is submitted, what is never submitted, what is shown."""
+"""`python -m seed_exp.sweep` with stand-ins for SLURM's tools.
+
+Checks what is submitted, what is never submitted, and what is shown.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Lab:
         (self.folder / "bin" / name).chmod(0o755)
 
     def queue(self, *lines: str) -> None:
-        """What squeue says from now on."""
+        """Sets the answer that squeue gives from now on."""
         (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
 
     @property

@@ -1,4 +1,4 @@
-"""How a cell is, from what its jobs left and what the scheduler says."""
+"""The state of a cell, from what its jobs left and what the scheduler says."""
 
 from __future__ import annotations
 
@@ -148,7 +148,9 @@ def test_never_submitted_is_new(home: Path) -> None:
     ("log", "expected"),
     [
         (
-            "step 1\nerror: data.root=x does not exist\nsrun: error: node1: task 0: Exited with exit code 1\n",
+            "step 1\n"
+            "error: data.root=x does not exist\n"
+            "srun: error: node1: task 0: Exited with exit code 1\n",
             "error: data.root=x does not exist",
         ),
         (
@@ -156,11 +158,15 @@ def test_never_submitted_is_new(home: Path) -> None:
             "error (rank 1): cannot decode image 4",
         ),
         (
-            "Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: CUDA out of memory\n",
+            "Traceback (most recent call last):\n"
+            "  File\n"
+            "torch.OutOfMemoryError: CUDA out of memory\n",
             "torch.OutOfMemoryError: CUDA out of memory",
         ),
         (
-            "step 9\nslurmstepd: error: *** JOB 5 DUE TO TIME LIMIT ***\nsrun: error: task 0: Killed\n",
+            "step 9\n"
+            "slurmstepd: error: *** JOB 5 DUE TO TIME LIMIT ***\n"
+            "srun: error: task 0: Killed\n",
             "slurmstepd: error: *** JOB 5 DUE TO TIME LIMIT ***",
         ),
         (

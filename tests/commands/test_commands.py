@@ -19,7 +19,7 @@ from seed_exp.config.compose import compose
 from seed_exp.config.options import MAY_CHANGE, decisive_options, flatten, to_plain
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.engine.run_folder import open_run
+from seed_exp.engine.run_folder import folder_of
 from seed_exp.evaluation.results import with_best
 from seed_exp.models.students import load_students, read_header
 from seed_exp.models.teachers import Teacher
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> Path:
-    """A copy of that working directory for the test alone; the package's logger is put back afterwards."""
+    """A copy of that working directory for one test; puts the package's logger back afterwards."""
     home = tmp_path / "home"
     shutil.copytree(trained, home)
     monkeypatch.chdir(home)
@@ -247,7 +247,8 @@ def test_a_teacher_cache_of_something_else_is_refused_with_the_difference(
 ) -> None:
     options = [*DISTILL, "student=convnet_w2", "teacher_cache=cache"]
     run = distill.distill(compose("distill", options))
-    # The student is the same network as the teacher, and its backward pass costs two forward passes.
+    # The student is the same network as the teacher, and its backward pass costs two forward
+    # passes.
     assert "saves 25 % of a step's arithmetic" in (run / "log.txt").read_text()
     if change == "data=image_folder":
         options = [*options, f"data.root={home / 'pictures'}", "data.val_fraction=0"]
@@ -368,7 +369,8 @@ def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(hom
     assert OTHER_VALUES.keys() == MAY_CHANGE
 
     def folder(*overrides: str) -> Path:
-        return open_run("distill", "x", compose("distill", [*DISTILL, *overrides]), {}, home)
+        config = compose("distill", [*DISTILL, *overrides])
+        return folder_of("distill", "x", config, {}, home)
 
     changed = [f"{key}={value}" for key, value in OTHER_VALUES.items() if value is not None]
     assert folder(*changed) == folder()
@@ -427,7 +429,8 @@ def test_a_teacher_of_several_networks_must_be_chosen(home: Path) -> None:
     ]
     with pytest.raises(
         ValueError,
-        match=r"fleet holds several networks; choose one with teacher\.student=convnet_w2\|convnet_w32",
+        match=r"fleet holds several networks; "
+        r"choose one with teacher\.student=convnet_w2\|convnet_w32",
     ):
         distill.distill(compose("distill", options))
     assert distill.distill(compose("distill", [*options, "teacher.student=convnet_w32"])).is_dir()
@@ -468,7 +471,10 @@ def test_a_student_starts_from_the_weights_of_a_run(home: Path) -> None:
 
 
 def assert_whole_protocol(path: Path, run: Path) -> dict[str, Any]:
-    """What results of both evaluations say about images, networks and versions; returns all of the file."""
+    """Checks what both evaluations' results say about images, networks and versions.
+
+    Returns the whole file.
+    """
     content: dict[str, Any] = json.loads(path.read_text())
     protocol = content["protocol"]
     assert content["versions"].keys() == {"seed_exp", "python", "torch", "torchvision", "timm"}

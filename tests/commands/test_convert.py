@@ -32,7 +32,7 @@ def png(value: int) -> bytes:
 
 
 def run(data: str, root: Path, to: str, output: Path, *more: str) -> Source:
-    """Calls the command; gives what can then be read."""
+    """Calls the command; returns what can then be read."""
     convert.convert(
         compose(
             "convert",
@@ -238,14 +238,14 @@ def test_what_is_finished_is_not_made_again(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "val").glob("*.tar")} == before
 
 
-# What is refused.
+# Refusals.
 
 
 def test_an_output_with_something_else_in_it_is_refused(folder: Path, tmp_path: Path) -> None:
     run("image_folder", folder, "tsv", tmp_path / "out")
     with pytest.raises(
         ValueError,
-        match=r"was made with .*'to': 'tsv'.*asked for is .*'to': 'shards'.*choose another output",
+        match=r"was made with .*'to': 'tsv'.*but .*'to': 'shards'.* is asked for; choose",
     ):
         run("image_folder", folder, "shards", tmp_path / "out")
     with pytest.raises(ValueError, match="choose another output"):

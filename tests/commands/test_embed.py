@@ -27,7 +27,10 @@ VIEWS = {"eval_size": 16, "eval_resize": 16, "mean": [0.5] * 3, "std": [0.25] * 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a run of two networks and a folder of photos, of which one is there twice and one is broken."""
+    """A working directory with a run of two networks and a folder of photos.
+
+    One photo is there twice and one is broken.
+    """
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         config = StudentConfig("convnet_w2")
@@ -138,7 +141,8 @@ def test_copies_are_listed_and_neighbours_shown(home: Path) -> None:
         (["output=f.csv"], r"unknown format of features '\.csv'"),
         (
             ["gallery=g.html"],
-            r"gallery and duplicates are of one network, run has one, two; choose one with networks=\[NAME\]",
+            r"gallery and duplicates are of one network, run has one, two; "
+            r"choose one with networks=\[NAME\]",
         ),
         (["query=[a.png]"], r"query=\[...\] needs gallery"),
         (

@@ -1,4 +1,7 @@
-"""Every experiment at every scale: its jobs compose, its header tells the truth, and (slow) it runs from its own command line."""
+"""Every experiment at every scale: its jobs compose, and its header tells the truth.
+
+Slow tests run each experiment from its own command line.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ ONLY_SMALL = {"small_table1", "small_table1_baseline"}
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
-    """An empty working directory, none of the variables that matter, the package's logger put back afterwards."""
+    """An empty working directory, without the variables that matter.
+
+    Puts the package's logger back afterwards.
+    """
     monkeypatch.chdir(tmp_path)
     for variable in ("SEED_DATA", "SEED_SMALL_DATA", "SEED_TEACHERS"):
         monkeypatch.delenv(variable, raising=False)
@@ -402,7 +408,8 @@ def test_an_evaluation_has_the_images_and_the_device_of_the_training_unless_it_n
     )
 
 
-# The real thing. SEED_SMOKE_RUNS=FOLDER keeps the run folders, below FOLDER/runs, for a report of them.
+# The real thing. SEED_SMOKE_RUNS=FOLDER keeps the run folders, below FOLDER/runs, for a report
+# of them.
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,8 @@ def test_the_printed_line_loads_the_encoder_in_a_process_without_this_package(
 sys.modules["seed_exp"] = None
 from safetensors.torch import load_file, save_file
 {line}
-save_file({{"features": model(load_file("images.safetensors")["images"]).detach()}}, "features.safetensors")"""
+features = model(load_file("images.safetensors")["images"]).detach()
+save_file({{"features": features}}, "features.safetensors")"""
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
@@ -99,7 +100,8 @@ def test_a_file_that_gives_other_features_leaves_nothing(
     monkeypatch.setitem(formats.FORMATS, "timm", replace(timm, write=half_a_percent_off))
     with pytest.raises(
         ValueError,
-        match=r"relative error 0\.0\d+ on 16 images, at most 0.0001 is allowed.* Nothing was exported",
+        match=r"relative error 0\.0\d+ on 16 images, at most 0.0001 is allowed"
+        r".* Nothing was exported",
     ):
         run("networks=['a b']", "formats=[timm]", "output=out")
     assert list((home / "out").iterdir()) == []
@@ -117,7 +119,7 @@ def test_a_file_that_gives_other_features_leaves_nothing(
         (["formats=[]"], r"formats=\[\] leaves nothing to export"),
         (
             ["networks=[tiny]", "formats=[timm]"],
-            "timm has no network that equals tiny; its formats are onnx, torch_export",
+            "timm has no network that equals tiny; choose formats from onnx, torch_export",
         ),
         (["push=me/x"], r"push takes one network, run has a b, tiny; choose it with networks=\["),
         (["networks=[tiny]", "push=../x"], r"push=\.\./x names no repository"),
@@ -146,7 +148,8 @@ def test_without_onnx_the_format_says_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(
         ValueError,
-        match=r"formats=\[onnx\] needs onnxscript, which is not installed; pip install 'seed_exp\[export\]'",
+        match=r"formats=\[onnx\] needs onnxscript, which is not installed; "
+        r"pip install 'seed_exp\[export\]'",
     ):
         run("networks=[tiny]", "formats=[onnx]")
 

@@ -1,4 +1,4 @@
-"""`finetune` on the embedded digits, and the other evaluations on a part of the labels and on other images."""
+"""`finetune` on the embedded digits; other evaluations on part of the labels, on other images."""
 
 from __future__ import annotations
 

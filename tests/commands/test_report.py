@@ -17,7 +17,10 @@ from seed_exp.config.options import to_plain
 from seed_exp.config.report_line import spelled
 
 DATA = "data=digits data.num_workers=0 device=cpu"
-SWEEP = f"{DATA} views=digits tracker=files steps=2 batch_size=32 log_every=1 knn_bank_size=50 knn_query_size=20"
+SWEEP = (
+    f"{DATA} views=digits tracker=files steps=2 batch_size=32 log_every=1 "
+    "knn_bank_size=50 knn_query_size=20"
+)
 PRETRAIN = f"pretrain {SWEEP} moco.queue_size=64 student=convnet_w2 seed=0,1"
 
 

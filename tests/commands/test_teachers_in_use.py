@@ -1,4 +1,7 @@
-"""Teachers beyond the paper's, through the commands: a ViT of timm, narrower embeddings, released students."""
+"""Teachers beyond the paper's, through the commands.
+
+A ViT of timm, narrower embeddings, released students.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def save_vit(name: str, path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def home(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> Path:
-    """A working directory with photographs and a ViT with random weights; the package's logger is put back afterwards."""
+    """A working directory with photographs and a ViT with random weights.
+
+    Puts the package's logger back afterwards.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEED_CACHE", str(tmp_path / "cache"))
     shutil.copy(shared / "data" / "imagenet_samples.tsv", "images.tsv")

@@ -1,4 +1,4 @@
-"""What the commands hand to Weights & Biases."""
+"""Metrics, pictures and tables that the commands hand to Weights & Biases."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ DIGITS = ["data=digits", "views=digits", "data.num_workers=0"]
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another working directory, and an environment without the variables that matter."""
+    """Changes to another working directory, and removes the variables that matter."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it: this way it is put back
     monkeypatch.delenv("SEED_DATA", raising=False)
@@ -126,8 +126,8 @@ def test_a_sweep_in_each_of_several_processes_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         SystemExit,
-        match=r"start the processes of one run, .*"
-        r"sweep submit --command pretrain --launcher local --gpus N",
+        match=r"start the processes of one run, "
+        r".*sweep submit --command pretrain --launcher local --gpus N",
     ):
         type_line(monkeypatch, "pretrain", "-m", "seed=0,1")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -169,7 +169,8 @@ def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("seed_exp.tools.preview.load_source", wrong_type)
     with pytest.raises(TypeError, match="a defect"):
         type_line(monkeypatch, "preview", *DIGITS)
-    # A ValueError, as messages for users are, but a library's: its words mean nothing to a user.
+    # The type is that of messages for users, but a library raised it: its words mean nothing to
+    # a user.
     monkeypatch.setattr("seed_exp.tools.preview.load_source", lambda *_: json.loads("no JSON"))
     with pytest.raises(json.JSONDecodeError):
         type_line(monkeypatch, "preview", *DIGITS)
@@ -190,7 +191,7 @@ def test_hydra_full_error_lets_every_error_through(
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m seed_exp.<arguments>` in a process of its own, in the working directory."""
+    """Runs `python -m seed_exp.<arguments>` in a process of its own, in the working directory."""
     env = {
         key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"
     } | environment

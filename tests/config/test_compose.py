@@ -63,7 +63,7 @@ BY_PRIMARY = {
     ("linear", "views"): ["crops.local.num"],
     ("finetune", "views"): ["crops.local.num"],
 }
-"""What a primary file sets itself, whatever the option says."""
+"""Values that a primary file sets itself, whatever the option says."""
 
 
 def options_of(group: str) -> list[str]:
@@ -71,7 +71,7 @@ def options_of(group: str) -> list[str]:
 
 
 def load(group: str, option: str) -> dict[str, Any]:
-    """The values that an option file sets, less those that the command line gives."""
+    """Values that an option file sets, less those left to the command line by it or this test."""
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False)
     assert isinstance(values, dict)
     left = {"defaults", "root", "checkpoint"} | {
@@ -306,7 +306,8 @@ def test_an_option_that_nothing_reads_is_refused_wherever_it_is_added(override: 
         compose("distill", [override])
 
 
-# Values that the schema refuses. Numbers: by option, the config's maker and the accepted range.
+# Refusals of schema.py. Numbers: by option, how to make the config, where the accepted range
+# begins and ends.
 
 CROPS = {"global": CropConfig()}
 Make = Callable[..., Any]
@@ -389,7 +390,7 @@ def refusal(make: Make, **options: Any) -> str:
 
 
 def assert_refused(make: Make, option: str, value: Any, expected: bool) -> None:
-    """The value is refused or not, as expected; a refusal names the option and the value."""
+    """Checks that a value is refused if expected, with a message that names option and value."""
     message = refusal(make, **{option: value})
     assert bool(message) == expected
     if expected:

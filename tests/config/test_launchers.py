@@ -20,7 +20,7 @@ PROFILES = sorted(
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another working directory, and nothing said about any cluster."""
+    """Changes to another working directory, and removes variables about clusters."""
     for name in (
         "PARTITION",
         "ACCOUNT",

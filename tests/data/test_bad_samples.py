@@ -58,7 +58,10 @@ def test_more_bad_images_than_allowed_are_an_error_that_says_what_to_do(
         bad(index, "broken")
     if num_allowed == 200:
         return
-    message = rf"{num_allowed + 1} of 200 images cannot be read.*data.max_bad={max_bad:g} .*bad_samples.jsonl.*seed_exp.verify"
+    message = (
+        rf"{num_allowed + 1} of 200 images cannot be read.*data.max_bad={max_bad:g} "
+        r".*bad_samples.jsonl.*seed_exp.verify"
+    )
     with pytest.raises(ValueError, match=message):
         bad(199, "broken")
     assert len(listed(tmp_path)) == num_allowed + 1

@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 class Sums:
-    """Of each image's pixels and the epoch."""
+    """Collects sums of each image's pixels, and the epoch."""
 
     def empty(self, num: int) -> Batch:
         return Batch(*torch.full((3, num), -7), epoch=0)
@@ -135,7 +135,7 @@ def test_batches_do_not_depend_on_the_slices_and_are_not_made_before_there_is_ro
         zip([made(source, *item) for item in order()], batches, strict=True), 1
     ):
         assert same(batch, expected)
-        # Of three buffers one holds this batch: not even the work for a fourth is out.
+        # One of three buffers holds this batch: not even the work for a fourth is out.
         assert taken - 8 <= number + (2 if num_workers else 0)
 
 
@@ -322,7 +322,7 @@ def test_workers_need_not_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_no_children()
 
 
-# --- images that cannot be read ---------------------------------------------------------------------------------------
+# --- images that cannot be read -------------------------------------------------------------------
 
 
 class Holes(DigitsSource):
@@ -515,7 +515,7 @@ def test_no_thread_is_left_behind() -> None:
         assert watching() == 0
 
 
-# --- with a GPU -------------------------------------------------------------------------------------------------------
+# --- with a GPU -----------------------------------------------------------------------------------
 
 
 def on_gpu(num_workers: int) -> Iterator[tuple[HostBatch, HostBatch]]:

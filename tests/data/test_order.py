@@ -1,4 +1,4 @@
-"""Which images make up which step."""
+"""The images of each step."""
 
 from __future__ import annotations
 

@@ -81,13 +81,15 @@ def test_a_name_matches_with_and_without_its_folder_and_extension(tmp_path: Path
         ([], "names no images"),
         (
             ["n01_1", "n09_1.JPEG"],
-            r"1 of 2 images in data\.subset=.* not among the training images: n09_1; .* like n01/n01_1",
+            r"1 of 2 images in data\.subset=.* not among the training images: n09_1; "
+            r".* like n01/n01_1",
         ),
         (["01_1"], "not among"),
         ([f"x{i}" for i in range(5)], r"x0, x1, x2, \.\.\.;"),
         (
             ["same.png"],
-            r"same in .* several images, n02/same\.png and n01/same\.png; give the names with their folders",
+            r"same in .* several images, n02/same\.png and n01/same\.png; "
+            r"give the names with their folders",
         ),
     ],
 )

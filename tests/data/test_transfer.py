@@ -1,4 +1,7 @@
-"""The way to a GPU: what is waited for, and what may fail. The GPU is a make-believe one, except where a test is marked."""
+"""The way to a GPU: what is waited for, and what may fail.
+
+The GPU is a make-believe one, except where a test is marked.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ ORDER = [(0, np.arange(4) + 4 * (step % 10)) for step in range(40)]
 
 
 class Stream:
-    """Does what it is given one after the other, and the host knows nothing of it until it synchronises with an event."""
+    """Works in order; the host learns nothing of it until it synchronises with an event."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu, self.idle_at = gpu, 0.0
@@ -51,7 +54,10 @@ class Event:
 
 
 class Gpu:
-    """With a clock of its own, which goes on only while the host waits or works; and a list of the memory it has locked."""
+    """A GPU with a clock of its own, and a list of the memory that it has locked.
+
+    The clock goes on only while the host waits or works.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -178,7 +184,7 @@ def test_an_error_of_the_source_comes_out_while_it_is_waited_for(
     assert type(caught.value) is ValueError
 
 
-# --- page locks -------------------------------------------------------------------------------------------------------
+# --- page locks -----------------------------------------------------------------------------------
 
 
 def assert_no_children() -> None:
@@ -224,7 +230,8 @@ def test_where_pages_cannot_be_locked_the_batches_are_the_same_and_one_warning_s
             assert same(batch, right)
         assert gpu.locked == set()
     assert logged == [
-        "WARNING cannot lock the pages of shared memory (operation not supported (801)): going on with slower copies to the GPU"
+        "WARNING cannot lock the pages of shared memory (operation not supported (801)): "
+        "going on with slower copies to the GPU"
     ]
     assert gpu.num_forgotten == 2
     assert_no_children()

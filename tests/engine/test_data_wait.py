@@ -1,4 +1,4 @@
-"""What `fit` counts as waiting for data."""
+"""The time that `fit` counts as waiting for data."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_gradients_are_averaged_unless_skipped(two_ranks: Ranks) -> None:
 
 
 def statistics() -> tuple[Tensor, Tensor]:
-    """Running means of a replicated network and of a network of this rank alone, of the same images."""
+    """Running means on the same images: of a replicated network, and of one of this rank alone."""
     module, alone = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     network = distributed.replicate(module, torch.device("cpu"))
     for resolution in (1.0, 2.0):  # two forward passes in one step, as with multi-crop

@@ -23,7 +23,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ranks(*works: Callable[[threading.Event], None]) -> list[BaseException | None]:
-    """What each rank ends with; a rank that leaves sets the event, as its closed connections do for collectives."""
+    """The error that each rank ends with, or None.
+
+    A rank that leaves sets the event, as its closed connections do for collectives.
+    """
     store, torn = torch.distributed.HashStore(), threading.Event()
     ends: list[BaseException | None] = [None] * len(works)
 
@@ -48,7 +51,7 @@ def works(torn: threading.Event) -> None:
 
 
 def waits(torn: threading.Event) -> None:
-    """In a collective with all the others."""
+    """Waits as in a collective with all other ranks."""
     assert torn.wait(10)
     raise RuntimeError("Connection closed by peer")
 

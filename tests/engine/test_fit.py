@@ -1,4 +1,7 @@
-"""The loop: what a run computes does not depend on interruptions, workers, parts, processes or the rest of the fleet."""
+"""The loop: what a run computes does not depend on how it runs.
+
+Interruptions, workers, parts, processes and the rest of the fleet change nothing.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def assert_same_runs(one: Path, two: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
 
 
-# --- resume -----------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -250,7 +253,7 @@ def newest_step(folder: Path) -> int:
     )
 
 
-# --- stopping where it can go on --------------------------------------------------------------------------------------
+# --- stopping where it can go on ------------------------------------------------------------------
 
 
 class SignallingImages(tiny.Images):
@@ -339,7 +342,7 @@ def test_checkpoints_of_every_few_epochs_are_kept(tmp_path: Path) -> None:
     assert kept == [10, 20, 21, 25]
 
 
-# --- workers, parts, fleets -------------------------------------------------------------------------------------------
+# --- workers, parts, fleets -----------------------------------------------------------------------
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
@@ -442,7 +445,7 @@ def test_a_diverged_student_disturbs_no_other(
 
 
 def hiccuping(names: list[str], bad: str, steps: set[int], at: str) -> Method:
-    """SEED whose student `bad` has an infinite loss, or infinite features, in some of its steps (from 0)."""
+    """SEED whose student `bad` has an infinite loss or features in some of its steps (from 0)."""
     method = tiny.seed(names)
     network, count = method.trainable[bad], itertools.count()
 
@@ -710,7 +713,7 @@ def test_the_teacher_stays_as_it_was(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
 
 
-# --- the optimiser's step ---------------------------------------------------------------------------------------------
+# --- the optimiser's step -------------------------------------------------------------------------
 
 
 def step_once(
@@ -789,7 +792,7 @@ def test_lars_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
 
 
-# --- what is logged ---------------------------------------------------------------------------------------------------
+# --- what is logged -------------------------------------------------------------------------------
 
 
 def test_log_lines_are_means_over_the_steps_since_the_line_before(tmp_path: Path) -> None:
@@ -838,7 +841,7 @@ def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path: Path) -> 
     assert steps == [{"a": 5}, {"a": 10}, {"a": 12}, {"a": 12}]  # before and after the evaluation
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_names_step_and_student_and_reaches_no_checkpoint(
@@ -864,13 +867,13 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
         tiny.train(tiny.seed(), tmp_path, tiny.fit_config(batch_size=41))
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def train_here(
     kind: str, folder: str, changes: dict[str, Any], fail_after: int | None = None
 ) -> dict[str, Any] | str:
-    """Runs on each rank: trains; returns what the method holds at the end, or the message of the error."""
+    """Trains on each rank; returns the method's state at the end, or the error's message."""
     method: Method = {
         "seed": lambda: tiny.seed(["a", "b"], bn=False),
         "moco": lambda: tiny.moco(bn=False),
@@ -898,7 +901,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(
     for key, value in one_flat.items():
         expected = torch.as_tensor(value)
         torch.testing.assert_close(torch.as_tensor(two_flat[key]), expected, rtol=1e-6, atol=1e-6)
-    # The std and rank of half a batch are not those of the batch, and with accumulation entropies are those of the last part.
+    # The std and rank of half a batch are not those of the batch, and with accumulation entropies
+    # are those of the last part.
     parts = ("a/embedding_std", "b/embedding_std", "a/embedding_rank", "b/embedding_rank")
     diagnostics = OF_THE_LAST_PART if accumulation > 1 else ()
     for single, double in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
@@ -909,7 +913,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(
 
 
 def test_two_processes_resume_bit_for_bit(two_ranks: Ranks, tmp_path: Path) -> None:
-    # The newest checkpoint is that of step 8, in the middle of the interval that the line of step 9 is the mean of.
+    # The newest checkpoint is that of step 8, in the middle of the interval that the line of step 9
+    # is the mean of.
     straight = two_ranks.run(train_here, "seed", str(tmp_path / "straight"), {})
     assert two_ranks.run(train_here, "seed", str(tmp_path / "broken"), {}, 4 * 9) == [
         "unplugged",

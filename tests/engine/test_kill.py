@@ -1,4 +1,7 @@
-"""SIGKILL at random instants, checkpoint writing included: the run that is started again ends as if nothing had happened."""
+"""SIGKILL at random instants, checkpoint writing included.
+
+The run that is started again ends as if nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pytest
 import tiny
 
 KILLS = 5
-"""Of each variant: 30 in all."""
+"""Kills of each variant: 30 in all."""
 
 
 def start(folder: Path, variant: str, seconds: str | float) -> list[int]:

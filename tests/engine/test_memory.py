@@ -1,4 +1,4 @@
-"""What a step holds for its backward pass is counted right, and the batch size found is the largest that fits."""
+"""Memory of a backward pass is counted right; the batch size found is the largest that fits."""
 
 from __future__ import annotations
 
@@ -205,9 +205,13 @@ def test_on_the_cpu_two_small_steps_tell_of_large_ones(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder that stands for /proc and /sys/fs/cgroup: 1000 kB free, a process in the group /job/step without limits."""
+    """A folder that stands for /proc and /sys/fs/cgroup.
+
+    1000 kB are free; the process is in the group /job/step, without limits.
+    """
     (tmp_path / "meminfo").write_text(
-        "MemTotal:     2000 kB\nMemFree:        10 kB\nMemAvailable:   1000 kB\nHugePages_Total:   0\n"
+        "MemTotal:     2000 kB\nMemFree:        10 kB\n"
+        "MemAvailable:   1000 kB\nHugePages_Total:   0\n"
     )
     (tmp_path / "cgroup").write_text("4:memory:/old\n0::/job/step\n")
     (tmp_path / "groups" / "job" / "step").mkdir(parents=True)

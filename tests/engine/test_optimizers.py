@@ -49,7 +49,10 @@ def lars_algorithm_1(
     eta: float,
     is_vector: bool,
 ) -> list[float]:
-    """arXiv:1708.03888, Algorithm 1, a layer's numbers one by one; vectors are left to plain SGD without weight decay."""
+    """arXiv:1708.03888, Algorithm 1, a layer's numbers one by one.
+
+    Vectors are left to plain SGD without weight decay.
+    """
     v = [0.0] * len(w)
     for g, gamma in zip(gs, rates, strict=True):
         if is_vector:

@@ -14,7 +14,7 @@ from seed_exp.engine.fleet import find_batch_size
 from seed_exp.methods.moco import Moco
 from seed_exp.models.students import read_header
 from seed_exp.training import encoders, pretraining
-from seed_exp.training.encoders import build_students, train_encoders
+from seed_exp.training.encoders import build_students
 from seed_exp.views.recipe import TrainViews
 
 OPTIONS = [
@@ -40,17 +40,15 @@ def train(folder: str) -> list[int]:
     """The steps of the students that this rank finds when training has ended."""
     found: list[int] = []
 
-    def then(folder: Path) -> None:
-        header = read_header(folder / "students" / "convnet_w2.safetensors")
+    def read(*_: Any) -> None:
+        header = read_header(Path(folder) / "students" / "convnet_w2.safetensors")
         found.append(-1 if header is None else header["step"])
 
-    train_encoders(
-        "pretrain",
-        "run",
-        compose("pretrain", [*OPTIONS, f"run_dir={folder}"]),
-        pretraining.build,
-        then,
-    )
+    evaluate, encoders.run_evaluations = encoders.run_evaluations, read
+    try:
+        pretraining.pretrain(compose("pretrain", [*OPTIONS, f"run_dir={folder}"]))
+    finally:
+        encoders.run_evaluations = evaluate
     return found
 
 
@@ -100,7 +98,10 @@ def test_ranks_that_would_go_on_at_different_steps_do_not(two_ranks: Ranks, tmp_
 
 
 def batch_size() -> int:
-    """Found where rank 1 has memory for one step of the smallest size only, which the ranks take together."""
+    """The batch size found where rank 1 has memory for one step of the smallest size only.
+
+    The ranks take that size together.
+    """
     config = compose("pretrain", [*OPTIONS, "batch_size=auto", "steps=null"])
     method = Moco(build_students(config, config.embedding_dim), config.moco, 0)
     available = memory.available_memory

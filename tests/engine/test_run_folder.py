@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from ranks import Ranks
 
@@ -30,7 +32,7 @@ from seed_exp.config.schema import (
     TrackerConfig,
     ViewsConfig,
 )
-from seed_exp.engine import distributed, run_folder
+from seed_exp.engine import distributed, run, run_folder
 from seed_exp.engine.run_folder import log_to, run_lock
 
 
@@ -77,7 +79,9 @@ INPUTS = {"training images": "digits[1500:abc]"}
 def open_run(
     command: str, label: str, own: DistillConfig, root: Path, inputs: dict[str, str] = INPUTS
 ) -> Path:
-    return run_folder.open_run(command, label, own, inputs, root)
+    folder = run_folder.folder_of(command, label, own, inputs, root)
+    run_folder.claim_folder(folder, command, own, inputs)
+    return folder
 
 
 OPTIONS = sorted(set(flatten(to_plain(config()))))
@@ -203,8 +207,8 @@ def open_here(root: str) -> str:
 HOLD = """
 import sys, time
 from pathlib import Path
-from seed_exp.engine.run_folder import hold
-with hold(Path(sys.argv[1])):
+from seed_exp.engine.run_folder import run_lock
+with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -255,14 +259,12 @@ def test_the_log_goes_to_the_terminal_and_with_the_time_to_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], logged: list[str]
 ) -> None:
     log = logging.getLogger("seed_exp")
-    for name in (
-        "first",
-        "second",
-    ):  # the second run of a sweep no longer writes into the folder of the first
+    # The second run of a sweep does not write into the folder of the first.
+    for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        log_to(tmp_path / name)
-        log.info("hello from %s", name)
-        log.debug("detail")
+        with log_to(tmp_path / name):
+            log.info("hello from %s", name)
+            log.debug("detail")
     first, second = ((tmp_path / name / "log.txt").read_text() for name in ("first", "second"))
     assert "hello from first" in first
     assert "second" not in first
@@ -274,3 +276,55 @@ def test_the_log_goes_to_the_terminal_and_with_the_time_to_a_file(
     shown = capsys.readouterr().err.splitlines()
     assert shown.count("hello from second") == 1
     assert "detail" not in shown
+
+
+def test_a_run_inside_of_another_one_gives_the_log_back_when_it_ends(
+    tmp_path: Path, logged: list[str]
+) -> None:
+    log = logging.getLogger("seed_exp")
+    before = log.level, log.propagate, list(log.handlers)
+    for name in ("outer", "inner"):
+        (tmp_path / name).mkdir()
+    with log_to(tmp_path / "outer"):
+        log.info("one")
+        with log_to(tmp_path / "inner"):
+            log.info("two")
+        log.info("three")
+    lines = {
+        name: [line[24:] for line in (tmp_path / name / "log.txt").read_text().splitlines()[1:]]
+        for name in ("outer", "inner")
+    }
+    assert lines == {"outer": ["one", "three"], "inner": ["two"]}
+    assert (log.level, log.propagate, list(log.handlers)) == before
+
+
+def open_together(folder: str, seed: int, barrier: Any, refused: Any) -> None:
+    own = dataclasses.replace(config(), run_dir=folder, seed=seed)
+    barrier.wait()
+    try:
+        with run.open_run("distill", "x", own, INPUTS, torch.device("cpu")):
+            barrier.wait()
+    except ValueError as error:
+        refused.put((seed, str(error)))
+        barrier.wait()
+
+
+@pytest.mark.parametrize("repeat", range(5))
+def test_of_two_commands_with_different_options_that_begin_together_one_has_the_folder(
+    repeat: int, tmp_path: Path
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier, refused = fork.Barrier(2, timeout=30), fork.SimpleQueue()
+    folder = tmp_path / "run"
+    both = [
+        fork.Process(target=open_together, args=(str(folder), seed, barrier, refused))
+        for seed in (1, 2)
+    ]
+    for process in both:
+        process.start()
+    loser, message = refused.get()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert "is in use by process" in message
+    assert json.loads((folder / "config.json").read_text())["options"]["seed"] == 3 - loser

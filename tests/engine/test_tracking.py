@@ -1,4 +1,7 @@
-"""Metrics reach their files whatever happens to Weights & Biases, and W&B gets each step once, whatever is killed when."""
+"""Metrics reach their files whatever happens to Weights & Biases.
+
+W&B gets each step once, whatever is killed when.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def draw(path: Path) -> None:
     Image.new("RGB", (5, 4)).save(path)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_each_call_is_one_line_that_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_end_training(
     ]
 
 
-# --- Weights & Biases -------------------------------------------------------------------------------------------------
+# --- Weights & Biases -----------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +230,7 @@ def ids(folder: Path) -> dict[str, str]:
 
 
 def segments(folder: Path, student: str) -> list[list[dict[str, Any]]]:
-    """The records of the student's offline runs, as wandb itself reads them: one after the other in time."""
+    """Records of the student's offline runs, in order of time, as wandb itself reads them."""
     paths = sorted(folder.glob(f"wandb/offline-run-*-{ids(folder)[student]}/*.wandb"))
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     printed = [
@@ -425,12 +428,12 @@ def test_what_is_read_back_of_a_torn_file_is_what_it_begins_with(tmp_path: Path)
     assert last_step(tmp_path / "run", run_id) == 39
 
 
-# --- with a W&B that misbehaves ---------------------------------------------------------------------------------------
+# --- with a W&B that misbehaves -------------------------------------------------------------------
 
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the stand-in for wandb writes what it is asked for."""
+    """The file in which the stand-in for wandb lists the calls that it gets."""
     monkeypatch.setenv(
         "PYTHONPATH", str(Path(__file__).parents[1] / "fake_wandb"), prepend=os.pathsep
     )
@@ -602,7 +605,9 @@ def test_signals_to_the_training_do_not_reach_the_process_that_sends(
 
 PARENT = """
 import os, signal, subprocess, sys
-process = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+process = subprocess.Popen(
+    sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+)
 if os.fork() == 0:  # a worker with a copy of the pipe, which outlives the training
     signal.pause()
 print(process.pid, os.getpid(), flush=True)

@@ -17,7 +17,7 @@ from seed_exp.engine import distributed
 from seed_exp.evaluation.average_precision import (
     RECALL_STEPS,
     Found,
-    _of_all_ranks,
+    _gathered,
     average_precision,
 )
 
@@ -33,7 +33,7 @@ def overlap(one: list[float], other: list[float]) -> float:
 
 
 def reference(truth: dict[str, Any], found: Found, threshold: float, recall_steps: int) -> float:
-    """Percent: of each class, the best precision at or beyond each level of recall, averaged; then over classes."""
+    """Percent: a class's best precision at or beyond each recall, averaged; then over classes."""
     averages = []
     for category in {annotation["category_id"] for annotation in truth["annotations"]}:
         objects = [
@@ -151,7 +151,7 @@ def gathered() -> Found:
     mine = [
         {"rank": distributed.rank(), "number": number} for number in range(3 * distributed.rank())
     ]
-    return _of_all_ranks(mine, torch.device("cpu"))
+    return _gathered(mine, torch.device("cpu"))
 
 
 def test_every_process_gets_what_all_have_found(two_ranks: Ranks) -> None:

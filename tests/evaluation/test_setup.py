@@ -9,7 +9,8 @@ from PIL import Image
 
 from seed_exp.base.files import file_hash
 from seed_exp.config.schema import CropConfig, DataConfig, StudentConfig, ViewsConfig
-from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled, num_workers_of
+from seed_exp.engine.run import num_workers_of
+from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.models.students import build_student, save_student
 
 VIEWS = ViewsConfig(

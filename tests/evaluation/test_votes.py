@@ -23,7 +23,10 @@ def features(rows: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def ties(rows: int, seed: int = 0) -> Tensor:
-    """Entries of +-1/2 in four dimensions: unit length and exact cosines from {-1, -1/2, 0, 1/2, 1}, so nearly all are tied."""
+    """Entries of +-1/2 in four dimensions, so that nearly all similarities are tied.
+
+    Lengths are 1, and cosines exactly one of {-1, -1/2, 0, 1/2, 1}.
+    """
     return torch.randint(0, 2, (rows, 4), generator=torch.Generator().manual_seed(seed)) - 0.5
 
 
@@ -225,7 +228,8 @@ def test_accuracy_on_digits_equals_scikit_learn(k: int) -> None:
             n_neighbors=k, metric="cosine", algorithm="brute", weights=weights
         )
         classifier.fit(bank.numpy(), bank_labels.numpy())
-        # scikit-learn gives tied classes to the lowest label, we to the nearest neighbour: a few digits may differ.
+        # scikit-learn gives tied classes to the lowest label, we to the nearest neighbour: a few
+        # digits may differ.
         expected = 100 * classifier.score(queries.numpy(), query_labels.numpy())
         tolerance = 0.0 if k == 1 or vote == "weighted" else 0.4
         assert result[f"knn{k}_{vote}"] == pytest.approx(expected, abs=tolerance + 1e-9)
@@ -284,16 +288,19 @@ import json, sys, torch
 from seed_exp.evaluation.votes import nearest
 
 def peak():  # bytes; getrusage would report the parent's peak where that is larger
-    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+    lines = open("/proc/self/status")
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 case, memory, num_bank, num_queries, dim, k = sys.argv[1], *map(int, sys.argv[2:])
 torch.set_num_threads(2)
-nearest(torch.randn(1000, 64), torch.randn(300, 64), 20, memory=2**20)  # loads what torch loads on first use
+# The first call loads what torch loads on first use.
+nearest(torch.randn(1000, 64), torch.randn(300, 64), 20, memory=2**20)
 empty = peak()
 bank, queries = torch.randn(num_bank, dim), torch.randn(num_queries, dim)
 if case == "tied":
     bank.fill_(1), queries.fill_(1)
-if case in ("ascending", "uneven"):  # every tile is nearer than all before it, to all queries or to some
+# Every tile is nearer than all before it, to all queries or to some.
+if case in ("ascending", "uneven"):
     bank[:, 0], queries[:, 0] = torch.linspace(0, 100, num_bank), 0
     queries[:: 1 if case == "ascending" else 50, 0] = 100
 before = peak()
@@ -303,7 +310,7 @@ print(json.dumps({"growth": peak() - before, "all": peak() - empty}))
 
 
 def measure_memory(case: str, *sizes: int) -> dict[str, int]:
-    """Bytes by which the resident memory of a new process grows: in `nearest`, and with its arguments."""
+    """Bytes by which a new process's memory grows: in `nearest` alone, and with its arguments."""
     line = [sys.executable, "-c", MEASURE_MEMORY, case, *map(str, sizes)]
     found: dict[str, int] = json.loads(
         subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -317,7 +324,8 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @linux_only
 @pytest.mark.parametrize("case", ["random", "tied", "ascending", "uneven"])
 def test_peak_memory_stays_within_the_bound(case: str) -> None:
-    # All similarities at once would be 200 MB. Allowed beside the bound: result, heap fragmentation, buffers of the matmul.
+    # All similarities at once would be 200 MB. Allowed beside the bound: result, heap
+    # fragmentation, buffers of the matmul.
     memory = 32 * MIB
     assert (
         4 * MIB < measure_memory(case, memory, 50_000, 1_000, 64, 20)["growth"] < memory + 24 * MIB

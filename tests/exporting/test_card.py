@@ -1,4 +1,7 @@
-"""The card says what is known, says of the rest that it is unknown, and neither secrets nor markup get through it."""
+"""The card says what is known, and that the rest is unknown.
+
+Neither secrets nor markup get through it.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,8 @@ def test_it_names_method_teacher_data_input_licence_and_how_to_load(tmp_path: Pa
         f"- Fingerprint of its weights: `{'cd' * 32}`",
         "shorter side resized to 256 px (bilinear, antialiased), centre of 224 x 224 px",
         "mean [0.485, 0.456, 0.406]",
-        'model = timm.create_model("resnet18", num_classes=0, checkpoint_path="model.safetensors").eval()',
+        'model = timm.create_model("resnet18", num_classes=0, '
+        'checkpoint_path="model.safetensors").eval()',
         "model = torchvision.models.resnet18()",
         "2.5e-06",
         "@article{fang2020seed,",
@@ -145,10 +149,10 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
         (
             {"teacher.network": "swav_r50", "teacher.checkpoint": "x.pth"},
             "unknown",
-            "CC-BY-NC-4.0 is that of its official file",
+            "its official file has CC-BY-NC-4.0",
         ),
-        ({"teacher.network": "run", "teacher.checkpoint": "runs/x"}, "unknown", "came without one"),
-        ({"teacher.network": "simclr_r50"}, "unknown", "came without one"),
+        ({"teacher.network": "run", "teacher.checkpoint": "runs/x"}, "unknown", "came without a licence"),
+        ({"teacher.network": "simclr_r50"}, "unknown", "came without a licence"),
         (
             {"teacher.network": "timm", "teacher.name": "vit_base_patch14_reg4_dinov2.lvd142m"},
             "apache-2.0",
@@ -157,9 +161,9 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
         (
             {"teacher.network": "timm", "teacher.name": "hf-hub:me/mine"},
             "unknown",
-            "came without one",
+            "came without a licence",
         ),
-        ({}, "unknown", "came without one"),
+        ({}, "unknown", "came without a licence"),
     ],
 )
 def test_the_licence_is_the_teachers_or_unknown(

@@ -1,4 +1,4 @@
-"""Every exported file gives the network's own features, in plain timm, torchvision, ONNX Runtime and torch."""
+"""Exported files give the network's own features in timm, torchvision, ONNX Runtime and torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def subject(
         torch.randn(5, 3, 7, 7, generator=generator), size=(size, size), mode="bilinear"
     )
     layers = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
-    for layer in layers:  # statistics as after a training: features then differ between images, and rounding stays small
+    # Statistics as after a training: features then differ between images, and rounding stays small.
+    for layer in layers:
         layer.train().momentum = None
     student.features(images)
     for layer in layers:
@@ -87,7 +88,7 @@ def test_a_network_has_the_formats_of_the_libraries_that_equal_it() -> None:
             "efficientnet_b1",
             ["torchvision"],
             False,
-            "torchvision has no network that equals efficientnet_b1; its formats are timm,",
+            "torchvision has no network that equals efficientnet_b1; choose formats from timm,",
         ),
         ("convnet_w2", ["timm"], False, "timm has no network that equals convnet_w2"),
         ("resnet18", ["timm"], True, "head=true needs a format that holds more"),
@@ -136,7 +137,10 @@ def test_a_changed_network_exported_as_timms_own_is_an_error_with_the_number(
 ) -> None:
     given = subject("mobilenetv3_large")
     monkeypatch.setattr(loaders, "CHANGES", {})
-    expected = r"model.safetensors as timm of .* relative error \d+ on 5 images, at most 0.0001 is allowed, and float32 itself is"
+    expected = (
+        r"model.safetensors as timm of .* relative error \d+ on 5 images, "
+        r"at most 0.0001 is allowed, and float32 itself is"
+    )
     with pytest.raises(ValueError, match=expected):
         export_formats(given, formats_of(given, ["timm"]), tmp_path)
 

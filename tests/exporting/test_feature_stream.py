@@ -1,4 +1,7 @@
-"""Features come part by part as they would at once, under the right numbers, from one process or two."""
+"""Features streamed part by part equal those computed at once, each under its image's number.
+
+One process or two may compute them.
+"""
 
 from __future__ import annotations
 

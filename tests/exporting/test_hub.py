@@ -1,4 +1,4 @@
-"""What goes to the Hugging Face hub, seen by a hub of our own."""
+"""Uploads to the Hugging Face hub, seen by a hub of our own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_a_refusal_is_one_line_without_the_token(
     class Hub:
         def create_repo(self, name: str, **options: Any) -> str:
             raise OSError(
-                "401 for https://me:hunter22@hub/api\nAuthorization: Bearer hf_abcdefghijklmnopqrstuvwxyz012345"
+                "401 for https://me:hunter22@hub/api\n"
+                "Authorization: Bearer hf_abcdefghijklmnopqrstuvwxyz012345"
             )
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)

@@ -1,4 +1,4 @@
-"""Neighbours and near-duplicates against the whole matrix of cosines; the page against what names could do to it."""
+"""Neighbours and near-duplicates against all cosines at once; the page against evil names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The error of an exported file is relative to what tells images apart, and measured without this package."""
+"""An exported file's error is relative to what tells images apart.
+
+It is measured without this package.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the property tests of this folder share: a short run by default, a long one when asked, and damage to valid bytes."""
+"""The frame of this folder's property tests.
+
+A short run by default, a long one when asked, and damage to valid bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ from hypothesis.strategies import SearchStrategy
 Property = Callable[..., None]
 
 PROPERTIES: dict[str, Property] = {}
-"""Every property by name, with the examples of the seed that it is given; test_fuzz_long.py calls them for minutes."""
+"""Every property by name; test_fuzz_long.py calls them for minutes, with examples of a seed."""
 
 
 def fuzz(num: int, **arguments: SearchStrategy[Any]) -> Callable[[Property], Property]:
-    """Makes of a function a test of `num` examples, the same ones in every run, and registers it for the long run."""
+    """Turns a function into a test of `num` examples, and registers it for the long run.
+
+    The examples are the same in every run.
+    """
 
     def decorate(check: Property) -> Property:
         PROPERTIES[check.__name__] = settings(max_examples=100, derandomize=False, deadline=None)(
@@ -44,7 +50,7 @@ _EXTREME = [
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """`whole` after one to four accidents: bytes changed, removed, put in, zeroed, repeated, cut off."""
+    """`whole` after 1 to 4 accidents: bytes changed, removed, put in, zeroed, repeated, cut off."""
     data = whole
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))

@@ -1,4 +1,7 @@
-"""Whatever bytes a file of weights holds: tensors, or an error that names the file. Never code, never much memory."""
+"""Whatever bytes a file of weights holds: tensors, or an error that names the file.
+
+Never code, never much memory.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ SAFE = save(
 
 
 def check_read(content: bytes, name: str) -> dict[str, Any] | None:
-    """What `read_checkpoint` makes of a file with this content; an error of another kind than ours is raised."""
+    """Reads this content with `read_checkpoint`; raises errors of other kinds than ours."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -89,7 +92,7 @@ def test_a_zip_with_another_pickle_is_a_dictionary_or_our_error(content: bytes) 
 
 
 def check_load(newest: bytes, before: bytes | None) -> dict[str, Any] | None:
-    """What `load_checkpoint` makes of a run with these files."""
+    """Loads the checkpoint of a run with these files."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "checkpoints").mkdir()

@@ -23,7 +23,7 @@ VALID = {"bench": "loss", "to": "tsv"}
 
 
 def required(command: str) -> list[str]:
-    """What a command cannot do without."""
+    """Options that a command cannot do without."""
     given: list[str] = []
     while True:
         try:
@@ -132,7 +132,10 @@ def lines(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 def check(command: str, overrides: list[str]) -> Any:
-    """The typed config, or None after an error that the command would show as one line; any other error is raised."""
+    """The typed config, or None after an error that the command shows as one line.
+
+    Raises any other error.
+    """
     try:
         config = compose(command, [*REQUIRED[command], *overrides])
     except (HydraException, OmegaConfBaseException) as error:

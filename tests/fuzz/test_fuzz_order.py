@@ -1,4 +1,7 @@
-"""Whatever the sizes: every epoch shows each image at most once, and the same ones on any number of processes."""
+"""Whatever the sizes: every epoch shows each image at most once.
+
+The images are the same on any number of processes.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ TAR = _tar()
 
 
 def read_everything(content: bytes, damage: Callable[[bytes], bytes] | None = None) -> int:
-    """The number of images that could be read; an error of another kind than ours, or that does not name the file, is raised."""
+    """The number of images that could be read.
+
+    Raises errors of other kinds than ours, and those that do not name the file.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "any.tar"
         path.write_bytes(content)

@@ -29,7 +29,10 @@ STARTS = [len(b"".join(ROWS[:number])) for number in range(len(ROWS))]
 
 
 def read_everything(path: Path) -> int:
-    """The number of rows that could be read; an error of another kind than ours, or that does not name the file, is raised."""
+    """The number of rows that could be read.
+
+    Raises errors of other kinds than ours, and those that do not name the file.
+    """
     try:
         source = TsvSource(path)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""Whatever recipe the config accepts and whatever size an image has: finite views of the right size, the same each time."""
+"""Whatever recipe the config accepts and whatever size an image has, its views are right.
+
+They have finite values and the right size. They are the same each time.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Five students and teachers; each teacher has near neighbours in the queue of 23, so that targets are not one-hot."""
+    """Five students and teachers, and a queue of 23.
+
+    Each teacher has near neighbours in the queue, so that targets are not one-hot.
+    """
     teacher = tiny.embeddings(5, 16, seed=0)
     queue = torch.cat(
         [tiny.embeddings(5, 16, seed=1, near=teacher), tiny.embeddings(18, 16, seed=2)]

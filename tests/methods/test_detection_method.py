@@ -1,4 +1,4 @@
-"""What detectors are given: boxes and masks lie on the objects, mirrored or not."""
+"""The input of detectors: boxes and masks lie on the objects, mirrored or not."""
 
 from __future__ import annotations
 

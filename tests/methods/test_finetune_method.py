@@ -1,4 +1,4 @@
-"""Fine-tuning: what moves, at which rate, and that it goes on exactly where it was."""
+"""Fine-tuning: the parameters that move, their rates, and exact resumption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def method(lrs: tuple[float, ...] = (0.5, 2.0), factor: float = 4.0) -> Finetune
 
 
 def classifier_of(network: nn.Module) -> Tensor:
-    """Weights [C, num_features] that the features are multiplied with."""
+    """Weights [C, num_features] that multiply the features."""
     return network.scale * network.classifier.weight
 
 

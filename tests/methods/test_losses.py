@@ -124,8 +124,11 @@ def test_multi_crop_at_full_size_takes_less_than_64_mib() -> None:
         from pathlib import Path
         from seed_exp.methods.losses import seed_loss
         def embeddings(num): return torch.nn.functional.normalize(torch.randn(num, 128), dim=1)
-        def kib(name): return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
-        student, teacher, queue = embeddings(1536).requires_grad_(), embeddings(1536), embeddings(65536)
+        def kib(name):
+            status = Path("/proc/self/status").read_text()
+            return int(re.search(name + r":\\s*(\\d+)", status)[1])
+        student, teacher = embeddings(1536).requires_grad_(), embeddings(1536)
+        queue = embeddings(65536)
         seed_loss(student, teacher, queue[:1024], tau_student=0.2, tau_teacher=0.01).backward()
         Path("/proc/self/clear_refs").write_text("5")
         before = kib("VmRSS")
@@ -158,7 +161,7 @@ def test_a_queue_of_a_million_gives_the_formula() -> None:
 
 
 def test_no_weight_is_a_denormal_number() -> None:
-    """They would be right, and a CPU's matrix product of them twenty times slower."""
+    """Denormal weights are right, but a CPU's matrix product of them is twenty times slower."""
     softmax = streaming.RunningSoftmax(torch.zeros(4))
     weights, _ = softmax.add(-torch.linspace(0, 200, 4000).view(4, 1000))
     assert weights.min() >= torch.finfo(torch.float32).tiny

@@ -129,7 +129,7 @@ def encoder(*, bn: bool) -> Student:
 
 
 def keys_here(train: bool, bn: bool) -> tuple[Tensor, Tensor]:
-    """Each rank's keys of its part of 6 x world_size images, and what its encoder itself makes of these images."""
+    """Each rank's keys of its part of 6 x world_size images, and its encoder's own embeddings."""
     student = encoder(bn=bn).train(train)
     method = Moco({"a": student}, MocoConfig(queue_size=8), seed=0)
     size = 6

@@ -1,4 +1,7 @@
-"""Every objective against its formula, and in the walk that all of them share: fleets, multi-crop, resume, ranks."""
+"""Every objective against its formula, and in the walk that all share.
+
+Fleets, multi-crop, resume, ranks.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ FORMULAS: dict[str, tuple[Loss, Loss]] = {
 }
 
 
-# --- the losses -------------------------------------------------------------------------------------------------------
+# --- the losses -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -152,7 +155,7 @@ def test_bad_arguments_are_named() -> None:
         losses.bingo_target(good, good, bag_size=2, weight=1.5)
 
 
-# --- clusters ---------------------------------------------------------------------------------------------------------
+# --- clusters -------------------------------------------------------------------------------------
 
 
 def test_k_means_equals_the_algorithm_written_out(chunk: None) -> None:
@@ -211,7 +214,7 @@ def test_more_clusters_than_the_queue_has_entries_are_refused() -> None:
         build("k_means", num_clusters=22)
 
 
-# --- the walk that all take -------------------------------------------------------------------------------------------
+# --- the walk that all take -----------------------------------------------------------------------
 
 
 def build(
@@ -439,7 +442,7 @@ def test_only_what_an_objective_needs_goes_into_its_checkpoints() -> None:
 
 
 def clusters_after_steps(name: str) -> dict[str, Tensor]:
-    """On each rank: the state after steps with images that the ranks do not have in common."""
+    """The state of a rank after steps with images that the ranks do not share."""
     method = build(name)
     for step in range(4):
         method.prepare(views(seed=10 * step + rank()), BATCH)
@@ -479,7 +482,7 @@ def test_the_deep_head_is_that_of_simreg() -> None:
     assert projection_head(6, 20, 4, deep=True)[0].out_features == 20
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -549,7 +552,7 @@ def test_one_view_is_refused_where_two_are_compared() -> None:
             distill(config)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 DIGITS = [
     "data=digits",

@@ -344,7 +344,7 @@ def test_an_epoch_file_that_cannot_be_read_is_not_there(tmp_path: Path) -> None:
     assert one.read(0, torch.arange(8)) is None
 
 
-# What it costs.
+# Costs.
 
 
 def free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
@@ -361,7 +361,8 @@ def test_the_size_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path / "one", dim=128, num_images=1_281_167, num_views={"global": 1, "local": 6}
     )
     assert one.describe(200) == (
-        f"teacher cache {tmp_path}/one: (7 views x 128 floats + checksum) x 4 bytes x 1,281,167 images x 200 epochs"
+        f"teacher cache {tmp_path}/one: (7 views x 128 floats + checksum) x 4 bytes x "
+        "1,281,167 images x 200 epochs"
         " = 919GB; 0.00B are there, the disk has 1.00TB free"
     )
     small, indices = cache(tmp_path / "two"), torch.arange(40)

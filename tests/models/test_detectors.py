@@ -1,4 +1,4 @@
-"""Detectors on encoders: that they see the encoder's own features, train all of it, and freeze what they should."""
+"""Detectors see their encoder's own features, train all of it, and freeze what they should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Downloads survive broken connections, resume, check what they got, and never leave half a file under its name."""
+"""Downloads survive broken connections, resume, and check what they got.
+
+They never leave half a file under its name.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,12 @@ class Server:
     """Answers that are broken before the first whole one."""
     status: int = 200
     shift: int = 0
-    """Bytes by which the part that is sent lies behind the part that was asked for."""
+    """Bytes by which the sent part begins later than the requested part."""
     length: bool = True
     lengths: str | None = None
-    """What Content-Length says instead of the truth."""
+    """A false value of Content-Length; None = the true one."""
     reason: str | None = None
-    """What stands behind the status."""
+    """The text behind the status."""
     failures: int = 10**9
     """Answers with `status` before those without."""
     headers: dict[str, str] = field(default_factory=dict)
@@ -56,11 +59,11 @@ class Server:
     if_range: bool = True
     """Whether If-Range is understood."""
     changed: tuple[bytes, dict[str, str]] | None = None
-    """Content and headers from the second answer on."""
+    """New content and headers from the second answer on."""
     stall_s: float = 0
     """Pause in the middle of a body that is broken."""
     redirect: str | None = None
-    """Where the first request is sent to."""
+    """The address that the first request is redirected to."""
     requests: list[str | None] = field(default_factory=list)
     """The Range header of each request."""
     url: str = ""

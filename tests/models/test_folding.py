@@ -1,4 +1,7 @@
-"""Folded networks compute what they did before, faster; what cannot be folded safely is left alone."""
+"""Folded networks compute the same as before, faster.
+
+What cannot be folded safely is left alone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def images(num: int = 8, size: int = 32) -> Tensor:
 
 @torch.no_grad()
 def lived(network: nn.Module) -> nn.Module:
-    """The network as training might have left it: statistics of its own activations, scales and shifts that are not 1 and 0."""
+    """The network as training might have left it.
+
+    Its statistics are those of its own activations; scales and shifts are not 1 and 0.
+    """
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -83,7 +89,7 @@ def test_a_network_that_cannot_be_traced_stays_as_it_is(name: str) -> None:
 
 
 class Branches(nn.Module):
-    """A convolution, then batch norm, in the ways in which one must not be folded into the other."""
+    """A convolution, then batch norm, in the ways that forbid to fold one into the other."""
 
     def __init__(self, way: str) -> None:
         super().__init__()

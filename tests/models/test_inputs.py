@@ -14,7 +14,7 @@ OTHER = InputSpec([0.5, 0.4, 0.3], [0.5, 0.25, 0.2])
 
 
 def pixels(size: int = 20, num: int = 2) -> Tensor:
-    """In [0, 1]."""
+    """Random pixels [num, 3, size, size] in [0, 1]."""
     return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 

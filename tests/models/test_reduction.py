@@ -12,7 +12,7 @@ from seed_exp.models.reduction import Reduction, fit_reduction
 
 
 def sample(num: int = 200, dim: int = 12, offset: float = 1.0) -> Tensor:
-    """Unit embeddings with a mean and directions of very different variance, as those of a pooled feature are."""
+    """Unit embeddings with a mean and unequal variances of directions, like pooled features."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(num, dim, generator=generator) * torch.logspace(0, -2, dim)
     rotation, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator))

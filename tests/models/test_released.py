@@ -1,4 +1,7 @@
-"""Students that SEED released are read as they are: as the beginning of a student, as students, as teachers."""
+"""Students that SEED released are read as they are.
+
+They serve as the beginning of a student, as students, as teachers.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ def test_embeddings_are_those_of_the_released_code(
         assert torch.equal(teacher.state_dict()[key], tensor), key
 
 
-# From timm's names to those of the released files, for networks of which there is no fixture. Slow and plain: one layer at a
-# time, blocks counted through the stages.
+# From timm's names to those of the released files, for networks of which there is no fixture.
+# Slow and plain: one layer at a time, blocks counted through the stages.
 
 _FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
 _OTHERS = {
@@ -65,7 +68,13 @@ def _efficientnet_key(encoder: nn.Module, key: str) -> str:
     match = re.fullmatch(r"blocks\.(\d)\.(\d)\.(.*)\.(\w+)", key)
     if match is None:
         name, parameter = key.split(".")
-        return f"{ {'conv_stem': '_conv_stem', 'bn1': '_bn0', 'conv_head': '_conv_head', 'bn2': '_bn1'}[name] }.{parameter}"
+        released = {
+            "conv_stem": "_conv_stem",
+            "bn1": "_bn0",
+            "conv_head": "_conv_head",
+            "bn2": "_bn1",
+        }
+        return f"{released[name]}.{parameter}"
     stage, number = int(match[1]), int(match[2])
     index = sum(len(blocks) for blocks in encoder.blocks[:stage]) + number
     names = (_FIRST if stage == 0 else _OTHERS) | {

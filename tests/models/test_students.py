@@ -1,4 +1,4 @@
-"""Students are the released networks, under timm's names, and come back from their files as they were."""
+"""Students are the released networks, under timm's names, and survive being saved and loaded."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def test_init_takes_the_encoder_of_a_run(tmp_path: Path) -> None:
         assert started.embedding_dim == 5
     with pytest.raises(
         ValueError,
-        match=r"holds 0 students with network resnet18 \(large, small in all\); give a student's file",
+        match=r"holds 0 students with network resnet18 \(large, small in all\); "
+        r"give a student's file",
     ):
         build_student(_config("resnet18", init=str(tmp_path)), 5)
 

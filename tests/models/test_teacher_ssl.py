@@ -1,4 +1,7 @@
-"""Each convention gives what the original code computes; a file of another one is refused, and the right one named."""
+"""Each convention gives what the original code computes.
+
+A file of another convention is refused, and the right one named.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,11 @@ def _small(width: int = 1) -> WideResNet:
 
 
 def _tensors(convention: str, layers: str, width: int = 1) -> dict[str, torch.Tensor]:
-    """What a file of the convention holds of a small network; `layers` is as in Convention.heads."""
+    """A small network's tensors as a file of the convention holds them.
+
+    Args:
+        layers: As in Convention.heads.
+    """
     spec = TEACHER_SSL[convention]
     tensors = {spec.prefix + key: tensor for key, tensor in _small(width).state_dict().items()}
     tensors |= {f"{beginning}x": torch.zeros(1) for beginning in spec.ignored}
@@ -105,8 +112,9 @@ def test_embeddings_are_those_of_the_original_code(
 def test_embeddings_of_the_double_width_network(
     fill: ModuleType, shared: Path, tmp_path: Path
 ) -> None:
-    # The last digits of torch.randn, from which the weights are rebuilt, depend on the CPU and on torch's version. Here that
-    # alone was seen to move the embeddings by 1.2e-4, in float64 too; a wrong pairing moves them by more than 0.5.
+    # The last digits of torch.randn, from which the weights are rebuilt, depend on the CPU and on
+    # torch's version. Here that alone was seen to move the embeddings by 1.2e-4, in float64 too;
+    # a wrong pairing moves them by more than 0.5.
     _assert_reproduced(
         fill,
         shared / "fixtures" / "swav_resnet50w2.json",

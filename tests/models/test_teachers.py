@@ -1,4 +1,7 @@
-"""Teachers are frozen and come from official files or our own runs; what cannot work is refused before a download."""
+"""Teachers are frozen, and come from official files or our own runs.
+
+A combination that cannot work is refused before a download.
+"""
 
 from __future__ import annotations
 

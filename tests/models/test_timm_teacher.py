@@ -1,4 +1,7 @@
-"""Any network of timm is a teacher: its own weights, those of its authors' files, its sizes and its normalisation."""
+"""Any network of timm is a teacher, with its own sizes and normalisation.
+
+Its weights are timm's or those of its authors' files.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def views(*sizes: int, mean: float = 0.45, std: float = 0.22) -> ViewsConfig:
 
 
 def network(name: str = NAME) -> nn.Module:
-    """As it would come from timm, with a classifier, in which every tensor differs from a fresh one's."""
+    """A network as timm gives it, with a classifier; every tensor differs from a fresh one's."""
     torch.manual_seed(5)
     model = timm.create_model(
         name, num_classes=3, **({"dynamic_img_size": True} if "vit" in name else {})
@@ -123,7 +126,8 @@ def test_pytorch_files_with_a_container_are_read(tmp_path: Path, container: str 
 
 
 def test_a_file_in_the_names_of_the_authors_is_converted(tmp_path: Path) -> None:
-    # DINOv2's: other names for the register tokens, a mask token that only its training needs, positions of the class token.
+    # DINOv2's file: other names for the register tokens, a mask token that only its training needs,
+    # positions of the class token.
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
     reference = timm_encoder(name).eval()
     tensors = {
@@ -205,7 +209,10 @@ def test_a_download_that_fails_is_one_line_that_says_what_to_do(
         return create(model, pretrained=False, **options)
 
     monkeypatch.setattr(encoders.timm, "create_model", offline)
-    expected = rf"timm cannot load {re.escape(name)} \(Name or service not known\); .*teacher\.checkpoint=PATH$"
+    expected = (
+        rf"timm cannot load {re.escape(name)} \(Name or service not known\); "
+        r".*teacher\.checkpoint=PATH$"
+    )
     with pytest.raises(ValueError, match=expected):
         build_teacher(TeacherConfig("timm", name), "")
 

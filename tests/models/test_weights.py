@@ -33,7 +33,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 
 class _Code:
-    """What an attacker pickles: unpickling it would make the folder."""
+    """An attacker's object: unpickling it would make the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

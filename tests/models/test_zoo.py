@@ -1,4 +1,4 @@
-"""The zoo says what is known of published files and nothing else, and finds out what a file here is."""
+"""The zoo says what is known of published files and no more, and finds out what a file here is."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
     monkeypatch.setitem(TEACHERS, NAME, replace(TEACHERS[NAME], **changes))
 
 
-# What is known.
+# Known files.
 
 
 def test_every_published_teacher_and_the_eight_students_are_there() -> None:
@@ -116,7 +116,7 @@ def test_sizes_of_networks_are_those_of_the_papers() -> None:
     }
 
 
-# What is here.
+# Files here.
 
 
 def test_the_state_of_a_file_is_told_without_reading_it(
@@ -184,12 +184,13 @@ def test_a_file_that_was_put_there_is_hashed_when_it_is_fetched(
     publish(monkeypatch, hash="md5:00000000", url="http://127.0.0.1:9/x")
     with pytest.raises(
         ValueError,
-        match=r"tiny\.pth is not moco_v1_r9: md5 \w+, expected 0000.*; delete it and fetch it again",
+        match=r"tiny\.pth is not moco_v1_r9: md5 \w+, expected 0000.*; "
+        r"delete it and fetch it again",
     ):
         fetch(zoo()[NAME])
 
 
-# What is in it.
+# Contents of a file.
 
 
 def test_a_good_file_is_verified_and_its_hash_noted_where_none_is_published(

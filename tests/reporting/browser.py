@@ -1,4 +1,7 @@
-"""Headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver): nothing to install but the two programs."""
+"""Headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver).
+
+Nothing needs to be installed but the two programs.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ class Browser:
         self._call("POST", "/url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str) -> Any:
-        """What the body of a JavaScript function returns."""
+        """Runs the body of a JavaScript function; returns its result."""
         return self._call("POST", "/execute/sync", {"script": script, "args": []})
 
     def cdp(self, command: str, **parameters: Any) -> Any:
@@ -91,7 +94,7 @@ class Browser:
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def messages(self) -> list[str]:
-        """What the browser complained about since the last call."""
+        """Complaints of the browser since the last call."""
         return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
 
     def close(self) -> None:

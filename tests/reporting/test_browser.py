@@ -19,7 +19,10 @@ NO_SCROLL = "return [innerWidth, document.documentElement.scrollWidth]"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of four columns, two seeds, a half-finished run beside which stands a number published for other images."""
+    """A report of four columns and two seeds.
+
+    Beside a half-finished run stands a number published for other images.
+    """
     home = tmp_path_factory.mktemp("report")
     for size in (128, 512, 1024):
         for seed in (0, 1):
@@ -70,7 +73,8 @@ def test_only_tables_scroll_sideways(browser: Browser, page: Path, width: int) -
     browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
     assert browser.run(NO_SCROLL) == [width, width]
     boxes = browser.run(
-        "return [...document.querySelectorAll('.box')].map(b => [b.clientWidth, getComputedStyle(b).overflowX])"
+        "return [...document.querySelectorAll('.box')]"
+        ".map(b => [b.clientWidth, getComputedStyle(b).overflowX])"
     )
     assert all(inner <= width and overflow == "auto" for inner, overflow in boxes)
     if width == 390:
@@ -104,7 +108,8 @@ def test_curves_are_switched_off_and_on(browser: Browser) -> None:
 def test_pointing_at_a_diagram_tells_its_values(browser: Browser) -> None:
     browser.run("document.querySelector('svg[data-chart]').scrollIntoView({block: 'center'})")
     box = browser.run(
-        "const b = document.querySelector('svg[data-chart]').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
+        "const b = document.querySelector('svg[data-chart]').getBoundingClientRect(); "
+        "return [b.x, b.y, b.width, b.height]"
     )
     browser.cdp(
         "Input.dispatchMouseEvent",
@@ -113,7 +118,8 @@ def test_pointing_at_a_diagram_tells_its_values(browser: Browser) -> None:
         y=box[1] + box[3] / 2,
     )
     tip = browser.run(
-        "const t = document.querySelector('.tip'); return [t.hidden, t.innerText, t.getBoundingClientRect().right]"
+        "const t = document.querySelector('.tip'); "
+        "return [t.hidden, t.innerText, t.getBoundingClientRect().right]"
     )
     assert tip[0] is False
     assert tip[1].startswith("step ")
@@ -123,7 +129,10 @@ def test_pointing_at_a_diagram_tells_its_values(browser: Browser) -> None:
 
 
 def test_the_table_of_costs_is_sorted_by_a_click(browser: Browser) -> None:
-    column = "return [...document.querySelectorAll('#cost tbody tr')].map(row => Number(row.cells[7].dataset.value))"
+    column = (
+        "return [...document.querySelectorAll('#cost tbody tr')]"
+        ".map(row => Number(row.cells[7].dataset.value))"
+    )
     head = "document.querySelectorAll('#cost thead button')[7].click()"
     browser.run(head)
     up = browser.run(column)
@@ -156,16 +165,22 @@ def test_without_scripts_everything_is_there_and_curves_can_still_be_switched(
 
 
 CONTRAST = """
-const linear = (value) => value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+const linear = (value) =>
+  value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
 const light = (colour) => {
   const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(linear);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const paper = light(getComputedStyle(document.body).backgroundColor);
-const ratio = (c) => { const l = light(c); return (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05); };
-const texts = document.querySelectorAll('body, p, li, a, th, td, small, .state, .reference, .spread');
+const ratio = (c) => {
+  const l = light(c);
+  return (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05);
+};
+const texts = document.querySelectorAll(
+  'body, p, li, a, th, td, small, .state, .reference, .spread');
 const text = [...texts].map(e => ratio(getComputedStyle(e).color));
-const lines = [...document.querySelectorAll('figure .curve')].map(e => ratio(getComputedStyle(e).stroke));
+const curves = document.querySelectorAll('figure .curve');
+const lines = [...curves].map(e => ratio(getComputedStyle(e).stroke));
 return [Math.min(...text), Math.min(...lines), paper];
 """
 

@@ -16,7 +16,10 @@ from seed_exp.reporting.runs import Result, Run, read_runs
 from seed_exp.reporting.table_cells import Value
 from seed_exp.tools.report import planned_jobs
 
-PLAN = f"distill {' '.join(DIGITS)} {STUDENTS} teacher=moco_v2_r50 objective.queue_size=128,512 seed=0,1"
+PLAN = (
+    f"distill {' '.join(DIGITS)} {STUDENTS} teacher=moco_v2_r50 "
+    "objective.queue_size=128,512 seed=0,1"
+)
 IMAGENET = [
     "data=imagenet",
     "views=mocov2",
@@ -26,7 +29,7 @@ IMAGENET = [
     "teacher=moco_v2_r50",
 ]
 STEPS = 400 * 44
-"""As many as the longest of these runs has."""
+"""Steps of the longest of these runs."""
 THEIRS = [
     Published(
         "resnet18",

@@ -23,7 +23,10 @@ CIFAR = (
 
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
-    """Two seeds: evaluated on their own images, linearly and as a whole on others, the first one also after half of the steps."""
+    """Two seeds, evaluated on their own images, and linearly and as a whole on others.
+
+    The first seed is evaluated after half of the steps too.
+    """
     for seed in (0, 1):
         folder = make_run(
             tmp_path / f"a{seed}",

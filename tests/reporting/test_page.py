@@ -71,7 +71,10 @@ def document(folder: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two seeds with results, one half-finished run, in folders with bad names; pictures and a picture that is none."""
+    """Two seeds with results and a half-finished run, in folders with bad names.
+
+    There are pictures, and a picture file that holds none.
+    """
     for seed in (0, 1):
         run = make_run(
             tmp_path / "runs" / f"a{seed}",

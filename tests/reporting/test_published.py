@@ -26,7 +26,7 @@ def composed_options(command: str, *overrides: str) -> dict[str, Any]:
 
 @functools.cache
 def linear_options() -> dict[str, Any]:
-    """Of the command as it is typed, but at the paper's learning rate alone."""
+    """Decisive options of `linear` as typed, but with the paper's learning rate alone."""
     return {**decisive_options(composed("linear", ("run=.",))), "lrs": [30.0]}
 
 
@@ -36,7 +36,10 @@ def value(
     command: str = "distill",
     overrides: tuple[str, ...] = (),
 ) -> Value:
-    """Linear top-1 of a finished run on ImageNet with the defaults, apart from options of its training and evaluation."""
+    """Linear top-1 of a finished run on ImageNet with the defaults.
+
+    The arguments change options of its training and evaluation.
+    """
     options = {**composed_options(command, *overrides), **changed}
     (name,) = {key.split(".")[1] for key in options if key.startswith("students.")}
     epochs = options[f"students.{name}.epochs"] or options["epochs"]

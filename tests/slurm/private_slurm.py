@@ -1,4 +1,6 @@
-"""SLURM on this machine, for the tests: its daemons as children of this process, in one folder, without systemd or cgroups.
+"""SLURM on this machine, for the tests.
+
+Its daemons are children of this process, in one folder, without systemd or cgroups.
 
     with PrivateSlurm(Path("/tmp/lab")) as slurm:
         print(slurm.run("sbatch", "--wait", "job.sh").stdout)
@@ -36,7 +38,7 @@ PROGRAMS = (
 )
 START_S = 30
 SOCKET_PATH_LENGTH = 107
-"""What a Unix socket's path may have: why the folder must be a short one."""
+"""Bytes that a Unix socket's path may have; hence the folder must be a short one."""
 
 FOREIGN = (
     "SLURM",
@@ -87,20 +89,24 @@ KillWait=20
 FirstJobId={first_job}
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES DefaultTime=10 MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=main Nodes=ALL Default=YES DefaultTime=10 MaxTime=INFINITE PriorityTier=1 \
+PreemptMode=REQUEUE GraceTime=20
 PartitionName=urgent Nodes=ALL DefaultTime=10 MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 """
 
 
 def program(name: str) -> str | None:
-    """Where it is; daemons are not on every user's PATH."""
+    """The path of the program; daemons are not on every user's PATH."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def why_not() -> str | None:
     """Why SLURM cannot run here, in one line; None = it can."""
     if missing := [name for name in PROGRAMS if program(name) is None]:
-        return f"SLURM is not installed (no {', '.join(missing)}): apt-get install slurmctld slurmd slurm-client munge"
+        return (
+            f"SLURM is not installed (no {', '.join(missing)}): "
+            "apt-get install slurmctld slurmd slurm-client munge"
+        )
     try:  # as SLURM does: with 127.0.0.1 alone on the machine, that is no address
         socket.getaddrinfo(
             "127.0.0.1", 1, socket.AF_INET, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
@@ -111,7 +117,7 @@ def why_not() -> str | None:
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+    """Ports of this machine without a listener."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(num)]
         for probe in probes:
@@ -129,12 +135,14 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) 
 
 
 class PrivateSlurm:
-    """A cluster whose nodes, 127.0.0.1 and so on, are all this machine, each with CPUs and GPUs that it does not have.
+    """A cluster whose nodes, 127.0.0.1 and so on, are all this machine.
 
-    Partition `main` is the default; a job in `urgent` preempts those in `main`, which have 20 s to leave and are requeued.
+    Each node has CPUs and GPUs that the machine does not have. Partition `main` is the default; a
+    job in `urgent` preempts those in `main`, which have 20 s to leave and are requeued.
 
     Args:
-        folder: An empty folder with a short name that everybody may enter (munged wants it so), not in pytest's tmp_path.
+        folder: An empty folder with a short name that everybody may enter (munged wants it so),
+            not in pytest's tmp_path.
         num_nodes: Nodes.
         cpus, gpus: What each node pretends to have.
     """
@@ -145,7 +153,7 @@ class PrivateSlurm:
         self.env = {
             name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)
         }
-        """What a process needs to be a client of this cluster, and nothing of another one's."""
+        """Variables that make a process a client of this cluster and of no other."""
         self.env |= {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "GLOO_SOCKET_IFNAME": "lo",
@@ -209,7 +217,10 @@ class PrivateSlurm:
         timeout: float = 120,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a client of the cluster, such as sbatch or a command of ours, with `env` added to the environment.
+        """Runs a client of the cluster, such as sbatch or a command of ours.
+
+        Args:
+            env: Variables to add to the environment.
 
         Raises:
             RuntimeError: it fails, unless `check` is False; with all that it printed.
@@ -226,18 +237,19 @@ class PrivateSlurm:
         )
         if check and done.returncode:
             raise RuntimeError(
-                f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+                f"{' '.join(map(str, command))} ended with {done.returncode}:\n"
+                f"{done.stdout}{done.stderr}"
             )
         return done
 
     def jobs(self) -> list[dict[str, str]]:
-        """What `scontrol show job` says of each job, also of those that ended."""
+        """Answers of `scontrol show job` for each job, also for jobs that ended."""
         shown = self.run("scontrol", "-o", "show", "job", check=False).stdout
         found = [dict(re.findall(r"(?:^| )([\w/:]+)=(\S*)", line)) for line in shown.splitlines()]
         return [job for job in found if "JobId" in job]
 
     def job(self, job_id: str) -> dict[str, str]:
-        """That of one job, 12, or of a task of an array, 12_0."""
+        """The answer for one job, such as 12, or for a task of an array, such as 12_0."""
         for job in self.jobs():
             if job_id in (job["JobId"], f"{job.get('ArrayJobId')}_{job.get('ArrayTaskId')}"):
                 return job
@@ -323,7 +335,7 @@ class PrivateSlurm:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether daemons that listen on the address of the machine's name only can be reached at 127.0.0.1."""
+    """Whether 127.0.0.1 reaches daemons that listen only on the address of the machine's name."""
     try:
         return socket.gethostbyname(host).startswith("127.")
     except OSError:

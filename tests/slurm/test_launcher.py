@@ -1,4 +1,7 @@
-"""`-m hydra/launcher=slurm` on a cluster without accounts: sweeps, requeues in the middle, errors that reach the terminal."""
+"""`-m hydra/launcher=slurm` on a cluster without accounts.
+
+Sweeps, requeues in the middle, errors that reach the terminal.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ pytestmark = pytest.mark.slurm
 def sweep(
     slurm: PrivateSlurm, folder: Path, *options: str, launcher: str = "slurm", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """`pretrain -m hydra/launcher=...` on tasks of one CPU each and no GPU; returns when the last job has ended."""
+    """Runs `pretrain -m hydra/launcher=...` on tasks of one CPU each and no GPU.
+
+    Returns when the last job has ended.
+    """
     line = [
         sys.executable,
         "-m",
@@ -51,7 +57,8 @@ def test_a_sweep_of_three_cells_one_of_them_requeued_in_mid_epoch(
     slurm: PrivateSlurm, tmp_path: Path
 ) -> None:
     def warn() -> None:
-        # The last task of an array has the array's own number: requeueing by that would start all of them again.
+        # The last task of an array has the array's own number: requeueing by that number would
+        # start all of them again.
         wait_until(lambda: step_of(tmp_path / "2") > 0, "training")
         (last,) = [job for job in slurm.jobs() if job.get("ArrayTaskId") == "2"]
         assert last["JobId"] == last["ArrayJobId"]

@@ -30,7 +30,7 @@ def train(slurm: PrivateSlurm, folder: Path, *options: str) -> str:
 
 
 def left_in(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the tasks of a job left, by what each knew of itself."""
+    """Files that the tasks of a job left, by the name that each gave itself."""
     return {
         file.stem: torch.load(file, weights_only=True) for file in sorted(folder.glob("rank*.pt"))
     }

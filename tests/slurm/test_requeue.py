@@ -1,4 +1,7 @@
-"""What ends a job in a plain script, and whether it is started again: preemption, a dead node, scancel, standing still."""
+"""Ends of a job in a plain script, and whether it is started again.
+
+Preemption, a dead node, scancel, standing still.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`python -m seed_exp.sweep` on a real SLURM: detached, from a snapshot, each cell once, through requeue, failure and retry."""
+"""`python -m seed_exp.sweep` on a real SLURM.
+
+Detached, from a snapshot, each cell once, through requeue, failure and retry.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class Project:
     def wait(
         self, condition: Callable[[list[dict[str, Any]]], bool], *arguments: str
     ) -> list[dict[str, Any]]:
-        """The status as soon as the condition holds of it."""
+        """The status as soon as it meets the condition."""
         seen: list[list[dict[str, Any]]] = []
 
         def holds() -> bool:
@@ -112,7 +115,8 @@ def test_a_sweep_with_a_requeue_and_a_failure_ends_as_if_each_cell_had_run_alone
 
     # One is asked to make room in mid-run.
     first = project.wait(lambda cells: 10 <= cells[0]["progress"].get("step", 0) < 150, *sweep)[0]
-    # The step: to a task of an array of which others still wait, scancel sends the signal again and again, also when it is back.
+    # The signal goes to the step: to a task of an array of which others still wait, scancel sends
+    # it again and again, also when the task is back.
     slurm.run("scancel", "--signal=USR2", f"{slurm.job(first['job'])['JobId']}.0")
     cells = project.wait(ended, *sweep)
     assert states(cells) == ["FINISHED", "FAILED", "FINISHED", "FAILED"]
@@ -122,7 +126,8 @@ def test_a_sweep_with_a_requeue_and_a_failure_ends_as_if_each_cell_had_run_alone
     assert f"\n1: {cells[1]['said']}" in table
     assert "2 FINISHED, 2 FAILED" in table
 
-    # What failed is started again, from the code and with the files of now; what is finished is not.
+    # Failed cells are started again, from the code and with the files of now; finished ones are
+    # not.
     edited.write_text(written)
     (tmp_path / "digits.yaml").rename(project.folder / "conf/views/digits.yaml")
     assert "nothing to submit" in project.sweep("submit", *sweep)

@@ -1,4 +1,7 @@
-"""A task of a step: `srun python train_tiny.py FOLDER` trains, without batch norm, which would see each rank's images only."""
+"""A task of a step: `srun python train_tiny.py FOLDER` trains.
+
+Without batch norm, which would see each rank's images only.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ def main() -> None:
     with distributed.process_group(torch.device("cpu")):
         method = tiny.seed(["a", "b"], bn=False)
         tiny.train(method, folder)
-        name = f"rank {distributed.rank()} of {distributed.world_size()}, {distributed.local_world_size()} on its node"
+        name = (
+            f"rank {distributed.rank()} of {distributed.world_size()}, "
+            f"{distributed.local_world_size()} on its node"
+        )
         torch.save(
             {"weights": tiny.weights(method), "node": os.environ.get("SLURMD_NODENAME")},
             folder / f"{name}.pt",

@@ -1,4 +1,4 @@
-"""What the tests on the cluster train: seconds of MoCo on digits, by command."""
+"""Trainings for the tests on the cluster: seconds of MoCo on digits, by command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def pretrain(slurm: PrivateSlurm, folder: Path, *options: str) -> None:
 
 
 def submit(slurm: PrivateSlurm, folder: Path, command: list[str], *options: str) -> str:
-    """Submits the command as one step of a plain script, as a cluster's manual would have it; returns the job's number."""
+    """Submits the command as one step of a plain script, as a cluster's manual would have it.
+
+    Returns the job's number.
+    """
     script = folder / "job.sh"
     script.write_text(f"#!/bin/bash\nsrun --kill-on-bad-exit=1 {' '.join(map(repr, command))}\n")
     return slurm.run(
@@ -52,13 +55,16 @@ def step_of(run: Path) -> int:
 
 
 def same_weights(first: Path, second: Path) -> None:
-    """Both ended with the same state, bit for bit. The metrics are not: a checkpoint averages them over ranks early."""
+    """Checks that both ended with the same state, bit for bit.
+
+    The metrics are left out: a checkpoint averages them over ranks early.
+    """
     one, two = tiny.last_checkpoint(first), tiny.last_checkpoint(second)
     del one["tracker"], two["tracker"]
     tiny.assert_same(one, two)
 
 
 def same_runs(first: Path, second: Path) -> None:
-    """Both ended with the same state and the same metrics, bit for bit."""
+    """Checks that both ended with the same state and the same metrics, bit for bit."""
     tiny.assert_same(tiny.last_checkpoint(first), tiny.last_checkpoint(second))
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()

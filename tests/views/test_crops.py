@@ -24,7 +24,7 @@ RATIO = (3 / 4, 4 / 3)
 def reference_box(
     height: int, width: int, draws: list[float], scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """One box, attempt after attempt, as torchvision's documentation describes it."""
+    """Draws one box, attempt after attempt, as torchvision's documentation describes it."""
     for attempt in range(10):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[attempt])
         ratio = math.exp(

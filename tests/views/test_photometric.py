@@ -32,7 +32,8 @@ STEPS = {
     Column.CONTRAST: tv.adjust_contrast,
     Column.SATURATION: tv.adjust_saturation,
 }
-# torchvision's luminance weights are 0.2989, 0.587, 0.114: up to 1e-4 of the value below Pillow's and ours, per step.
+# torchvision's luminance weights are 0.2989, 0.587, 0.114: up to 1e-4 of the value below Pillow's
+# and ours, per step.
 TOLERANCE = 5e-4
 
 
@@ -48,7 +49,7 @@ def recipe(**options: object) -> ViewsConfig:
 
 
 def pictures(num: int, size: int = 20) -> Tensor:
-    """uint8 [num, 3, size, size]: noise over gradients, with gray, black, white and pure colours among the pixels."""
+    """uint8 [num, 3, size, size]: noise over gradients, with grey, black, white, pure colours."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num, 3, size, size), generator=generator, dtype=torch.uint8)
     images[:, :, 0] = images[:, :1, 0]

@@ -1,4 +1,7 @@
-"""The report as one HTML page that needs nothing else: no network, no script to be read, a screen of any size or paper."""
+"""The report as one HTML page.
+
+It needs no network and no other file, can be read without scripts, and fits any screen and paper.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from seed_exp.reporting.page.numbers import cost_section, numbers_section
 from seed_exp.reporting.page.tables import others_section, table_section
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What the browser lets the page do: nothing that leaves it."""
+"""Content-Security-Policy with which the browser lets nothing leave the page."""
 
 
 def page(report: PageContent) -> str:
-    """The document. The same report gives the same bytes."""
+    """Returns the HTML document. The same report gives the same bytes."""
     groups = groups_of(report.tables)
     sections: list[tuple[str, str, Html]] = []
     for index, table in enumerate(report.tables):
@@ -29,10 +32,10 @@ def page(report: PageContent) -> str:
         ("curves", "Curves", curves_section(groups)),
         ("pictures", "Pictures of the runs", pictures_section(groups)),
         ("cost", "Cost", cost_section(groups, report.models)),
-        ("numbers", "Where the numbers come from", numbers_section(report.tables, others)),
+        ("numbers", "Sources of the numbers", numbers_section(report.tables, others)),
         (
             "problems",
-            "What could not be read",
+            "Files and folders that could not be read",
             tag("ul", *(tag("li", line) for line in report.problems))
             if report.problems
             else Html(),

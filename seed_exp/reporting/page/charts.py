@@ -1,4 +1,4 @@
-"""The page's diagrams: accuracy against parameters, curves, pictures of the runs."""
+"""Sections of the page with diagrams: accuracy against parameters, curves, pictures of the runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from seed_exp.reporting.published import objective_of
 from seed_exp.reporting.table_cells import MEASURES
 
 LARGEST_PICTURE = 2_000_000
-"""Bytes of a picture of a run that the page takes in."""
+"""Size in bytes up to which a picture of a run is put on the page."""
 MOST_PICTURES = 24
+"""Number of pictures of runs on the page."""
 CURVES = {
     "loss": "Loss",
     "knn10": "10-NN top-1 during training, %",
@@ -30,11 +31,14 @@ CURVES = {
     "data_wait_percent": "Time spent waiting for data, %",
     "peak_memory_gib": "Peak memory, GiB",
 }
-"""Metrics that are drawn, with their titles."""
+"""Metrics that are drawn as curves, with their titles."""
 
 
 def parameters_section(report: PageContent) -> Html:
-    """Figure 1 of the paper: ours; the published one beside it, in the same diagram only where numbers compare."""
+    """Returns Figure 1 of the paper with our numbers and, beside it, with the published ones.
+
+    A published number also stands in our diagram if the two can be compared.
+    """
     charts = []
     for table in report.tables:
         points, theirs = [], []
@@ -139,6 +143,7 @@ def _marks(names: Mapping[int, str]) -> Html:
 
 
 def curves_section(groups: Sequence[Group]) -> Html:
+    """Returns the curves of training, a diagram per metric, and boxes that switch groups off."""
     charts = []
     for metric, title in CURVES.items():
         for name, curves in _by_objective(metric, groups).items():
@@ -164,7 +169,11 @@ def curves_section(groups: Sequence[Group]) -> Html:
 
 
 def _by_objective(metric: str, groups: Sequence[Group]) -> dict[str, list[Curve]]:
-    """The curves of a metric; losses of different objectives are different quantities, which have diagrams of their own."""
+    """Returns the curves of a metric, by a suffix for the title of their diagram.
+
+    The loss has a diagram per objective, because losses of different objectives are different
+    quantities. Any other metric has one diagram, whose suffix is empty.
+    """
     found: dict[str, list[Curve]] = {}
     for number, group in enumerate(groups):
         for student, run in group.members:
@@ -185,7 +194,7 @@ def _by_objective(metric: str, groups: Sequence[Group]) -> dict[str, list[Curve]
 
 
 def pictures_section(groups: Sequence[Group]) -> Html:
-    """What training drew: views, maps of the embeddings. Of several seeds the first."""
+    """Returns the pictures of views and embeddings that the first run of each group drew."""
     figures: list[Html] = []
     seen: set[Path] = set()
     left_out = 0

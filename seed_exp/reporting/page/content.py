@@ -1,4 +1,4 @@
-"""What the page shows, and what its sections share."""
+"""Content of the page, and functions that its sections share."""
 
 from __future__ import annotations
 
@@ -13,36 +13,43 @@ from seed_exp.reporting.runs import Run
 
 
 class Model(NamedTuple):
-    """What a network costs, whatever trains it."""
+    """Costs of a network, however it is trained."""
 
     parameters: int
+    """Number of parameters of the encoder."""
     flops: int | None
-    """Of a forward pass of one evaluation view."""
+    """Floating-point operations of a forward pass on one evaluation view; None if unknown."""
 
 
 @dataclass(frozen=True)
 class PageContent:
-    """All that the page shows."""
+    """Everything that the page shows."""
 
     title: str
+    """Title of the page."""
     tables: Sequence[Table]
+    """Tables of our numbers beside published ones."""
     runs: Sequence[Run]
+    """All runs that were read."""
     published: Sequence[Published]
+    """All published numbers."""
     models: Mapping[str, Model]
-    """By network, as far as known."""
+    """Costs of the networks, by the network's name; only those that are known."""
     problems: Sequence[str]
-    """One line each."""
+    """One line for each file or folder that could not be read."""
 
 
 class Group(NamedTuple):
-    """Runs that are drawn alike: the seeds of a student in a setting."""
+    """Runs that are drawn alike: a student in one setting, with several seeds."""
 
     name: str
+    """Name of the group in legends."""
     members: Sequence[tuple[str, Run]]
+    """Name of the student and run, for each seed."""
 
 
 def groups_of(tables: Sequence[Table]) -> list[Group]:
-    """The cells with runs; a run that several tables show is drawn once."""
+    """Returns a group for each cell with runs; a run that several tables show is drawn once."""
     groups = []
     seen: set[tuple[str, str]] = set()
     for table in tables:
@@ -58,12 +65,15 @@ def groups_of(tables: Sequence[Table]) -> list[Group]:
 
 
 def anchor_of(table: int, row: int, column: int) -> str:
+    """Returns the anchor of the article about a cell, from the numbers of table, row and column."""
     return f"t{table}r{row}c{column}"
 
 
 def shown_value(value: Any) -> str:
+    """Returns an option's value as text: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def plural(number: int, what: str) -> str:
+    """Returns `1 run` or `2 runs`, for the noun `what`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""HTML and SVG whose text is escaped unless it was made here."""
+"""HTML and SVG elements, whose text is escaped."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import html
 from typing import Any
 
 VOID = frozenset({"meta", "input", "img", "br"})
+"""Elements that have no content and no end tag."""
 
 
 class Html(str):
-    """Markup, as opposed to text."""
+    """Markup that needs no escaping, unlike a plain string."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *children: str | Html, **attributes: Any) -> Html:
-    """An element: text among its children is escaped, as are all attributes.
+    """Returns an element; text among its children and all attributes are escaped.
 
-    An attribute that is None or False is left out, True is written without a value; `class_` stands for `class`, and other
-    underscores for hyphens.
+    An attribute that is None or False is left out, and True is written without a value. `class_`
+    stands for `class`; an underscore within a name stands for a hyphen.
     """
     written = "".join(
         f" {key.rstrip('_').replace('_', '-')}"
@@ -32,5 +33,5 @@ def tag(name: str, /, *children: str | Html, **attributes: Any) -> Html:
 
 
 def join(*parts: str | Html) -> Html:
-    """One after the other, text escaped."""
+    """Returns the parts one after the other, with text escaped."""
     return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))

@@ -1,4 +1,4 @@
-"""The page's accounts: what the runs cost, and where each number comes from."""
+"""Sections of the page on the cost of the runs and on the origin of each number."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from seed_exp.reporting.table_formats import published_text, value_text
 
 
 def cost_section(groups: Sequence[Group], models: Mapping[str, Model]) -> Html:
+    """Returns a table of the cost of each run: rates, time, memory, parameters, operations."""
     header = [
         "student",
         "seed",
@@ -77,8 +78,8 @@ def cost_section(groups: Sequence[Group], models: Mapping[str, Model]) -> Html:
         class_="sortable",
     )
     note = (
-        "Images per second and waiting are medians over a run; training is the time of its steps alone. "
-        "The students of a fleet share a run and its cost."
+        "Images per second and waiting are medians over a run; training is the time of its steps "
+        "alone. The students of a fleet share a run and its cost."
     )
     return join(
         tag("div", table, class_="box", tabindex="0", role="region", aria_label="Cost"),
@@ -87,7 +88,10 @@ def cost_section(groups: Sequence[Group], models: Mapping[str, Model]) -> Html:
 
 
 def training_seconds(run: Run) -> float | None:
-    """Time of the steps that were logged, from their rates; None where the batch size or the rates are not known."""
+    """Returns the seconds of all logged steps, computed from their rates.
+
+    None if the batch size or the rates are unknown.
+    """
     batch_size = run.options.get("batch_size")
     if not isinstance(batch_size, int):
         return None
@@ -114,7 +118,7 @@ def _duration(seconds: float) -> str:
 
 
 def numbers_section(tables: Sequence[Table], others: Sequence[OtherResult]) -> Html:
-    """An article for each cell, and the protocols that they name."""
+    """Returns an article for each cell, and the protocols to which the articles link."""
     articles = []
     protocols = {
         other.protocol: value.sources[0] for other in others for value in other.values.values()
@@ -151,7 +155,8 @@ def _article(place: str, title: str, cell: TableCell, measures: Sequence[str]) -
     facts: list[tuple[str, str | Html]] = []
     for name in measures:
         value = cell.values[name]
-        ours = f"{value_text(value) or '–'} ({', '.join(f'{source.value:.2f}' for source in value.sources)})"
+        seeds = ", ".join(f"{source.value:.2f}" for source in value.sources)
+        ours = f"{value_text(value) or '–'} ({seeds})"
         facts.append((name, ours))
         if value.published is not None:
             against = f"; does not compare: {'; '.join(value.reasons)}" if value.reasons else ""
@@ -214,7 +219,7 @@ def _facts(facts: Sequence[tuple[str, str | Html]]) -> Html:
 
 
 def _flat(protocol: Mapping[str, Any]) -> list[tuple[str, str | Html]]:
-    """Options first by name, as they are written on a command line."""
+    """Returns name and value of each entry of a protocol; its options are entries of their own."""
     options = protocol.get("options")
     flat = {
         **{key: value for key, value in protocol.items() if key != "options"},

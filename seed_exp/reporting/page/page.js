@@ -1,10 +1,10 @@
 "use strict";
-// The page says everything without this script; with it one can point at curves, sort tables, and see where a number comes from
-// without leaving the table.
+// The page shows everything without this script. With it, one can point at curves, sort tables, and
+// see the sources of a number without leaving the table.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// Values of all visible curves at the step that is pointed at.
+// Shows the values of all visible curves at the step under the pointer.
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const chart = JSON.parse(svg.dataset.chart);
   const tip = document.createElement("div");
@@ -25,20 +25,26 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     const shown = chart.curves
       .filter((curve) => document.getElementById("g" + curve.group)?.checked !== false)
       .map((curve) => {
-        const at = curve.x.reduce((best, x, i) => (Math.abs(x - wanted) < Math.abs(curve.x[best] - wanted) ? i : best), 0);
+        const distance = (x) => Math.abs(x - wanted);
+        const at = curve.x.reduce(
+          (best, x, i) => (distance(x) < distance(curve.x[best]) ? i : best), 0);
         return { name: curve.name, step: curve.x[at], value: curve.y[at] };
       });
     if (!shown.length) return hide();
-    const nearest = shown.reduce((best, one) => (Math.abs(one.step - wanted) < Math.abs(best.step - wanted) ? one : best));
-    tip.replaceChildren(Object.assign(document.createElement("div"), { textContent: "step " + nearest.step.toLocaleString("en") }));
+    const nearest = shown.reduce(
+      (best, one) => (Math.abs(one.step - wanted) < Math.abs(best.step - wanted) ? one : best));
+    const title = "step " + nearest.step.toLocaleString("en");
+    tip.replaceChildren(Object.assign(document.createElement("div"), { textContent: title }));
     for (const one of shown.slice(0, 12)) {
       const line = document.createElement("div");
       const value = Object.assign(document.createElement("b"), { textContent: String(one.value) });
-      line.append(value, " " + one.name + (one.step === nearest.step ? "" : " (step " + one.step.toLocaleString("en") + ")"));
+      const step = one.step === nearest.step ? "" : " (step " + one.step.toLocaleString("en") + ")";
+      line.append(value, " " + one.name + step);
       tip.append(line);
     }
     if (shown.length > 12) tip.append("and " + (shown.length - 12) + " more");
-    const x = chart.left + (nearest.step - chart.x[0]) / ((chart.x[1] - chart.x[0]) || 1) * (chart.right - chart.left);
+    const place = (nearest.step - chart.x[0]) / ((chart.x[1] - chart.x[0]) || 1);
+    const x = chart.left + place * (chart.right - chart.left);
     cross.setAttribute("x1", x);
     cross.setAttribute("x2", x);
     svg.append(cross);
@@ -52,7 +58,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   svg.addEventListener("pointerleave", hide);
 }
 
-// Tables that may be sorted by a click on a heading.
+// Sorts a table at a click on a heading.
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
     const button = document.createElement("button");
@@ -60,17 +66,19 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.append(button);
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
-      table.querySelectorAll("th[aria-sort]").forEach((other) => other.removeAttribute("aria-sort"));
+      const sorted = table.querySelectorAll("th[aria-sort]");
+      sorted.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
       const body = table.tBodies[0];
-      const rows = [...body.rows].sort((a, b) => key(a).localeCompare(key(b), "en", { numeric: true }));
+      const order = (a, b) => key(a).localeCompare(key(b), "en", { numeric: true });
+      const rows = [...body.rows].sort(order);
       body.append(...(down ? rows.reverse() : rows));
     });
   });
 }
 
-// Where a number comes from, over the table instead of at the end of the page.
+// Shows the sources of a number over the table instead of at the end of the page.
 const dialog = document.createElement("dialog");
 document.body.append(dialog);
 for (const link of document.querySelectorAll("td a[href^='#']")) {

@@ -1,4 +1,4 @@
-"""Diagrams as SVG, drawn for a page that is light or dark, wide or narrow, on a screen or on paper."""
+"""Diagrams as SVG, for a page that may be light or dark, wide or narrow, on screen or on paper."""
 
 from __future__ import annotations
 
@@ -10,45 +10,58 @@ from typing import Any, NamedTuple
 from seed_exp.reporting.page.html import Html, join, tag
 
 WIDTH, WIDE, HEIGHT = 360, 440, 210
+"""Width of a diagram of curves, width of a scatter diagram, and height of both, in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
+"""Margins around the axes in pixels."""
 NUM_COLOURS = 8
-"""Hues of page.css; more groups than that share hues and differ in their dashes."""
+"""Number of hues in page.css; further groups reuse the hues with other dashes."""
 MAX_POINTS = 200
-"""Of a curve; longer ones are averaged."""
+"""Points of a curve; longer curves are averaged."""
 LETTER = 6.0
-"""Width of a letter of a label."""
+"""Width of a letter of a label in pixels."""
 
 
 class Curve(NamedTuple):
-    """A line of a diagram."""
+    """A line in a diagram."""
 
     name: str
+    """Text shown when the pointer is on the curve."""
     group: int
-    """Curves of a group share colour and dashes, and are switched on and off together."""
+    """Number of its group; the curves of a group share colour, dashes and a box that hides them."""
     x: Sequence[float]
+    """Optimiser steps."""
     y: Sequence[float]
+    """Values at these steps."""
 
 
 class Point(NamedTuple):
-    """A point of a diagram."""
+    """A point in a scatter diagram."""
 
     label: str
-    """Written beside the highest point of each x."""
+    """Text beside the point; of several points with the same text, only the highest shows it."""
     meaning: str
+    """Further text, shown when the pointer is on the point."""
     group: int
+    """Number of its group; the points of a group share a colour."""
     x: float
+    """Value on the logarithmic axis, > 0."""
     y: float
+    """Value on the vertical axis."""
     series: str
-    """Joined to other points of the same series by a line."""
+    """Name of its series; a line joins the points of a series."""
 
 
 class Axes(NamedTuple):
-    """From data to pixels."""
+    """The map from data to pixels."""
 
     x_range: tuple[float, float]
+    """Lowest and highest x."""
     y_range: tuple[float, float]
+    """Lowest and highest y."""
     log_x: bool
+    """Whether the x axis is logarithmic."""
     width: int
+    """Width of the diagram in pixels."""
 
     def x(self, value: float) -> float:
         """Pixels from the left."""
@@ -65,12 +78,12 @@ class Axes(NamedTuple):
 
 
 def style_of(group: int) -> str:
-    """Classes of page.css for colour and dashes of a group."""
+    """Returns the classes of page.css for the colour and dashes of a group."""
     return f"c{group % NUM_COLOURS} d{group // NUM_COLOURS % 3}"
 
 
 def line_chart(title: str, curves: Sequence[Curve]) -> Html:
-    """A figure of the curves over optimiser steps; each has at least one point."""
+    """Returns a figure of the curves over optimiser steps; each needs at least one point."""
     thinned = [Curve(curve.name, curve.group, *thin(curve.x, curve.y)) for curve in curves]
     axes = Axes(
         (0, max(x for curve in thinned for x in curve.x)),
@@ -115,7 +128,10 @@ def line_chart(title: str, curves: Sequence[Curve]) -> Html:
 
 
 def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Html:
-    """A figure of points over a logarithmic x axis, those of a series joined by a line; needs at least one point."""
+    """Returns a figure of points over a logarithmic x axis.
+
+    A line joins the points of a series. At least one point is needed.
+    """
     axes = Axes(
         _decades([point.x for point in points]), _padded([point.y for point in points]), True, WIDE
     )
@@ -130,7 +146,7 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Html:
             if len(same) > 1
             else Html()
         )
-    marks += _labels(points, axes)  # below the points, none of which they may hide
+    marks += _labels(points, axes)  # drawn before the points, so that they hide none
     for point in points:
         text = f"{point.label}, {point.meaning}: {point.y:.1f} at {point.x:,.0f}"
         place = {"cx": _px(axes.x(point.x)), "cy": _px(axes.y(point.y))}
@@ -141,7 +157,10 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Html:
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """A curve of at most MAX_POINTS points: means of equally many neighbours each, standing at the last of them."""
+    """Averages a curve to at most MAX_POINTS points.
+
+    Each new point is the mean of equally many neighbours, and stands at the x of the last of them.
+    """
     per_point = math.ceil(len(x) / MAX_POINTS)
     starts = range(0, len(x), per_point)
     return (
@@ -151,7 +170,7 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[floa
 
 
 def ticks(low: float, high: float, num: int = 5) -> list[float]:
-    """About `num` round numbers from `low` to `high`."""
+    """Returns at most about `num` round numbers from `low` to `high`."""
     span = high - low
     if span <= 0:
         return [low]
@@ -164,7 +183,7 @@ def ticks(low: float, high: float, num: int = 5) -> list[float]:
 
 
 def short(number: float) -> str:
-    """1.2k, 34M, 0.01: to be read beside an axis."""
+    """Returns a number in short form for an axis: 1.2k, 34M, 0.01."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{unit}"
@@ -201,7 +220,11 @@ def _figure(
 
 
 def _labels(points: Sequence[Point], axes: Axes) -> list[Html]:
-    """Each label once, at its highest point: right of it, left or above, where it is in nobody's way."""
+    """Returns each label once, beside its highest point.
+
+    Of the places right, left, above and below right, it takes the first where it hides no point
+    and no other label.
+    """
     highest: dict[str, Point] = {}
     for point in points:
         if point.label not in highest or point.y > highest[point.label].y:

@@ -1,4 +1,4 @@
-"""The page's tables: ours beside published, what the columns differ in, what is missing, other evaluations."""
+"""Sections of the page with tables: our numbers beside published ones, and other evaluations."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from seed_exp.reporting.table_formats import (
 
 
 def table_section(index: int, table: Table) -> Html:
+    """Returns table number `index`, its legend, its columns' options, and its missing commands."""
     width = len(table.measures)
     top = [tag("th", column.label, colspan=width, scope="colgroup") for column in table.columns]
     second = [
@@ -132,7 +133,7 @@ def _legend(table: Table) -> Html:
     if any(value.std is not None for value in values):
         lines.append("± is the standard deviation over n training seeds.")
     if any(value.published and not value.reasons for value in values):
-        lines.append("In parentheses: the published number, and ours less it in points.")
+        lines.append("In parentheses: the published number, and ours minus it in points.")
     if any(value.difference is not None and value.best_of > 1 for value in values):
         lines.append(f"{BEST}: {BEST_MEANING}.")
     if reasons := dict.fromkeys(
@@ -141,7 +142,8 @@ def _legend(table: Table) -> Html:
         lines.append(
             tag(
                 "span",
-                f"[Grey]: published, for reference only. It does not compare with ours: {'; '.join(reasons)}.",
+                "[Grey]: published, for reference only. It does not compare with ours: "
+                f"{'; '.join(reasons)}.",
                 class_="reference",
             )
         )
@@ -149,7 +151,7 @@ def _legend(table: Table) -> Html:
 
 
 def others_section(others: Sequence[OtherResult]) -> Html:
-    """What stands in no cell of a table."""
+    """Returns a table of the results that stand in no cell of another table."""
     if not others:
         return Html()
     header = ("student", "setting", "evaluation", "images", "protocol", "numbers, %")
@@ -182,7 +184,7 @@ def _files(other: OtherResult) -> list[str]:
 
 
 def _settings(table: Table) -> Html:
-    """What exactly the columns differ in."""
+    """Returns a table of the options in which the columns differ."""
     names = sorted({name for column in table.columns for name in column.options})
     if not names:
         return Html()
@@ -205,7 +207,7 @@ def _settings(table: Table) -> Html:
     box = tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="box")
     return tag(
         "details",
-        tag("summary", f"What the columns differ in: {plural(len(names), 'option')}"),
+        tag("summary", f"The columns differ in {plural(len(names), 'option')}"),
         box,
     )
 

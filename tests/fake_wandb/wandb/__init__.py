@@ -1,4 +1,7 @@
-"""Stands for wandb in the process that sends: writes down what it is asked for, and misbehaves as WANDB_FAKE says."""
+"""Stands for wandb in the process that sends.
+
+Writes down what it is asked to do, and misbehaves as WANDB_FAKE says.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 
 class UsageError(Exception):
-    """Nobody is logged in."""
+    """Raised when nobody is logged in."""
 
 
 errors = SimpleNamespace(UsageError=UsageError)

@@ -1,0 +1,137 @@
+"""What is seen of encoders while they train: k-NN accuracy, and at the end pictures and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seed_exp.config.schema import EncoderFitConfig
+from seed_exp.data.sources import Source
+from seed_exp.data.subsets import evenly_spaced
+from seed_exp.engine import distributed
+from seed_exp.engine.run import Run
+from seed_exp.engine.tracking import Tracker
+from seed_exp.evaluation.features import Extractor, run_extractor
+from seed_exp.evaluation.votes import knn_accuracy, nearest
+from seed_exp.models.students import Student
+from seed_exp.reporting.embedding_map import embedding_map
+from seed_exp.reporting.image_grids import Neighbours, neighbours_gallery
+
+NUM_SHOWN = 8
+"""Validation images in a student's gallery, and neighbours of each."""
+
+
+class Monitor:
+    """Evaluates the students of a run by k-NN while they train, and shows the last evaluation.
+
+    Args:
+        run: Where they train.
+        students: By name.
+        train: Training images, whose labels vote.
+        val: Validation images with labels; None where there are none.
+    """
+
+    def __init__(
+        self,
+        run: Run[EncoderFitConfig],
+        students: Mapping[str, Student],
+        train: Source,
+        val: Source | None,
+    ) -> None:
+        self._config, self._students, self._train = run.config, students, train
+        self._val = None if train.labels is None else val
+        self._extract = run_extractor(run)
+        self._last: Evaluated | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labelled images to evaluate with."""
+        return self._val is not None
+
+    def evaluate(self, names: Collection[str]) -> dict[str, float]:
+        """Accuracies in percent, {<student>/knn10: ...}; nothing without labels, and on ranks other than 0."""
+        if self._val is None:
+            return {}
+        self._last = knn_during_training(
+            self._extract,
+            {name: self._students[name] for name in names},
+            self._train,
+            self._val,
+            self._config.knn_bank_size,
+            self._config.knn_query_size,
+        )
+        return self._last.accuracies
+
+    def show(self, tracker: Tracker) -> None:
+        """Gives the tracker a map and a gallery of validation images for each student, and a table of all."""
+        if self._last is not None and self._val is not None:
+            show_results(tracker, self._students, self._last, self._train, self._val)
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation during training found; on other ranks than 0 nothing."""
+
+    accuracies: dict[str, float]
+    """{<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run."""
+    features: dict[str, Tensor]
+    """Of the validation images [n, num_features], by student."""
+    labels: Tensor
+    """Of those images [n]."""
+    neighbours: dict[str, Neighbours]
+    """Of a few of them among the training images, by student."""
+
+
+def knn_during_training(
+    extract: Extractor,
+    students: dict[str, Student],
+    train: Source,
+    val: Source,
+    bank_size: int,
+    query_size: int,
+) -> Evaluated:
+    """Top-1 of 10-NN by majority vote, in percent, on evenly spread images of both sources."""
+    for student in students.values():
+        student.eval()
+    encoders = {name: student.features for name, student in students.items()}
+    in_bank, in_queries = evenly_spaced(len(train), bank_size), evenly_spaced(len(val), query_size)
+    bank, bank_labels = extract(encoders, train, in_bank)
+    queries, query_labels = extract(encoders, val, in_queries)
+    if distributed.rank() != 0:
+        return Evaluated({}, {}, query_labels, {})
+    k = min(10, len(bank_labels))
+    shown = evenly_spaced(len(in_queries), NUM_SHOWN)
+    results, neighbours = {}, {}
+    for name in students:
+        own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
+        accuracies = knn_accuracy(
+            own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07
+        )
+        results[f"{name}/knn10"] = accuracies[f"knn{k}_majority"]
+        cosines, found = nearest(own_bank, own_queries[torch.from_numpy(shown)], min(NUM_SHOWN, k))
+        neighbours[name] = Neighbours(
+            in_queries[shown].tolist(), in_bank[found.cpu().numpy()].tolist(), cosines.tolist()
+        )
+    return Evaluated(results, queries, query_labels, neighbours)
+
+
+def show_results(
+    tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source
+) -> None:
+    """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
+    for name, features in last.features.items():
+        tracker.log_picture(
+            f"{name}/embedding_map", partial(embedding_map, features, last.labels, name)
+        )
+        tracker.log_picture(
+            f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name])
+        )
+    sizes = {
+        name: sum(parameter.numel() for parameter in students[name].encoder.parameters())
+        for name in last.features
+    }
+    rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
+    tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)

@@ -1,0 +1,111 @@
+"""The reduction of a teacher's embeddings: fitted once, then the same bits in every run that goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import closing, suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from seed_exp.base.files import atomic_write, cache_folder
+from seed_exp.config.schema import DistillConfig, OnError, Reduce
+from seed_exp.data.loader import load_batches
+from seed_exp.data.sources import Source
+from seed_exp.data.subsets import evenly_spaced
+from seed_exp.engine.distributed import local_device
+from seed_exp.engine.run import num_workers_of
+from seed_exp.evaluation.setup import eval_options
+from seed_exp.models.reduction import fit_reduction
+from seed_exp.models.teachers import EMBEDDING_DIM, Teacher
+from seed_exp.views.recipe import EvalViews
+
+SAMPLE_BATCH = 64
+"""Images per forward pass of the teacher when a reduction of its embeddings is fitted."""
+
+
+def kept_reduction(
+    folder: Path, teacher: Teacher, config: DistillConfig, train: Source
+) -> dict[str, Tensor]:
+    """The state of the reduction of the teacher's embeddings: the run folder's, for a run that goes on needs the same bits.
+
+    A new run takes it from the cache, where all runs with this teacher and these images find the same one; the first of them
+    fits it, on evaluation views of evenly spread training images.
+
+    Raises:
+        ValueError: the run has begun, but its reduction is gone; or as fit_reduction.
+    """
+    kept = folder / "reduction.safetensors"
+    if not kept.exists() and (folder / "checkpoints").exists():
+        raise ValueError(
+            f"{kept} is gone, which {folder} was trained with; put it back, or choose another run_dir"
+        )
+    if not kept.exists():
+        state = cached_reduction(teacher, config, train)
+        with atomic_write(kept) as file:
+            file.write(save(state))
+    try:
+        return load_file(kept)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{kept} is damaged ({error}); put back a good copy, or choose another run_dir"
+        ) from None
+
+
+def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
+    """What the cache has of it, fitted where that is nothing whole; errors as fit_reduction."""
+    kind, dim = config.teacher.reduce, config.teacher.embedding_dim or EMBEDDING_DIM
+    assert kind is not None
+    key = {
+        "teacher": teacher.fingerprint,
+        "network": [config.teacher.network, config.teacher.name, config.teacher_ssl.name],
+        "reduce": [kind.value, dim, config.teacher.num_reduce_images],
+        "data": train.fingerprint(),
+        "views": eval_options(config.views),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / "reductions" / f"{digest[:16]}.safetensors"
+    with suppress(FileNotFoundError, SafetensorError):
+        return load_file(path)
+    fitted = fit_reduction(
+        sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten
+    )
+    state: dict[str, Tensor] = fitted.state_dict()
+    with atomic_write(path) as file:
+        file.write(save(state))
+    return state
+
+
+@torch.inference_mode()
+def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) -> Tensor:
+    """The teacher's embeddings [n, D], float32 on the CPU, of evaluation views of evenly spread training images."""
+    device = local_device(config.device)
+    teacher.to(device)
+    views = EvalViews(config.views)
+    indices = evenly_spaced(len(train), config.teacher.num_reduce_images)
+    order = [
+        (0, indices[start : start + SAMPLE_BATCH]) for start in range(0, len(indices), SAMPLE_BATCH)
+    ]
+    # Training lists the images that cannot be read.
+    on_bad = (lambda _index, _error: None) if config.data.on_error is OnError.skip else None
+    with closing(
+        load_batches(
+            train,
+            views,
+            order,
+            num_workers=num_workers_of(config.data),
+            device=device,
+            on_bad=on_bad,
+        )
+    ) as batches:
+        rows = [
+            teacher(views.device(batch)["global"][0]).cpu()
+            for batch in tqdm(batches, "teacher", len(order), leave=False)
+        ]
+    teacher.cpu()  # as it came: what is added to it is there too, until training moves all of it
+    return torch.cat(rows)
