@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp.config import schema
 from seed_exp.config.compose import VERSION_BASE, choices_among, config_home, groups
 from seed_exp.config.deviations import published
 from seed_exp.config.schema import SCHEMAS
@@ -66,10 +65,7 @@ def help_text(name: str, description: str, words: list[str]) -> str:
         if group in chosen:
             marked = (f"{option}*" if option in chosen[group] else option for option in options)
             lines += wrapped(f"{group:<12} {' '.join(marked)}", 2, 13)
-    lines += [
-        "",
-        "Options (KEY=VALUE, here the defaults; in brackets: published values):",
-    ]
+    lines += ["", "Options (KEY=VALUE, here the defaults; in brackets: published values):"]
     for section in _sections(name, config):
         lines += ["", *wrapped(f"{section.name}: {section.meaning}", 0, 2)]
         for key, value, meaning in section.options:
@@ -85,21 +81,18 @@ def help_text(name: str, description: str, words: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _sections(name: str, config: DictConfig) -> Iterator[Section]:
+def _sections(name: str, config: DictConfig) -> list[Section]:
     """The command's own options, then a section for each option that has options itself."""
-    owner = SCHEMAS[name]
-    nested = [field.name for field in dataclasses.fields(owner) if _has_options(config, field.name)]
-    own = [option for option in _options(owner, config, "") if _section_of(option[0]) not in nested]
-    yield Section(name, "Options of the command itself.", own)
-    for key in nested:
-        options = [
-            option for option in _options(owner, config, "") if _section_of(option[0]) == key
-        ]
-        yield Section(key, _meanings(owner)[key], options)
-
-
-def _section_of(key: str) -> str:
-    return key.partition(".")[0]
+    meanings = _meanings(SCHEMAS[name])
+    sections = {
+        field.name: Section(field.name, meanings[field.name], [])
+        for field in dataclasses.fields(SCHEMAS[name])
+        if _has_options(config, field.name)
+    }
+    own = Section(name, "Options of the command itself.", [])
+    for option in _options(SCHEMAS[name], config, ""):
+        sections.get(option[0].partition(".")[0], own).options.append(option)
+    return [own, *sections.values()]
 
 
 def _has_options(config: DictConfig, key: str) -> bool:
@@ -109,7 +102,7 @@ def _has_options(config: DictConfig, key: str) -> bool:
 def _options(owner: type[Any], config: DictConfig, prefix: str) -> Iterator[tuple[str, str, str]]:
     """Key, value and meaning of each option in `config`, a node of type `owner`; nested too."""
     meanings = _meanings(owner)
-    types = typing.get_type_hints(owner, vars(schema))
+    types = typing.get_type_hints(owner)
     for field in dataclasses.fields(owner):
         key = f"{prefix}{field.name}"
         if not _has_options(config, field.name):
