@@ -60,12 +60,14 @@ def help_text(name: str, description: str, words: list[str]) -> str:
             break_on_hyphens=False,
         )
 
-    lines = [description.strip(), "", "Config groups (GROUP=OPTION; a star marks the chosen one):"]
+    lines = [description.strip(), ""]
+    lines += wrapped("Config groups (GROUP=OPTION; a star marks the chosen one):", 0, 2)
     for group, options in groups().items():
         if group in chosen:
             marked = (f"{option}*" if option in chosen[group] else option for option in options)
             lines += wrapped(f"{group:<12} {' '.join(marked)}", 2, 13)
-    lines += ["", "Options (KEY=VALUE, here the defaults; in brackets: published values):"]
+    lines.append("")
+    lines += wrapped("Options (KEY=VALUE, here the defaults; in brackets: published values):", 0, 2)
     for section in _sections(name, config):
         lines += ["", *wrapped(f"{section.name}: {section.meaning}", 0, 2)]
         for key, value, meaning in section.options:

@@ -282,7 +282,8 @@ def test_help_shows_defaults(
         "\n  run=???\n",
         "\n  steps=null\n",
         "\n  optimizer.schedule=step\n",
-        "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0]\n",
+        "\n  optimizer.milestones=[60.0, 80.0]\n",
+        "\n  data.download=false\n",
     ):
         assert shown in text
     assert " linear* " in text
