@@ -11,7 +11,7 @@ import shutil
 import textwrap
 import typing
 from collections.abc import Iterator
-from enum import Enum, EnumMeta
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,7 @@ def _options(owner: type[Any], config: DictConfig, prefix: str) -> Iterator[tupl
 def _choices(kind: Any) -> list[str]:
     """The names that an option of type `kind` can take; none if it takes anything but names."""
     kinds = (kind, *typing.get_args(kind))  # X | None too
-    enums: list[type[Enum]] = [one for one in kinds if isinstance(one, EnumMeta)]
+    enums = [one for one in kinds if isinstance(one, type) and issubclass(one, Enum)]
     return [str(choice.value) for enum in enums for choice in enum]
 
 
