@@ -74,7 +74,7 @@ def cores_of_task(usable: int) -> int | None:
 
 
 def is_first_task() -> bool:
-    """Whether this process is or will be rank 0; also right before the process group exists."""
+    """Whether this process is or will be rank 0; works before the process group exists."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 

@@ -114,7 +114,7 @@ def load_source(config: DataConfig, split: Split) -> Source:
 
 
 def hold_out(source: Source, fraction: float, split: Split) -> Subset:
-    """`val`: `fraction` of each class, or of all unlabelled images; `train`: the rest.
+    """`val`: `fraction` of each class, or of all images if unlabelled; `train`: the rest.
 
     The choice is the same in every run.
 

@@ -59,8 +59,8 @@ def lock_pages(batch: Batch) -> list[Tensor]:
 
     def lock(tensor: Tensor) -> Tensor:
         torch.cuda.check_error(
-            torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
-        )  # type: ignore[no-untyped-call]
+            torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)  # type: ignore[no-untyped-call]
+        )
         locked.append(tensor)
         return tensor
 

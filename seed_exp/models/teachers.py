@@ -301,7 +301,7 @@ class Teacher(nn.Module):
         return embeddings if self.reduction is None else self.reduction(embeddings)
 
     def adapt_to(self, views: ViewsConfig) -> None:
-        """Prepares for views of this recipe, which is made for the students.
+        """Prepares the teacher for views of a recipe, which is made for the students.
 
         Raises:
             ValueError: the network does not take one of the view sizes.

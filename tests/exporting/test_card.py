@@ -151,7 +151,11 @@ def test_results_of_these_weights_come_with_their_protocol_and_others_do_not(
             "unknown",
             "its official file has CC-BY-NC-4.0",
         ),
-        ({"teacher.network": "run", "teacher.checkpoint": "runs/x"}, "unknown", "came without a licence"),
+        (
+            {"teacher.network": "run", "teacher.checkpoint": "runs/x"},
+            "unknown",
+            "came without a licence",
+        ),
         ({"teacher.network": "simclr_r50"}, "unknown", "came without a licence"),
         (
             {"teacher.network": "timm", "teacher.name": "vit_base_patch14_reg4_dinov2.lvd142m"},
