@@ -1,3 +1,3 @@
-"""Small vision encoders, strong without labels: self-supervised distillation (SEED, ICLR 2021) as a suite."""
+"""Self-supervised distillation (SEED, ICLR 2021) as a suite: strong small vision encoders."""
 
 __version__ = "0.2.0"

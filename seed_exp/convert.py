@@ -1,10 +1,14 @@
-"""Converts images between folders of files, TSV and tar shards; each image file stays as it is, byte for byte.
+"""Convert images between folders of files, TSV and tar shards.
 
-python -m seed_exp.convert data=image_folder data.root=imagenet to=shards output=imagenet-shards
-python -m seed_exp.convert data=image_folder data.root=imagenet to=shards output=imagenet-shards split=val
+  python -m seed_exp.convert data=image_folder data.root=imagenet to=shards \\
+      output=imagenet-shards
+  python -m seed_exp.convert data=image_folder data.root=imagenet to=shards \\
+      output=imagenet-shards split=val
 
-Then train with data=shards data.root=imagenet-shards. Killed at any instant, the same command completes the result, which has its
-name only when it is complete. Digits and torchvision sets become PNG files.
+Then train with data=shards data.root=imagenet-shards. Each image file stays as
+it is, byte for byte; digits and torchvision sets become PNG files. Killed at
+any instant, the same command completes the result. The result has its name
+only when it is complete.
 """
 
 from __future__ import annotations
@@ -15,9 +19,8 @@ from seed_exp.config.schema import ConvertConfig
 
 def convert(config: ConvertConfig) -> None:
     """Writes the images in the other format."""
-    from seed_exp.tools.convert import (
-        convert as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.tools.convert import convert as run
 
     run(config)
 

@@ -1,13 +1,21 @@
-"""Distil a frozen self-supervised teacher into one or several small students, with unlabelled images (SEED, arXiv:2101.04731).
+"""Distil a self-supervised teacher into one or several small students.
 
-  python -m seed_exp.distill student=efficientnet_b1 teacher=swav_r50          images: the folder in SEED_DATA
-  python -m seed_exp.distill student=resnet18 teacher=moco_v2_r50 data.root=/data/imagenet epochs=200
-  python -m seed_exp.distill 'student=[resnet18,efficientnet_b0]' views=swav_multicrop teacher=swav_r50w2
-                                                  a fleet: one pass of images and teacher trains all of them
-  python -m seed_exp.distill student=resnet34 teacher_cache=/scratch/cache     keeps the teacher's embeddings for later students
-  torchrun --nproc-per-node=8 -m seed_exp.distill ...                          batch_size is that of all processes together
+  python -m seed_exp.distill student=efficientnet_b1 teacher=swav_r50
+      # images: the folder in SEED_DATA
+  python -m seed_exp.distill student=resnet18 teacher=moco_v2_r50 \\
+      data.root=/data/imagenet epochs=200
+  python -m seed_exp.distill 'student=[resnet18,efficientnet_b0]' \\
+      views=swav_multicrop teacher=swav_r50w2
+      # a fleet: one pass of images and teacher trains all of them
+  python -m seed_exp.distill student=resnet34 teacher_cache=/scratch/cache
+      # keeps the teacher's embeddings for later students
+  torchrun --nproc-per-node=8 -m seed_exp.distill ...
+      # several GPUs for one run; batch_size is that of all processes together
+  python -m seed_exp.distill -m student=resnet18,resnet34
+      # one run after another
 
-The same command, typed again, goes on where the run was. Several GPUs for a run: torchrun. One run after another: -m student=a,b.
+The method is SEED (arXiv:2101.04731): the teacher is frozen, the images need no
+labels. The same command, typed again, goes on where the run was.
 """
 
 from __future__ import annotations
@@ -20,9 +28,8 @@ from seed_exp.config.schema import DistillConfig
 
 def distill(config: DistillConfig) -> Path:
     """Trains and evaluates students of a frozen teacher; returns the run folder."""
-    from seed_exp.training.distillation import (
-        distill as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.training.distillation import distill as run
 
     return run(config)
 

@@ -1,11 +1,17 @@
-"""The students of a run as files that timm, torchvision, ONNX Runtime and torch.export load by themselves, with a model card.
+"""Export the students of a run for use without this package.
 
-python -m seed_exp.export run=runs/distill/NAME                                  all formats, in runs/distill/NAME/export
-python -m seed_exp.export run=runs/distill/NAME 'formats=[timm,onnx]' output=exported data=tsv data.root=images.tsv
-python -m seed_exp.export run=runs/distill/NAME 'networks=[resnet18]' push=ME/resnet18-seed
+  python -m seed_exp.export run=runs/distill/NAME
+      # all formats, in runs/distill/NAME/export
+  python -m seed_exp.export run=runs/distill/NAME 'formats=[timm,onnx]' \\
+      output=exported data=tsv data.root=images.tsv
+  python -m seed_exp.export run=runs/distill/NAME 'networks=[resnet18]' \\
+      push=ME/resnet18-seed
 
-Every file is read back by a fresh Python that knows nothing of this package, and must give the network's own features on the
-images of `data`, before it gets its name: a folder with a network is whole or absent. ONNX needs pip install 'seed_exp[export]'.
+Writes files that timm, torchvision, ONNX Runtime and torch.export load by
+themselves, and a model card. Before a file gets its name, a fresh Python that
+does not know this package reads it and compares its features of the images of
+`data` with the network's own. A network's folder is whole or absent. ONNX needs
+pip install 'seed_exp[export]'.
 """
 
 from __future__ import annotations
@@ -16,9 +22,8 @@ from seed_exp.config.schema import ExportConfig
 
 def export(config: ExportConfig) -> dict[str, dict[str, float]]:
     """Writes a folder for each network; returns {student: {format: relative error}}."""
-    from seed_exp.tools.export import (
-        export as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.tools.export import export as run
 
     return run(config)
 

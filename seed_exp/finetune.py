@@ -1,12 +1,19 @@
-"""Fine-tuning of the students of a run on labels: semi-supervised learning with few of them, transfer to other images.
+"""Fine-tune the students of a run on few labels or other images.
 
-  python -m seed_exp.finetune run=runs/distill/NAME data.fraction=0.1                       10 % of the labels in SEED_DATA
-  python -m seed_exp.finetune run=runs/distill/NAME data.subset=1percent.txt                images that a list names
-  python -m seed_exp.finetune run=runs/distill/NAME data=torchvision data.name=CIFAR10      transfer
-  python -m seed_exp.finetune run=runs/distill/NAME data=digits views=linear_digits
+  python -m seed_exp.finetune run=runs/distill/NAME data.fraction=0.1
+      # semi-supervised: 10 % of the labels in SEED_DATA
+  python -m seed_exp.finetune run=runs/distill/NAME data.subset=1percent.txt
+      # semi-supervised: the images that a list names
+  python -m seed_exp.finetune run=runs/distill/NAME data=torchvision \\
+      data.name=CIFAR10
+      # transfer
+  python -m seed_exp.finetune run=runs/distill/NAME data=digits \\
+      views=linear_digits
 
-The whole student is trained, with a new classifier in place of its head; a copy of it for each learning rate, all side by side in
-one pass over the images. Interrupted, it goes on where it was.
+The whole student is trained, with a new classifier in place of its projection
+head. Each learning rate trains a copy of the student; all copies learn side by
+side in one pass over the images. Interrupted, the same command goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -17,9 +24,8 @@ from seed_exp.config.schema import FinetuneConfig
 
 def finetune(config: FinetuneConfig) -> dict[str, dict[str, float]]:
     """Fine-tunes and evaluates a run's students; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.finetune import (
-        finetune as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.protocols.finetune import finetune as run
 
     return run(config)
 

@@ -1,8 +1,12 @@
-"""k-NN evaluation of the students of a run: no training, no hyper-parameter but k.
+"""Evaluate the students of a run by k-NN, without training.
 
-python -m seed_exp.knn run=runs/distill/NAME                                 images: the folder in SEED_DATA
-python -m seed_exp.knn run=runs/distill/NAME data=digits
-python -m seed_exp.knn run=student.safetensors data=tsv data.root=images.tsv data.val_fraction=0.2
+  python -m seed_exp.knn run=runs/distill/NAME
+      # images: the folder in SEED_DATA
+  python -m seed_exp.knn run=runs/distill/NAME data=digits
+  python -m seed_exp.knn run=student.safetensors data=tsv data.root=images.tsv \\
+      data.val_fraction=0.2
+
+Each validation image is classified by its k nearest training images.
 """
 
 from __future__ import annotations
@@ -13,9 +17,8 @@ from seed_exp.config.schema import KnnConfig
 
 def knn(config: KnnConfig) -> dict[str, dict[str, float]]:
     """Evaluates a run's students by k-NN; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.knn import (
-        knn as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.protocols.knn import knn as run
 
     return run(config)
 

@@ -1,10 +1,15 @@
-"""Linear evaluation of the students of a run: a classifier on frozen features (the protocol of MoCo, arXiv:1911.05722).
+"""Evaluate the students of a run by linear classifiers on their features.
 
-  python -m seed_exp.linear run=runs/distill/NAME                              images: the folder in SEED_DATA
-  python -m seed_exp.linear run=runs/distill/NAME 'lrs=[30]'                   the paper's learning rate only
-  python -m seed_exp.linear run=runs/distill/NAME data=digits views=linear_digits
+  python -m seed_exp.linear run=runs/distill/NAME
+      # images: the folder in SEED_DATA
+  python -m seed_exp.linear run=runs/distill/NAME 'lrs=[30]'
+      # the paper's learning rate only
+  python -m seed_exp.linear run=runs/distill/NAME data=digits \\
+      views=linear_digits
 
-All learning rates of all students are trained side by side in one pass over the images. Interrupted, it goes on where it was.
+The protocol is MoCo's (arXiv:1911.05722): the encoder is frozen. Classifiers
+with different learning rates, of all students, are trained side by side in one
+pass over the images. Interrupted, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,9 +20,8 @@ from seed_exp.config.schema import LinearConfig
 
 def linear(config: LinearConfig) -> dict[str, dict[str, float]]:
     """Trains and evaluates linear classifiers; returns {student: {measure: percent}}."""
-    from seed_exp.protocols.linear import (
-        linear as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.protocols.linear import linear as run
 
     return run(config)
 

@@ -1,10 +1,15 @@
-"""Train encoders without labels and without a teacher (MoCo-V2, arXiv:2003.04297): the baseline, and a way to make a teacher.
+"""Train encoders without labels and without a teacher (MoCo-V2).
 
-  python -m seed_exp.pretrain student=resnet18                                 images: the folder in SEED_DATA
-  python -m seed_exp.pretrain student=resnet50 data=torchvision data.name=CIFAR10 data.download=true
-  python -m seed_exp.distill student=resnet18 teacher=run teacher.checkpoint=runs/pretrain/NAME
+  python -m seed_exp.pretrain student=resnet18
+      # images: the folder in SEED_DATA
+  python -m seed_exp.pretrain student=resnet50 data=torchvision \\
+      data.name=CIFAR10 data.download=true
+  python -m seed_exp.distill student=resnet18 teacher=run \\
+      teacher.checkpoint=runs/pretrain/NAME
+      # the trained encoder as a teacher
 
-The same command, typed again, goes on where the run was.
+This is the baseline of SEED's tables (arXiv:2003.04297), and a way to make a
+teacher. The same command, typed again, goes on where the run was.
 """
 
 from __future__ import annotations
@@ -17,9 +22,8 @@ from seed_exp.config.schema import PretrainConfig
 
 def pretrain(config: PretrainConfig) -> Path:
     """Trains and evaluates encoders without a teacher; returns the run folder."""
-    from seed_exp.training.pretraining import (
-        pretrain as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.training.pretraining import pretrain as run
 
     return run(config)
 

@@ -1,7 +1,10 @@
-"""A picture of a recipe: original images in the left column, beside each its views as the networks see them.
+"""Draw a recipe: original images, and beside each its views.
 
-python -m seed_exp.preview views=swav_multicrop                              images: the folder in SEED_DATA
-python -m seed_exp.preview views=digits data=digits output=digits.png
+  python -m seed_exp.preview views=swav_multicrop
+      # images: the folder in SEED_DATA
+  python -m seed_exp.preview views=digits data=digits output=digits.png
+
+The left column shows the images, the others the views as the networks see them.
 """
 
 from __future__ import annotations
@@ -12,9 +15,8 @@ from seed_exp.config.schema import PreviewConfig
 
 def preview(config: PreviewConfig) -> None:
     """Draws the picture."""
-    from seed_exp.tools.preview import (
-        preview as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.tools.preview import preview as run
 
     run(config)
 

@@ -1,11 +1,15 @@
-"""Tables, curves and one page of what is in run folders, beside what papers published; also of half-finished runs.
+"""Show runs as tables, curves and one page, beside published numbers.
 
-  python -m seed_exp.report                                                    all runs below runs/
+  python -m seed_exp.report
+      # all runs below runs/
   python -m seed_exp.report 'runs=[runs,/mnt/cluster/runs]' output=report
-  python -m seed_exp.report table1,table1_baseline seed=0,1,2                  a table of experiments/, and what is missing of it
-  python -m seed_exp.report small_table1,small_table1_baseline scale=small     options as distill's -m takes them
+  python -m seed_exp.report table1,table1_baseline seed=0,1,2
+      # a table of experiments/, and what is missing of it
+  python -m seed_exp.report small_table1,small_table1_baseline scale=small
+      # options as distill's -m takes them
 
-Writes index.html (one file that needs no network), table.md, table.tex and table.csv into the folder `output`.
+Runs may be half-finished. Writes index.html (one file that needs no network),
+table.md, table.tex and table.csv into the folder `output`.
 """
 
 from __future__ import annotations
@@ -20,9 +24,8 @@ from seed_exp.config.schema import ReportConfig
 
 def report(config: ReportConfig) -> Path:
     """Writes the page and the tables; returns the path of the page."""
-    from seed_exp.tools.report import (
-        report as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.tools.report import report as run
 
     return run(config)
 

@@ -1,7 +1,11 @@
-"""Decodes every image in parallel and reports what cannot be read, sizes, classes and copies; exits with status 1 if any is bad.
+"""Decode every image in parallel and list those that cannot be read.
 
-python -m seed_exp.verify data=tsv data.root=imagenet             all images
-python -m seed_exp.verify data=image_folder data.root=photos split=train output=report.jsonl
+  python -m seed_exp.verify data=tsv data.root=imagenet
+      # all images
+  python -m seed_exp.verify data=image_folder data.root=photos split=train \\
+      output=report.jsonl
+
+Also reports sizes, classes and copies. Exits with status 1 if any image is bad.
 """
 
 from __future__ import annotations
@@ -12,9 +16,8 @@ from seed_exp.config.schema import VerifyConfig
 
 def verify(config: VerifyConfig) -> None:
     """Lists the bad images."""
-    from seed_exp.tools.verify import (
-        verify as run,
-    )  # late: --help and errors of options need no torch
+    # Late: --help and errors of options need no torch.
+    from seed_exp.tools.verify import verify as run
 
     run(config)
 

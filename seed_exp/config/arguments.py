@@ -1,4 +1,4 @@
-"""Command lines that are not composed by Hydra: those of `plan`, `sweep` and `zoo`."""
+"""Parts of the command lines that Hydra does not compose: those of `plan`, `sweep` and `zoo`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A number of something, at least 1: the `type` of an argument."""
+    """The `type` of an argument that counts something: a number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")

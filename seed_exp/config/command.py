@@ -1,46 +1,46 @@
-"""What every `python -m seed_exp.<command>` shares: composing, help, errors in one line."""
+"""The frame of every `python -m seed_exp.<command>`: composing, help, errors in one line."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import inspect
 import itertools
 import os
 import shutil
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from enum import Enum, EnumMeta
 from typing import Any
 
 import hydra
-from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from seed_exp.base import slurm
 from seed_exp.base.stopping import Stopped, stop_at_once
-from seed_exp.config import schema
 from seed_exp.config.compose import VERSION_BASE, config_home, groups, refuse_nameless, typed
 from seed_exp.config.errors import in_one_line, is_for_user, last_words
+from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
 
 
 def command(
     name: str, run: Callable[[Any], Any], description: str | None, *, word: str | None = None
 ) -> Callable[[], None]:
-    """Makes `run`, which takes a typed config, the command `name`, whose help begins with `description`.
+    """The `main` of command `name`: composes its config, checks and types it, and calls `run`.
 
-    `word` names an option whose value may stand alone at the beginning: with word="bench", `views` is `bench=views`. The
-    command's yes-or-no options may be given as flags: `--json` is `json=true`.
+    On an error that a user can cause, the command prints one line and exits with status 1.
+    HYDRA_FULL_ERROR=1 shows the traceback instead. Any other error keeps its traceback.
 
-    On an error that a user can cause, the command prints one line and exits with status 1; HYDRA_FULL_ERROR=1 shows the
-    traceback instead. Any other error keeps its traceback.
+    Args:
+        name: The command; its primary file is conf/<name>.yaml.
+        run: The work, given the typed config.
+        description: Beginning of the text of --help.
+        word: An option whose value may stand alone at the beginning of the command line: with
+            word="bench", `views` means `bench=views`. In any command `--json` means `json=true`,
+            for each of its yes-or-no options.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -58,19 +58,19 @@ def command(
                 and is_for_user(error)
                 and not wants_traceback
             )
-            if (
-                HydraConfig.get().mode is RunMode.MULTIRUN
-            ):  # it goes on: the launcher has to know which job failed and why
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                # The sweep goes on: its launcher has to know which job failed, and why.
                 raise _of_job(error, for_user=for_user) from error
             if not for_user:
                 raise
             sys.exit(last_words(str(error)))
 
     def main() -> None:
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text(name, description or ""))
-            return
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            with in_one_line():
+                print(help_text(name, description or "", sys.argv[1:]))
+            return
         _refuse_dashes(sys.argv[1:], name)
         _refuse_sweep_of_ranks(sys.argv[1:], name)
         sys.argv[1:] = _without_slurm(sys.argv[1:])
@@ -80,23 +80,28 @@ def command(
         )
         with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
             refuse_nameless(sys.argv[1:])
-            os.environ["HYDRA_FULL_ERROR"] = (
-                "1"  # Hydra then lets errors through instead of printing its own summary
-            )
+            # Hydra then lets errors through instead of printing its own summary.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
             job()
 
     return main
 
 
 def spelled_out(arguments: list[str], name: str, word: str | None) -> list[str]:
-    """The arguments as Hydra wants them: KEY=VALUE for a flag of ours and for a first argument that is only a word."""
+    """The arguments as Hydra reads them: flags of ours and a first word become KEY=VALUE.
+
+    Args:
+        arguments: The command line, without the program's name.
+        name: The command, whose yes-or-no options are the flags.
+        word: The option whose value the first word is; None = the command has no such option.
+    """
     flags = {
         f"--{field.name}" for field in dataclasses.fields(SCHEMAS[name]) if field.type == "bool"
     }
     arguments = [
         f"{argument[2:]}=true" if argument in flags else argument for argument in arguments
     ]
-    # What follows a flag of Hydra's may be that flag's value.
+    # A word behind a flag of Hydra's may be that flag's value.
     options = itertools.takewhile(lambda argument: not argument.startswith("-"), arguments)
     position = next(
         (number for number, argument in enumerate(options) if "=" not in argument), None
@@ -111,36 +116,44 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
     for argument in arguments:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
-            sys.exit(
-                f"error: options are written without dashes: {key.replace('-', '_')}={value or 'VALUE'}"
-            )
+            option = f"{key.replace('-', '_')}={value or 'VALUE'}"
+            sys.exit(f"error: options are written without dashes: {option}")
 
 
 def _refuse_sweep_of_ranks(arguments: list[str], name: str) -> None:
-    """A process can be in one process group only: the next one would find what the first left in their common store."""
+    """Ends the command if it is a sweep in one of several processes.
+
+    A process can join one process group only: the next run would find in the common store what the
+    first one left there.
+    """
     several = int((os.environ | slurm.torchrun_variables()).get("WORLD_SIZE", "1")) > 1
     if several and {"-m", "--multirun"} & set(arguments):
         sys.exit(
-            "error: torchrun and srun start the processes of one run, not of a sweep (-m); give each of its runs its own: "
-            f"python -m seed_exp.sweep submit --command {name} --launcher local --gpus N OPTIONS, or -m hydra/launcher=slurm_8gpu"
+            "error: torchrun and srun start the processes of one run, not of a sweep (-m); "
+            "give each of its runs its own: "
+            f"python -m seed_exp.sweep submit --command {name} --launcher local --gpus N OPTIONS, "
+            "or -m hydra/launcher=slurm_8gpu"
         )
 
 
 @contextmanager
 def _requeued() -> Iterator[None]:
-    """Around a run: a SLURM job that a warning has stopped is started again."""
+    """Around a run: has SLURM start a job again that its warning stopped."""
     try:
         yield
     except Stopped as stopped:
         if not slurm.is_first_task():
-            # Not as failed: launchers end all processes when one fails, and the first may still be writing.
+            # Status 0: launchers end all processes when one fails, and the first may still write.
             raise SystemExit(0) from None
         slurm.requeue(stopped.signal_name, stopped.folder, stopped.step)
         raise
 
 
 def _without_slurm(arguments: list[str]) -> list[str]:
-    """The arguments of a sweep for this machine, where it has no SLURM: its jobs then run one after the other."""
+    """The arguments with the local launcher in place of SLURM's, if this machine has no SLURM.
+
+    The jobs of a sweep then run one after the other.
+    """
     launcher = next(
         (argument for argument in arguments if argument.startswith("hydra/launcher=slurm")), None
     )
@@ -159,78 +172,9 @@ def _without_slurm(arguments: list[str]) -> list[str]:
 
 
 def _of_job(error: Exception, *, for_user: bool) -> Exception:
-    """The error of one job of a sweep, with all that is to be known of it in its text: a launcher carries no traceback."""
+    """The error of one job of a sweep, its traceback in its text: a launcher carries only text."""
     config = HydraConfig.get()
     text = str(error) if for_user else traceback.format_exc()
     return (ValueError if for_user else RuntimeError)(
         f"{text} [job {config.job.num}: {' '.join(config.overrides.task)}]"
     )
-
-
-def help_text(name: str, description: str) -> str:
-    """What `--help` prints: description, config groups, and every option with its default and meaning."""
-    with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
-        config = hydra.compose(name, return_hydra_config=True)
-    chosen = config.hydra.runtime.choices
-    lines = [description.strip(), "", "Config groups (GROUP=OPTION; the default has a star):"]
-    for group, options in groups().items():
-        if group in chosen:
-            marked = [f"{option}*" if option == chosen[group] else option for option in options]
-            lines.append(f"  {group:<12} {' '.join(marked)}")
-    lines += ["", "Options (KEY=VALUE; here with their defaults):"]
-    lines += [
-        f"  {key}={value}\n        {meaning}"
-        for key, value, meaning in _options(SCHEMAS[name], config, "")
-    ]
-    lines += [
-        "",
-        "Sweeps: -m and comma-separated values, e.g. -m seed=0,1,2. Hydra's own flags: --hydra-help",
-    ]
-    return "\n".join(lines)
-
-
-def _options(owner: type[Any], config: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
-    meanings = _meanings(owner)
-    types = typing.get_type_hints(owner, vars(schema))
-    for field in dataclasses.fields(owner):
-        key, of = f"{prefix}{field.name}", types[field.name]
-        if typing.get_origin(of) is dict:
-            for entry, value in config[field.name].items():
-                yield from _options(typing.get_args(of)[1], value, f"{key}.{entry}.")
-        elif dataclasses.is_dataclass(of):
-            nested = config[field.name]
-            own: Any = OmegaConf.get_type(nested)  # perhaps a subclass, as an objective's is
-            yield from _options(own, nested, f"{key}.")
-        else:
-            # Of `X | None`, too.
-            choices: list[Enum] = next(
-                (list(one) for one in (of, *typing.get_args(of)) if isinstance(one, EnumMeta)), []
-            )
-            named = f" One of {', '.join(choice.value for choice in choices)}." if choices else ""
-            yield key, _shown(config, field.name), meanings.get(field.name, "") + named
-
-
-def _shown(config: Any, key: str) -> str:
-    if OmegaConf.is_missing(config, key):
-        return "???"
-    value = config[key]
-    if value is None:
-        return "null"
-    return value.name if hasattr(value, "name") else str(value)
-
-
-def _meanings(owner: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass and of those it inherits from."""
-    found: dict[str, str] = {}
-    for base in reversed([base for base in owner.__mro__ if dataclasses.is_dataclass(base)]):
-        definition = ast.parse(inspect.getsource(base)).body[0]
-        assert isinstance(definition, ast.ClassDef)
-        for field, below in zip(definition.body, definition.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                assert isinstance(field.target, ast.Name)
-                found[field.target.id] = str(below.value.value)
-    return found

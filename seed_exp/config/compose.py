@@ -1,4 +1,7 @@
-"""From YAML and overrides to one of the dataclasses of `schema`. Importing this registers the schemas with Hydra."""
+"""From YAML and overrides to one of the dataclasses of `schema`.
+
+Importing this module registers the schemas with Hydra.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ VERSION_BASE = "1.3"
 
 
 def config_home() -> Path:
-    """The folder that holds conf/ and experiments/: the package in a wheel, the repository in an editable installation."""
+    """The folder of conf/ and experiments/: in a wheel the package, otherwise the repository."""
     package = Path(__file__).resolve().parents[1]
     return package if (package / "conf").is_dir() else package.parent
 
@@ -44,7 +47,7 @@ def groups() -> dict[str, list[str]]:
 
 
 class ExperimentsSearchPath(SearchPathPlugin):
-    """Makes experiments/ a config group, from whichever working directory a command is called."""
+    """Makes experiments/ a config group, whatever the working directory is."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Appends the folder above experiments/."""
@@ -74,7 +77,7 @@ def typed(config: DictConfig) -> Any:
 
 
 def _unknown_options(config: Any, prefix: str) -> list[str]:
-    """What `+key=value` added beyond the schema: Hydra accepts it, and nothing would ever read it."""
+    """Options that `+key=value` added to the schema: Hydra accepts them, and nothing reads them."""
     if isinstance(config, dict):
         return [
             name
@@ -94,17 +97,18 @@ def _unknown_options(config: Any, prefix: str) -> list[str]:
 def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
     refuse_nameless(overrides or [])
-    if GlobalHydra.instance().is_initialized():  # called by a command that Hydra started
+    if GlobalHydra.instance().is_initialized():  # a command that Hydra started calls this
         return typed(hydra_compose(command, overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         return typed(hydra_compose(command, overrides or []))
 
 
 def refuse_nameless(overrides: list[str]) -> None:
-    """Hydra itself fails with a TypeError on a list that chooses anything but names, such as student=[0].
+    """Refuses choices such as student=[0], on which Hydra itself fails with a TypeError.
 
     Raises:
-        ValueError: a config group is given anything but a name, a list of names, or a sweep over these.
+        ValueError: a config group is given neither a name, nor a list of names, nor a sweep over
+            these.
     """
     for override in overrides:
         group = override.partition("=")[0].partition("@")[0].lstrip("+")
@@ -122,3 +126,14 @@ def refuse_nameless(overrides: list[str]) -> None:
                 raise ValueError(
                     f"{override} chooses {chosen}, which is no name in config group {group!r}"
                 )
+
+
+def choices_among(words: list[str]) -> list[str]:
+    """The words of a command line that choose options of config groups, less those that sweep."""
+    found = []
+    for word in words:
+        if word.partition("=")[0].partition("@")[0].lstrip("+") in groups():
+            refuse_nameless([word])
+            if not OverridesParser.create().parse_override(word).is_sweep_override():
+                found.append(word)
+    return found

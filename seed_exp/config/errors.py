@@ -22,9 +22,9 @@ from seed_exp.config.compose import groups
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Ends the process with one line and status 1 on an error that a user can cause; any other keeps its traceback.
+    """Ends the process with one line and status 1 on an error that a user can cause.
 
-    With HYDRA_FULL_ERROR=1 in the environment every error keeps it.
+    Any other error keeps its traceback; with HYDRA_FULL_ERROR=1 in the environment each error does.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -38,15 +38,16 @@ def in_one_line() -> Iterator[None]:
             raise
         sys.exit(last_words(str(error)))
     except Exception as error:
-        # A job of a sweep that left no result, or was refused: the text holds what the job printed, our traceback tells nothing.
+        # A job of a sweep left no result, or was refused. The text holds what the job printed; a
+        # traceback of this process tells nothing.
         if wants_traceback or not type(error).__module__.startswith("submitit."):
             raise
         sys.exit(last_words(str(error)))
 
 
 def last_words(error: str) -> str:
-    """The line with which a command ends; of several processes it says which one it is about."""
-    if error.startswith("(rank "):  # another one, engine.failure
+    """The line with which a command ends; among several processes it names the rank."""
+    if error.startswith("(rank "):  # engine.failure says that another rank failed
         return redact(f"error {error}")
     rank = (
         f" (rank {os.environ['RANK']})"
@@ -57,19 +58,26 @@ def last_words(error: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """One line: what is wrong with the command line, the closest thing that exists, what exists."""
+    """One line: the mistake in the command line, the closest thing that exists, all that exists."""
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}; options are written KEY=VALUE, in quotes where the value has spaces or brackets"
+        return (
+            f"cannot read {error.override!r}; options are written KEY=VALUE, "
+            "in quotes where the value has spaces or brackets"
+        )
     if unlisted := re.match(
         r"(?:In '([^']+)': )?Could not override '([\w/]+)'. No match in the defaults list",
         str(error),
     ):
         chosen_by = f", which {unlisted[1]} chooses" if unlisted[1] else ""
-        return f"this command has no config group {unlisted[2]!r}{chosen_by}; --help lists its groups and options"
+        return (
+            f"this command has no config group {unlisted[2]!r}{chosen_by}; "
+            "--help lists its groups and options"
+        )
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, option = cause.missing_cfg_file.rpartition("/")
-            return f"no option {option!r} in config group {group!r}; {closest(option, groups().get(group, []))}"
+            known = closest(option, groups().get(group, []))
+            return f"no option {option!r} in config group {group!r}; {known}"
         if (
             isinstance(cause, ConfigKeyError | ConfigAttributeError)
             and cause.object_type
@@ -82,7 +90,7 @@ def explain(error: Exception) -> str:
 
 
 def _names(error: OmegaConfBaseException) -> list[str]:
-    """What exists where an unknown key was looked for."""
+    """The keys that exist where an unknown key was looked for."""
     if dataclasses.is_dataclass(error.object_type):
         return [field.name for field in dataclasses.fields(error.object_type)]
     return [str(key) for key in error.parent_node or ()]
@@ -99,15 +107,14 @@ def _unknown_key(full_key: str, key: str, names: list[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(
-        ":"
-    ):  # "In 'experiments/mine': ... while composing config:" and then what it is
+    # "In 'experiments/mine': ... while composing config:", and the reason on the next line.
+    if len(lines) > 1 and lines[0].endswith(":"):
         return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, innermost first: the innermost says most exactly what was wrong."""
+    """The error and its causes, innermost first: the innermost is the most exact."""
     if error.__cause__ is not None:
         yield from _chain(error.__cause__)
     yield error
@@ -116,7 +123,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def is_for_user(error: BaseException) -> bool:
     """Whether the error is a message for the user, not a defect with a traceback worth reading.
 
-    It is when this package or Hydra raised it themselves, or the operating system did about a file.
+    A message: this package or Hydra raised it, or the operating system did because of a file.
     """
     if isinstance(error, OSError) and error.filename is not None:
         return True

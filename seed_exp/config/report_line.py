@@ -1,4 +1,4 @@
-"""The command line of `report`, as Hydra wants it."""
+"""The command line of `report`, as Hydra reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from seed_exp.config.schema import ReportConfig
 
 
 def spelled(arguments: Sequence[str]) -> list[str]:
-    """The command line as Hydra wants it: experiments and options of their jobs become sweeps, a folder a list of one."""
+    """The command line as Hydra reads it.
+
+    Experiments, with the options of their jobs, become `sweeps`; one folder becomes a list of one.
+    """
     words = spelled_out(list(arguments), "report", "experiments")
     words = [
         f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word

@@ -22,17 +22,18 @@ from seed_exp.config.errors import explain
 
 
 def jobs(command: str, overrides: list[str]) -> list[list[str]]:
-    """The overrides of every job of `python -m seed_exp.<command> -m <overrides>`, in the order in which Hydra starts them.
+    """The overrides of each job of `python -m seed_exp.<command> -m <overrides>`, in Hydra's order.
 
-    What an experiment sweeps over (hydra.sweeper.params) is expanded too; the command line wins over it.
+    An experiment's own sweep (hydra.sweeper.params) is expanded too; the command line wins over it.
 
     Raises:
-        HydraException: no such experiment, an override that cannot be read, or a sweep over anything but listed values.
+        HydraException: no such experiment, an override that cannot be read, or a sweep over
+            anything but listed values.
     """
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        # hydra.compose() refuses sweeps, so this is what Hydra itself does with -m.
+        # hydra.compose() refuses sweeps; these are the steps of Hydra itself for -m.
         config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra
         swept = [f"{key}={values}" for key, values in (config.sweeper.params or {}).items()]
         parser = OverridesParser.create(hydra.config_loader)
@@ -43,7 +44,7 @@ def jobs(command: str, overrides: list[str]) -> list[list[str]]:
 
 
 def composed_jobs(command: str, overrides: list[str]) -> list[tuple[list[str], Any]]:
-    """Overrides and typed config of every job of a sweep; a command that Hydra runs may call it.
+    """Overrides and typed config of each job of a sweep, also inside a command that Hydra runs.
 
     Raises:
         ValueError: no such experiment or option, or a value is out of its range.
@@ -57,7 +58,7 @@ def composed_jobs(command: str, overrides: list[str]) -> list[tuple[list[str], A
 
 @contextmanager
 def _outside_hydra() -> Iterator[None]:
-    """Forgets, while it is entered, that Hydra runs this command: it composes the grid of one command at a time."""
+    """Hides from Hydra that it runs this command: it composes for one command at a time."""
     holder = GlobalHydra.instance()
     running, holder.hydra = holder.hydra, None
     try:
@@ -69,10 +70,10 @@ def _outside_hydra() -> Iterator[None]:
 def launcher_profile(
     command: str, words: list[str], launcher: str, options: list[str]
 ) -> dict[str, Any]:
-    """The options of the launcher that is asked for.
+    """The options of a launcher profile of conf/hydra/launcher, with `options` applied.
 
     Raises:
-        ValueError: no such profile, or an option that it does not have.
+        ValueError: no such profile, or an option that the profile does not have.
     """
     profiles = {
         file.stem: file for file in (config_home() / "conf" / "hydra" / "launcher").glob("*.yaml")
@@ -90,7 +91,7 @@ def launcher_profile(
 
 
 def override_value(value: Any) -> str:
-    """A plain value as Hydra reads it."""
+    """A plain value, as it is written on a command line of Hydra."""
     if isinstance(value, list):
         return f"[{','.join(map(override_value, value))}]"
     return (

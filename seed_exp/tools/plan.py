@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from seed_exp.benchmarks.planning import Plan, make_plan, render, to_json
 from seed_exp.cluster.sweep_cells import labels
 from seed_exp.config.arguments import Parser, count
 from seed_exp.config.command import spelled_out
@@ -12,6 +12,9 @@ from seed_exp.config.compose import compose
 from seed_exp.config.errors import in_one_line
 from seed_exp.config.schema import TRAINING
 from seed_exp.config.sweep import jobs
+
+if TYPE_CHECKING:
+    from seed_exp.benchmarks.planning import Plan
 
 
 def plan(
@@ -26,6 +29,9 @@ def plan(
         (label or command, compose(command, job))
         for label, job in zip(labels(expanded), expanded, strict=True)
     ]
+    # Late: --help and errors of options need no torch.
+    from seed_exp.benchmarks.planning import make_plan
+
     return make_plan(named, seconds=seconds, num_images=num_images, gpus=gpus)
 
 
@@ -42,6 +48,8 @@ def main(description: str) -> None:
             num_images=given.images,
             gpus=given.gpus,
         )
+    from seed_exp.benchmarks.planning import render, to_json
+
     print(to_json(result) if given.json else render(result))
 
 

@@ -14,10 +14,15 @@ import pytest
 from seed_exp import __main__, distill
 from seed_exp.config.command import command, spelled_out
 from seed_exp.config.compose import compose, groups
+from seed_exp.config.deviations import DEVIATIONS
 from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import SCHEMAS
 
 COMMANDS = {name: importlib.import_module(f"seed_exp.{name}") for name in SCHEMAS}
+REQUIRED = {
+    **{name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")},
+    **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
+}
 DIGITS = ["data=digits", "views=digits", "data.num_workers=0"]
 
 
@@ -220,6 +225,9 @@ def test_in_a_process_of_its_own_hydra_full_error_shows_the_traceback() -> None:
     assert "student/resnt18" in done.stderr
 
 
+OPTIONS_HEADING = "Options (KEY=VALUE, here the defaults; in brackets: published values):"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_says_what_there_is_and_what_it_means(
@@ -233,17 +241,15 @@ def test_help_says_what_there_is_and_what_it_means(
     assert f"python -m seed_exp.{name}" in description
 
     lines = text.splitlines()
-    first_group = lines.index("Config groups (GROUP=OPTION; the default has a star):") + 1
-    first_option = lines.index("Options (KEY=VALUE; here with their defaults):") + 1
-    shown = {
-        words[0]: [word.rstrip("*") for word in words[1:]]
-        for words in map(str.split, lines[first_group : first_option - 2])
-    }
-    required = {
-        name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")
-    }
-    required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
-    config = compose(name, required.get(name))
+    first_group = lines.index("Config groups (GROUP=OPTION; a star marks the chosen one):") + 1
+    first_option = lines.index(OPTIONS_HEADING) + 1
+    shown: dict[str, list[str]] = {}
+    for line in lines[first_group : first_option - 2]:
+        words = line.split()
+        if not line.startswith(" " * 3):
+            group = words.pop(0)
+        shown.setdefault(group, []).extend(word.rstrip("*") for word in words)
+    config = compose(name, REQUIRED.get(name))
     possible = {"students": "student", "experiments": "experiments"}
     expected = {possible.get(key, key) for key in vars(config)} & groups().keys()
     own_values = {
@@ -254,12 +260,22 @@ def test_help_says_what_there_is_and_what_it_means(
     assert shown.keys() - {"experiments", "scale"} == expected - own_values
     assert all(options == groups()[group] for group, options in shown.items())
 
-    pairs = lines[first_option:-2]
-    keys = [line.partition("=")[0] for line in pairs[::2]]
-    meanings = pairs[1::2]
-    assert [key.strip() for key in keys] == list(flatten(to_plain(config)))
-    assert all(key.startswith("  ") and not key.startswith("   ") for key in keys)
-    assert all(meaning.startswith(" " * 8) and len(meaning.strip()) > 5 for meaning in meanings)
+    keys: list[str] = []
+    headings: list[str] = []
+    for line in lines[first_option:-2]:
+        if line.startswith(" " * 8):
+            assert len(line.strip()) > 0
+        elif heading := re.match(r"(\w+): \S", line):
+            headings.append(heading[1])
+        elif key := re.match(r"  (\w\S*?)=", line):
+            assert headings
+            assert "." not in key[1] or key[1].startswith(f"{headings[-1]}.")
+            keys.append(key[1])
+    assert sorted(keys) == sorted(flatten(to_plain(config)))
+    nested = [key for key, value in to_plain(config).items() if isinstance(value, dict)]
+    assert headings == [name, *nested]
+    own = [key for key in flatten(to_plain(config)) if "." not in key]
+    assert keys[: len(own)] == own
 
 
 def test_help_shows_defaults(
@@ -271,16 +287,85 @@ def test_help_shows_defaults(
         "\n  run=???\n",
         "\n  steps=null\n",
         "\n  optimizer.schedule=step\n",
-        "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0]\n",
+        "\n  optimizer.milestones=[60.0, 80.0]\n",
+        "\n  data.download=false\n",
     ):
         assert shown in text
     assert " linear* " in text
     assert "One of auto, float32, bfloat16." in text
-    assert "One of cosine, step, constant." in text
+    assert "One of cosine, step, constant." in " ".join(text.split())  # wrapped
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 300])
+@pytest.mark.parametrize("name", ["distill", "embed"])
+def test_help_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    type_line(monkeypatch, name, "--help")
+    _, groups_and_options = capsys.readouterr().out.split("Config groups")
+    longest = max(map(len, groups_and_options.splitlines()))
+    assert min(columns, 100) - 15 < longest <= min(columns, 100)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "plan", "sweep", "zoo"])
+def test_a_description_fits_eighty_columns(name: str) -> None:
+    description = importlib.import_module(f"seed_exp.{name}").__doc__
+    assert description is not None
+    assert max(map(len, description.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("distill objective=disco -m seed=0,1", ["disco*", "objective.name=disco"]),
+        (
+            "distill student=[resnet34,convnet_w2]",
+            ["resnet34*", "convnet_w2*", "students.resnet34."],
+        ),
+        ("distill -m student=resnet18,resnet34", ["resnet18*"]),
+        ("bench loss", ["loss*", "bench=loss"]),
+        ("report small_table1", ["output=report"]),
+    ],
+)
+def test_help_is_about_the_options_that_are_chosen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, shown: list[str]
+) -> None:
+    type_line(monkeypatch, *line.split(), "--help")
+    text = capsys.readouterr().out
+    for expected in shown:
+        assert expected in text
+
+
+def test_help_shows_published_values_beside_those_that_differ(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_line(monkeypatch, "distill", "--help")
+    assert "\n  objective.tau_teacher=0.01 (SEED's code: 1e-4)\n" in capsys.readouterr().out
+    type_line(monkeypatch, "distill", "objective=compress", "--help")
+    assert "1e-4)" not in capsys.readouterr().out
+    type_line(monkeypatch, "linear", "--help")
+    assert "\n  lrs=[0.3, 1.0, 3.0, 10.0, 30.0] (MoCo: [30])\n" in capsys.readouterr().out
+
+
+DIFFERENT = [
+    (file, option, published.value)
+    for file, options in DEVIATIONS.items()
+    for option, published in options.items()
+]
+
+
+@pytest.mark.parametrize(("file", "option", "value"), DIFFERENT)
+def test_each_published_value_can_be_set_and_differs(file: str, option: str, value: str) -> None:
+    group, _, choice = file.partition("/")
+    name, words = ("distill", [f"{group}={choice}"]) if choice else (file, REQUIRED.get(file, []))
+    default = flatten(to_plain(compose(name, words)))
+    changed = flatten(to_plain(compose(name, [*words, f"{option}={value}"])))
+    assert {key for key in default if changed[key] != default[key]} == {option}
 
 
 def test_without_a_command_all_of_them_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     __main__.main()
     listed = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
     assert set(listed) == {*SCHEMAS, "plan", "sweep", "zoo"}
-    assert listed["distill"].startswith("Distil a frozen self-supervised teacher")
+    assert listed["distill"].startswith("Distil a self-supervised teacher")
