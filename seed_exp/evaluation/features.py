@@ -123,7 +123,7 @@ class Extractor:
 
 
 def run_extractor(run: Run[Any]) -> Extractor:
-    """An extractor with a run's views, device, workers and precision, whose unreadable images the run lists."""
+    """An extractor with the views, device, workers and precision of a run."""
     return Extractor(
         EvalViews(run.config.views),
         run.device,
