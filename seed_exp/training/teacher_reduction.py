@@ -59,7 +59,10 @@ def kept_reduction(
 
 
 def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
-    """What the cache has of it, fitted where that is nothing whole; errors as fit_reduction."""
+    """State of the reduction from the cache; fitted and cached if missing or damaged.
+
+    Errors as `fit_reduction`.
+    """
     kind, dim = config.teacher.reduce, config.teacher.embedding_dim or EMBEDDING_DIM
     assert kind is not None
     key = {
