@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from seed_exp.base.stopping import WARNINGS, Stopped
 
 # Tiny tensors gain nothing from a second thread, and threads that wait for each other on busy cores
 # take ten times as long.
@@ -15,7 +19,46 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported; for the processes that tests start, too
 
-from ranks import Ranks
+if TYPE_CHECKING:
+    from ranks import Ranks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes SIGTERM end the run as Ctrl-C does: fixtures close what they opened.
+
+    Workers of pytest-xdist keep the system's way: they end at once, and the main process with them.
+    """
+    if not hasattr(config, "workerinput"):
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    pytest.exit(f"ended by {signal.Signals(number).name}", 128 + number)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[Any],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Ends the run where a signal came while the package itself handled signals.
+
+    A test that signals its own process expects `Stopped`, and no report shows it.
+    """
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Stopped):
+        pytest.exit(f"ended by {call.excinfo.value.signal_name}", call.excinfo.value.code)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back() -> Iterator[None]:
+    """Fails a test after which a signal would no longer do to pytest what it did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *WARNINGS)}
+    yield
+    after = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +76,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[Ranks]:
     """Two processes in one gloo group."""
+    from ranks import Ranks  # here, because it imports torch
+
     ranks = Ranks(2)
     yield ranks
     ranks.close()

@@ -82,7 +82,6 @@ def run_cells(script: Path, job: str, num_cells: int, parallel: int, gpus: int) 
     logs = script.parent / "logs"
     waiting, running = list(range(num_cells)), dict[int, tuple[int, subprocess.Popen[bytes]]]()
     cancelled = set[int]()
-    signal.signal(signal.SIGTERM, _leave)
     try:
         while waiting or running:
             for number, (_, process) in list(running.items()):
@@ -157,6 +156,7 @@ def _leave(number: int, _frame: object) -> NoReturn:
 
 def _main() -> None:
     script, job = Path(sys.argv[1]), sys.argv[2]
+    signal.signal(signal.SIGTERM, _leave)  # so that `run_cells` still ends its cells
     partial = script.parent / "logs" / f"{job}.lock.partial"
     with partial.open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)

@@ -83,8 +83,20 @@ def configs(name: str, scale: str, *options: str) -> list[Any]:
     return [compose(command_of(name), job) for job in jobs_of(name, scale, *options)]
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(
+            name,
+            scale,
+            marks=pytest.mark.slow
+            if scale == "smoke" and name not in ("table1", "teachers")
+            else (),
+        )
+        for name in NAMES
+        for scale in SCALES
+    ],
+)
 def test_every_job_composes_and_types(name: str, scale: str) -> None:
     found = configs(name, scale)
     assert all(config.tracker.group == name for config in found)

@@ -228,8 +228,9 @@ def test_in_a_process_of_its_own_hydra_full_error_shows_the_traceback() -> None:
 OPTIONS_HEADING = "Options (KEY=VALUE, here the defaults; in brackets: published values):"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize(
+    ("flag", "name"), [*(("--help", name) for name in COMMANDS), ("-h", "distill")]
+)
 def test_help_says_what_there_is_and_what_it_means(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, flag: str
 ) -> None:

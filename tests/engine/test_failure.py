@@ -138,9 +138,14 @@ with distributed.process_group(torch.device("cpu")):
 
 
 @pytest.mark.parametrize(
-    "signal", ["SIGKILL", "SIGSTOP"]
-)  # the latter as if its machine had lost power: nothing is closed
-@pytest.mark.parametrize("dead", [0, 1])
+    ("dead", "signal"),  # SIGSTOP as if its machine had lost power: nothing is closed
+    [
+        (0, "SIGKILL"),
+        (1, "SIGSTOP"),
+        pytest.param(0, "SIGSTOP", marks=pytest.mark.slow),
+        pytest.param(1, "SIGKILL", marks=pytest.mark.slow),
+    ],
+)
 def test_a_rank_that_dies_is_missed_by_one_that_hangs_outside_of_collectives(
     dead: int, signal: str, tmp_path: Path
 ) -> None:

@@ -64,7 +64,10 @@ def assert_same_runs(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("step", [0, 1, 5, 8, 11])
+@pytest.mark.parametrize(
+    "step",
+    [0, 5, 8, pytest.param(1, marks=pytest.mark.slow), pytest.param(11, marks=pytest.mark.slow)],
+)
 def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(
     name: str, step: int, tmp_path: Path
 ) -> None:
@@ -351,8 +354,14 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     assert_same_runs(tmp_path / "0", tmp_path / "2")
 
 
-@pytest.mark.parametrize("build", [tiny.seed, tiny.moco])
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize(
+    ("build", "accumulation"),
+    [
+        (tiny.seed, 2),
+        (tiny.moco, 4),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((tiny.seed, 4), (tiny.moco, 2))),
+    ],
+)
 def test_accumulation_equals_the_whole_batch(
     build: Callable[..., Method], accumulation: int, tmp_path: Path
 ) -> None:
@@ -404,8 +413,14 @@ def poison(method: Method, name: str) -> None:
         next(method.trainable[name].parameters()).fill_(torch.nan)
 
 
-@pytest.mark.parametrize("build", [tiny.seed, tiny.moco])
-@pytest.mark.parametrize("checkpoint_every", [2, 5])  # found at a checkpoint, found at a log line
+@pytest.mark.parametrize(
+    ("build", "checkpoint_every"),  # found at a checkpoint, found at a log line
+    [
+        (tiny.seed, 2),
+        (tiny.moco, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((tiny.seed, 5), (tiny.moco, 2))),
+    ],
+)
 def test_a_diverged_student_disturbs_no_other(
     build: Callable[..., Method], checkpoint_every: int, tmp_path: Path, logged: list[str]
 ) -> None:
@@ -888,8 +903,14 @@ def train_here(
     return {"networks": tiny.weights(method), "carried": method.carried.state_dict()}
 
 
-@pytest.mark.parametrize("kind", ["seed", "moco"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "accumulation"),
+    [
+        ("seed", 1),
+        ("moco", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("seed", 2), ("moco", 1))),
+    ],
+)
 def test_two_processes_equal_one_with_the_same_global_batch(
     kind: str, accumulation: int, two_ranks: Ranks, tmp_path: Path
 ) -> None:

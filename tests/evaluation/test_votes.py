@@ -322,7 +322,13 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @linux_only
-@pytest.mark.parametrize("case", ["random", "tied", "ascending", "uneven"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "uneven",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("random", "tied", "ascending")),
+    ],
+)
 def test_peak_memory_stays_within_the_bound(case: str) -> None:
     # All similarities at once would be 200 MB. Allowed beside the bound: result, heap
     # fragmentation, buffers of the matmul.

@@ -122,7 +122,9 @@ def test_programs_take_any_number_of_images_and_give_embeddings_when_asked(tmp_p
                 torch.testing.assert_close(torch.as_tensor(result), right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("network", ["mobilenetv3_large", "efficientnet_b1"])
+@pytest.mark.parametrize(
+    "network", ["mobilenetv3_large", pytest.param("efficientnet_b1", marks=pytest.mark.slow)]
+)
 def test_weights_load_in_plain_timm_as_written_in_the_lines(network: str, tmp_path: Path) -> None:
     given = subject(network)
     errors = export_formats(given, formats_of(given, ["timm"]), tmp_path)
