@@ -20,7 +20,7 @@ from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.protocols.supervised import Evaluation, Measures
+from seed_exp.protocols.supervised import Measures, train_and_measure
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = [
@@ -129,27 +129,26 @@ def test_it_evaluates_every_so_many_epochs(home: Path) -> None:
 def test_training_is_compiled_and_evaluation_is_not(
     home: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter, train_and_measure = CompileCounter(), Evaluation.run
+    counter = CompileCounter()
     during: list[int] = []
 
-    def run(
-        self: Evaluation,
-        folder: Path,
+    def train(
+        run: Any,
+        evaluated: Any,
         method: Any,
         views: Any,
         measure: Callable[..., Measures],
-        *rest: Any,
         **named: Any,
-    ) -> Measures:
+    ) -> Any:
         def watched(names: Collection[str]) -> Measures:
             before = counter.frame_count
             results = measure(names)
             during.append(counter.frame_count - before)
             return results
 
-        return train_and_measure(self, folder, method, views, watched, *rest, **named)
+        return train_and_measure(run, evaluated, method, views, watched, **named)
 
-    monkeypatch.setattr(Evaluation, "run", run)
+    monkeypatch.setattr(f"seed_exp.protocols.{command}.train_and_measure", train)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     options = ["compile=true", "networks=[convnet_w2]", "lrs=[0.1]", "steps=2"]
     {"linear": linear.linear, "finetune": finetune.finetune}[command](
