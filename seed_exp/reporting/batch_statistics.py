@@ -1,4 +1,4 @@
-"""Whether batch statistics gave away a contrast's answer: MoCo without groups of batch norm."""
+"""Reasons in batch norm against comparing a run: its statistics may give the contrast's answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OF_TEACHER = "teacher's "
 
 
 def group_reasons(command: str, options: Mapping[str, Any]) -> list[str]:
-    """Why groups of batch norm keep a run from comparing with published numbers; empty if they do not.
+    """Why a run's groups of batch norm differ from the published ones; empty if they do not.
 
     A key that is normalised with the same images as its query shares their statistics. The contrast
     can then be solved without looking at the image (arXiv:1911.05722, Section 3.3). The number of
@@ -36,10 +36,10 @@ def group_reasons(command: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def teacher_reasons(setting: Mapping[str, Any]) -> list[str]:
-    """The same for the run of a teacher of our own, and for that of the teacher's teacher.
+    """Reasons as of `group_reasons` in the run of a teacher of our own, and of that one's teacher.
 
     Args:
-        setting: Options of a run, those of its teacher's run under names that begin with
+        setting: Options of the student's run. Those of the teacher's run have names that begin with
             OF_TEACHER; options that are null are absent.
     """
     of_teacher = {
