@@ -57,7 +57,7 @@ class Published:
     views: str
     """Recipe of the student's views; empty = unknown."""
     hidden_dim: int | None = None
-    """Hidden width of the student's head; None = the width of its features."""
+    """Hidden width of the student's head; None = the width of its features, or not known."""
 
     @property
     def method(self) -> str:
