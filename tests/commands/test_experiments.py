@@ -254,7 +254,7 @@ def test_released_students_are_trained_as_their_files_names_and_the_readme_say(
     (config,) = configs("checkpoints", "full", option)
     assert list(config.students) == students
     assert (config.teacher.network, config.views.name, config.epochs) == (teacher, views, epochs)
-    assert (config.views.crops["local"].num > 0) == (views == "swav_multicrop")
+    assert ("local" in config.views.crops) == (views == "swav_multicrop")
 
 
 # published.csv
