@@ -73,6 +73,8 @@ class ZooEntry:
     """Command and options that use the weights."""
     note: str
     """Further remarks for the user; may be empty."""
+    doubt: str
+    """Why no file can be known to be this entry's; empty where there is no doubt."""
 
     @property
     def path(self) -> Path:
@@ -97,6 +99,8 @@ class Found:
     """The published hash, which the file has; None = no hash is published."""
     embedding_dim: int
     """Width of the network's embeddings."""
+    doubt: str
+    """Why the file may be another than the entry's all the same; empty where there is no doubt."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,15 @@ class _Released:
     network: str
     teacher: str
     epochs: int
+    file: str | None
+    """Name of the released file, without its ending; None = the link leads to another student's."""
     top1: float | None = None
     top1_source: str | None = SEED
+
+    @property
+    def local_views(self) -> bool:
+        """Whether it was trained with local views, which SEED calls small patches."""
+        return self.file is None or "SMALL_PATCH" in self.file
 
 
 _PUBLICATIONS = {
@@ -131,22 +142,60 @@ _PUBLICATIONS = {
 
 # The rows of the table in SEED's README. An accuracy is given if the paper has a number for the
 # same network, teacher and epochs.
+_RESNET18_FILE = "resnet18_distill_resnet50-moco-v2-checkpoint_0199"
 _RELEASED = {
-    "seed_resnet18_moco_v2_r50": _Released("resnet18", "ResNet-50 MoCo-V2", 200, 57.6),
-    "seed_resnet18_swav_r50w2": _Released("resnet18", "ResNet-50W2 SwAV", 400),
-    "seed_mobilenetv3_large_moco_v2_r50": _Released(
-        "mobilenetv3_large", "ResNet-50 MoCo-V2", 200, 55.2
+    "seed_resnet18_moco_v2_r50": _Released(
+        "resnet18", "ResNet-50 MoCo-V2", 200, _RESNET18_FILE, 57.6
     ),
-    "seed_efficientnet_b0_swav_r50w4": _Released("efficientnet_b0", "ResNet-50W4 SwAV", 400),
-    "seed_efficientnet_b0_swav_r50w2": _Released("efficientnet_b0", "ResNet-50W2 SwAV", 800, 67.6),
-    "seed_efficientnet_b1_swav_r50": _Released("efficientnet_b1", "ResNet-50 SwAV", 200),
-    "seed_efficientnet_b1_swav_r152": _Released("efficientnet_b1", "ResNet-152 SwAV", 200),
+    "seed_resnet18_swav_r50w2": _Released(
+        "resnet18",
+        "ResNet-50W2 SwAV",
+        400,
+        "AMP_SMALL_PATCH_400_resnet18_distill_resnet50w2-swav-checkpoint_0399",
+    ),
+    "seed_mobilenetv3_large_moco_v2_r50": _Released(
+        "mobilenetv3_large",
+        "ResNet-50 MoCo-V2",
+        200,
+        "mobilenetv3_large_distill-moco-v2-checkpoint_0199",
+        55.2,
+    ),
+    "seed_efficientnet_b0_swav_r50w4": _Released(
+        "efficientnet_b0",
+        "ResNet-50W4 SwAV",
+        400,
+        "AMP_SMALL_PATCH_400_efficientnet_b0_distill_resnet50w4-swav-checkpoint_0399",
+    ),
+    "seed_efficientnet_b0_swav_r50w2": _Released(
+        "efficientnet_b0",
+        "ResNet-50W2 SwAV",
+        800,
+        "AMP_SMALL_PATCH_800_efficientnet_b0_distill_resnet50w2-swav-checkpoint_0799",
+        67.6,
+    ),
+    # The README's only command for this pair is the one with local views.
+    "seed_efficientnet_b1_swav_r50": _Released("efficientnet_b1", "ResNet-50 SwAV", 200, None),
+    "seed_efficientnet_b1_swav_r152": _Released(
+        "efficientnet_b1",
+        "ResNet-152 SwAV",
+        200,
+        "AMP_200_efficientnet_b1_distill_resnet152-swav-checkpoint_0199",
+    ),
     "seed_resnet50_swav_r50w4": _Released(
-        "resnet50", "ResNet-50W4 SwAV", 400, 74.3, f"{SEED}, without its epochs"
+        "resnet50",
+        "ResNet-50W4 SwAV",
+        400,
+        "AMP_SMALL_PATCH_400_resnet50_distill_resnet50w4-swav-checkpoint_0399",
+        74.3,
+        f"{SEED}, without its epochs",
     ),
 }
 
 _EXPIRES = "SEED's authors give it out behind links that expire: take a fresh one from their README"
+_WRONG_LINK = (
+    f"The link for it in SEED's README leads to {_RESNET18_FILE}.pth.tar, another student: "
+    "no file is known to be this one, so none can be verified as it"
+)
 _NON_COMMERCIAL_NOTE = (
     "Its licence forbids commercial use, which may bind what is distilled from it too"
 )
@@ -202,7 +251,7 @@ def fetch(entry: ZooEntry) -> Path:
     if entry.url is None and not entry.path.exists() and not user_mirrors(entry.file_name):
         raise ValueError(
             f"{entry.name} has no lasting address to download from; "
-            f"put its file at {entry.path}. {entry.note}"
+            f"put its file at {entry.path}. {'. '.join(filter(None, (entry.note, entry.doubt)))}"
         )
     path = download(entry.url, entry.path, entry.hash)
     if cache_state(entry) == "unverified":
@@ -243,7 +292,7 @@ def verify(entry: ZooEntry, path: Path | None = None) -> Found:
             f"{file} gives embeddings that are not finite: broken weights; "
             "copy or download it again"
         )
-    return Found(file, sha256, entry.hash, dim)
+    return Found(file, sha256, entry.hash, dim, entry.doubt)
 
 
 def _hash(entry: ZooEntry, file: Path) -> str:
@@ -272,7 +321,10 @@ def _load(entry: ZooEntry, file: Path) -> tuple[nn.Module, int]:
         return build_teacher(config, teacher_ssl), expected
     ((student, header),) = load_students(file).values()
     if (network := header["student"]["network"]) != entry.network:
-        raise ValueError(f"{file} holds a student {network}; {entry.name} is a {entry.network}")
+        because = f". {entry.doubt}" if entry.doubt else ""
+        raise ValueError(
+            f"{file} holds a student {network}; {entry.name} is a {entry.network}{because}"
+        )
     return student, EMBEDDING_DIM
 
 
@@ -303,6 +355,7 @@ def _teacher(name: str, spec: TeacherSpec) -> ZooEntry:
         spec.cache_name,
         f"distill teacher={name}",
         _NON_COMMERCIAL_NOTE if spec.licence in NON_COMMERCIAL else "" if spec.url else _EXPIRES,
+        "",
     )
 
 
@@ -313,11 +366,13 @@ def _student(name: str, released: _Released) -> ZooEntry:
         if "SwAV" in released.teacher
         else ""
     )
+    views = " with local views" if released.local_views else ""
+    named = "" if released.file is None else f". Its file there is {released.file}.pth.tar"
     return ZooEntry(
         name,
         "student",
         released.network,
-        f"SEED from {released.teacher}",
+        f"SEED from {released.teacher}{views}",
         "arXiv:2101.04731",
         released.epochs,
         released.top1,
@@ -329,5 +384,6 @@ def _student(name: str, released: _Released) -> ZooEntry:
         None,
         file_name,
         f"distill student={released.network} students.{released.network}.init={cached(file_name)}",
-        f"{_EXPIRES}. SEED's code is MIT, of its weights nothing is said{bound}",
+        f"{_EXPIRES}{named}. SEED's code is MIT, of its weights nothing is said{bound}",
+        _WRONG_LINK if released.file is None else "",
     )

@@ -1,4 +1,4 @@
-"""The columns of a table: what varies in it, each under the shortest name that tells them apart."""
+"""Columns of a table: its settings, each under the shortest name that tells them apart."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ NAMES = ("teacher", "objective.name", "views.name", "data.source")
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A setting: what all its cells have in common and others have not."""
+    """A setting of a table."""
 
     label: str
+    """Name of the setting in the table."""
     options: Mapping[str, Any]
-    """All that varies in the table, with its value here."""
+    """Options that vary in the table, with their values in this setting."""
 
 
 def columns_of(settings: Sequence[Setting]) -> dict[str, TableColumn]:
-    """For the key of each setting its column. Of options that always change together, one stands for all."""
+    """Key of a setting -> its column.
+
+    Options that always change together are named by one of them.
+    """
     distinct = {key_of(setting): setting for setting in settings}
     keys = sorted({key for setting in distinct.values() for key in setting})
     together: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -40,9 +44,8 @@ def columns_of(settings: Sequence[Setting]) -> dict[str, TableColumn]:
                 key
             )
     representatives: list[str] = []
-    apart: list[tuple[str, ...]] = [()] * len(
-        distinct
-    )  # the settings as the representatives tell them apart
+    # The settings as the representatives tell them apart.
+    apart: list[tuple[str, ...]] = [()] * len(distinct)
     for partition, keys in sorted(
         together.items(), key=lambda item: _rank(min(item[1], key=_rank))
     ):
@@ -73,6 +76,6 @@ def _rank(key: str) -> tuple[int, int, str]:
 def _labelled(key: str, value: Any) -> str:
     if key == "teacher" and value == NO_TEACHER:
         return NO_TEACHER
-    if key == "images":  # the hash tells images apart that are named alike
+    if key == "images":  # the hash tells images of the same name apart
         value = f"{short_fingerprint(value)} #{str(value)[-16:][:4]}"
     return f"{key.removesuffix('.name')} {'–' if value is None else value}"

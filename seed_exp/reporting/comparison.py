@@ -1,4 +1,4 @@
-"""Tables of students in rows and of what an experiment varies in columns: ours, published, what is missing."""
+"""Tables with students in rows and an experiment's settings in columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seed_exp.reporting.entries import (
     key_of,
     matched,
 )
-from seed_exp.reporting.published import Published, students_of
+from seed_exp.reporting.published import Published, references, students_of
 from seed_exp.reporting.runs import Run
 from seed_exp.reporting.table_cells import (
     MEASURES,
@@ -29,20 +29,24 @@ from seed_exp.reporting.table_cells import (
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison."""
+    """Our numbers beside published ones, and the commands for missing ones."""
 
     title: str
+    """Title of the table."""
     rows: list[str]
     """Networks of the students."""
     parameters: dict[str, int | None]
-    """Of their encoders."""
+    """Network of a row -> number of its encoder's parameters; None = unknown."""
     columns: list[TableColumn]
+    """Settings of the experiment."""
     cells: dict[tuple[str, int], TableCell]
-    """By row and number of the column; absent where nothing was planned."""
+    """(row, number of the column) -> cell; absent where nothing was planned."""
     measures: list[str]
-    """Keys of MEASURES: those with a number, or all where there is none yet."""
+    """Keys of MEASURES: those with a number, or all asked ones if there is no number yet."""
     notes: list[str] = field(default_factory=list)
-    """One line each: runs that are left out, images that differ."""
+    """A line for each run that is left out, and for images that differ."""
+    references: list[Published] = field(default_factory=list)
+    """Published numbers of the rows' networks by methods that are not here; they never compare."""
 
 
 def compare(
@@ -55,16 +59,17 @@ def compare(
 ) -> Table:
     """The table of all `runs`, or of those that `jobs` plan.
 
-    A run fills a planned cell if all its options that change results are the plan's; a student trained alone fills the cell that
-    a fleet was planned for, as it becomes the same. Every measure is of one protocol, the one that most runs have.
+    A run fills a planned cell if all its options that change results are the plan's. A student that
+    was trained alone fills the cell for which a fleet was planned, because it becomes the same.
+    Every measure has one protocol, the one that most runs have.
 
     Args:
-        title: Of the table.
-        runs: All that were found.
+        title: Title of the table.
+        runs: All runs that were found.
         published: Numbers to stand beside ours.
-        evaluation_command: For a run, the name of an evaluation and a result to be like, if any: the command line that makes it.
-        jobs: What is planned; None = the runs are all there is.
-        sizes: Parameters of networks, for those that no run has written yet.
+        evaluation_command: Makes the command line for a missing evaluation.
+        jobs: Planned jobs; None = the runs are all there is.
+        sizes: Network -> number of its parameters, for networks that no run has written yet.
     """
     folders = {run.folder.resolve(): run for run in runs}
     found = [
@@ -86,9 +91,8 @@ def compare(
         entries = matched(planned, found, notes)
     labelled = columns_of([entry.setting for entry in entries])
     columns = list(dict.fromkeys(labelled[key_of(entry.setting)].label for entry in entries))
-    columns.sort(
-        key=lambda label: NO_TEACHER not in label
-    )  # the baseline first, otherwise in the given order
+    # The baseline first, otherwise in the given order.
+    columns.sort(key=lambda label: NO_TEACHER not in label)
     chosen = {column.label: column for column in labelled.values()}
     protocols = main_protocols(entries, notes)
     rows = list(dict.fromkeys(entry.row for entry in entries))
@@ -121,14 +125,17 @@ def compare(
         )
         for row in rows
     }
+    measures = measures or [name for name, measure in MEASURES.items() if measure.asked]
+    shown = {MEASURES[name].protocol for name in measures}
     return Table(
         title,
         rows,
         parameters,
         [chosen[label] for label in columns],
         cells,
-        measures or [name for name, measure in MEASURES.items() if measure.asked],
+        measures,
         [redact(note) for note in notes],
+        [row for row in references(published, rows) if row.protocol in shown],
     )
 
 

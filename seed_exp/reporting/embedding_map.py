@@ -15,25 +15,25 @@ MAX_POINTS = 5000
 
 
 def embedding_map(features: Tensor, labels: Tensor, title: str, path: Path) -> None:
-    """Writes a PNG of 800 x 800 pixels: the directions of the features on their first two principal components.
+    """Writes a PNG of 800 x 800 pixels: the features' directions on two principal components.
 
-    A linear map, unlike t-SNE: what is far apart in it is far apart, and its axes say how much of the variance they show.
+    The map is linear, unlike t-SNE: points that are far apart in it are far apart. The axes say
+    how much of the variance they show.
 
     Args:
-        features: Of N images [N, D], N >= 2; the first 5000 are drawn.
-        labels: Their classes [N], int64, which give the colours.
-        title: One line above.
-        path: Where the PNG goes; replaced atomically.
+        features: Features of N images [N, D], N >= 2; the first 5000 are drawn.
+        labels: Classes of the images [N], int64, which give the colours.
+        title: Line above the map.
+        path: Path of the PNG; replaced atomically.
     """
-    # These take a second, for which a training should not wait at its start.
+    # These imports take a second, for which a training should not wait at its start.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
 
     pca = PCA(2, random_state=0)
-    with np.errstate(
-        invalid="ignore"
-    ):  # of features that are all alike, shares of the variance are no numbers
+    # If all features are equal, the shares of the variance are no numbers.
+    with np.errstate(invalid="ignore"):
         points = pca.fit_transform(F.normalize(features[:MAX_POINTS].float().cpu(), dim=1).numpy())
     figure = Figure(figsize=(8, 8), dpi=100, facecolor="white")
     axes = figure.add_subplot()
@@ -48,7 +48,7 @@ def embedding_map(features: Tensor, labels: Tensor, title: str, path: Path) -> N
             linewidths=0,
             label=str(label),
         )
-    if len(np.unique(classes)) <= len(CLASS_COLOURS):  # with more, hues repeat
+    if len(np.unique(classes)) <= len(CLASS_COLOURS):  # with more classes, hues repeat
         axes.legend(title="class", frameon=False, labelcolor=INK)
     axes.set_title(title, loc="left", fontsize=13, color=INK)
     shares = 100 * pca.explained_variance_ratio_

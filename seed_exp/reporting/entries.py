@@ -1,4 +1,4 @@
-"""The students of runs and of planned jobs, and which run is the one that was planned."""
+"""Students of runs and of planned jobs, and the match between the two."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from seed_exp.reporting.runs import Run
 WITHOUT_EFFECT = frozenset(
     {"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"}
 )
-"""Options that may differ between runs of the same cell: repetitions, places of the images, evaluations on the way."""
+"""Options that may differ between runs of the same cell.
+
+They set the repetition, the places of the images, and evaluations during training.
+"""
 NO_TEACHER = "no teacher (MoCo-V2)"
 WIDEST = 12
-"""Differences to the plan of which more are counted, not listed."""
+"""Most differences to the plan that a note lists; it counts the others."""
 Setting = dict[str, Any]
+"""Options in which the cells of a table may differ."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,30 @@ class PlannedJob:
     """A planned run."""
 
     command: str
+    """Command of the run."""
     overrides: Sequence[str]
+    """Options as typed after the command."""
     options: Mapping[str, Any]
-    """Flat."""
+    """All decisive options, flattened."""
 
 
 class Entry(NamedTuple):
-    """A student of a run, or of a job that no run belongs to yet."""
+    """A student of a run, or of a job without a run."""
 
     row: str
+    """Network of the student."""
     setting: Setting
+    """Options that decide the student's column."""
     seed: Any
+    """Seed of the training."""
     name: str
+    """Name of the student in the options."""
     job: PlannedJob | None
+    """Job that plans the student, if there is one."""
     run: Run | None
+    """Run that trains the student, if there is one."""
     origin: Comparable
+    """Facts that decide which published numbers are shown beside the student's."""
 
 
 def entry_of(
@@ -53,6 +66,16 @@ def entry_of(
     run: Run | None,
     folders: Mapping[Path, Run],
 ) -> Entry:
+    """The entry of one student.
+
+    Args:
+        command: Command of the run or job.
+        options: Options of the run or job, flattened.
+        name: Name of the student in the options.
+        job: Job that plans the student, if there is one.
+        run: Run that trains the student, if there is one.
+        folders: Resolved folder -> run in it, to find a teacher of our own.
+    """
     setting: Setting = {
         key: value
         for key, value in options.items()
@@ -68,15 +91,19 @@ def entry_of(
         teacher, about = _teacher(options, folders)
         teacher_ssl = str(options.get("teacher_ssl.name"))
         setting |= about
+    # An option that is off counts as absent.
     setting = {
         key: value for key, value in setting.items() if value is not None and value is not False
-    }  # off, as if absent
+    }
     origin = Comparable(network_of(options, name), teacher, teacher_ssl, objective)
     return Entry(origin.student, setting, options.get("seed"), name, job, run, origin)
 
 
 def _teacher(options: Mapping[str, Any], folders: Mapping[Path, Run]) -> tuple[str, Setting]:
-    """The teacher's network, and all that is known of it: of one of our own, how its run was made."""
+    """The teacher's network, and the options that tell it from other teachers.
+
+    These include the options of its run, if the teacher is one of our own.
+    """
     kept = {
         key: value
         for key, value in options.items()
@@ -101,7 +128,10 @@ def _teacher(options: Mapping[str, Any], folders: Mapping[Path, Run]) -> tuple[s
 
 
 def matched(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) -> list[Entry]:
-    """The planned entries, those with runs replaced by them; more seeds of the same cells too."""
+    """The planned entries, with runs in place of plans where there are any.
+
+    Runs of planned cells with other seeds are kept as well. Each run that is left out gets a note.
+    """
     cells = {(entry.row, key_of(entry.setting)): entry for entry in reversed(planned)}
     same = [entry for entry in found if (entry.row, key_of(entry.setting)) in cells]
     counted = Counter(images_of(entry) for entry in same).most_common()
@@ -113,7 +143,8 @@ def matched(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) 
             kept.append(entry._replace(job=cells[entry.row, key_of(entry.setting)].job))
         else:
             notes.append(
-                f"{entry.run.folder}: left out, trained on {images_of(entry)}, most others on {images}"
+                f"{entry.run.folder}: left out, trained on {images_of(entry)}, "
+                f"most others on {images}"
             )
     rows = {entry.row for entry in planned}
     teachers = {
@@ -164,14 +195,17 @@ def _difference(plan: Setting, setting: Setting) -> list[str]:
 
 
 def options_of(entry: Entry) -> Mapping[str, Any]:
+    """Options of the entry's run, or of its job if there is no run; flattened."""
     maker: Run | PlannedJob | None = entry.run or entry.job
     assert maker is not None
     return maker.options
 
 
 def images_of(entry: Entry) -> str:
+    """Fingerprint of the images on which the entry's run trains; `unknown` without a run."""
     return "unknown" if entry.run is None else entry.run.inputs.get("data", "unknown")
 
 
 def key_of(setting: Setting) -> str:
+    """Text that is the same for equal settings."""
     return json.dumps(setting, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""One picture of a comparison: what training did, how the encoders arrange the images, whom they call neighbours."""
+"""One picture of a comparison: losses, maps of the features, nearest neighbours."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from seed_exp.base.files import atomic_write
 from seed_exp.reporting.colours import CLASS_COLOURS, INK, MUTED, OTHER, SAME
 
 MAX_POINTS = 2000
+"""Most images that a map shows."""
 
 
 def overview_figure(
@@ -37,36 +38,40 @@ def overview_figure(
     class_names: Sequence[str] | None = None,
     title: str = "",
 ) -> None:
-    """Writes a PNG of 1600 x 900 pixels: losses above, below them one 2-d map and one gallery of neighbours per encoder.
+    """Writes a PNG of 1600 x 900 pixels: losses, then a map and a gallery for each encoder.
 
-    The losses of different methods are different quantities, so each run has axes of its own. The maps are t-SNE of the
-    features' directions, started from PCA with a fixed seed. In a gallery each query stands left of its neighbours,
-    framed green where they share its label and red where they do not.
+    Each run has axes of its own, because losses of different methods are different quantities. The
+    maps are t-SNE of the features' directions, started from PCA with a fixed seed. In a gallery
+    each query stands left of its neighbours. A neighbour is framed green if it has the query's
+    label, and red if it has another.
 
     Args:
-        path: Where the PNG goes; replaced atomically.
+        path: Path of the PNG; replaced atomically.
         losses: Run name -> (steps, loss values), in order; at least one.
-        maps: Encoder name -> features of the same images [N, D] (D may differ); the first 2000 are drawn.
-        labels: Classes of those images [N], int64 >= 0.
-        neighbours: Encoder name (the keys of `maps`) -> indices into the bank [Q, k], nearest first.
-        query_images: uint8 [Q, 3, H, W], the same for all encoders.
-        query_labels: [Q].
-        bank_images: uint8 [M, 3, H, W].
-        bank_labels: [M].
-        class_names: Name per class for the legend; the numbers of the classes if absent.
-        title: One line above everything.
+        maps: Encoder name -> features of the same images [N, D] (D may differ); the first 2000 are
+            drawn.
+        labels: Classes of the images of the maps [N], int64 >= 0.
+        neighbours: Encoder name, as in `maps` -> indices into the bank [Q, k], nearest first.
+        query_images: Images of the queries, uint8 [Q, 3, H, W], the same for all encoders.
+        query_labels: Classes of the queries [Q].
+        bank_images: Images of the bank, uint8 [M, 3, H, W].
+        bank_labels: Classes of the bank [M].
+        class_names: Name per class for the legend; None = the numbers of the classes.
+        title: Line above everything.
 
     Raises:
-        ValueError: the encoders of `maps` and `neighbours` differ, there are no losses or no encoders, or fewer than
-            4 images for the maps.
+        ValueError: the encoders of `maps` and `neighbours` differ, there are no losses or no
+            encoders, or fewer than 4 images for the maps.
     """
     if not losses or not maps:
         raise ValueError(
-            f"the figure needs at least one run and one encoder, got {list(losses)} and {list(maps)}"
+            "the figure needs at least one run and one encoder, "
+            f"got {list(losses)} and {list(maps)}"
         )
     if list(maps) != list(neighbours):
         raise ValueError(
-            f"maps and neighbours must name the same encoders in order, got {list(maps)} and {list(neighbours)}"
+            "maps and neighbours must name the same encoders in order, "
+            f"got {list(maps)} and {list(neighbours)}"
         )
     if len(labels) < 4:
         raise ValueError(f"a map needs at least 4 images, got {len(labels)}")
@@ -152,9 +157,10 @@ def _draw_legend(
 def _project(features: Tensor) -> NDArray[np.float64]:
     """t-SNE of unit-length features [N, D] -> [N, 2]; the same numbers give the same picture."""
     unit = F.normalize(features.detach().float().cpu(), dim=1).numpy()
-    # A perplexity of N or more is refused, one near it shows nothing.
+    # A perplexity of N or more is refused, and one near N shows nothing.
     perplexity = min(30.0, (len(unit) - 1) / 3)
-    # t-SNE's threads meet after each of many short iterations: on a busy machine several take ten times as long as one.
+    # t-SNE's threads meet after each of many short iterations: on a busy machine, several threads
+    # take ten times as long as one.
     with threadpool_limits(1):
         return np.asarray(
             TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(unit),
@@ -163,11 +169,16 @@ def _project(features: Tensor) -> NDArray[np.float64]:
 
 
 def _gallery(queries: Tensor, neighbours: Tensor, same: Tensor) -> NDArray[np.float32]:
-    """Queries uint8 [Q, 3, H, W] beside their neighbours [Q, k, 3, H, W], framed by whether the labels agree [Q, k]."""
+    """A picture with each query beside its neighbours.
+
+    Args:
+        queries: Images of the queries, uint8 [Q, 3, H, W].
+        neighbours: Images of their neighbours, uint8 [Q, k, 3, H, W].
+        same: Whether query and neighbour have the same label [Q, k]; gives the frames' colours.
+    """
     num_queries, num_neighbours, _, height, width = neighbours.shape
-    enlarge = max(
-        1, -(-64 // height)
-    )  # frames are a share of a cell, so tiny images need more pixels
+    # Frames are a share of a cell, so tiny images need more pixels.
+    enlarge = max(1, -(-64 // height))
     height, width = height * enlarge, width * enlarge
     frame, gap = max(2, height // 14), max(2, height // 14)
     cell_height, cell_width = height + 2 * frame + gap, width + 2 * frame + gap
@@ -178,9 +189,7 @@ def _gallery(queries: Tensor, neighbours: Tensor, same: Tensor) -> NDArray[np.fl
     for row in range(num_queries):
         tiles = [(0, queries[row], "#ffffff")]
         for rank in range(num_neighbours):
-            left = (
-                (2 * rank + 3) * cell_width // 2
-            )  # half a cell between the query and its neighbours
+            left = (2 * rank + 3) * cell_width // 2  # half a cell right of the query
             tiles.append((left, neighbours[row, rank], SAME if same[row, rank] else OTHER))
         for left, image, colour in tiles:
             pixels = (

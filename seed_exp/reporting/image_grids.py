@@ -1,4 +1,4 @@
-"""Pictures of images: what a recipe makes of them, and which of them a network calls alike."""
+"""Pictures of images: the views that a recipe makes, and the neighbours that a network finds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _FRAME = 4
 def recipe_gallery(
     source: Source, views: TrainViews, path: Path, *, num_images: int = 8, epoch: int = 0
 ) -> None:
-    """Writes the `view_gallery` of images evenly spread over `source`, as training sees them in `epoch`."""
+    """Writes the `view_gallery` of images of `source`, as training sees them in `epoch`.
+
+    The images are evenly spread over the source.
+    """
     indices = evenly_spaced(len(source), num_images)
     images = [source.image(index) for index in indices.tolist()]
     batch = views.empty(len(images))
@@ -41,14 +44,15 @@ def recipe_gallery(
 
 
 def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a PNG with one row per image: the original, then its views, under the name of their resolution.
+    """Writes a PNG with one row per image: the original, then its views.
 
-    Views keep their size in pixels; originals are scaled to the height of the largest view.
+    Views stand under the name of their resolution and keep their size in pixels. Originals are
+    scaled to the height of the largest view.
 
     Args:
         images: Originals, uint8 [3, H, W].
         views: Views of each resolution, uint8 [V, N, 3, S, S] with N = len(images).
-        path: The file.
+        path: Path of the PNG; replaced atomically.
     """
     row_height = max(batch.shape[-2] for batch in views.values())
     rows = [
@@ -81,20 +85,26 @@ def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Pa
 
 
 class Neighbours(NamedTuple):
-    """What a network finds most alike."""
+    """Nearest neighbours that a network finds."""
 
     queries: Sequence[int]
-    """Images that others are compared with [Q], of one source."""
+    """Images whose neighbours are found [Q], of one source."""
     found: Sequence[Sequence[int]]
-    """The nearest to each [Q, k], of another source or the same, nearest first."""
+    """Neighbours of each query [Q, k], of the same source or another; nearest first."""
     cosines: Sequence[Sequence[float]]
-    """Their similarities [Q, k]."""
+    """Similarities of query and neighbour [Q, k]."""
 
 
 def neighbours_gallery(queries: Source, bank: Source, neighbours: Neighbours, path: Path) -> None:
-    """Writes a PNG with one row per query: the image, then its neighbours in `bank` with their cosines.
+    """Writes a PNG with one row per query: the image, then its neighbours with their cosines.
 
-    Where both have a class, a neighbour is framed green if it is the same and red if it is not.
+    Where both have a class, the frame of a neighbour is green if the classes are equal, else red.
+
+    Args:
+        queries: Source of the queries.
+        bank: Source of the neighbours.
+        neighbours: Indices into both sources, and the cosines.
+        path: Path of the PNG; replaced atomically.
 
     Raises:
         ValueError: an image cannot be read.
@@ -143,7 +153,7 @@ def _label(source: Source, index: int) -> int:
 
 
 def _tile(image: Tensor, colour: str) -> Image.Image:
-    """The image in a square with a frame, whole, enlarged by a whole factor if it is smaller."""
+    """The whole image in a square with a frame; a small one is enlarged by a whole factor."""
     picture = _picture(image)
     largest = max(picture.size)
     factor = _TILE / largest if largest > _TILE else _TILE // largest
@@ -162,7 +172,7 @@ def _picture(image: Tensor) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, height: int) -> Image.Image:
-    """`picture` at `height` pixels, or lower where it would be more than twice as wide as high."""
+    """The picture at `height` pixels, or lower if it would be wider than twice that."""
     factor = min(height / picture.height, 2 * height / picture.width)
     return picture.resize(
         (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))

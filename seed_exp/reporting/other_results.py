@@ -1,4 +1,4 @@
-"""What runs were evaluated for besides the columns of a table: transfer to other images, detection, other protocols."""
+"""Results beside the columns of a table: transfer to other images, detection, other protocols."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seed_exp.reporting.published import short_fingerprint
 from seed_exp.reporting.table_cells import Provenance, TableCell, Value, latest, protocol_id
 
 MOST_MEASURES = 6
-"""Numbers of one evaluation that are shown."""
+"""Most numbers of one evaluation that are shown."""
 
 
 class OtherResult(NamedTuple):
@@ -22,16 +22,17 @@ class OtherResult(NamedTuple):
     column: str
     """Label of the setting."""
     evaluation: str
+    """Name of the evaluation."""
     images: str
-    """Those that were classified or searched."""
+    """Images that were classified or searched."""
     protocol: str
-    """As `protocol_id` gives it."""
+    """Protocol, as `protocol_id` gives it."""
     values: Mapping[str, Value]
-    """By measure, percent, a source per seed."""
+    """Measure -> value in percent, with a source per seed."""
 
 
 def other_results(table: Table) -> list[OtherResult]:
-    """The evaluations of the table's runs that none of its cells shows, in the order of the cells."""
+    """Evaluations of the table's runs that no cell shows, in the order of the cells."""
     shown = {
         protocol_id(source.result)
         for cell in table.cells.values()
@@ -47,7 +48,7 @@ def other_results(table: Table) -> list[OtherResult]:
 
 
 def _of_cell(cell: TableCell) -> list[tuple[str, str, str, dict[str, Value]]]:
-    """Evaluation, images, protocol and values of everything that the runs of the cell were evaluated by."""
+    """Evaluation, images, protocol and values of each evaluation of the cell's runs."""
     sources: dict[tuple[str, str, str], dict[str, list[Provenance]]] = defaultdict(
         lambda: defaultdict(list)
     )

@@ -1,4 +1,7 @@
-"""What the papers of published numbers trained and evaluated with, as far as it is known, by the names of our options."""
+"""Training and evaluation of the papers with published numbers, as far as they are known.
+
+Keys are names of our options.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,13 @@ PAPERS: dict[str, dict[str, Any]] = {
         "objective.tau_teacher": (0.01, 1e-4),
         "views.crops.global.num": 1,
     },
+    "seed_strong": {
+        **FIT,
+        "objective.queue_size": 65536,
+        "objective.tau_student": 0.2,
+        "objective.tau_teacher": 0.01,
+        "views.crops.global.num": 2,
+    },
     "moco_v2": {
         **FIT,
         "embedding_dim": 128,
@@ -30,18 +40,20 @@ PAPERS: dict[str, dict[str, Any]] = {
         "views.crops.global.num": 2,
     },
 }
-"""By objective what its paper trained with, where that is known: SEED, MoCo-V2. A run with other values does not repeat them.
+"""Objective -> options of the published training, where they are known. Tuples list alternatives.
 
-Either value of tau_teacher will do: reproductions that match the paper have the first, the released code's default is the second.
-The warm-up is not among them, as that of the released code does nothing at a batch of 256.
+A run with other values does not repeat the training. SEED has two values of tau_teacher: the first
+is that of reproductions that match the paper, the second is the default of the released code. The
+warm-up is not listed, because that of the released code does nothing at a batch of 256. The strong
+variant is that of the independent reproduction; its head is a column of published.csv.
 """
 TEACHER_EPOCHS = {"moco_v2": 200, "swav": 400}
-"""How long SEED's teachers were trained."""
+"""Epochs of the training of SEED's teachers."""
 FEATURE_WIDTHS = {
     **{"resnet18": 512, "resnet34": 512, "resnet50": 2048},
     **{"mobilenetv3_large": 1280, "efficientnet_b0": 1280, "efficientnet_b1": 1280},
 }
-"""Hidden widths of the students' heads, in SEED and MoCo-V2."""
+"""Student -> hidden width of its head, in SEED and MoCo-V2: the width of its features."""
 EVAL_VIEWS: dict[str, Any] = {"views.eval_size": 224, "views.eval_resize": 256}
 COLOURS: dict[str, Any] = {
     "views.jitter": [0.4, 0.4, 0.4, 0.1],
@@ -69,7 +81,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **EVAL_VIEWS,
     },
 }
-"""The views of published.csv: a run may have the name of a recipe and other values."""
+"""Recipe in published.csv -> its options. A run may have a recipe's name and other values."""
 LABELLED_VIEWS: dict[str, Any] = {
     "views.name": "linear",
     "views.crops.global.size": 224,
@@ -77,7 +89,7 @@ LABELLED_VIEWS: dict[str, Any] = {
     "views.flip_prob": 0.5,
     **EVAL_VIEWS,
 }
-"""What classifiers see."""
+"""Views on which classifiers are trained and measured."""
 LINEAR: dict[str, Any] = {
     "epochs": 100,
     "steps": None,
@@ -92,5 +104,6 @@ LINEAR: dict[str, Any] = {
     "optimizer.gamma": 0.1,
     **LABELLED_VIEWS,
 }
-"""The linear evaluation of MoCo (arXiv:1911.05722) and SEED; of the learning rate only that of ResNets is known."""
+"""Linear evaluation of MoCo (arXiv:1911.05722) and SEED, without its learning rate."""
 RESNET_LR = 30.0
+"""Learning rate of linear evaluation for ResNets; those for other networks are not known."""

@@ -1,4 +1,4 @@
-"""Numbers of papers, and whether one of ours may stand beside them."""
+"""Published numbers, and the reasons why one of ours does not compare with one of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_exp.config.schema import OBJECTIVE_CONFIGS
 from seed_exp.models.teachers import TEACHERS
+from seed_exp.reporting.batch_statistics import group_reasons
 from seed_exp.reporting.papers import (
     FEATURE_WIDTHS,
     LABELLED_VIEWS,
@@ -22,7 +24,12 @@ from seed_exp.reporting.papers import (
 from seed_exp.reporting.runs import Result, Run
 
 NUM_IMAGES = {"imagenet": (1_281_167, 50_000)}
-"""Training and validation images of the sets with published numbers: they tell the real set from others in its layout."""
+"""Dataset -> number of its training and validation images.
+
+The numbers tell the real set from others in its layout.
+"""
+WITHOUT_TEACHER = "moco_v2"
+"""Objective of `pretrain`, which has no teacher."""
 
 
 @dataclass(frozen=True)
@@ -30,36 +37,52 @@ class Published:
     """A row of published.csv."""
 
     student: str
+    """Network of the student."""
     teacher: str
-    """Its network; empty without a teacher."""
+    """Network of the teacher; empty without a teacher."""
     teacher_ssl: str
+    """Method of the teacher's training; empty = unknown, or no teacher."""
     objective: str
-    """`moco_v2` without a teacher."""
+    """Method of the student's training; WITHOUT_TEACHER for that of `pretrain`."""
     protocol: str
-    """`knn`, `linear_top1`, ..."""
+    """Evaluation: `knn`, `linear_top1`, ..."""
     dataset: str
+    """Images of training and evaluation."""
     value: float
-    """Percent."""
+    """Accuracy, percent."""
     source: str
+    """Who published the number."""
     epochs: int | None
-    """Of distillation, or of pre-training where there is no teacher."""
+    """Epochs of the student's training; None = unknown."""
     views: str
-    """Recipe; empty = not known."""
+    """Recipe of the student's views; empty = unknown."""
+    hidden_dim: int | None = None
+    """Hidden width of the student's head; None = the width of its features, or not known."""
+
+    @property
+    def method(self) -> str:
+        """The student's training in words: `sslight without a teacher`, `seed from resnet50`."""
+        teacher = f"from {self.teacher}" if self.teacher else "without a teacher"
+        ssl = f" ({self.teacher_ssl})" if self.teacher_ssl else ""
+        epochs = f", {self.epochs} epochs" if self.epochs else ""
+        return f"{self.objective} {teacher}{ssl}{epochs}"
 
 
 class Comparable(NamedTuple):
-    """What makes a student comparable with a published one."""
+    """Facts in which a student and a published one must agree."""
 
     student: str
-    """Its network."""
+    """Network of the student."""
     teacher: str
-    """The teacher's network; empty without one."""
+    """Network of the teacher; empty without a teacher."""
     teacher_ssl: str
+    """Method of the teacher's training; empty without a teacher."""
     objective: str
+    """Method of the student's training."""
 
 
 def read_published(path: Path) -> tuple[list[Published], list[str]]:
-    """The rows with a number, and a line for each that cannot be read."""
+    """The rows of the file that have a number, and a line for each row that cannot be read."""
     rows, problems = [], []
     with path.open(newline="", encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
@@ -86,6 +109,7 @@ def _published(row: Mapping[str, str]) -> Published:
         **{name: row[name] for name in names},
         value=float(row["value"]),
         epochs=int(row["epochs"]) if row["epochs"] else None,
+        hidden_dim=int(row["hidden_dim"]) if row["hidden_dim"] else None,
     )
 
 
@@ -96,18 +120,51 @@ def published_of(
     name: str,
     options: Mapping[str, Any],
 ) -> Published | None:
-    """The published number of this origin; of several, the one with the epochs and views of student `name` in flat options."""
+    """The published number of this origin; None if there is none.
+
+    Of several, the one whose student has the same head comes first, then the one with the fewest
+    differences in epochs and views.
+
+    Args:
+        published: Numbers to choose from; of equally good ones the first is chosen.
+        origin: Facts that must agree.
+        protocol: Evaluation that must agree.
+        name: Name of the student in the options.
+        options: Options of the run, flattened.
+    """
     candidates = [
         row
         for row in published
         if Comparable(row.student, row.teacher, row.teacher_ssl, row.objective) == origin
         and row.protocol == protocol
     ]
-    return min(candidates, key=lambda row: len(_other_training(row, name, options)), default=None)
+    return min(
+        candidates,
+        key=lambda row: (
+            len(_other_head(row, name, options)),
+            len(_other_training(row, name, options)),
+        ),
+        default=None,
+    )
+
+
+def references(published: Sequence[Published], networks: Sequence[str]) -> list[Published]:
+    """Published numbers of these networks by methods that are not here, such as SSLight.
+
+    They stand below a table for orientation, and never compare. A network of timm has a longer name
+    than the published one: `vit_tiny_patch16_224`.
+    """
+    ours = OBJECTIVE_CONFIGS.keys() | {WITHOUT_TEACHER}
+    return [
+        row
+        for row in published
+        if row.objective not in ours
+        and any(f"{network}_".startswith(f"{row.student}_") for network in networks)
+    ]
 
 
 def network_of(options: Mapping[str, Any], student: str) -> str:
-    """What the student is: a name of timm, or of models.students.STUDENTS."""
+    """Network of the student: a name of timm, or of models.students.STUDENTS."""
     return str(
         options.get(f"students.{student}.name")
         or options.get(f"students.{student}.network")
@@ -116,21 +173,28 @@ def network_of(options: Mapping[str, Any], student: str) -> str:
 
 
 def students_of(options: Mapping[str, Any]) -> list[str]:
-    """The names of the students in flat options."""
+    """Names of the students in flattened options."""
     return list(dict.fromkeys(key.split(".")[1] for key in options if key.startswith("students.")))
 
 
 def objective_of(command: str, options: Mapping[str, Any]) -> str:
-    """What is minimised."""
-    return str(options.get("objective.name")) if command == "distill" else "moco_v2"
+    """Method of the run, as published.csv names it."""
+    return str(options.get("objective.name")) if command == "distill" else WITHOUT_TEACHER
 
 
 def reasons_against(row: Published, run: Run, name: str, result: Result) -> list[str]:
-    """Why our number, of the student `name` in `result`, does not compare with the published one; empty if it does."""
+    """Why a number of ours does not compare with a published one; empty if it does.
+
+    Args:
+        row: The published number.
+        run: The run that trained the student.
+        name: Name of the student in the run.
+        result: The evaluation with our number.
+    """
     reasons = []
     expected = NUM_IMAGES.get(row.dataset)
     train = result.protocol.get("train", result.protocol.get("bank"))
-    if row.protocol.startswith("semi_"):  # a part of it, with so many labels as the protocol has
+    if row.protocol.startswith("semi_"):  # a subset, as large as the protocol says
         train = re.sub(r"\[\d+:[0-9a-f]{16}\]$", "", str(train))
     evaluated = (
         train,
@@ -147,6 +211,7 @@ def reasons_against(row: Published, run: Run, name: str, result: Result) -> list
         reasons.append(f"evaluated on {shown}, not on {row.dataset}")
     reasons += _other_training(row, name, run.options)
     reasons += _other_networks(row, name, run.options)
+    reasons += group_reasons(run.command, run.options)
     if (paper := PAPERS.get(row.objective)) is None:
         return [*reasons, f"how the paper of {row.objective} trained is not known here"]
     reasons += _differing(paper, run.options)
@@ -160,8 +225,9 @@ def reasons_against(row: Published, run: Run, name: str, result: Result) -> list
         ]
         rates = learning_rates(result)
         if row.student.startswith("resnet") and rates and RESNET_LR not in rates:
+            shown = ", ".join(f"{rate:g}" for rate in rates)
             reasons.append(
-                f"linear evaluation with learning rates {', '.join(f'{rate:g}' for rate in rates)}, published: {RESNET_LR:g}"
+                f"linear evaluation with learning rates {shown}, published: {RESNET_LR:g}"
             )
     if row.protocol.startswith("semi_"):
         reasons += [
@@ -171,7 +237,7 @@ def reasons_against(row: Published, run: Run, name: str, result: Result) -> list
 
 
 def learning_rates(result: Result) -> list[float]:
-    """Those of the evaluation, of which the best counts; empty for one that has none."""
+    """Learning rates of the evaluation, of which the best counts; empty if it has none."""
     options = result.protocol.get("options")
     if not isinstance(options, dict) or not isinstance(options.get("lrs"), list):
         return []
@@ -179,13 +245,13 @@ def learning_rates(result: Result) -> list[float]:
 
 
 def num_images(fingerprint: Any) -> int | None:
-    """How many images a source with this fingerprint has."""
+    """Number of images of the source with this fingerprint; None if it does not tell."""
     found = re.search(r":(\d+):[0-9a-f]{16}$|\[(\d+):[0-9a-f]{16}\]$", str(fingerprint))
     return int(found[1] or found[2]) if found else None
 
 
 def short_fingerprint(fingerprint: Any) -> str:
-    """Its readable part: kind, name, number of images."""
+    """Readable part of a source's fingerprint: kind, name, number of images."""
     if fingerprint is None:
         return "unknown images"
     return re.sub(r":[0-9a-f]{16}(?=$|\]|\[)", "", str(fingerprint))
@@ -204,7 +270,7 @@ def _other_training(row: Published, name: str, options: Mapping[str, Any]) -> li
 
 
 def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:
-    """A student that was trained before, a teacher that is not the paper's."""
+    """Reasons in the networks: a student that was trained before, another teacher."""
     reasons = []
     if init := options.get(f"students.{name}.init"):
         reasons.append(f"the student started from {init}")
@@ -220,16 +286,21 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
 
 def _other_head(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:
     reasons = []
-    width = options.get(f"students.{name}.hidden_dim")
-    if width not in (None, FEATURE_WIDTHS.get(row.student)):
-        reasons.append(f"the student's head is {width} wide, published: as its features")
+    features = FEATURE_WIDTHS.get(row.student)
+    width = options.get(f"students.{name}.hidden_dim") or features
+    if width != (published := row.hidden_dim or features):
+        shown = published or "as wide as its features"
+        reasons.append(f"the student's head is {width} wide, published: {shown}")
     if options.get(f"students.{name}.deep_head"):
         reasons.append("the student's head is deep, published: two layers")
     return reasons
 
 
 def _differing(expected: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """What of the options is not as expected; where that is a tuple, one of its values. An option that is absent is."""
+    """A line for each option that differs from the expected value.
+
+    A tuple lists accepted values. Absent options count as equal.
+    """
     reasons = []
     for key, value in expected.items():
         values = value if isinstance(value, tuple) else (value,)

@@ -1,4 +1,4 @@
-"""A cell of a table: ours as a mean over seeds, published, what is missing."""
+"""A cell of a table: our number as a mean over seeds, the published one, and missing commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from seed_exp.base.redaction import redact
 from seed_exp.config.schema import EVALUATIONS, Measure
+from seed_exp.reporting.batch_statistics import teacher_reasons
 from seed_exp.reporting.entries import WITHOUT_EFFECT, Entry, PlannedJob, options_of
 from seed_exp.reporting.published import Published, learning_rates, published_of, reasons_against
 from seed_exp.reporting.runs import Result, Run
@@ -20,42 +21,47 @@ from seed_exp.reporting.runs import Result, Run
 MEASURES = {measure.column: measure for kind in EVALUATIONS.values() for measure in kind.measures}
 """Columns of the paper's Table 1 and, where a run has them, of its semi-supervised table."""
 EvaluationCommand = Callable[[Run, str, "Result | None"], str]
+"""From a run, an evaluation and a result to be like, if any: the command line that evaluates."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where one value of a mean comes from."""
+    """Source of one value of a mean."""
 
     run: Run
+    """Run that trained the student."""
     result: Result
+    """Evaluation that measured the value."""
     record: Mapping[str, Any]
-    """Of the student's file that was evaluated: network, step, hash."""
+    """Network, step and hash of the student's file that was evaluated."""
     value: float
+    """The value, percent."""
 
     @property
     def seed(self) -> Any:
-        """Of the training."""
+        """Seed of the training."""
         return self.run.options.get("seed")
 
 
 @dataclass(frozen=True)
 class Value:
-    """Ours and theirs."""
+    """Our number and the published one."""
 
     sources: tuple[Provenance, ...]
-    """One per seed."""
+    """Our values, one per seed."""
     published: Published | None
+    """The published number, if there is one."""
     reasons: tuple[str, ...]
-    """Why the published number does not compare with ours."""
+    """Why the published number does not compare with ours; empty if it does."""
 
     @property
     def mean(self) -> float | None:
-        """Over seeds, percent; None if there is nothing yet."""
+        """Mean over seeds, percent; None if there is no value yet."""
         return statistics.mean(source.value for source in self.sources) if self.sources else None
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over seeds, where there are several."""
+        """Standard deviation over seeds, percent; None for fewer than two."""
         return (
             statistics.stdev(source.value for source in self.sources)
             if len(self.sources) > 1
@@ -64,7 +70,7 @@ class Value:
 
     @property
     def difference(self) -> float | None:
-        """Ours less theirs in points, where they compare."""
+        """Our mean minus the published number, in points; None if they do not compare."""
         return (
             None
             if self.mean is None or self.published is None or self.reasons
@@ -73,7 +79,10 @@ class Value:
 
     @property
     def best_of(self) -> int:
-        """How many learning rates ours is the best of, by accuracy on the images that it is measured on; at least 1."""
+        """Number of learning rates of which ours is the best; at least 1.
+
+        The best is chosen by its accuracy on the images of the evaluation itself.
+        """
         return max([1, *(len(learning_rates(source.result)) for source in self.sources)])
 
 
@@ -82,24 +91,27 @@ class TableCell:
     """A student in a setting."""
 
     values: Mapping[str, Value]
-    """By key of MEASURES."""
+    """Key of MEASURES -> value."""
     state: str = ""
-    """What is not finished: `not run`, `step 300/600`, `not evaluated`; several are joined."""
+    """Unfinished parts: `not run`, `step 300/600`, `no knn`; several are joined."""
     todo: tuple[str, ...] = ()
-    """Commands that fill what is missing."""
+    """Commands that finish the unfinished parts."""
     runs: tuple[tuple[str, Run], ...] = ()
-    """The runs behind it and the student's name in each."""
+    """Name of the student and run, for each run in the cell."""
 
 
 def protocol_id(result: Result) -> str:
-    """Eight hexadecimal digits that are the same for all evaluations made in the same way on the same images."""
+    """Eight hexadecimal digits; equal for evaluations made in the same way on the same images."""
     return hashlib.sha256(json.dumps(shared_protocol(result), sort_keys=True).encode()).hexdigest()[
         :8
     ]
 
 
 def shared_protocol(result: Result) -> dict[str, Any]:
-    """The protocol without what differs between evaluations that compare: students, seed, place of the images, other votes."""
+    """The protocol without the parts that may differ between evaluations that compare.
+
+    These are the students, the seed, the place of the images, and votes that are not shown.
+    """
     protocol = {
         key: value
         for key, value in result.protocol.items()
@@ -113,7 +125,15 @@ def shared_protocol(result: Result) -> dict[str, Any]:
 
 
 def latest(run: Run, student: str, evaluation: str, protocol: str, key: str) -> Provenance | None:
-    """The number `key` that the evaluation gave of the student's latest checkpoint, by the protocol of that id."""
+    """The number of the student's latest checkpoint; None if there is none.
+
+    Args:
+        run: Run of the student.
+        student: Name of the student in the run.
+        evaluation: Name of the evaluation in reports.
+        protocol: Protocol of the evaluation, as `protocol_id` gives it.
+        key: Name of the number in the results.
+    """
     sources = [
         Provenance(run, result, record, result.values[student][key])
         for result in run.results
@@ -130,7 +150,10 @@ def latest(run: Run, student: str, evaluation: str, protocol: str, key: str) -> 
 
 
 def main_protocols(entries: Iterable[Entry], notes: list[str]) -> dict[str, Result]:
-    """By evaluation an example of the protocol that most students have; of equally many the first in the alphabet."""
+    """Evaluation -> a result by the protocol that most students have; ties: first alphabetically.
+
+    Adds a note for each evaluation that has several protocols.
+    """
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     examples: dict[str, Result] = {}
     for entry in entries:
@@ -161,6 +184,7 @@ def cell_of(
     evaluation_command: EvaluationCommand,
     notes: list[str],
 ) -> TableCell:
+    """The cell of a student in a setting, from its entries; adds a note for each repeated run."""
     by_seed: dict[Any, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_seed[entry.seed].append(entry)
@@ -201,7 +225,7 @@ def cell_of(
 
 
 def _source(entry: Entry, measure: Measure, protocols: Mapping[str, Result]) -> Provenance | None:
-    """The evaluation by the table's protocol."""
+    """The entry's number by the table's protocol; None if there is none."""
     if entry.run is None or measure.evaluation not in protocols:
         return None
     return latest(
@@ -216,6 +240,10 @@ def _source(entry: Entry, measure: Measure, protocols: Mapping[str, Result]) -> 
 def _reasons(
     row: Published | None, made: Sequence[tuple[Entry, Provenance]], first: Entry
 ) -> list[str]:
+    """Why our values do not compare with the published number; empty if they do.
+
+    Before there are values, only the images that `first` plans to use count.
+    """
     if row is None:
         return []
     if not made:
@@ -237,13 +265,14 @@ def _reasons(
         for entry, source in made
         for reason in reasons_against(row, source.run, entry.name, source.result)
     ]
-    return list(dict.fromkeys([*unfinished, *reasons, *own]))
+    of_teachers = [reason for entry, _ in made for reason in teacher_reasons(entry.setting)]
+    return list(dict.fromkeys([*unfinished, *reasons, *own, *of_teachers]))
 
 
 def _missing(
     entry: Entry, protocols: Mapping[str, Result], evaluation_command: EvaluationCommand
 ) -> tuple[str, list[str]]:
-    """What is not finished of the entry, in words, and the commands that finish it."""
+    """The entry's unfinished parts in words, and the commands that finish them."""
     train = [] if entry.job is None else [shown_command(entry.job)]
     if entry.run is None:
         return "not run", train
@@ -262,7 +291,7 @@ def _missing(
 
 
 def shown_command(job: PlannedJob) -> str:
-    """The command line of the job."""
+    """Command line of the job, without secrets."""
     return redact(shlex.join(["python", "-m", f"seed_exp.{job.command}", *job.overrides]))
 
 

@@ -26,7 +26,13 @@ _LATEX = str.maketrans(
 )
 BEST = "†"
 """Marks a difference of which our side is the best of several learning rates."""
-BEST_MEANING = "ours is the best of several learning rates, chosen on the images that it is measured on: optimistic"
+BEST_MEANING = (
+    "ours is the best of several learning rates, "
+    "chosen on the images that it is measured on: optimistic"
+)
+REFERENCES = "Published by other methods, for reference"
+OTHER = "published by another method"
+REFERENCE_HEADER = ("student", "method", "images", "numbers, %", "source")
 CSV_HEADER = (
     *("table", "student", "parameters", "setting", "measure", "ours", "std", "n", "seeds"),
     *(
@@ -43,7 +49,7 @@ CSV_HEADER = (
 
 
 def markdown(table: Table) -> str:
-    """The table with its legend, what is left out and the commands that fill what is missing."""
+    """The table as Markdown, with its legend, notes, references and commands for missing cells."""
     names = _short_names(table)
     header = [
         "student",
@@ -71,6 +77,8 @@ def markdown(table: Table) -> str:
     ]
     lines += [f"- {measure}: {MEASURES[measure].meaning}, %" for measure in table.measures]
     lines += [f"- {line}" for line in (*legend(table), *table.notes)]
+    if rows := reference_rows(table):
+        lines += ["", f"{REFERENCES}:", "", markdown_table(REFERENCE_HEADER, rows)]
     if others := other_results(table):
         cells = [
             [one.row, one.column, one.evaluation, one.images, measures_text(one.values)]
@@ -95,7 +103,7 @@ def markdown(table: Table) -> str:
 
 
 def legend(table: Table) -> list[str]:
-    """What the signs in a table mean, as far as they occur in it."""
+    """Meanings of the signs that occur in the table, a line each."""
     values = [value for cell in table.cells.values() for value in cell.values.values()]
     lines = []
     if any(value.std is not None for value in values):
@@ -109,13 +117,28 @@ def legend(table: Table) -> list[str]:
             reason for value in values if value.published for reason in value.reasons
         )
         lines.append(
-            f"in square brackets: published for reference only, it does not compare with ours ({'; '.join(reasons)})"
+            "in square brackets: published for reference only, "
+            f"it does not compare with ours ({'; '.join(reasons)})"
         )
     return lines
 
 
+def reference_rows(table: Table) -> list[list[str]]:
+    """Cells of REFERENCE_HEADER for each network and method of the table's references."""
+    measures = {MEASURES[name].protocol: name for name in table.measures}
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in table.references:
+        found.setdefault((row.student, row.method, row.dataset, row.source), []).append(
+            f"{measures[row.protocol]} {published_text(row)}"
+        )
+    return [
+        [student, method, dataset, "; ".join(numbers), source]
+        for (student, method, dataset, source), numbers in found.items()
+    ]
+
+
 def missing_commands(table: Table) -> dict[str, str]:
-    """The commands that fill missing cells, each once, and what it is that they fill."""
+    """Command -> the missing cells that it fills, in words."""
     found: dict[str, dict[str, list[str]]] = {}
     for (row, number), cell in table.cells.items():
         for command in cell.todo:
@@ -129,7 +152,7 @@ def missing_commands(table: Table) -> dict[str, str]:
 
 
 def published_text(published: Published) -> str:
-    """The number with as many digits as it was published with, but at least one."""
+    """The published number, with one decimal, or with two if it has them."""
     return (
         f"{published.value:.1f}"
         if round(published.value, 1) == published.value
@@ -138,7 +161,7 @@ def published_text(published: Published) -> str:
 
 
 def value_text(value: Value) -> str:
-    """Ours: `57.1 ± 0.2, n=3`; empty if there is nothing."""
+    """Our number: `57.1 ± 0.2, n=3`; empty if there is none."""
     if value.mean is None:
         return ""
     return (
@@ -149,7 +172,10 @@ def value_text(value: Value) -> str:
 
 
 def difference_text(value: Value) -> str:
-    """Ours less theirs: `-0.5`, with a mark where ours is the best of several; empty if they do not compare."""
+    """Our number minus the published one: `-0.5`; empty if they do not compare.
+
+    BEST marks a difference whose own side is the best of several learning rates.
+    """
     return (
         ""
         if value.difference is None
@@ -158,12 +184,16 @@ def difference_text(value: Value) -> str:
 
 
 def measures_text(values: Mapping[str, Value]) -> str:
-    """Every number with its name: `top1 57.1 ± 0.2, n=3; top5 81.0`."""
+    """All numbers with their names: `top1 57.1 ± 0.2, n=3; top5 81.0`."""
     return "; ".join(f"{name} {value_text(value)}" for name, value in values.items())
 
 
 def latex(table: Table) -> str:
-    """A tabular of booktabs; below each student the published numbers that compare, with the difference, and in grey others."""
+    """The table as a tabular of LaTeX, which needs booktabs and xcolor.
+
+    Published numbers stand below each student: with the difference if they compare, otherwise in
+    grey. References are the last lines.
+    """
     width = len(table.measures)
     groups = [rf"\multicolumn{{{width}}}{{c}}{{{_tex(column.label)}}}" for column in table.columns]
     rules = [
@@ -198,11 +228,17 @@ def latex(table: Table) -> str:
             lines.append(
                 " & ".join([r"\quad published", "", *map(_tex_published, values)]) + r" \\"
             )
+    if references := reference_rows(table):
+        lines.append(r"\midrule")
+    for student, method, dataset, numbers, _ in references:
+        text = _tex(f"{student}, {method}: {numbers} ({dataset})")
+        columns = 2 + width * len(table.columns)
+        lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\textcolor{{gray}}{{{text}}}}} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """A line for each number that is there or missing."""
+    """The tables as CSV: a line for each number, found, missing or published for reference."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -224,6 +260,11 @@ def comma_separated(tables: Sequence[Table]) -> str:
             for one in other_results(table)
             for name, value in one.values.items()
         ]
+        measures = {MEASURES[name].protocol: name for name in table.measures}
+        lines += [
+            (one.student, one.method, measures[one.protocol], Value((), one, (OTHER,)), "", "")
+            for one in table.references
+        ]
         for row, setting, name, value, state, todo in lines:
             seeds = " ".join(str(one.seed) for one in value.sources)
             files = " ".join(str(one.result.path) for one in value.sources)
@@ -232,7 +273,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
             )
             writer.writerow(
                 (
-                    *(table.title, row, table.parameters[row], setting, name),
+                    *(table.title, row, table.parameters.get(row), setting, name),
                     *(_rounded(value.mean), _rounded(value.std), len(value.sources), seeds),
                     *(
                         theirs,
@@ -248,7 +289,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
 
 
 def _short_names(table: Table) -> list[str]:
-    """Letters for the columns: their labels would make the table wider than a terminal."""
+    """A letter per column, because the labels would make the table wider than a terminal."""
     if len(table.columns) == 1:
         return [""]
     letters = string.ascii_uppercase

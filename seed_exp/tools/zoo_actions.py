@@ -137,6 +137,7 @@ def _found(entry: ZooEntry, file: Path | None) -> dict[str, Any]:
         "sha256": found.sha256,
         "hash": f"as published ({found.published})" if found.published else "none is published",
         "embeddings": f"finite, {found.embedding_dim} wide",
+        **({"doubt": found.doubt} if found.doubt else {}),
     }
 
 

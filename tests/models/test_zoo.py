@@ -69,13 +69,13 @@ def test_every_published_teacher_and_the_eight_students_are_there() -> None:
         (entry.network, entry.method.removeprefix("SEED from "), entry.epochs) for entry in students
     ] == [
         ("resnet18", "ResNet-50 MoCo-V2", 200),
-        ("resnet18", "ResNet-50W2 SwAV", 400),
+        ("resnet18", "ResNet-50W2 SwAV with local views", 400),
         ("mobilenetv3_large", "ResNet-50 MoCo-V2", 200),
-        ("efficientnet_b0", "ResNet-50W4 SwAV", 400),
-        ("efficientnet_b0", "ResNet-50W2 SwAV", 800),
-        ("efficientnet_b1", "ResNet-50 SwAV", 200),
+        ("efficientnet_b0", "ResNet-50W4 SwAV with local views", 400),
+        ("efficientnet_b0", "ResNet-50W2 SwAV with local views", 800),
+        ("efficientnet_b1", "ResNet-50 SwAV with local views", 200),
         ("efficientnet_b1", "ResNet-152 SwAV", 200),
-        ("resnet50", "ResNet-50W4 SwAV", 400),
+        ("resnet50", "ResNet-50W4 SwAV with local views", 400),
     ]
     assert len({entry.file_name for entry in entries.values()}) == len(entries)
 
@@ -278,6 +278,52 @@ def test_a_released_student_is_recognised(cache: Path, shared: Path, fill: Modul
         ValueError, match="holds a student resnet18; seed_resnet50_swav_r50w4 is a resnet50"
     ):
         verify(zoo()["seed_resnet50_swav_r50w4"], file)
+
+
+def test_the_names_of_the_released_files_are_shown_and_tell_the_local_views() -> None:
+    """The names are those in the README of the authors."""
+    files = {
+        "seed_resnet18_moco_v2_r50": "resnet18_distill_resnet50-moco-v2-checkpoint_0199",
+        "seed_resnet18_swav_r50w2": (
+            "AMP_SMALL_PATCH_400_resnet18_distill_resnet50w2-swav-checkpoint_0399"
+        ),
+        "seed_mobilenetv3_large_moco_v2_r50": "mobilenetv3_large_distill-moco-v2-checkpoint_0199",
+        "seed_efficientnet_b0_swav_r50w4": (
+            "AMP_SMALL_PATCH_400_efficientnet_b0_distill_resnet50w4-swav-checkpoint_0399"
+        ),
+        "seed_efficientnet_b0_swav_r50w2": (
+            "AMP_SMALL_PATCH_800_efficientnet_b0_distill_resnet50w2-swav-checkpoint_0799"
+        ),
+        "seed_efficientnet_b1_swav_r152": (
+            "AMP_200_efficientnet_b1_distill_resnet152-swav-checkpoint_0199"
+        ),
+        "seed_resnet50_swav_r50w4": (
+            "AMP_SMALL_PATCH_400_resnet50_distill_resnet50w4-swav-checkpoint_0399"
+        ),
+    }
+    for name, file in files.items():
+        assert f" {file}.pth.tar" in zoo()[name].note
+        assert zoo()[name].method.endswith("with local views") == ("SMALL_PATCH" in file)
+        assert zoo()[name].doubt == ""
+    students = {name for name, entry in zoo().items() if entry.kind == "student"}
+    assert students - files.keys() == {"seed_efficientnet_b1_swav_r50"}
+
+
+def test_the_student_whose_link_leads_to_another_is_never_verified_without_a_doubt(
+    tmp_path: Path, shared: Path, fill: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = zoo()["seed_efficientnet_b1_swav_r50"]
+    linked = "resnet18_distill_resnet50-moco-v2-checkpoint_0199"
+    assert linked in entry.doubt
+    with pytest.raises(ValueError, match=rf"no lasting address.*leads to {linked}"):
+        fetch(entry)
+    torch.save(fill.checkpoint(shared / "fixtures" / "seed_student_resnet18.json"), tmp_path / "f")
+    message = rf"holds a student resnet18; {entry.name} is a efficientnet_b1\. .*{linked}"
+    with pytest.raises(ValueError, match=message):
+        verify(entry, tmp_path / "f")
+    any_network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    monkeypatch.setattr(module, "_load", lambda *_: (any_network, 3))  # in place of a B1
+    assert verify(entry, tmp_path / "f").doubt == entry.doubt
 
 
 def test_a_cache_that_only_others_may_write_into_can_be_verified(

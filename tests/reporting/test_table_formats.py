@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from seed_exp.config.compose import config_home
 from seed_exp.config.identity import effective_options
 from seed_exp.reporting.columns import TableColumn
 from seed_exp.reporting.comparison import Table, compare
+from seed_exp.reporting.page.build import page
+from seed_exp.reporting.page.content import PageContent
 from seed_exp.reporting.published import Published, read_published
 from seed_exp.reporting.runs import Result, Run, read_runs
 from seed_exp.reporting.table_cells import Provenance, TableCell, Value
@@ -134,6 +137,43 @@ def test_a_command_that_fills_several_cells_stands_once(table: Table) -> None:
     assert missing_commands(fleet) == {"x": "a_b, <b>|&; lr 50%: not run"}
 
 
+REFERENCES = [
+    Published("a_b", "", "", "sslight", "linear_top1", "imagenet", 65.7, "SSLight & co", None, ""),
+    Published("a_b", "t", "dinov2", "smd", "linear_top1", "imagenet", 59.6, "SMD", 300, ""),
+]
+
+
+def test_published_numbers_of_other_methods_stand_below_the_table_in_every_format(
+    table: Table,
+) -> None:
+    below = replace(table, references=REFERENCES)
+    rows = [" ".join(line.split()) for line in markdown(below).splitlines()]
+    assert "Published by other methods, for reference:" in rows
+    assert "| a_b | sslight without a teacher | imagenet | T-1 65.7 | SSLight & co |" in rows
+    assert "| a_b | smd from t (dinov2), 300 epochs | imagenet | T-1 59.6 | SMD |" in rows
+    grey = r"\multicolumn{4}{l}{\textcolor{gray}{"
+    assert rf"{grey}a\_b, sslight without a teacher: T-1 65.7 (imagenet)}}}} \\" in latex(below)
+    line = list(csv.DictReader(io.StringIO(comma_separated([below]))))[3]
+    assert (line["student"], line["setting"], line["measure"], line["ours"]) == (
+        "a_b",
+        "sslight without a teacher",
+        "T-1",
+        "",
+    )
+    assert (line["published"], line["difference"], line["published_source"]) == (
+        "65.7",
+        "",
+        "SSLight & co",
+    )
+    assert line["does_not_compare"] == "published by another method"
+    html = page(PageContent("A report", [below], [], [], {}, []))
+    assert "sslight without a teacher" in html
+    assert "SSLight &amp; co" in html
+    for text in (markdown(table), latex(table), page(PageContent("r", [table], [], [], {}, []))):
+        assert "by other methods" not in text
+        assert "sslight" not in text
+
+
 def test_a_table_of_nothing_is_still_one_in_every_format() -> None:
     nothing = compare("nothing", [], [], lambda run, name, like: "")
     assert "student" in markdown(nothing)
@@ -155,12 +195,11 @@ def test_the_published_numbers_of_the_repository_can_be_read() -> None:
 
 def test_rows_without_a_number_are_left_out_and_broken_ones_named(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    head = "student,teacher,teacher_ssl,objective,epochs,views,protocol,dataset,value,source\n"
-    path.write_text(
-        f"{head}a,,,moco_v2,,,knn,imagenet,,S\na,,,moco_v2,,,knn,imagenet,many,S\na,,,moco_v2,,,knn,imagenet,3,S\n"
-    )
+    head = "student,teacher,teacher_ssl,objective,epochs,views,hidden_dim,protocol,dataset,value"
+    lines = [f"a,,,moco_v2,,,,knn,imagenet,{value},S" for value in ("", "many", "3")]
+    path.write_text("\n".join([f"{head},source", *lines, ""]))
     rows, problems = read_published(path)
-    assert [(row.value, row.epochs) for row in rows] == [(3, None)]
+    assert [(row.value, row.epochs, row.hidden_dim) for row in rows] == [(3, None, None)]
     assert problems == [f"{path}, line 3: could not convert string to float: 'many'"]
 
 

@@ -13,16 +13,19 @@ from seed_exp.reporting.table_cells import MEASURES, TableCell, Value
 from seed_exp.reporting.table_formats import (
     BEST,
     BEST_MEANING,
+    REFERENCE_HEADER,
+    REFERENCES,
     difference_text,
     measures_text,
     missing_commands,
     published_text,
+    reference_rows,
     value_text,
 )
 
 
 def table_section(index: int, table: Table) -> Html:
-    """Returns table number `index`, its legend, its columns' options, and its missing commands."""
+    """Returns table number `index`, its legend and references, its options, missing commands."""
     width = len(table.measures)
     top = [tag("th", column.label, colspan=width, scope="colgroup") for column in table.columns]
     second = [
@@ -63,7 +66,7 @@ def table_section(index: int, table: Table) -> Html:
         role="region",
         aria_label=table.title,
     )
-    return join(box, _legend(table), _settings(table), _missing(table))
+    return join(box, _legend(table), _references(table), _settings(table), _missing(table))
 
 
 def _cells(cell: TableCell | None, measures: Sequence[str], anchor: str) -> list[Html]:
@@ -148,6 +151,21 @@ def _legend(table: Table) -> Html:
             )
         )
     return tag("ul", *(tag("li", line) for line in [*lines, *table.notes]), class_="muted")
+
+
+def _references(table: Table) -> Html:
+    """Returns a table of the published numbers by other methods; empty if there are none."""
+    rows = reference_rows(table)
+    if not rows:
+        return Html()
+    head = tag("tr", *(tag("th", name, scope="col") for name in REFERENCE_HEADER))
+    body = [
+        tag("tr", tag("th", network, scope="row"), *(tag("td", text) for text in texts))
+        for network, *texts in rows
+    ]
+    filled = tag("table", tag("thead", head), tag("tbody", *body))
+    box = tag("div", filled, class_="box", tabindex="0", role="region", aria_label=REFERENCES)
+    return join(tag("p", f"{REFERENCES}:", class_="muted"), box)
 
 
 def others_section(others: Sequence[OtherResult]) -> Html:
