@@ -173,6 +173,6 @@ def selected(names: Sequence[str], sweep: Sweep) -> list[int]:
 def nobody_else(home: Path) -> Iterator[None]:
     """While entered, no other process submits or cancels; waits for one that does."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("a") as file:
+    with open_lock(home / "lock") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seed_exp.base.archives import check_sums, lacks_memory
 from seed_exp.base.files import atomic_write
 from seed_exp.engine import distributed
 
@@ -30,18 +31,8 @@ LAST_TRIES = 6
 """Attempts to write the checkpoint at the end of training when the disk does not take it."""
 PAUSE_S = 10.0
 """Seconds between these attempts."""
-UNREACHED = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-    }
-)
-"""System errors that say nothing about the content of a file."""
+OF_CONTENT = frozenset({errno.EINVAL, errno.EIO})
+"""System errors that reading a damaged file gives; others say nothing about the content."""
 
 
 class CheckpointWriter:
@@ -81,45 +72,45 @@ class CheckpointWriter:
         """
         if distributed.rank() != 0:
             return
-        self._written()
+        if (failed := self._failed()) is not None:
+            _warn(*failed, "training goes on")
         copied = _on_cpu(state)
         self._pending = copied, self._thread.submit(self._write, copied)
 
-    def close(self, *, finished: bool) -> None:
-        """Waits for the last checkpoint.
+    def close(self, *, finished: bool) -> bool:
+        """Waits for the last checkpoint; returns whether it is on disk.
 
         If the run has `finished` and the disk did not take it, tries again for a minute.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the run has finished, and its checkpoint could not be written.
         """
         try:
             for tries_left in reversed(range(LAST_TRIES)):
-                state = self._written()
-                if state is None or not finished:
-                    return
+                if (failed := self._failed()) is None:
+                    return True
+                if not finished:
+                    _warn(*failed, "the same command goes on from the one before")
+                    return False
+                _warn(*failed, f"trying again in {PAUSE_S:g} s, {tries_left + 1} times at most")
                 time.sleep(PAUSE_S)
-                if tries_left == 0:
-                    self._write(state)
-                else:
-                    self._pending = state, self._thread.submit(self._write, state)
+                state = failed[0]
+                self._pending = state, self._thread.submit(self._write, state)
+            if (failed := self._failed()) is not None:
+                raise _for_good(*failed)
+            return True
         finally:
             self._thread.shutdown()
 
-    def _written(self) -> dict[str, Any] | None:
-        """The state that was being written, if the disk did not take it; waits for it."""
+    def _failed(self) -> tuple[dict[str, Any], OSError] | None:
+        """The state that was being written, and why the disk did not take it; waits for it."""
         if self._pending is None:
             return None
         (state, future), self._pending = self._pending, None
         try:
             future.result()
         except OSError as error:
-            log.warning(
-                "could not write the checkpoint of step %d (%s); training goes on",
-                state["step"],
-                error,
-            )
-            return state
+            return state, error
         return None
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -136,26 +127,32 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         ValueError: there are checkpoints, and none of them can be read.
-        OSError, MemoryError: the newest may be whole, but cannot be reached now.
+        OSError: the newest may be whole, but cannot be reached now, or memory is short.
     """
     paths = list(_checkpoints(folder))
     for path in paths:
         try:
             return _read(path)
         except Exception as error:  # broken bytes raise errors of nearly every kind
-            if isinstance(error, MemoryError) or (
-                isinstance(error, OSError) and error.errno in UNREACHED
-            ):
+            reason = str(error).partition("\n")[0]
+            if lacks_memory(error):
+                raise OSError(
+                    errno.ENOMEM,
+                    f"too little memory to read the checkpoint, which may be whole ({reason}); "
+                    "free or ask for more memory, and type the same command again",
+                    os.fspath(path),
+                ) from error
+            if isinstance(error, OSError) and error.errno not in OF_CONTENT:
                 raise
             log.warning(
                 "checkpoint %s is damaged (%s); trying the one before",
                 path,
-                str(error).partition("\n")[0],
+                reason or type(error).__name__,
             )
     if paths:
         raise ValueError(
-            f"none of the checkpoints in {folder / 'checkpoints'} can be read; "
-            "remove them to start anew"
+            f"none of the checkpoints in {folder / 'checkpoints'} can be read; put back good "
+            "copies, or move that folder away to start anew"
         )
     return None
 
@@ -177,11 +174,24 @@ def content_hash(state: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _warn(state: dict[str, Any], error: OSError, consequence: str) -> None:
+    log.warning(
+        "could not write the checkpoint of step %d (%s); %s", state["step"], error, consequence
+    )
+
+
+def _for_good(state: dict[str, Any], error: OSError) -> OSError:
+    """The error of a run whose last checkpoint the disk does not take."""
+    return OSError(
+        error.errno,
+        f"{error.strerror}: the checkpoint of step {state['step']}, the last one, is not written; "
+        "make room, and type the same command again: it goes on from the checkpoint before",
+        error.filename,
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
-    # torch.load compares no checksums: it would hand out zeroed blocks as weights.
-    with zipfile.ZipFile(path) as archive:
-        if (wrong := archive.testzip()) is not None:
-            raise ValueError(f"checksum of {wrong} differs")
+    check_sums(path)
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}")

@@ -162,16 +162,9 @@ def fit(
             for name, num in lengths.items()
             if name not in fleet.diverged
         }
-        try:
-            writer.submit(
-                {**position, "trained": trained, "tracker": tracker.position(), **fleet.state()}
-            )
-        except OSError as error:
-            log.warning(
-                "no checkpoint of step %d, the disk does not take the metrics (%s); training goes on",
-                steps_done,
-                error,
-            )
+        writer.submit(
+            {**position, "trained": trained, "tracker": tracker.position(), **fleet.state()}
+        )
 
     remaining = range(first_step, num_steps)
     progress = Progress(first_step, num_steps, batch_size)
@@ -185,10 +178,11 @@ def fit(
         waiting=progress.waiting,
     )
 
-    def write_students(state: dict[str, Any]) -> None:
+    def write_others(state: dict[str, Any]) -> None:
+        tracker.sync()
         on_checkpoint(state["trained"], state["networks"], batch_size)
 
-    writer = CheckpointWriter(folder, keep=is_kept, before_write=write_students)
+    writer = CheckpointWriter(folder, keep=is_kept, before_write=write_others)
     steps_done, finished = first_step, False
     with (
         closing(fetched) as batches,
@@ -245,11 +239,12 @@ def fit(
                         save(steps_done, evaluated=True)
             finished = True
         except Stopped as stopped:
-            log.warning(
-                "stopped after step %d of %d; the same command goes on from there",
-                steps_done,
-                num_steps,
-            )
+            if writer.close(finished=False):
+                log.warning(
+                    "stopped after step %d of %d; the same command goes on from there",
+                    steps_done,
+                    num_steps,
+                )
             stopped.folder, stopped.step = folder, steps_done
             raise
         finally:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from seed_exp import __version__
-from seed_exp.base.files import write_json
+from seed_exp.base.files import open_lock, write_json
 from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.identity import differences, digest, identity
 from seed_exp.config.options import to_plain
@@ -78,7 +78,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     if distributed.rank() != 0:
         yield
         return
-    with (folder / "lock").open("a+") as file:
+    with open_lock(folder / "lock") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

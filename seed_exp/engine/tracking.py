@@ -12,8 +12,8 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -84,14 +84,25 @@ class Tracker:
         """Takes a table, shown once in a run, at the step that was logged last."""
 
     def position(self) -> dict[str, int]:
-        """Lengths of the files on disk, in bytes; for a checkpoint."""
+        """Lengths of the files in bytes, with what the disk has not taken yet; for a checkpoint."""
         return {}
+
+    def sync(self) -> None:
+        """Makes what was logged durable. It may be called in another thread.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
 
     def rewind(self, position: Mapping[str, int]) -> None:
         """Removes what was logged after `position` was taken."""
 
     def close(self, status: int = 0) -> None:
-        """Finishes a run that ends with this exit status; nothing may be logged afterwards."""
+        """Finishes a run that ends with this exit status; nothing may be logged afterwards.
+
+        Raises:
+            OSError: the run has succeeded, but the disk does not take what was logged.
+        """
 
 
 class FileTracker(Tracker):
@@ -107,6 +118,7 @@ class FileTracker(Tracker):
             for name in ("metrics.jsonl", "speed.jsonl")
         }
         self._unwritten = dict.fromkeys(self._files, b"")
+        self._lock = threading.Lock()  # of both: one thread logs, and another one syncs
         self._media = folder / "media"
         self._step = 0
 
@@ -128,15 +140,18 @@ class FileTracker(Tracker):
         self._show(key, lambda: {"columns": columns, "rows": rows})
 
     def position(self) -> dict[str, int]:
-        """Lengths of the files on disk, in bytes.
+        with self._lock:
+            return {
+                name: file.tell() + len(self._unwritten[name]) for name, file in self._files.items()
+            }
 
-        Raises:
-            OSError: the disk does not take what was logged.
-        """
+    def sync(self) -> None:
+        with self._lock:
+            for name in self._files:
+                self._flush(name)
         for name, file in self._files.items():
-            self._flush(name)
-            os.fsync(file.fileno())
-        return {name: file.tell() for name, file in self._files.items()}
+            with self._named(name):
+                os.fsync(file.fileno())
 
     def rewind(self, position: Mapping[str, int]) -> None:
         for name, file in self._files.items():
@@ -144,9 +159,16 @@ class FileTracker(Tracker):
             file.truncate(min(position.get(name, 0), file.seek(0, os.SEEK_END)))
             file.seek(0, os.SEEK_END)
 
-    def close(self, status: int = 0) -> None:  # noqa: ARG002
-        for file in self._files.values():
-            file.close()
+    def close(self, status: int = 0) -> None:
+        try:
+            self.sync()
+        except OSError as error:
+            if status == 0:
+                raise
+            log.warning("the last lines of %s are lost (%s)", error.filename, error.strerror)
+        finally:
+            for file in self._files.values():
+                file.close()
 
     def _show(self, key: str, made: Callable[[], Mapping[str, Any]]) -> None:
         index = self._media / "index.json"
@@ -158,21 +180,30 @@ class FileTracker(Tracker):
             log.warning("%s is not shown: %s", key, error)
 
     def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
-        kept = len(self._unwritten[name])
-        self._unwritten[name] += (json.dumps({"step": step, **metrics}) + "\n").encode()
-        try:
-            self._flush(name)
-        except OSError as error:
-            # A full disk must not end a training; the lines are kept for when it has room.
-            if not kept:
-                log.warning(
-                    "cannot write to %s (%s); training goes on", self._files[name].name, error
-                )
+        with self._lock:
+            kept = len(self._unwritten[name])
+            self._unwritten[name] += (json.dumps({"step": step, **metrics}) + "\n").encode()
+            try:
+                self._flush(name)
+            except OSError as error:
+                # A full disk must not end a training; the lines are kept for when it has room.
+                if not kept:
+                    log.warning("cannot write metrics (%s); training goes on", error)
 
     def _flush(self, name: str) -> None:
-        while self._unwritten[name]:
-            written = self._files[name].write(self._unwritten[name])
-            self._unwritten[name] = self._unwritten[name][written:]
+        with self._named(name):
+            while self._unwritten[name]:
+                written = self._files[name].write(self._unwritten[name])
+                self._unwritten[name] = self._unwritten[name][written:]
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Errors of the disk say the name of the file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = os.fspath(self._files[name].name)
+            raise
 
 
 class WandbTracker(FileTracker):
@@ -236,7 +267,16 @@ class WandbTracker(FileTracker):
         self._reports.start()
 
     def close(self, status: int = 0) -> None:
-        super().close(status)
+        try:
+            super().close(status)
+        except OSError:
+            status = 1
+            raise
+        finally:
+            self._end_process(status)
+
+    def _end_process(self, status: int) -> None:
+        """Says how the training ended, and waits a little until everything is sent."""
         if self._process is None:
             return
         assert self._process.stdin is not None

@@ -29,6 +29,7 @@ from typing import Any
 
 import wandb
 
+from seed_exp.base.files import open_lock
 from seed_exp.base.stopping import REQUEUE_STATUS, WARNINGS
 
 POLL_S = 0.5
@@ -287,7 +288,7 @@ def _records(content: bytes) -> Iterator[bytes]:
 def alone(folder: Path) -> Iterator[None]:
     """Context in which no other process sends this run; waits for one that still does."""
     (folder / "wandb").mkdir(exist_ok=True)
-    with (folder / "wandb" / "lock").open("w") as file:
+    with open_lock(folder / "wandb" / "lock") as file:
         with suppress(OSError):  # a network file system without locks
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield

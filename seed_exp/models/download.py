@@ -21,7 +21,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from seed_exp.base.files import atomic_write, cache_folder, sync_folder, write_json
+from seed_exp.base.files import atomic_write, cache_folder, open_lock, sync_folder, write_json
 from seed_exp.base.redaction import redact
 
 CHUNK_BYTES = 1 << 20
@@ -401,6 +401,6 @@ def _shown(url: str) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

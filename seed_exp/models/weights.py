@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from seed_exp.base.archives import check_sums, is_zip, lacks_memory
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The dictionary in a `.safetensors` or `torch.save` file, on the CPU.
@@ -22,7 +24,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: `path` is a folder, or the file is broken, holds no dictionary, or needs code to
-            be unpickled.
+            be unpickled; or memory is short, which the message tells apart.
     """
     if path.is_dir():
         raise ValueError(
@@ -33,10 +35,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        if zipped := is_zip(path):
+            check_sums(path)
         # DINO and others keep the options of their command line beside the weights: harmless
         # values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            # Older files, such as MoCo's, are no zip archives and cannot be memory-mapped.
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
         raise ValueError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
@@ -101,14 +106,12 @@ def first_line(error: Exception) -> str:
     )
 
 
-def _is_zip(path: Path) -> bool:
-    # Files written before torch 1.6, such as MoCo's, are no zip archives and cannot be
-    # memory-mapped.
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def _why_unreadable(path: Path, error: Exception) -> str:
+    if lacks_memory(error):
+        return (
+            f"there is too little memory to read {path}, which may be whole ({first_line(error)}); "
+            "free or ask for more memory"
+        )
     if code := re.search(r"(?:GLOBAL|class|function) (\S+?\.\w+)", str(error)):
         return (
             f"{path} needs code ({code[1]}) to be unpickled, "
