@@ -93,15 +93,22 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def no_link(name: str, flags: int) -> int:
+    """Opener for `open` that follows no symbolic link to the file (OSError, ELOOP).
+
+    For names that others may have taken in a shared folder: their link can lead to a file of ours.
+    """
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+
 def open_lock(path: Path) -> IO[str]:
     """The file at `path`, to be locked: open to read and append, made if absent, never cut.
 
     Raises:
-        ValueError: it is a symbolic link. In a folder that others may write to, that link can lead
-            to a file of the user.
+        ValueError: it is a symbolic link.
     """
     try:
-        return path.open("a+", opener=_no_link)
+        return path.open("a+", opener=no_link)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError(
@@ -170,7 +177,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _no_link(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW, 0o666)

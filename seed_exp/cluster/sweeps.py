@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seed_exp.base.files import write_json
+from seed_exp.base.files import open_lock, write_json
 from seed_exp.base.registry import closest
 from seed_exp.cluster import local, slurm_tools
 from seed_exp.cluster.sweep_cells import (

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from seed_exp.base.files import remove_unfinished
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import DataConfig, FitConfig, OnError
 from seed_exp.data.bad_samples import BadSamples
@@ -92,7 +93,9 @@ def open_run(
         with distributed.rank0_first():
             folder.mkdir(parents=True, exist_ok=True)
             # Before config.json is read or written: two commands must not both find it absent.
-            until_closed.enter_context(run_lock(folder))
+            if until_closed.enter_context(run_lock(folder)):
+                for place in (folder / "checkpoints", folder / "students"):
+                    remove_unfinished(place)
             claim_folder(folder, command, config, inputs)
         until_closed.enter_context(log_to(folder))
         bad_samples = list_bad_samples(config.data, folder)

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,10 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[bool]:
     """Keeps other processes out of the run folder until the context ends; rank 0 holds it for all.
 
-    It is a record lock of POSIX: the system releases it when the process ends, however it ends; worker
+    Its value says whether this process holds it. It is a record lock of POSIX: the system releases it when the process ends, however it ends; worker
     processes, which may outlive a killed parent, do not inherit it; and it works between machines on
     NFS.
 
@@ -76,8 +76,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         ValueError: another process holds it.
     """
     if distributed.rank() != 0:
-        yield
+        yield False
         return
+    held = True
     with open_lock(folder / "lock") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,15 +89,16 @@ def run_lock(folder: Path) -> Iterator[None]:
                 "wait for it, or choose another run_dir"
             ) from None
         except OSError as error:  # a network file system without locks
+            held = False
             log.warning(
                 "%s cannot be locked (%s): make sure that only one process trains in it",
                 folder,
                 error,
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
+        with suppress(OSError):  # on a full disk the lock holds without a name
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+        yield held
 
 
 def _refuse_another_run(
@@ -127,6 +129,18 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _LogFile(logging.FileHandler):
+    """Appends to a file; a full disk costs lines, and neither shows tracebacks nor ends the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
     """Sends the log to the terminal and, with time stamps, to log.txt in `folder`.
@@ -139,7 +153,7 @@ def log_to(folder: Path) -> Iterator[None]:
     console.setFormatter(_Redacting())
     handlers: list[logging.Handler] = [console]
     if distributed.rank() == 0:
-        file = logging.FileHandler(folder / "log.txt")
+        file = _LogFile(folder / "log.txt")
         file.setFormatter(_Redacting("%(asctime)s %(message)s"))
         handlers.append(file)
     log.handlers[:] = handlers

@@ -21,7 +21,14 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from seed_exp.base.files import atomic_write, cache_folder, open_lock, sync_folder, write_json
+from seed_exp.base.files import (
+    atomic_write,
+    cache_folder,
+    no_link,
+    open_lock,
+    sync_folder,
+    write_json,
+)
 from seed_exp.base.redaction import redact
 
 CHUNK_BYTES = 1 << 20
@@ -282,7 +289,7 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
             write_json(_origin_of(partial), asdict(remote))
         _require_room(partial.parent, have, total)
         bar = tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True)
-        with partial.open("ab") as file, bar:
+        with partial.open("ab", opener=no_link) as file, bar:
             # read1 returns what has arrived, so that nothing is lost if the rest does not come.
             while chunk := response.read1(CHUNK_BYTES):
                 file.write(chunk)
