@@ -108,7 +108,7 @@ def open_lock(path: Path) -> IO[str]:
         ValueError: it is a symbolic link.
     """
     try:
-        return path.open("a+", opener=no_link)
+        return open(path, "a+", opener=no_link)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError(

@@ -68,9 +68,9 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
 def run_lock(folder: Path) -> Iterator[bool]:
     """Keeps other processes out of the run folder until the context ends; rank 0 holds it for all.
 
-    Its value says whether this process holds it. It is a record lock of POSIX: the system releases it when the process ends, however it ends; worker
-    processes, which may outlive a killed parent, do not inherit it; and it works between machines on
-    NFS.
+    Its value says whether this process holds it. It is a record lock of POSIX: the system releases
+    it when the process ends, however it ends; worker processes, which may outlive a killed parent,
+    do not inherit it; and it works between machines on NFS.
 
     Raises:
         ValueError: another process holds it.

@@ -289,7 +289,7 @@ def _fetch(url: str, partial: Path, name: str, *, any_origin: bool) -> None:
             write_json(_origin_of(partial), asdict(remote))
         _require_room(partial.parent, have, total)
         bar = tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True)
-        with partial.open("ab", opener=no_link) as file, bar:
+        with open(partial, "ab", opener=no_link) as file, bar:
             # read1 returns what has arrived, so that nothing is lost if the rest does not come.
             while chunk := response.read1(CHUNK_BYTES):
                 file.write(chunk)

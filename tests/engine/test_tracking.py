@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import fill
 from PIL import Image
 from ranks import Ranks
 
@@ -61,39 +63,44 @@ def test_each_call_is_one_line_that_is_on_disk_at_once(tmp_path: Path) -> None:
     tracker.close()
 
 
-class FullDisk:
-    """A file on a disk that has room for so many bytes, and then for all."""
-
-    def __init__(self, file: Any, room: int) -> None:
-        self.file, self.room, self.name = file, room, file.name
-
-    def write(self, data: bytes) -> int:
-        if self.room == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = self.file.write(data[: self.room])
-        self.room -= written
-        return int(written)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
 def test_a_full_disk_neither_ends_training_nor_loses_a_line(
-    tmp_path: Path, logged: list[str]
+    small_disk: Path, logged: list[str]
 ) -> None:
-    tracker = files(tmp_path)
-    disk = FullDisk(tracker._files["metrics.jsonl"], room=30)
-    tracker._files["metrics.jsonl"] = disk
-    for step in range(4):
-        tracker.log(step, {"a/loss": 1.5})
-    assert (
-        sum("WARNING cannot write to" in line and "No space left" in line for line in logged) == 1
-    )
-    with pytest.raises(OSError, match="No space left"):
-        tracker.position()  # a checkpoint must not say that more is there than is
-    disk.room = 10_000
-    assert tracker.position()["metrics.jsonl"] == (tmp_path / "metrics.jsonl").stat().st_size
-    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3]
+    tracker = files(small_disk)
+    ballast = fill(small_disk, leave=4096)
+    for step in range(99):
+        tracker.log(step, {"a/loss": 1.5, "a/other": 0.1})
+        tracker.log_speed(step, {"images_per_s": 99.5})
+    assert 0 < (small_disk / "metrics.jsonl").stat().st_size <= 4096, "the disk took a part"
+    warnings = [line for line in logged if "WARNING cannot write metrics" in line]
+    assert sorted(re.findall(r"No space left on device: '.*/(\w+)\.jsonl'", "\n".join(warnings))) == [
+        "metrics",
+        "speed",
+    ]
+    position = tracker.position()
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+        tracker.sync()  # a checkpoint must not say that more is there than is
+    ballast.unlink()
+    tracker.sync()
+    assert position == {name: (small_disk / name).stat().st_size for name in position}
+    assert [line["step"] for line in lines(small_disk)] == list(range(99))
+
+
+def test_metrics_that_are_not_on_disk_at_the_end_are_an_error_of_a_run_that_has_none(
+    small_disk: Path, logged: list[str]
+) -> None:
+    for status in (0, 75):
+        tracker = files(small_disk)
+        ballast = fill(small_disk)
+        for step in range(99):
+            tracker.log(step, {"a/loss": 1.5, "a/other": 0.1, "a/third": 0.1})
+        if status == 0:
+            with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+                tracker.close(status)
+        else:
+            tracker.close(status)
+            assert "WARNING the last lines of" in logged[-1]
+        ballast.unlink()
 
 
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:

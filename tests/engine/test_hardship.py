@@ -1,0 +1,165 @@
+"""Full disks, short memory, lost permissions and kills, as the system gives them.
+
+Nothing here is simulated: disks are file systems of a few MiB, memory is limited by the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import hardship
+import pytest
+import tiny
+import torch
+from disks import fill
+from safetensors.torch import save_file
+
+from seed_exp.config.compose import compose
+from seed_exp.engine import checkpoint
+from seed_exp.engine.checkpoint import CheckpointWriter
+from seed_exp.engine.run import open_run
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(Path(hardship.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, hardship.__file__, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+# --- disks ----------------------------------------------------------------------------------------
+
+
+class Full:
+    """An evaluation that finds the disk full when it is called for the third time: at the end."""
+
+    def __init__(self, disk: Path | None, room_after: float | None = None) -> None:
+        self.disk, self.room_after, self.calls = disk, room_after, 0
+
+    def __call__(self, _: Collection[str]) -> dict[str, float]:
+        self.calls += 1
+        if self.calls == 3 and self.disk is not None:
+            time.sleep(0.5)  # the checkpoint before the evaluation is being written
+            ballast = fill(self.disk)
+            if self.room_after is not None:
+                threading.Timer(self.room_after, ballast.unlink).start()
+        # More than a page, because a file may have the rest of its last page on a full disk, too.
+        return {f"a/norm{number}": float(self.calls) for number in range(400)}
+
+
+@pytest.mark.parametrize("room_after", [0.3, None])
+def test_a_disk_that_is_full_at_the_last_step_is_waited_for_and_else_an_error(
+    room_after: float | None, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PAUSE_S", 0.2)
+    quiet = tiny.train(tiny.seed(), tmp_path / "quiet", evaluate=Full(None))
+    folder, evaluate = small_disk / "run", Full(small_disk, room_after)
+    if room_after is None:
+        with pytest.raises(OSError, match=r"No space left.* step 12, the last one, is not written"):
+            tiny.train(tiny.seed(), folder, evaluate=evaluate)
+        (small_disk / "ballast").unlink()
+        evaluate.disk, evaluate.calls = None, 2
+    tiny.train(tiny.seed(), folder, evaluate=evaluate)
+    assert tiny.last_checkpoint(folder)["evaluated"]
+    tiny.assert_same(tiny.last_checkpoint(folder), tiny.last_checkpoint(quiet))
+    assert (folder / "metrics.jsonl").read_bytes() == (quiet / "metrics.jsonl").read_bytes()
+
+
+def test_permission_that_an_ordinary_user_loses_costs_checkpoints_and_not_the_training(
+    tmp_path: Path,
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o011)  # pytest's, which are its user's only
+    tmp_path.chmod(0o777)
+    folder = tmp_path / "run"
+    ended = start("permission", folder)
+    assert ended.returncode == 0, ended.stderr
+    assert "could not write the checkpoint of step 5 ([Errno 13] Permission denied" in ended.stderr
+    assert "training goes on" in ended.stderr
+    assert tiny.last_checkpoint(folder)["step"] == 12
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_short_memory_is_not_taken_for_damage_and_nothing_is_to_be_removed(tmp_path: Path) -> None:
+    tensors = {"weights": torch.arange(30_000_000.0)}  # 120 MB
+    writer = CheckpointWriter(tmp_path, keep=lambda _: False, before_write=lambda _: None)
+    for step in (1, 2):
+        writer.submit({"step": step, **tensors})
+    writer.close(finished=True)
+    torch.save(tensors, tmp_path / "weights.pt")
+    torch.save(tensors, tmp_path / "weights.old.pt", _use_new_zipfile_serialization=False)
+    save_file(tensors, tmp_path / "weights.safetensors")
+    *short, run, old, new, safetensors = start("memory", tmp_path).stdout.splitlines()
+    assert len(short) == 8
+    for line in short:
+        assert "too little memory to read" in line
+        assert "may be whole" in line
+        assert not re.search("damaged|remove|delete|broken|download", line)
+    for line in short[::4]:
+        assert "step_00000002.pt" in line, "the one before is not taken instead"
+    assert [line.endswith("done") for line in (run, old, new, safetensors)] == [True] * 4
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+OPTIONS = ["data=digits", "views=digits", "student=convnet_w2", "device=cpu", "tracker=files"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    config = compose("pretrain", [*OPTIONS, f"run_dir={tmp_path / 'run'}"])
+
+    def opened() -> Any:
+        return open_run("pretrain", "label", config, {}, torch.device("cpu"))
+
+    places = [Path("checkpoints", "step_00000004.pt"), Path("students", "a.safetensors")]
+    with opened() as run:
+        for place in places:
+            assert start("kill", run.folder / place).returncode == -signal.SIGKILL
+        mine = [run.folder / "checkpoints" / ".notes.tmp", run.folder / "students" / "a.tmp"]
+        for path in mine:
+            path.touch()
+    left = {
+        path for place in ("checkpoints", "students") for path in (run.folder / place).iterdir()
+    }
+    assert len(left) == 4, "two of them from kills"
+    with opened():
+        now = [*(run.folder / "checkpoints").iterdir(), *(run.folder / "students").iterdir()]
+        assert sorted(now) == sorted(mine)
+
+
+def test_a_second_process_removes_nothing_of_the_one_that_writes(tmp_path: Path) -> None:
+    config = compose("pretrain", [*OPTIONS, f"run_dir={tmp_path / 'run'}"])
+    lock = "import sys,fcntl; f=open(sys.argv[1],'a+'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    lock += "print('held', flush=True); sys.stdin.read()"
+    with open_run("pretrain", "label", config, {}, torch.device("cpu")) as run:
+        writing = run.folder / "checkpoints" / ".step_00000004.pt.0123456789abcdef.tmp"
+        writing.parent.mkdir()
+        writing.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", lock, str(run.folder / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with (
+            pytest.raises(ValueError, match="is in use by"),
+            open_run("pretrain", "label", config, {}, torch.device("cpu")),
+        ):
+            pass
+        other.kill()
+    assert writing.exists()
