@@ -2,8 +2,8 @@
 
     python hardship.py memory FOLDER        reads the files in FOLDER with little memory to spare,
                                             then with enough
-    python hardship.py permission FOLDER    trains in FOLDER as an ordinary user, without permission
-                                            to write checkpoints from step 4 on
+    python hardship.py permission FOLDER    trains in FOLDER, and loses the permission to write
+                                            checkpoints from step 4 to the end
     python hardship.py kill FILE            is killed while it writes FILE
 
 Prints a line for each outcome.
@@ -25,8 +25,6 @@ from seed_exp.base.files import atomic_write
 from seed_exp.engine.checkpoint import load_checkpoint
 from seed_exp.models.weights import read_checkpoint
 
-NOBODY = 65534
-
 
 def memory(folder: Path) -> None:
     for spare in (10, 80, 2000):
@@ -46,11 +44,6 @@ def outcome(name: str, work: Callable[[], Any]) -> None:
 
 
 def permission(folder: Path) -> None:
-    folder.mkdir()
-    os.chown(folder, NOBODY, NOBODY)
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
-
     def lose(trained: dict[str, int], *_: Any) -> None:
         if trained["a"] == 4:
             (folder / "checkpoints").chmod(0o500)
