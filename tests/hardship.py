@@ -4,24 +4,25 @@
                                             then with enough
     python hardship.py permission FOLDER    trains in FOLDER, and loses the permission to write
                                             checkpoints from step 4 to the end
-    python hardship.py kill FILE            is killed while it writes FILE
+    python hardship.py full FOLDER          trains in FOLDER as one of several processes, and fills
+                                            its disk at the end
 
 Prints a line for each outcome.
 """
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
+from disks import fill
 
-from seed_exp.base.files import atomic_write
+from seed_exp.engine import checkpoint, distributed
 from seed_exp.engine.checkpoint import load_checkpoint
 from seed_exp.models.weights import read_checkpoint
 
@@ -58,13 +59,24 @@ def permission(folder: Path) -> None:
     tiny.train(tiny.seed(["a"]), folder, evaluate=regain, on_checkpoint=lose)
 
 
-def kill(file: Path) -> None:
-    with atomic_write(file) as output:
-        output.write(bytes(1 << 16))
-        output.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+def full(folder: Path) -> None:
+    """In one of two processes: finds the disk full at the last step, and for good."""
+
+    def evaluate(_: Any) -> dict[str, float]:
+        evaluations.append(1)
+        if len(evaluations) == 3 and distributed.rank() == 0:
+            fill(folder.parent)
+        return {}
+
+    evaluations: list[int] = []
+    checkpoint.PAUSE_S = 0.1
+    with distributed.process_group(torch.device("cpu")):
+        tiny.train(tiny.seed(["a"]), folder, evaluate=evaluate)
+        with distributed.rank0_first():  # as what follows a training does
+            pass
+        print("done")
 
 
 if __name__ == "__main__":
     name, place = sys.argv[1:]
-    {"memory": memory, "permission": permission, "kill": kill}[name](Path(place))
+    {"memory": memory, "permission": permission, "full": full}[name](Path(place))

@@ -159,6 +159,10 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=status)
 
+    def is_torn(self) -> bool:
+        """Whether a full disk has cut off what was written for W&B on this machine."""
+        return last_step(self._folder, self._about["ids"][self._student]) < self._delivered
+
     def _begin(self) -> None:
         about = self._about
         settings = wandb.Settings(
@@ -332,6 +336,12 @@ def main() -> None:
             follow(Path(folder), runs, training)
             for run in runs:
                 run.finish(training.status or 0)
+            if offline and any(run.is_torn() for run in runs):
+                training.tell(
+                    logging.WARNING,
+                    "the disk did not take all that was written offline; the same command, typed "
+                    "again, writes what is missing",
+                )
     except Exception as error:  # whatever goes wrong there
         reason = str(error).partition("\n")[0] or type(error).__name__
         if offline:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,17 +31,25 @@ from seed_exp.engine.checkpoint import CheckpointWriter
 from seed_exp.engine.run import open_run
 
 
-def start(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs tests/hardship.py as an ordinary user, whom permissions bind."""
-    paths = os.pathsep.join([str(Path(hardship.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ordinary = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+def ordinary(*arguments: object) -> list[str]:
+    """Command line of tests/hardship.py as an ordinary user, whom permissions bind."""
     command = [sys.executable, hardship.__file__, *map(str, arguments)]
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("root cannot give up its rights here: no setpriv command")
-        command = [*ordinary, *command]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if os.geteuid() != 0:
+        return command
+    if shutil.which("setpriv") is None:
+        pytest.skip("root cannot give up its rights here: no setpriv command")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+
+
+def environment() -> dict[str, str]:
+    places = [str(Path(hardship.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ordinary(*arguments), env=environment(), capture_output=True, text=True, timeout=300
+    )
 
 
 # --- disks ----------------------------------------------------------------------------------------
@@ -92,6 +101,29 @@ def test_permission_that_an_ordinary_user_loses_costs_checkpoints_and_not_the_tr
     assert tiny.last_checkpoint(folder)["step"] == 12
 
 
+@pytest.mark.slow
+def test_when_one_of_two_processes_loses_its_disk_at_the_end_both_say_so(small_disk: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            ordinary("full", small_disk / "run"),
+            env={**environment(), **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        out, err = rank.communicate(timeout=300)
+        assert rank.returncode == 1
+        assert "done" not in out
+        assert "No space left on device: the checkpoint of step 12, the last one" in err
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -120,6 +152,15 @@ def test_short_memory_is_not_taken_for_damage_and_nothing_is_to_be_removed(tmp_p
 OPTIONS = ["data=digits", "views=digits", "student=convnet_w2", "device=cpu", "tracker=files"]
 
 
+KILLED = """
+import os, pathlib, sys
+from seed_exp.base.files import atomic_write
+with atomic_write(pathlib.Path(sys.argv[1])) as file:
+    file.write(bytes(1 << 16))
+    os.kill(os.getpid(), 9)
+"""
+
+
 def test_what_a_killed_writer_left_is_removed_by_the_next_start(tmp_path: Path) -> None:
     config = compose("pretrain", [*OPTIONS, f"run_dir={tmp_path / 'run'}"])
 
@@ -129,7 +170,8 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_start(tmp_path: Path) 
     places = [Path("checkpoints", "step_00000004.pt"), Path("students", "a.safetensors")]
     with opened() as run:
         for place in places:
-            assert start("kill", run.folder / place).returncode == -signal.SIGKILL
+            command = [sys.executable, "-c", KILLED, str(run.folder / place)]
+            assert subprocess.run(command).returncode == -signal.SIGKILL
         mine = [run.folder / "checkpoints" / ".notes.tmp", run.folder / "students" / "a.tmp"]
         for path in mine:
             path.touch()

@@ -73,7 +73,9 @@ def test_a_full_disk_neither_ends_training_nor_loses_a_line(
         tracker.log_speed(step, {"images_per_s": 99.5})
     assert 0 < (small_disk / "metrics.jsonl").stat().st_size <= 4096, "the disk took a part"
     warnings = [line for line in logged if "WARNING cannot write metrics" in line]
-    assert sorted(re.findall(r"No space left on device: '.*/(\w+)\.jsonl'", "\n".join(warnings))) == [
+    assert sorted(
+        re.findall(r"No space left on device: '.*/(\w+)\.jsonl'", "\n".join(warnings))
+    ) == [
         "metrics",
         "speed",
     ]
@@ -415,6 +417,31 @@ def test_a_run_that_is_done_is_not_begun_again(tmp_path: Path) -> None:
             if not lines(tmp_path / "run"):
                 tracker.log(1, {"a/loss": 1.0})
     assert len(segments(tmp_path / "run", "a")) == 1
+
+
+@pytest.mark.slow
+def test_what_a_full_disk_cut_off_is_said_and_written_by_the_same_command(
+    small_disk: Path, logged: list[str]
+) -> None:
+    tracker = to_wandb(small_disk)
+    tracker.rewind({})
+    tracker.log(1, {"a/loss": 1.0, "b/loss": 1.0})
+    tracker.log(2, {"a/loss": 1.0, "b/loss": 1.0})
+    wait_until(lambda: len([*small_disk.glob("wandb/offline-run-*")]) == 2)
+    ballast = fill(small_disk)
+    for step in range(3, 400):
+        tracker.log(step, {"a/loss": 1.0, "b/loss": 1.0, "lr": step / 7})
+    time.sleep(5)  # W&B tries to write them
+    ballast.unlink()
+    tracker.close()
+    assert len(lines(small_disk)) == 399
+    known = ids(small_disk)
+    assert min(last_step(small_disk, known[name]) for name in known) < 399
+    wait_until(lambda: any("the disk did not take all" in line for line in logged))
+    again = to_wandb(small_disk)
+    again.rewind({name: (small_disk / name).stat().st_size for name in again.position()})
+    again.close()
+    wait_until(lambda: all(last_step(small_disk, known[name]) == 399 for name in known))
 
 
 def test_what_is_read_back_of_a_torn_file_is_what_it_begins_with(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disks import fill
 from torch import Tensor
 
 from seed_exp.methods.teacher_cache import TeacherCache
@@ -296,30 +297,28 @@ def test_runs_that_write_different_values_at_once_never_mix_them_in_a_row(tmp_pa
             writer.join()
 
 
-@pytest.mark.parametrize("rows_that_fit", [0, 5])
+@pytest.mark.parametrize("room", [0, 1 << 20])
 def test_a_full_disk_costs_rows_and_one_warning_but_not_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], rows_that_fit: int
+    small_disk: Path, logged: list[str], room: int
 ) -> None:
-    pwrite, calls = os.pwrite, []
-
-    def fill_up(descriptor: int, row: Any, offset: int) -> int:
-        calls.append(offset)
-        if len(calls) <= rows_that_fit:
-            return pwrite(descriptor, row, offset)
-        if len(calls) == rows_that_fit + 1:
-            return pwrite(descriptor, row[:50], offset)  # the last block
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    one = cache(tmp_path)
-    monkeypatch.setattr(os, "pwrite", fill_up)
+    dim = 4096  # 40 rows of 80 kB
+    one = cache(small_disk, dim=dim)
+    ballast = fill(small_disk, leave=room)
     for indices in torch.arange(40).split(8):
-        one.write(0, indices, embed(0, indices))
-    assert len(calls) == rows_that_fit + 2
+        one.write(0, indices, embed(0, indices, dim=dim))
     assert [line.partition("teacher cache")[0] for line in logged] == [
         "WARNING cannot write to the "
     ]
     assert "No space left" in logged[0]
-    assert held(one, 0) == rows_that_fit
+    whole = [index for index in range(40) if one.read(0, torch.tensor([index])) is not None]
+    assert len(whole) == room * 40 // one.bytes_per_epoch
+    for index in whole:
+        indices = torch.tensor([index])
+        assert same(one.read(0, indices), embed(0, indices, dim=dim))
+    ballast.unlink()
+    again, indices = cache(small_disk, dim=dim), torch.arange(40)
+    again.write(0, indices, embed(0, indices, dim=dim))
+    assert same(again.read(0, indices), embed(0, indices, dim=dim))
 
 
 def test_a_cache_that_cannot_be_written_is_read(

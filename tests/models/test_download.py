@@ -269,6 +269,21 @@ def test_of_several_that_ask_at_once_one_downloads(server: Server, tmp_path: Pat
     assert server.requests == [None]
 
 
+@pytest.mark.parametrize("suffix", ["lock", "partial"])
+def test_a_link_that_others_put_into_the_cache_leads_to_no_file_of_ours(
+    suffix: str, server: Server, tmp_path: Path
+) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "cache" / f".file.pth.{suffix}"
+    precious.write_bytes(CONTENT[:100])  # for .partial: the beginning, to which the rest is added
+    link.parent.mkdir()
+    link.symlink_to(precious)
+    with pytest.raises((ValueError, OSError), match="symbolic link"):
+        _get(server, tmp_path)
+    assert precious.read_bytes() == CONTENT[:100]
+    link.unlink()
+    assert _get(server, tmp_path).read_bytes() == CONTENT
+
+
 def test_a_file_that_is_there_is_taken_from_a_folder_that_only_others_may_write_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

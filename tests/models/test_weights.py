@@ -26,6 +26,18 @@ def test_torch_files_of_either_format_are_read(tmp_path: Path, zipped: bool) -> 
     )
 
 
+@pytest.mark.parametrize("length", [4, 4000])
+def test_zeroed_bytes_in_an_archive_are_not_taken_for_weights(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": TENSORS}, path)
+    content = path.read_bytes()
+    position = content.index(TENSORS["a.weight"].numpy().tobytes()) + 400
+    path.write_bytes(content[:position] + bytes(length) + content[position + length :])
+    torch.load(path, weights_only=True)  # which notices nothing
+    with pytest.raises(ValueError, match=r"x\.pth cannot be read: .* checksum of .* differs"):
+        read_checkpoint(path)
+
+
 def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors")
     checkpoint = read_checkpoint(tmp_path / "x.safetensors")
