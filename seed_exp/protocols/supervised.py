@@ -107,7 +107,9 @@ def train_and_measure(
         )
         if last is None:  # it was finished, and is called again
             last = measured([name for name in method.trainable if name not in fitted.diverged])
-        results = summary(last)
+        results = summary(
+            {name: row for name, row in last.items() if name not in fitted.diverged}
+        )
         columns = list(next(iter(results.values()), {}))
         rows = [[name, *row.values()] for name, row in results.items()]
         tracker.log_table(run.command, ["network", *columns], rows)

@@ -44,7 +44,7 @@ def distill(config: DistillConfig) -> Path:
     Raises:
         ValueError: the objective compares more views than there are; the teacher does not take the
             views or cannot be reduced; the teacher cache is of something else; or as `open_run`,
-            `build_students` and `train_encoders`.
+            `build_students`, `train_encoders` and `finish`.
     """
     refuse_missing_views(config)
     evaluations = plan_evaluations(config)
@@ -70,9 +70,9 @@ def distill(config: DistillConfig) -> Path:
             # 3. The training.
             num_views = numbers_of_views(config)
             method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
-            train_encoders(run, method, students, images)
+            diverged = train_encoders(run, method, students, images)
             # 4. Whatever follows in the same job.
-            finish(run, students, evaluations)
+            finish(run, list(students), evaluations, diverged)
     return run.folder
 
 

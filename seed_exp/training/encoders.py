@@ -56,7 +56,7 @@ def train_encoders(
     method: Method,
     students: Mapping[str, Student],
     images: EncoderImages,
-) -> None:
+) -> dict[str, int]:
     """Trains the students in place, from the start or from where the run folder is.
 
     Leaves students/<name>.safetensors, metrics.jsonl and checkpoints/ in the run folder.
@@ -67,8 +67,11 @@ def train_encoders(
         students: By name.
         images: Training images, and others for the k-NN evaluation during training.
 
+    Returns:
+        The students that diverged, and after which step that was found.
+
     Raises:
-        ValueError: students diverged (the others are done); or as `fit`.
+        ValueError: as `fit`.
         Stopped: as `fit`.
     """
     config = run.config
@@ -110,23 +113,25 @@ def train_encoders(
             epochs={name: num for name, num in epochs.items() if num is not None},
         )
         monitor.show(tracker)
-    if diverged:
-        found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
-        raise ValueError(
-            f"{run.folder}: the loss of {found} was not finite; what was last good of it is in "
-            "students/, the others are done. Train it with a lower optimizer.lr or with "
-            "optimizer.clip_grad_norm=1"
-        )
+    return diverged
 
 
 def finish(
     run: Run[EncoderFitConfig],
-    students: Mapping[str, Student],
+    students: Sequence[str],
     evaluations: Sequence[PlannedEvaluation],
+    diverged: Mapping[str, int],
 ) -> None:
-    """Evaluates the trained students, and writes done.json; errors as `run_evaluations`.
+    """Evaluates the students that have not diverged; if that is all of them, writes done.json.
+
+    Args:
+        run: Where they were trained.
+        students: Names.
+        evaluations: Evaluations that follow.
+        diverged: Students that diverged, and after which step that was found.
 
     Raises:
+        ValueError: students diverged (the others are done); or as `run_evaluations`.
         Stopped: a signal ended an evaluation; the same command goes on there.
     """
     words = data_words(decisive_options(to_plain(run.config)))
@@ -135,13 +140,20 @@ def finish(
     with distributed.rank0_first():
         pass  # only rank 0's fit has waited for students/ to be written, which all read now
     try:
-        run_evaluations(evaluations, run.folder)
+        run_evaluations(evaluations, run.folder, diverged)
     except Stopped as stopped:
         if stopped.folder is None:  # an evaluation that begins anew each time
             headers = [read_header(student_file(run.folder, name)) for name in students]
             stopped.folder = run.folder
             stopped.step = max((header or {"step": 0})["step"] for header in headers)
         raise
+    if diverged:
+        found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
+        raise ValueError(
+            f"{run.folder}: {found} diverged, as log.txt says; students/ has it as of its last "
+            "checkpoint, the others are done. Train it with a lower optimizer.lr or with "
+            "optimizer.clip_grad_norm=1"
+        )
     if distributed.rank() == 0:
         write_json(run.folder / "done.json", {"students": list(students)})
 

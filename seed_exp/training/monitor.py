@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.engine.run import Run
 from seed_exp.engine.tracking import Tracker
-from seed_exp.evaluation.features import Extractor, run_extractor
+from seed_exp.evaluation.features import Extractor, is_finite, run_extractor
 from seed_exp.evaluation.votes import knn_accuracy, nearest
 from seed_exp.models.students import Student
 from seed_exp.reporting.embedding_map import embedding_map
@@ -53,7 +54,10 @@ class Monitor:
         return self._val is not None
 
     def evaluate(self, names: Collection[str]) -> dict[str, float]:
-        """Accuracies in percent, {<student>/knn10: ...}; nothing without labels, and on ranks other than 0."""
+        """Accuracies in percent, {<student>/knn10: ...}; NaN where features are not finite.
+
+        Nothing without labels, and on ranks other than 0.
+        """
         if self._val is None:
             return {}
         self._last = knn_during_training(
@@ -76,13 +80,16 @@ class Evaluated(NamedTuple):
     """What an evaluation during training found; on other ranks than 0 nothing."""
 
     accuracies: dict[str, float]
-    """{<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run."""
+    """{<student>/knn10: percent}; NaN for a student whose features are not finite.
+
+    With fewer images than `knn` uses, it is only comparable within a run.
+    """
     features: dict[str, Tensor]
-    """Of the validation images [n, num_features], by student."""
+    """Of the validation images [n, num_features], by student; finite ones only."""
     labels: Tensor
     """Of those images [n]."""
     neighbours: dict[str, Neighbours]
-    """Of a few of them among the training images, by student."""
+    """Of a few of them among the training images, by student with features."""
 
 
 def knn_during_training(
@@ -106,6 +113,10 @@ def knn_during_training(
     shown = evenly_spaced(len(in_queries), NUM_SHOWN)
     results, neighbours = {}, {}
     for name in students:
+        if not (is_finite(bank[name]) and is_finite(queries[name])):
+            results[f"{name}/knn10"] = math.nan
+            del queries[name]
+            continue
         own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
         accuracies = knn_accuracy(
             own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07

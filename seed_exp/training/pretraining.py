@@ -22,7 +22,7 @@ def pretrain(config: PretrainConfig) -> Path:
     """Trains and evaluates the students of `config`; returns the run folder.
 
     Raises:
-        ValueError: as `open_run`, `build_students` and `train_encoders`.
+        ValueError: as `open_run`, `build_students`, `train_encoders` and `finish`.
     """
     evaluations = plan_evaluations(config)
     label = "-".join(["+".join(config.students), "moco_v2", config.views.name, config.data.source])
@@ -35,7 +35,8 @@ def pretrain(config: PretrainConfig) -> Path:
             inputs = {**init_inputs(config.students), "data": images.train.fingerprint()}
         with open_run("pretrain", label, config, inputs, device) as run:
             # 2. The training.
-            train_encoders(run, Moco(students, config.moco, config.seed), students, images)
+            method = Moco(students, config.moco, config.seed)
+            diverged = train_encoders(run, method, students, images)
             # 3. Whatever follows in the same job.
-            finish(run, students, evaluations)
+            finish(run, list(students), evaluations, diverged)
     return run.folder
