@@ -20,7 +20,7 @@ from seed_exp.base.files import write_json
 from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.identity import differences, digest, identity
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import FitConfig
+from seed_exp.config.schema import TRAINING, FitConfig
 from seed_exp.engine import distributed
 
 log = logging.getLogger("seed_exp")
@@ -104,9 +104,16 @@ def _refuse_another_run(
             f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir"
         )
     if lines := differences(found, config, inputs):
+        longer = [line for line in lines if line.startswith(("steps was ", "epochs was "))]
+        way = (
+            "; a training of another length is another run, because its learning rate falls "
+            f"otherwise. students.NAME.init={folder} starts it from these students"
+            if longer and command in TRAINING
+            else ""
+        )
         raise ValueError(
             f"{folder} holds a run with other options: {'; '.join(lines)}. "
-            "Give the old options to resume it, or choose another run_dir"
+            f"Give the old options to resume it, or choose another run_dir{way}"
         )
 
 

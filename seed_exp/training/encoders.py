@@ -29,7 +29,7 @@ from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
-from seed_exp.engine.memory import activation_bytes
+from seed_exp.engine.memory import activation_bytes, available_memory
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.run import Run
@@ -112,7 +112,7 @@ def train_encoders(
             on_checkpoint=write_students,
             epochs={name: num for name, num in epochs.items() if num is not None},
         )
-        monitor.show(tracker)
+        monitor.show(tracker, diverged)
     return diverged
 
 
@@ -192,16 +192,50 @@ def labelled_validation(config: DataConfig) -> Source | None:
     return None if source.labels is None else source
 
 
+def refuse_large_queue(option: str, size: int, dim: int, num_queues: int) -> None:
+    """Checks that the queues fit into memory, before they are made.
+
+    Args:
+        option: Option that gives the size.
+        size: Embeddings in a queue.
+        dim: Numbers in an embedding.
+        num_queues: Queues of the run.
+
+    Raises:
+        ValueError: they do not.
+    """
+    try:
+        free = available_memory(torch.device("cpu"))
+    except ValueError:  # the system does not say
+        return
+    # One more, because the first embeddings are drawn before they are normalised.
+    needed = 4 * size * dim * (num_queues + 1)
+    if needed > free:
+        raise ValueError(
+            f"{option}={size} needs {needed / 2**30:,.1f} GiB ({num_queues} queues of {size:,} "
+            f"embeddings of {dim} numbers), and {free / 2**30:,.1f} GiB of memory are free; choose "
+            "a smaller one, such as SEED's 65536"
+        )
+
+
 def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, Student]:
     """The students by name; each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
 
     Raises:
-        ValueError: as build_student and check_view_sizes.
+        ValueError: a student does not fit into memory; or as build_student and check_view_sizes.
     """
     students = {}
     for name, student in config.students.items():
         torch.manual_seed(derive_seed(config.seed, "weights", name))
-        students[name] = build_student(student, embedding_dim)
+        try:
+            students[name] = build_student(student, embedding_dim)
+        except RuntimeError as error:
+            if "allocate" not in str(error):
+                raise
+            raise ValueError(
+                f"students.{name} does not fit into memory with hidden_dim={student.hidden_dim} and "
+                f"embeddings of {embedding_dim} numbers; choose smaller ones"
+            ) from None
     check_view_sizes(students, config.views)
     return students
 

@@ -22,6 +22,10 @@ from seed_exp.models.students import Student
 from seed_exp.reporting.embedding_map import embedding_map
 from seed_exp.reporting.image_grids import Neighbours, neighbours_gallery
 
+PICTURES = ("embedding_map", "neighbours")
+"""Pictures of each student at the end."""
+TABLE = "students"
+"""Key of the table at the end."""
 NUM_SHOWN = 8
 """Validation images in a student's gallery, and neighbours of each."""
 
@@ -70,9 +74,23 @@ class Monitor:
         )
         return self._last.accuracies
 
-    def show(self, tracker: Tracker) -> None:
-        """Gives the tracker a map and a gallery of validation images for each student, and a table of all."""
-        if self._last is not None and self._val is not None:
+    def show(self, tracker: Tracker, diverged: Collection[str]) -> None:
+        """Gives the tracker a map and a gallery of each student, and a table of all.
+
+        A run that was killed between its last checkpoint and these evaluates once more for those
+        that are missing.
+
+        Args:
+            tracker: Where to show them.
+            diverged: Students that are not shown.
+        """
+        if self._val is None:
+            return
+        names = [name for name in self._students if name not in diverged]
+        keys = [TABLE, *(f"{name}/{picture}" for name in names for picture in PICTURES)]
+        if self._last is None and distributed.everyones(tracker.missing(keys))[0]:
+            self.evaluate(names)
+        if self._last is not None:
             show_results(tracker, self._students, self._last, self._train, self._val)
 
 
@@ -134,15 +152,15 @@ def show_results(
 ) -> None:
     """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
     for name, features in last.features.items():
-        tracker.log_picture(
-            f"{name}/embedding_map", partial(embedding_map, features, last.labels, name)
+        draw = (
+            partial(embedding_map, features, last.labels, name),
+            partial(neighbours_gallery, val, train, last.neighbours[name]),
         )
-        tracker.log_picture(
-            f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name])
-        )
+        for picture, drawn in zip(PICTURES, draw, strict=True):
+            tracker.log_picture(f"{name}/{picture}", drawn)
     sizes = {
         name: sum(parameter.numel() for parameter in students[name].encoder.parameters())
         for name in last.features
     }
     rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
-    tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)
+    tracker.log_table(TABLE, ["student", "parameters of the encoder", "10-NN top-1, %"], rows)
