@@ -25,7 +25,7 @@ class Method(nn.Module):
     """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
 
     lr_factors: Mapping[str, float]
-    """Multiple of a network's learning rate, by name of the part of each that is trained with it."""
+    """Factor of a network's learning rate for each named part that has a rate of its own."""
 
     def __init__(self) -> None:
         super().__init__()

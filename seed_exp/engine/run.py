@@ -73,13 +73,14 @@ def open_run(
     device: torch.device,
     root: Path | None = None,
 ) -> Iterator[Run[C]]:
-    """The run in its folder, which is made if absent; until the context ends no other process can open it.
+    """A run in its folder, which is made if absent and closed to other processes meanwhile.
 
     Args:
         command: Name of the command.
         label: Readable beginning of the folder's name.
         config: All options.
-        inputs: Fingerprints of what the run reads, by name; with the options that change results they name the folder.
+        inputs: Fingerprints of what the run reads, by name; together with the options that change
+            results they name the folder.
         device: Where to train.
         root: The folder in which it is, unless `config.run_dir` names it; None = runs/<command>.
 
@@ -90,7 +91,7 @@ def open_run(
     with ExitStack() as until_closed:
         with distributed.rank0_first():
             folder.mkdir(parents=True, exist_ok=True)
-            # Before config.json is read or written: two commands must not both find the folder empty.
+            # Before config.json is read or written: two commands must not both find it absent.
             until_closed.enter_context(run_lock(folder))
             claim_folder(folder, command, config, inputs)
         until_closed.enter_context(log_to(folder))

@@ -29,7 +29,7 @@ log = logging.getLogger("seed_exp")
 def folder_of(
     command: str, label: str, config: FitConfig, inputs: dict[str, str], root: Path
 ) -> Path:
-    """The run's folder: `config.run_dir`, or one in `root` whose name depends on all that changes results.
+    """The run's folder: `config.run_dir`, or one in `root` that is named by what changes results.
 
     Args:
         command: Name of the command.
@@ -47,15 +47,16 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
     """Writes config.json into the folder of a new run, and compares that of an earlier one.
 
     Raises:
-        ValueError: the folder holds a run with other options (the message lists the differences), or a run without config.json.
+        ValueError: the folder holds a run with other options (the message lists the differences),
+            or a run without config.json.
     """
     file = folder / "config.json"
     if file.exists():
         _refuse_another_run(folder, json.loads(file.read_text()), command, config, inputs)
     elif (folder / "checkpoints").exists() or (folder / "students").exists():
         raise ValueError(
-            f"{folder} holds checkpoints or students, but no config.json that says of what; put it back, "
-            "or choose another run_dir"
+            f"{folder} holds checkpoints or students, but no config.json that says of what; "
+            "put it back, or choose another run_dir"
         )
     else:
         options = to_plain(config)
@@ -65,10 +66,11 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """While it is entered, no other process may train in the run folder; rank 0 holds it for all.
+    """Keeps other processes out of the run folder until the context ends; rank 0 holds it for all.
 
-    A record lock of POSIX: the system lets go of it when the process ends, however it ends, it is not inherited by worker
-    processes, which may outlive a killed parent, and it works between machines on NFS.
+    It is a record lock of POSIX: the system releases it when the process ends, however it ends; worker
+    processes, which may outlive a killed parent, do not inherit it; and it works between machines on
+    NFS.
 
     Raises:
         ValueError: another process holds it.
@@ -82,7 +84,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise ValueError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it, or choose another run_dir"
+                f"{folder} is in use by {file.read().strip() or 'another process'}; "
+                "wait for it, or choose another run_dir"
             ) from None
         except OSError as error:  # a network file system without locks
             log.warning(
@@ -133,9 +136,9 @@ class _Console(logging.Handler):
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Sends what is logged to the terminal and, with time stamps, to log.txt in `folder`, until the context ends.
+    """Sends the log to the terminal and, with time stamps, to log.txt in `folder`.
 
-    Ranks other than 0 show errors only. At the end whatever took the log before takes it again.
+    Ranks other than 0 show errors only. When the context ends, the handlers from before are back.
     """
     before = log.level, log.propagate, list(log.handlers)
     console = _Console()

@@ -130,7 +130,7 @@ def is_finite(features: Tensor) -> bool:
 
 
 def run_extractor(run: Run[Any]) -> Extractor:
-    """An extractor with a run's views, device, workers and precision, whose unreadable images the run lists."""
+    """An extractor with the views, device, workers and precision of a run."""
     return Extractor(
         EvalViews(run.config.views),
         run.device,

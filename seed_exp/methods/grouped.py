@@ -13,12 +13,12 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def number_of_groups(num_images: int, group_size: int | None) -> int:
-    """Groups of `group_size` images, or more, that `num_images` are split into; None = one group."""
+    """Number of groups of at least `group_size` images each; None = one group."""
     return 1 if group_size is None else max(1, num_images // group_size)
 
 
 def forward_in_groups(network: nn.Module, images: Tensor, group_size: int | None) -> Tensor:
-    """Outputs [N, D] of a network in training mode, each group of images normalised by its own statistics.
+    """Outputs [N, D] of a network in training mode that normalises each group by its own statistics.
 
     MoCo's results come from GPUs that see 32 images each (arXiv:1911.05722, Section 3.3). Running
     statistics move once, towards the mean of the groups' statistics.
@@ -26,8 +26,8 @@ def forward_in_groups(network: nn.Module, images: Tensor, group_size: int | None
     Args:
         network: Any network, also one that DDP wraps.
         images: Images [N, 3, S, S].
-        group_size: Images of a group; groups are contiguous, and of equal size up to one image where
-            N is no multiple of it. None = all images are one group.
+        group_size: Images of a group; groups are contiguous. Their sizes differ by one image at most
+            where N is no multiple. None = all images are one group.
     """
     num_groups = number_of_groups(len(images), group_size)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]

@@ -51,7 +51,8 @@ def list_all(given: argparse.Namespace) -> None:
     ]
     print(markdown_table(header, rows))
     print(
-        "\ntop-1: published, linear evaluation on ImageNet-1k, percent. Addresses, sources and use: zoo show NAME"
+        "\ntop-1: published, linear evaluation on ImageNet-1k, percent. "
+        "Addresses, sources and use: zoo show NAME"
     )
 
 
@@ -102,7 +103,10 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
 def _each(
     entries: list[ZooEntry], act: Callable[[ZooEntry], dict[str, Any]], as_json: bool
 ) -> None:
-    """Acts on all and prints what comes out of it; one that fails keeps none of the others from it, only from status 0."""
+    """Acts on every entry and prints the result.
+
+    An entry that fails does not keep the others from being tried; the exit status is then 1.
+    """
     done: dict[str, dict[str, Any]] = {}
     failed = False
     for entry in entries:
@@ -117,7 +121,8 @@ def _each(
             continue
         if not as_json:
             print(
-                f"{entry.name}: {', '.join(f'{key} {_known(value)}' for key, value in done[entry.name].items())}"
+                f"{entry.name}: "
+                + ", ".join(f"{key} {_known(value)}" for key, value in done[entry.name].items())
             )
     if as_json:
         _print_json(done)

@@ -1,4 +1,4 @@
-"""The reduction of a teacher's embeddings: fitted once, then the same bits in every run that goes on."""
+"""The reduction of a teacher's embeddings: fitted once, then the same bits whenever a run goes on."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SAMPLE_BATCH = 64
 def kept_reduction(
     folder: Path, teacher: Teacher, config: DistillConfig, train: Source
 ) -> dict[str, Tensor]:
-    """The state of the reduction of the teacher's embeddings: the run folder's, for a run that goes on needs the same bits.
+    """State of the reduction, from the run folder: a run that goes on needs the same bits.
 
-    A new run takes it from the cache, where all runs with this teacher and these images find the same one; the first of them
-    fits it, on evaluation views of evenly spread training images.
+    A new run takes it from the cache, where all runs with this teacher and these images find the
+    same one. The first of them fits it, on evaluation views of evenly spaced training images.
 
     Raises:
         ValueError: the run has begun, but its reduction is gone; or as fit_reduction.
@@ -43,7 +43,8 @@ def kept_reduction(
     kept = folder / "reduction.safetensors"
     if not kept.exists() and (folder / "checkpoints").exists():
         raise ValueError(
-            f"{kept} is gone, which {folder} was trained with; put it back, or choose another run_dir"
+            f"{kept} is gone, which {folder} was trained with; put it back, or choose another "
+            "run_dir"
         )
     if not kept.exists():
         state = cached_reduction(teacher, config, train)
@@ -58,7 +59,10 @@ def kept_reduction(
 
 
 def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
-    """What the cache has of it, fitted where that is nothing whole; errors as fit_reduction."""
+    """State of the reduction from the cache; fitted and cached if missing or damaged.
+
+    Errors as `fit_reduction`.
+    """
     kind, dim = config.teacher.reduce, config.teacher.embedding_dim or EMBEDDING_DIM
     assert kind is not None
     key = {
@@ -83,7 +87,7 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
 
 @torch.inference_mode()
 def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) -> Tensor:
-    """The teacher's embeddings [n, D], float32 on the CPU, of evaluation views of evenly spread training images."""
+    """Teacher embeddings [n, D], float32 on the CPU, of evenly spaced training images."""
     device = local_device(config.device)
     teacher.to(device)
     views = EvalViews(config.views)

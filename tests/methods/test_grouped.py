@@ -1,4 +1,4 @@
-"""Batch norm by groups: outputs, gradients and running statistics against the formula, and who is with whom in a group."""
+"""Batch norm by groups: outputs, gradients, running statistics, and who is in a group with whom."""
 
 from __future__ import annotations
 

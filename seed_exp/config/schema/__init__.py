@@ -90,7 +90,7 @@ SCHEMAS: dict[str, type[Any]] = {
 }
 """Schema of each command's primary file conf/<command>.yaml."""
 WITHOUT_SCHEMA = ("plan", "sweep", "zoo")
-"""Commands without a primary file: the first two take the options of a training, the third has none."""
+"""Commands without a primary file: two take the options of a training, `zoo` has none."""
 
 __all__ = [
     "EVALUATIONS",

@@ -144,7 +144,7 @@ class FewLabels(NamedTuple):
     fraction: float
     """data.fraction."""
     subset: str
-    """Name of the file data.subset, without its suffix: one of SimCLR's lists of ImageNet's images."""
+    """Name of the file data.subset without its suffix: one of SimCLR's lists of ImageNet images."""
 
 
 class Measure(NamedTuple):
@@ -177,7 +177,7 @@ class EvaluationKind:
     headline: str
     """The first number to look at; key in a file of results."""
     trains: bool = True
-    """Whether it trains networks: its run folders are then in the evaluated run, below the command's name."""
+    """Whether it trains networks; its run folders are then in the evaluated run, in <command>/."""
     measures: tuple[Measure, ...] = ()
     """Its columns in reports; other results are listed below the table."""
     inherits: tuple[str, ...] = ("data", "tracker", "device", "precision", "seed")
