@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,25 @@ def folder_of(
     if config.run_dir is not None:
         return Path(config.run_dir)
     return root / f"{label}-{digest(command, identity(config, inputs))}"
+
+
+def folder_of_moved(
+    folder: Path, command: str, label: str, config: FitConfig, inputs: dict[str, str]
+) -> Path:
+    """The folder of the same run of images that were elsewhere; `folder` if there is none.
+
+    Args:
+        folder: From `folder_of`, as are the other arguments.
+    """
+    if config.run_dir is not None or folder.exists():
+        return folder
+    for file in sorted(folder.parent.glob("*/config.json")):
+        if file.parent.name.startswith(f"{label}-"):
+            with suppress(OSError, ValueError, KeyError):  # another's folder, damaged
+                found = json.loads(file.read_text())
+                if found["command"] == command and not differences(found, config, inputs):
+                    return file.parent
+    return folder
 
 
 def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str, str]) -> None:

@@ -364,6 +364,52 @@ def test_other_options_in_the_same_folder_are_refused_with_what_was_and_what_is(
     } == before
 
 
+def test_a_longer_training_of_a_finished_run_is_told_the_way(home: Path) -> None:
+    way = r"students\.NAME\.init=fleet starts it from these students"
+    with pytest.raises(ValueError, match=rf"steps was 4, now 8\. Give .* another run_dir; .*{way}"):
+        distill.distill(compose("distill", [*FLEET, "steps=8"]))
+    inits = [f"students.{name}.init=fleet" for name in ("convnet_w2", "convnet_w32")]
+    longer = distill.distill(compose("distill", [*FLEET, *inits, "steps=5", "run_dir=longer"]))
+    assert (longer / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("distill", "objective.queue_size"), ("pretrain", "moco.queue_size")],
+)
+def test_a_queue_that_does_not_fit_into_memory_is_refused_before_it_is_made(
+    home: Path, command: str, option: str
+) -> None:
+    before = files_in(home)
+    train, options = {
+        "distill": (distill.distill, [*DISTILL, "student=convnet_w2"]),
+        "pretrain": (pretrain.pretrain, PRETRAIN),
+    }[command]
+    with pytest.raises(ValueError, match=rf"{option}=2000000000 needs [\d,.]+ GiB .* are free"):
+        train(compose(command, [*options, f"{option}=2000000000"]))
+    assert files_in(home) == before
+
+
+def test_a_student_that_does_not_fit_into_memory_is_refused(home: Path) -> None:
+    options = [*PRETRAIN, "students.convnet_w2.hidden_dim=4000000000000"]
+    with pytest.raises(ValueError, match=r"students\.convnet_w2 does not fit into memory with"):
+        pretrain.pretrain(compose("pretrain", options))
+
+
+def test_images_that_have_moved_go_on_in_their_run(home: Path) -> None:
+    (home / "old" / "photos").mkdir(parents=True)
+    for number in range(32):
+        color = (number, 5 * number, 0)
+        Image.new("RGB", (32, 32), color).save(home / "old" / "photos" / f"{number}.png")
+    options = [*PRETRAIN, "data=image_folder", "steps=2", "batch_size=8"]
+    first = pretrain.pretrain(compose("pretrain", [*options, "data.root=old/photos"]))
+    (home / "new").mkdir()
+    (home / "old" / "photos").rename(home / "new" / "photos")
+    again = pretrain.pretrain(compose("pretrain", [*options, "data.root=new/photos"]))
+    assert again == first
+    assert "resuming after step 2 of 2" in (first / "log.txt").read_text()
+
+
 OTHER_VALUES = {
     "run_dir": None,
     "device": "cuda",
