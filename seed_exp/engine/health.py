@@ -142,7 +142,9 @@ class Health:
         """
         shown = dict(distributed.everyones(dict(results))[0])
         if found := self._not_finite(shown):
-            self._take_out(found, shown, steps_done, f"learning rate {self._lrs(found, steps_done)}")
+            self._take_out(
+                found, shown, steps_done, f"learning rate {self._lrs(found, steps_done)}"
+            )
         return shown
 
     def state(self) -> dict[str, Any]:

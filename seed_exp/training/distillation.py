@@ -110,14 +110,17 @@ def numbers_of_views(config: DistillConfig) -> dict[str, int]:
 
 
 def embedding_dim(config: DistillConfig, teacher: Teacher) -> int:
-    """Width of the embeddings that the students learn: the teacher's, or that of their reduction."""
+    """Width of the embeddings that students learn: the teacher's, or that of their reduction."""
     if config.teacher.reduce is None:
         return teacher.embedding_dim
     return config.teacher.embedding_dim or EMBEDDING_DIM
 
 
 def reduce_embeddings(teacher: Teacher, folder: Path, config: DistillConfig, train: Source) -> None:
-    """Makes the teacher's embeddings narrower by the run's reduction; errors as `kept_reduction`."""
+    """Makes the teacher's embeddings narrower by the run's reduction.
+
+    Errors as `kept_reduction`.
+    """
     reduction = Reduction(teacher.embedding_dim, embedding_dim(config, teacher))
     reduction.load_state_dict(kept_reduction(folder, teacher, config, train))
     log.info(
@@ -145,7 +148,10 @@ def refuse_unfit_cache(config: DistillConfig, teacher: Teacher, train: Source) -
 
 
 def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> TeacherCache | None:
-    """The cache of exactly these embeddings, None if none is asked for; errors as `TeacherCache`."""
+    """The cache of exactly these embeddings; None if none is asked for.
+
+    Errors as `TeacherCache`.
+    """
     if config.teacher_cache is None:
         return None
     evaluation = eval_options(config.views).keys() - {"mean", "std"}

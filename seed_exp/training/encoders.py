@@ -179,7 +179,10 @@ def describe(
 
 
 def load_images(config: DataConfig) -> EncoderImages:
-    """Training images and, where there are any with labels, validation images; errors as `load_source`."""
+    """Training images and, where there are any with labels, validation images.
+
+    Errors as `load_source`.
+    """
     return EncoderImages(load_source(config, "train"), labelled_validation(config))
 
 
@@ -219,7 +222,9 @@ def refuse_large_queue(option: str, size: int, dim: int, num_queues: int) -> Non
 
 
 def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, Student]:
-    """The students by name; each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
+    """The students by name.
+
+    Each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
 
     Raises:
         ValueError: a student does not fit into memory; or as build_student and check_view_sizes.
@@ -233,8 +238,8 @@ def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, St
             if "allocate" not in str(error):
                 raise
             raise ValueError(
-                f"students.{name} does not fit into memory with hidden_dim={student.hidden_dim} and "
-                f"embeddings of {embedding_dim} numbers; choose smaller ones"
+                f"students.{name} does not fit into memory with hidden_dim={student.hidden_dim} "
+                f"and embeddings of {embedding_dim} numbers; choose smaller ones"
             ) from None
     check_view_sizes(students, config.views)
     return students
@@ -245,7 +250,7 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
     """Passes one empty image of each size through each student.
 
     Raises:
-        ValueError: a network does not take a size; better said now than after the data has been read.
+        ValueError: a network does not take a size; better said before the data has been read.
     """
     sizes = {crop.size for crop in views.crops.values() if crop.num > 0} | {views.eval_size}
     for name, student in students.items():
@@ -264,7 +269,10 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
 def activations_per_image(
     student: Student, views: ViewsConfig, precision: Precision, device: torch.device
 ) -> int:
-    """Bytes that autograd keeps of all views of an image until the backward pass: what makes memory grow with the batch."""
+    """Bytes that autograd keeps of all views of an image until the backward pass.
+
+    They make memory grow with the batch.
+    """
     twin = copy.deepcopy(student).to(device).train()  # its BN statistics move
 
     def forward() -> list[Tensor]:

@@ -150,7 +150,7 @@ def knn_during_training(
 def show_results(
     tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source
 ) -> None:
-    """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
+    """Gives the tracker maps and galleries of the students' validation images, and a table."""
     for name, features in last.features.items():
         draw = (
             partial(embedding_map, features, last.labels, name),

@@ -23,7 +23,8 @@ def pretrain(config: PretrainConfig) -> Path:
     """Trains and evaluates the students of `config`; returns the run folder.
 
     Raises:
-        ValueError: the queues do not fit into memory; or as `open_run`, `build_students`, `train_encoders` and `finish`.
+        ValueError: the queues do not fit into memory; or as `open_run`, `build_students`,
+            `train_encoders` and `finish`.
     """
     evaluations = plan_evaluations(config)
     label = "-".join(["+".join(config.students), "moco_v2", config.views.name, config.data.source])

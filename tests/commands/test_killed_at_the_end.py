@@ -1,4 +1,4 @@
-"""Kills between the last checkpoint of a run and its end: the same command makes what is missing."""
+"""Kills between the last checkpoint and the end: the same command makes what is missing."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ from ranks import Ranks
 from seed_exp.evaluation.accuracy import top_accuracy
 
 
-def numbers(bad_from: int, called: list[Collection[str]]) -> Callable[[Collection[str]], dict[str, float]]:
+def numbers(
+    bad_from: int, called: list[Collection[str]]
+) -> Callable[[Collection[str]], dict[str, float]]:
     """An evaluation that is a number for each network, for `bad` a NaN from this call on."""
 
     def evaluate(names: Collection[str]) -> dict[str, float]:
