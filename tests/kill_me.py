@@ -1,13 +1,17 @@
-"""Trains something tiny in a process that kills itself after a while.
+"""Trains something tiny in a process that kills itself after a while, or at a certain point.
 
     python kill_me.py FOLDER VARIANT SECONDS
+    python kill_me.py at MODULE:NAME COMMAND OPTION=VALUE ...
 
 SECONDS counts from the moment when training starts; `never` lets it end. Ranks and their number
-come from the environment.
+come from the environment. The second form runs a command of the package, and kills it when it
+calls the function NAME of MODULE.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import signal
 import sys
@@ -19,6 +23,7 @@ import tiny
 import torch
 
 from seed_exp.base.files import atomic_write
+from seed_exp.config.compose import compose
 from seed_exp.engine import distributed
 from seed_exp.engine.method import Method
 
@@ -32,7 +37,21 @@ VARIANTS: dict[str, tuple[Callable[[], Method], int]] = {
 }
 
 
+def kill_at(point: str, command: str, options: list[str]) -> None:
+    """Runs a command until it calls a function."""
+    module, _, name = point.partition(":")
+    *owners, name = name.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    assert callable(getattr(owner, name))
+    setattr(owner, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    run = getattr(importlib.import_module(f"seed_exp.{command}"), command)
+    run(compose(command, options))
+
+
 def main() -> None:
+    if sys.argv[1] == "at":
+        kill_at(sys.argv[2], sys.argv[3], sys.argv[4:])
+        return
     folder, variant, seconds = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     torch.set_num_threads(1)
     build, accumulation = VARIANTS[variant]

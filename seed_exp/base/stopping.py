@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 WARNINGS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
@@ -17,6 +17,20 @@ REQUEUE_STATUS = 75
 """Exit status (EX_TEMPFAIL) of a run that a scheduler's signal stopped; a new start resumes it."""
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, the same as in shells."""
+
+
+INTERRUPTED = "interrupted"
+"""The line with which a command ends after Ctrl-C."""
+
+
+def show_interrupt_in_one_line(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """An excepthook that shows no traceback for Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 class Stopped(SystemExit):

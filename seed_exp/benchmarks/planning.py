@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -285,8 +286,14 @@ def _assumptions(
     return facts
 
 
-def render(plan: Plan) -> str:
-    """Returns the plan as Markdown: a row per job, a row for all jobs, then the assumptions."""
+def render(plan: Plan, width: int | None = None) -> str:
+    """Returns the plan as Markdown: a row per job, a row for all jobs, then the assumptions.
+
+    Args:
+        plan: What to show.
+        width: Characters per line of the tables, where they can be had: columns without numbers are
+            left out, letters stand for the jobs, and there are several tables. None = one table.
+    """
     unit, about = ("GPU", "") if plan.device == "cuda" else ("CPU", "~")
     columns: dict[str, Callable[[Estimate], str]] = {
         "job": lambda row: row.label,
@@ -302,11 +309,44 @@ def render(plan: Plan) -> str:
     columns["checkpoints"] = lambda row: _number(row.checkpoints, 10**9, "{} GB")
     if plan.total.teacher_cache:
         columns["teacher cache"] = lambda row: _number(row.teacher_cache or None, 10**9, "{} GB")
-    table = markdown_table(
-        list(columns),
-        [[cell(row) for cell in columns.values()] for row in [*plan.jobs, plan.total]],
-    )
-    return "\n".join([table, "", *(f"- {name}: {value}" for name, value in plan.facts.items())])
+    rows = [*plan.jobs, plan.total]
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    facts = [f"- {name}: {value}" for name, value in plan.facts.items()]
+    table = _table(cells)
+    if width is None or _width(table) <= width:
+        return "\n".join([table, "", *facts])
+    letters = [*itertools.islice(_letters(), len(plan.jobs)), plan.total.label]
+    jobs = [f"- {letter}: {row.label}" for letter, row in zip(letters, plan.jobs, strict=False)]
+    cells["job"] = letters
+    shown = {name: column for name, column in cells.items() if any(column)}
+    return "\n".join([*_tables(shown, width), "", *jobs, *facts])
+
+
+def _tables(cells: Mapping[str, list[str]], width: int) -> list[str]:
+    """Tables of at most this width where possible, each with the first column."""
+    (name, column), *others = cells.items()
+    part, tables = {name: column}, []
+    for other, numbers in others:
+        if len(part) > 1 and _width(_table({**part, other: numbers})) > width:
+            tables += [_table(part), ""]
+            part = {name: column}
+        part[other] = numbers
+    return [*tables, _table(part)]
+
+
+def _table(cells: Mapping[str, list[str]]) -> str:
+    return markdown_table(list(cells), [list(row) for row in zip(*cells.values(), strict=True)])
+
+
+def _width(table: str) -> int:
+    return max(map(len, table.splitlines()))
+
+
+def _letters() -> Iterator[str]:
+    """A, B, ..., Z, AA, AB, ..."""
+    for length in itertools.count(1):
+        for word in itertools.product(string.ascii_uppercase, repeat=length):
+            yield "".join(word)
 
 
 def to_json(plan: Plan) -> str:

@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from seed_exp.base.redaction import redact
 from seed_exp.base.registry import closest
+from seed_exp.base.stopping import INTERRUPTED, INTERRUPTED_STATUS
 from seed_exp.config.compose import groups
 
 
@@ -24,11 +25,18 @@ from seed_exp.config.compose import groups
 def in_one_line() -> Iterator[None]:
     """Ends the process with one line and status 1 on an error that a user can cause.
 
+    After Ctrl-C the status is 130.
+
     Any other error keeps its traceback; with HYDRA_FULL_ERROR=1 in the environment each error does.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         yield
+    except KeyboardInterrupt:
+        if wants_traceback:
+            raise
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise

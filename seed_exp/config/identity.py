@@ -81,6 +81,9 @@ Consulted only for options that a run's own schemas lack: another objective may 
 """
 
 
+PLACES: dict[str, tuple[str, ...]] = {"data.root": ("data", "train"), "data.val_root": ("val",)}
+"""Options that say where images are, with the inputs that say which images these are."""
+
 NARROWER: dict[type[Any], Mapping[str, type[Any]]] = {ObjectiveConfig: OBJECTIVE_CONFIGS}
 """Schemas of a field by the `name` that is recorded in it, where there are several."""
 
@@ -122,6 +125,8 @@ def digest(command: str, identity: Mapping[str, Any]) -> str:
 def differences(found: Mapping[str, Any], config: Any, inputs: Mapping[str, str]) -> list[str]:
     """A line for each option or input in which a run differs from the given ones.
 
+    Images that have moved are the same ones where their fingerprint is the same.
+
     Args:
         found: Content of the run's config.json, whichever version wrote it.
         config: The given options, typed.
@@ -132,9 +137,11 @@ def differences(found: Mapping[str, Any], config: Any, inputs: Mapping[str, str]
     shared = {option.path for option in old} & {option.path for option in new}
     was = _told_apart(old, found["inputs"], shared)
     now = redact_all(_told_apart(new, inputs, shared))  # config.json is redacted, too
+    same = {name for name, content in inputs.items() if found["inputs"].get(name) == content}
+    moved = {path for path, names in PLACES.items() if same & set(names)}
     return [
         f"{path} was {was.get(path, ABSENT)}, now {now.get(path, ABSENT)}"
-        for path in sorted(was.keys() | now.keys())
+        for path in sorted((was.keys() | now.keys()) - moved)
         if was.get(path, ABSENT) != now.get(path, ABSENT)
     ]
 

@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from seed_exp.base.slurm import torchrun_variables
 from seed_exp.engine.failure import SharedFailure
+
+T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for the others in training before it gives up."""
@@ -169,13 +171,13 @@ class Vote:
         return int(before[0])
 
 
-def everyones(number: int) -> list[int]:
-    """The numbers of all ranks, in their order."""
+def everyones(value: T) -> list[T]:
+    """The values of all ranks, in their order; whatever can be pickled."""
     if world_size() == 1:
-        return [number]
-    numbers: list[Any] = [None] * world_size()
-    dist.all_gather_object(numbers, number)
-    return numbers
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @torch.no_grad()

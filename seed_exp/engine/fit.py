@@ -61,7 +61,8 @@ def fit(
         run: Folder, tracker, device, workers; its options say how long, in what batches and at what
             intervals to train, and name optimiser and schedule, the same for every network.
         evaluate: Called every `eval_every` epochs and at the end, with the names of the networks that
-            have not diverged; what it returns is logged.
+            have not diverged; what it returns is logged. A number that is not finite, called
+            <network>/..., says that this network has diverged.
         on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the
             steps that each network which has not diverged was trained for, copies of all networks'
             tensors, and the batch size.
@@ -139,7 +140,8 @@ def fit(
     def evaluate_and_log(steps_done: int) -> None:
         for network in method.trainable.values():
             distributed.broadcast_buffers(network)
-        if results := evaluate([name for name in method.trainable if name not in fleet.diverged]):
+        results = evaluate([name for name in method.trainable if name not in fleet.diverged])
+        if results := health.evaluated(results, steps_done):
             tracker.log(steps_done, results)
             log.info(
                 "step %d: %s",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,26 @@ class Health:
         ]:
             del self._sums[key], self._counts[key]
 
+    def evaluated(self, results: Mapping[str, float], steps_done: int) -> dict[str, float]:
+        """An evaluation's results on rank 0, without those of networks that it found diverged.
+
+        Losses and gradients may be finite where features are not: an evaluation uses running
+        statistics, and other images.
+
+        Args:
+            results: By <name>/<key>; those of ranks other than 0 do not count.
+            steps_done: Steps before the evaluation.
+
+        Raises:
+            ValueError: as `close`.
+        """
+        shown = dict(distributed.everyones(dict(results))[0])
+        if found := self._not_finite(shown):
+            self._take_out(
+                found, shown, steps_done, f"learning rate {self._lrs(found, steps_done)}"
+            )
+        return shown
+
     def state(self) -> dict[str, Any]:
         """The part of a checkpoint that `load` takes."""
         return {
@@ -151,7 +171,6 @@ class Health:
         settled: bool = False,
     ) -> None:
         """Takes diverged networks out of training and `values`; logs which steps were skipped."""
-        fleet = self._fleet
         found: dict[str, list[str]] = {}
         for name, num in skipped.items():
             in_all = self._skipped_before[name] + num
@@ -168,22 +187,45 @@ class Health:
                 found.setdefault(name, []).append(
                     f"{in_all} steps of {name} had gradients that are not finite"
                 )
+        for owner, reasons in self._not_finite(values).items():
+            found.setdefault(owner, []).extend(reasons)
+        if found:
+            samples = "; ".join(self._samples(name) for name in found if name)
+            last = newest_checkpoint(self._folder) or "none"
+            details = (
+                f"learning rate {self._lrs(found, steps_done)}; {samples}; "
+                f"last good checkpoint: {last}"
+            )
+            self._take_out(found, values, steps_done, details)
+
+    def _not_finite(self, values: Mapping[str, float]) -> dict[str, list[str]]:
+        """Reasons to say that a network has diverged, by its name; "" = what networks share."""
+        found: dict[str, list[str]] = {}
         for key, value in values.items():
             if not math.isfinite(value):
-                owner = next(
-                    (name for name in fleet.method.trainable if key.startswith(f"{name}/")), ""
-                )
+                networks = self._fleet.method.trainable
+                owner = next((name for name in networks if key.startswith(f"{name}/")), "")
                 found.setdefault(owner, []).append(f"{key} is {value}")
-        if not found:
-            return
-        last = newest_checkpoint(self._folder)
+        return found
+
+    def _lrs(self, names: Iterable[str], steps_done: int) -> str:
+        """Learning rates in the last step, as words."""
+        lrs = {name: self._fleet.lr(name, steps_done - 1) for name in names if name}
+        return ", ".join(f"{name} {lr:.3g}" for name, lr in lrs.items())
+
+    def _take_out(
+        self,
+        found: Mapping[str, list[str]],
+        values: dict[str, float],
+        steps_done: int,
+        details: str,
+    ) -> None:
+        """Takes the networks in `found` out of training and `values`."""
+        fleet = self._fleet
         names = [name for name in found if name]
-        lrs = ", ".join(f"{name} {fleet.lr(name, steps_done - 1):.3g}" for name in names)
-        samples = "; ".join(self._samples(name) for name in names)
         reasons = ", ".join(reason for one in found.values() for reason in one)
         text = (
-            f"step {steps_done}: {reasons} (learning rate {lrs}; {samples}; "
-            f"last good checkpoint: {last or 'none'}); "
+            f"step {steps_done}: {reasons} ({details}); "
             "lower optimizer.lr or set optimizer.clip_grad_norm=1"
         )
         fleet.diverged |= {name: steps_done for name in names if name not in fleet.diverged}

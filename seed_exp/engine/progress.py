@@ -15,6 +15,9 @@ from seed_exp.engine import distributed
 
 log = logging.getLogger("seed_exp")
 
+FIRST_ESTIMATE_S = 10
+"""Seconds of training after which the time left is estimated if no line has been logged."""
+
 
 class Progress:
     """Measures and shows the speed of a run.
@@ -33,6 +36,9 @@ class Progress:
         )
         self._waited = 0.0
         self._began, self._step_then = time.perf_counter(), first_step
+        # Behind the first step, which may compile.
+        self._warm: tuple[float, int] | None = None
+        self._step, self._estimated = first_step, False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -46,11 +52,22 @@ class Progress:
         """Context of what is not training (evaluation, checkpoints), left out of the rate."""
         began = time.perf_counter()
         yield
-        self._began += time.perf_counter() - began
+        paused = time.perf_counter() - began
+        self._began += paused
+        if self._warm is not None:
+            self._warm = self._warm[0] + paused, self._warm[1]
 
     def update(self) -> None:
-        """Counts one step."""
+        """Counts one step; after about 10 s logs the time left, unless `report` has."""
         self._bar.update()
+        self._step += 1
+        now = time.perf_counter()
+        if self._warm is None:
+            self._warm = now, self._step
+        elif not self._estimated and now - self._began >= FIRST_ESTIMATE_S:
+            began, step = self._warm
+            rate = (self._step - step) * self._batch_size / max(now - began, 1e-9)
+            self._log(self._step, "", rate)
 
     def measure(self, step: int) -> dict[str, float]:
         """Images per second over all processes, and percent of the time in `waiting`.
@@ -70,17 +87,23 @@ class Progress:
         """Logs one line: step, losses, speed, time left."""
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         rate, share = speed["images_per_s"], speed["data_wait_percent"]
-        digits = 0 if rate >= 10 else 1
+        self._bar.set_postfix_str(f"{shown}; {_per_second(rate)}")
+        self._log(step, f"{shown}; ", rate, f", data wait {share:.0f} %")
+
+    def _log(self, step: int, losses: str, rate: float, waiting: str = "") -> None:
+        self._estimated = True
         seconds_left = (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
-        summary = f"{shown}; {rate:.{digits}f} img/s"
-        self._bar.set_postfix_str(summary)
-        line = f"step {step}/{self._num_steps}: {summary}, data wait {share:.0f} %"
+        line = f"step {step}/{self._num_steps}: {losses}{_per_second(rate)}{waiting}"
         line += f", {_clock(seconds_left)} left"
         log.log(logging.DEBUG if self._on_terminal else logging.INFO, line)
 
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:.{0 if rate >= 10 else 1}f} img/s"
 
 
 def _clock(seconds: float) -> str:

@@ -20,7 +20,7 @@ from seed_exp.base.files import open_lock, write_json
 from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.identity import differences, digest, identity
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import FitConfig
+from seed_exp.config.schema import TRAINING, FitConfig
 from seed_exp.engine import distributed
 
 log = logging.getLogger("seed_exp")
@@ -41,6 +41,25 @@ def folder_of(
     if config.run_dir is not None:
         return Path(config.run_dir)
     return root / f"{label}-{digest(command, identity(config, inputs))}"
+
+
+def folder_of_moved(
+    folder: Path, command: str, label: str, config: FitConfig, inputs: dict[str, str]
+) -> Path:
+    """The folder of the same run of images that were elsewhere; `folder` if there is none.
+
+    Args:
+        folder: From `folder_of`, as are the other arguments.
+    """
+    if config.run_dir is not None or folder.exists():
+        return folder
+    for file in sorted(folder.parent.glob("*/config.json")):
+        if file.parent.name.startswith(f"{label}-"):
+            with suppress(OSError, ValueError, KeyError):  # another's folder, damaged
+                found = json.loads(file.read_text())
+                if found["command"] == command and not differences(found, config, inputs):
+                    return file.parent
+    return folder
 
 
 def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str, str]) -> None:
@@ -109,9 +128,16 @@ def _refuse_another_run(
             f"{folder} is a run of {found['command']}, not of {command}; choose another run_dir"
         )
     if lines := differences(found, config, inputs):
+        longer = [line for line in lines if line.startswith(("steps was ", "epochs was "))]
+        way = (
+            "; a training of another length is another run, because its learning rate falls "
+            f"otherwise. students.NAME.init={folder} starts it from these students"
+            if longer and command in TRAINING
+            else ""
+        )
         raise ValueError(
             f"{folder} holds a run with other options: {'; '.join(lines)}. "
-            "Give the old options to resume it, or choose another run_dir"
+            f"Give the old options to resume it, or choose another run_dir{way}"
         )
 
 

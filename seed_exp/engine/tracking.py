@@ -83,6 +83,10 @@ class Tracker:
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Takes a table, shown once in a run, at the step that was logged last."""
 
+    def missing(self, keys: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """The pictures and tables among `keys` that the run has not shown."""
+        return []
+
     def position(self) -> dict[str, int]:
         """Lengths of the files in bytes, with what the disk has not taken yet; for a checkpoint."""
         return {}
@@ -139,6 +143,14 @@ class FileTracker(Tracker):
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._show(key, lambda: {"columns": columns, "rows": rows})
 
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        index = self._media / "index.json"
+        try:
+            shown = json.loads(index.read_text()) if index.exists() else {}
+        except (OSError, ValueError):
+            return []  # it could not be added to
+        return [key for key in keys if key not in shown]
+
     def position(self) -> dict[str, int]:
         with self._lock:
             return {
@@ -158,6 +170,10 @@ class FileTracker(Tracker):
             # Beyond its end the file would grow by zeros.
             file.truncate(min(position.get(name, 0), file.seek(0, os.SEEK_END)))
             file.seek(0, os.SEEK_END)
+        # A run that was killed when it had logged all shows the rest at its last step, not at 0.
+        with suppress(IndexError, KeyError, ValueError):
+            logged = Path(self._files["metrics.jsonl"].name).read_bytes().splitlines()
+            self._step = json.loads(logged[-1])["step"]
 
     def close(self, status: int = 0) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -43,8 +44,10 @@ def top_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
     Returns:
         {"top1": ..., "top5": ...}; "top5" counts a hit among the five largest logits, or among all
-        if C < 5.
+        if C < 5. NaN where a logit is not finite: the network has diverged.
     """
+    if not logits.isfinite().all():
+        return {"top1": math.nan, "top5": math.nan}
     hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return {
         "top1": 100 * hit[:, 0].float().mean().item(),

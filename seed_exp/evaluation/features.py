@@ -122,6 +122,13 @@ class Extractor:
         return rounds
 
 
+def is_finite(features: Tensor) -> bool:
+    """Whether all features are finite; those of a network that has diverged are not."""
+    # In parts: those of ImageNet are gigabytes.
+    parts = features.split(2**16)  # type: ignore[no-untyped-call]
+    return all(bool(rows.isfinite().all()) for rows in parts)
+
+
 def run_extractor(run: Run[Any]) -> Extractor:
     """An extractor with the views, device, workers and precision of a run."""
     return Extractor(

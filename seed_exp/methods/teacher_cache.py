@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,8 +26,9 @@ log = logging.getLogger("seed_exp")
 class TeacherCache:
     """Embeddings of one teacher for every image, view and epoch, on disk.
 
-    Views are a function of (seed, epoch, image), and so are their embeddings. The file `key.json`
-    holds everything else that the embeddings depend on. Each epoch is a sparse file with a
+    Views are a function of (seed, epoch, image), and so are their embeddings. Everything else that
+    the embeddings depend on is the key, which names a sub-folder, so that runs with other keys can
+    share the folder. Its file `key.json` shows the key. Each epoch is a sparse file with a
     fixed-size row per image: a checksum, then the embeddings of all views as float32. Rows are
     written in any order.
 
@@ -38,27 +40,25 @@ class TeacherCache:
     Processes need not know of each other: each may read all rows and write those it computed.
 
     Args:
-        folder: Folder of the cache; made if absent.
+        root: Folder of caches; made if absent.
         key: Everything that the embeddings depend on besides epoch and image, as plain JSON.
         num_images: Images in an epoch.
         num_views: Views of an image, per resolution.
         embedding_dim: Width D of an embedding.
 
     Raises:
-        ValueError: the folder holds a cache with another key (the message lists the differences),
-            or other files.
+        ValueError: as `make_folder`.
     """
 
     def __init__(
         self,
-        folder: Path,
+        root: Path,
         key: dict[str, Any],
         *,
         num_images: int,
         num_views: Mapping[str, int],
         embedding_dim: int,
     ) -> None:
-        self.folder = folder
         self.num_images, self.num_views, self.embedding_dim = (
             num_images,
             dict(num_views),
@@ -75,7 +75,12 @@ class TeacherCache:
             "num_views": self.num_views,
             "embedding_dim": embedding_dim,
         }
-        self._key = json.dumps(_claim(folder, json.loads(json.dumps(key | layout))), sort_keys=True)
+        content = _canonical(json.loads(json.dumps(key | layout)))
+        self._key = json.dumps(content, sort_keys=True)
+        self.folder = root / hashlib.sha256(self._key.encode()).hexdigest()[:16]
+        make_folder(root)
+        if not (self.folder / "key.json").exists():
+            write_json(self.folder / "key.json", content)
         self._writable = True
         self._output: tuple[int, BinaryIO] | None = None
 
@@ -150,14 +155,10 @@ class TeacherCache:
             min(_allocated(self._path(epoch)), self.bytes_per_epoch) for epoch in range(num_epochs)
         )
         free = shutil.disk_usage(self.folder).free
-        size = (
-            f"({sum(self.num_views.values())} views x {self.embedding_dim} floats + checksum) x 4 "
-            f"bytes x {self.num_images:,} images x {num_epochs} epochs = {_size(needed)}"
-        )
-        if held == 0 and needed > free:
-            raise ValueError(
-                f"teacher_cache={self.folder} would need {size}, but its disk has {_size(free)} "
-                "free; choose a larger disk, or train without teacher_cache"
+        size = _in_words(self.num_images, self.num_views, self.embedding_dim, num_epochs)
+        if held == 0:
+            refuse_without_room(
+                self.folder.parent, self.num_images, self.num_views, self.embedding_dim, num_epochs
             )
         enough = "" if needed - held <= free else ", not enough for the rest"
         return (
@@ -185,45 +186,63 @@ class TeacherCache:
         return self._output[1]
 
 
-def _claim(folder: Path, key: dict[str, Any]) -> Any:
-    """Writes `key` into a new folder, or checks it against an existing cache.
-
-    Returns:
-        The key as it stands in the file.
+def make_folder(root: Path) -> None:
+    """Makes the folder of caches if it is absent.
 
     Raises:
-        ValueError: the folder holds a cache with another key, or other files.
+        ValueError: it is a file.
+        OSError: it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "key.json"
-    # Another process may be writing the key now, under a temporary name.
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(f".{file.name}.")}
-    if file.name not in names:
-        if names:
-            raise ValueError(
-                f"teacher_cache={folder} holds other files ({', '.join(sorted(names)[:3])}, ...) "
-                f"and no {file.name}; choose a new or empty folder"
-            )
-        write_json(file, key)
-    found = json.loads(file.read_text())
-    differences = list(_differences(found, key))
-    if differences:
-        raise ValueError(
-            f"teacher_cache={folder} holds embeddings made with other options: "
-            f"{'; '.join(differences)}. Give those options, or choose another folder"
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"teacher_cache={root} is a file; give a folder, which may be new")
+    root.mkdir(parents=True, exist_ok=True)
+    if (root / "key.json").exists():
+        log.warning(
+            "%s/key.json and %s/epoch_*.bin are of an earlier version, which kept one cache per "
+            "folder: they are not used, and may be removed",
+            root,
+            root,
         )
-    return found
 
 
-def _differences(found: Any, given: Any, name: str = "") -> Iterator[str]:
-    absent = "absent"
-    if isinstance(found, dict) and isinstance(given, dict):
-        for key in sorted(found.keys() | given.keys()):
-            yield from _differences(
-                found.get(key, absent), given.get(key, absent), f"{name}.{key}" if name else key
-            )
-    elif found != given:
-        yield f"{name} was {found}, now {given}"
+def refuse_without_room(
+    root: Path, num_images: int, num_views: Mapping[str, int], embedding_dim: int, num_epochs: int
+) -> None:
+    """Checks that a new cache in `root` fits on its disk.
+
+    Raises:
+        ValueError: it does not.
+    """
+    free = shutil.disk_usage(root).free
+    row = 4 * (1 + embedding_dim * sum(num_views.values()))
+    if num_epochs * num_images * row > free:
+        raise ValueError(
+            f"teacher_cache={root} would need "
+            f"{_in_words(num_images, num_views, embedding_dim, num_epochs)}, but its disk has "
+            f"{_size(free)} free; remove sub-folders that are not needed any more (key.json says "
+            "of what each is), choose a larger disk, or train without teacher_cache"
+        )
+
+
+def _in_words(
+    num_images: int, num_views: Mapping[str, int], embedding_dim: int, num_epochs: int
+) -> str:
+    """The size of a cache, with its calculation."""
+    views = sum(num_views.values())
+    needed = num_epochs * num_images * 4 * (1 + embedding_dim * views)
+    return (
+        f"({views} views x {embedding_dim} floats + checksum) x 4 "
+        f"bytes x {num_images:,} images x {num_epochs} epochs = {_size(needed)}"
+    )
+
+
+def _canonical(value: Any) -> Any:
+    """Plain JSON in which equal numbers are written alike: 1.0 is 1."""
+    if isinstance(value, dict):
+        return {key: _canonical(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _allocated(path: Path) -> int:

@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,15 @@ def plan_evaluations(config: EncoderFitConfig) -> list[PlannedEvaluation]:
     return evaluations
 
 
-def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> None:
-    """Evaluates the students in the run folder; skips what is done for these very students.
+def run_evaluations(
+    evaluations: Sequence[PlannedEvaluation], folder: Path, diverged: Collection[str] = ()
+) -> None:
+    """Evaluates students in the run folder; skips what is done for these very students.
+
+    Args:
+        evaluations: Evaluations, each of the networks that its options name, by default all.
+        folder: Run folder.
+        diverged: Names of networks that are not evaluated.
 
     Raises:
         ValueError: an evaluation failed; the others are done. In a group of processes each one
@@ -71,14 +78,21 @@ def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> N
     failed = []
     record = folder / "evaluated.json"
     for line, run, config in evaluations:
-        students = {name: file_hash(path) for name, path in student_files(folder).items()}
+        files = student_files(folder)
+        students = {name: file_hash(path) for name, path in files.items() if name not in diverged}
         done = json.loads(record.read_text()) if record.exists() else {}
         if done.get(line) == students:
             log.info("%s: done before", line)
             continue
+        names = config.networks
+        if diverged:
+            names = [name for name in names or students if name not in diverged]
+        if names == []:
+            log.warning("%s: all of its networks have diverged", line)
+            continue
         problem = None
         try:
-            run(dataclasses.replace(config, run=str(folder)))
+            run(dataclasses.replace(config, run=str(folder), networks=names))
         except (
             Exception
         ):  # any: the students are trained, and other evaluations do not depend on it

@@ -10,7 +10,7 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import list_bad_samples, num_workers_of
-from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.features import Extractor, is_finite
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.evaluation.votes import knn_accuracy
@@ -20,7 +20,14 @@ Accuracies = dict[str, dict[str, float]]
 
 
 def knn(config: KnnConfig) -> Accuracies:
-    """Evaluates, prints a table, writes results/knn-*.json into the run folder; returns {student: {measure: percent}}."""
+    """Evaluates, prints a table, writes results/knn-*.json into the run folder.
+
+    Returns:
+        {student: {measure: percent}}. Students whose features are not finite are left out.
+
+    Raises:
+        ValueError: no student's features are finite; or as `load_frozen` and `load_labelled`.
+    """
     run = Path(config.run)
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
@@ -44,6 +51,14 @@ def knn(config: KnnConfig) -> Accuracies:
         queries, query_labels, _ = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
         if distributed.rank() != 0:
             return {}
+        diverged = [
+            name for name in encoders if not (is_finite(bank[name]) and is_finite(queries[name]))
+        ]
+        if len(diverged) == len(encoders):
+            raise ValueError(
+                f"the features of {', '.join(diverged)} are not finite: the training has diverged; "
+                "train with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
+            )
         results = {
             name: knn_accuracy(
                 bank[name].to(device),
@@ -54,6 +69,7 @@ def knn(config: KnnConfig) -> Accuracies:
                 temperature=config.temperature,
             )
             for name in encoders
+            if name not in diverged
         }
         protocol = {
             "features": "pooled encoder output, cosine similarity",
@@ -66,12 +82,15 @@ def knn(config: KnnConfig) -> Accuracies:
             "queries": sources.val.fingerprint(),
             "students": frozen.record,
         }
+        if diverged:
+            protocol["diverged"] = diverged
         path = write_results(run_home(run), "knn", protocol, results)
     measures = list(next(iter(results.values())))
     rows = [
         [name, *(f"{accuracy[measure]:.2f}" for measure in measures)]
         for name, accuracy in results.items()
     ]
+    rows += [[name, *("diverged" for _ in measures)] for name in diverged]
     print(markdown_table(["k-NN top-1, %", *measures], rows))
     print(f"written to {path}")
     return results

@@ -107,7 +107,7 @@ def train_and_measure(
         )
         if last is None:  # it was finished, and is called again
             last = measured([name for name in method.trainable if name not in fitted.diverged])
-        results = summary(last)
+        results = summary({name: row for name, row in last.items() if name not in fitted.diverged})
         columns = list(next(iter(results.values()), {}))
         rows = [[name, *row.values()] for name, row in results.items()]
         tracker.log_table(run.command, ["network", *columns], rows)
@@ -123,7 +123,7 @@ def write_measures(
     protocol: Mapping[str, Any],
     bn_per_rank: bool,
 ) -> None:
-    """Prints a table and writes results/<command>-*.json into the folder of the evaluated run, on rank 0.
+    """Prints a table and writes results/<command>-*.json in the evaluated run's folder, on rank 0.
 
     Args:
         run: The evaluation.

@@ -51,9 +51,10 @@ CSV_HEADER = (
 def markdown(table: Table) -> str:
     """The table as Markdown, with its legend, notes, references and commands for missing cells."""
     names = _short_names(table)
+    sized = any(size is not None for size in table.parameters.values())
     header = [
         "student",
-        "parameters",
+        *(["parameters"] if sized else []),
         *(f"{name} {measure}".strip() for name in names for measure in table.measures),
     ]
     rows = []
@@ -65,7 +66,7 @@ def markdown(table: Table) -> str:
         rows.append(
             [
                 row,
-                "" if (size := table.parameters[row]) is None else f"{size:,}",
+                *([size_text(table.parameters[row])] if sized else []),
                 *(text for cell in cells for text in cell),
             ]
         )
@@ -84,11 +85,20 @@ def markdown(table: Table) -> str:
             [one.row, one.column, one.evaluation, one.images, measures_text(one.values)]
             for one in others
         ]
+        names = ["student", "setting", "evaluation", "images", "numbers"]
+        columns = list(zip(*cells, strict=True))
+        # A column that says the same in each row costs width and tells nothing apart.
+        same = [number for number in (1, 2, 3) if len(set(columns[number])) == 1]
+        common = "".join(f"; {names[number]}: {columns[number][0]}" for number in same)
+        varying = [number for number in range(len(names)) if number not in same]
         lines += [
             "",
-            "Other evaluations, %:",
+            f"Other evaluations, %{common}:",
             "",
-            markdown_table(["student", "setting", "evaluation", "images", "numbers"], cells),
+            markdown_table(
+                [names[number] for number in varying],
+                [[row[number] for number in varying] for row in cells],
+            ),
         ]
     if commands := missing_commands(table):
         lines += [
@@ -158,6 +168,11 @@ def published_text(published: Published) -> str:
         if round(published.value, 1) == published.value
         else f"{published.value:g}"
     )
+
+
+def size_text(size: int | None) -> str:
+    """Number of parameters; empty if it is not known."""
+    return "" if size is None else f"{size:,}"
 
 
 def value_text(value: Value) -> str:

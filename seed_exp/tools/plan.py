@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 from seed_exp.cluster.sweep_cells import labels
@@ -50,7 +52,9 @@ def main(description: str) -> None:
         )
     from seed_exp.benchmarks.planning import render, to_json
 
-    print(to_json(result) if given.json else render(result))
+    # Piped, it is one whole table.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(to_json(result) if given.json else render(result, width))
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
-from seed_exp.methods.teacher_cache import TeacherCache
+from seed_exp.methods.teacher_cache import TeacherCache, make_folder, refuse_without_room
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.reduction import Reduction
 from seed_exp.models.students import Student
@@ -31,6 +31,7 @@ from seed_exp.training.encoders import (
     finish,
     init_inputs,
     load_images,
+    refuse_large_queue,
     train_encoders,
 )
 from seed_exp.training.teacher_reduction import kept_reduction
@@ -42,9 +43,9 @@ def distill(config: DistillConfig) -> Path:
     """Trains and evaluates the students of `config`; returns the run folder.
 
     Raises:
-        ValueError: the objective compares more views than there are; the teacher does not take the
-            views or cannot be reduced; the teacher cache is of something else; or as `open_run`,
-            `build_students` and `train_encoders`.
+        ValueError: the objective compares more views than there are; its queues do not fit into
+            memory; the teacher does not take the views or cannot be reduced; the teacher cache has
+            no room; or as `open_run`, `build_students`, `train_encoders` and `finish`.
     """
     refuse_missing_views(config)
     evaluations = plan_evaluations(config)
@@ -56,12 +57,17 @@ def distill(config: DistillConfig) -> Path:
             teacher = build_teacher(config.teacher, config.teacher_ssl.name)
             teacher.adapt_to(config.views)
             teacher.fold_batch_norm()
-            students = build_students(config, embedding_dim(config, teacher))
+            dim = embedding_dim(config, teacher)
+            students = build_students(config, dim)
+            size, num_queues = config.objective.queue_size, len(numbers_of_views(config))
+            refuse_large_queue("objective.queue_size", size, dim, num_queues)
             inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
             inputs |= {"data": images.train.fingerprint()}
         with open_run("distill", label_of(config), config, inputs, device) as run:
             # 2. The teacher's embeddings: narrower if asked for, and kept if asked for.
             with distributed.rank0_first():
+                # First: to fit a reduction takes minutes.
+                refuse_unfit_cache(config, teacher, images.train)
                 if config.teacher.reduce is not None:
                     reduce_embeddings(teacher, run.folder, config, images.train)
                 cache = open_cache(config, teacher, images.train)
@@ -70,9 +76,9 @@ def distill(config: DistillConfig) -> Path:
             # 3. The training.
             num_views = numbers_of_views(config)
             method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
-            train_encoders(run, method, students, images)
+            diverged = train_encoders(run, method, students, images)
             # 4. Whatever follows in the same job.
-            finish(run, students, evaluations)
+            finish(run, list(students), evaluations, diverged)
     return run.folder
 
 
@@ -104,14 +110,17 @@ def numbers_of_views(config: DistillConfig) -> dict[str, int]:
 
 
 def embedding_dim(config: DistillConfig, teacher: Teacher) -> int:
-    """Width of the embeddings that the students learn: the teacher's, or that of their reduction."""
+    """Width of the embeddings that students learn: the teacher's, or that of their reduction."""
     if config.teacher.reduce is None:
         return teacher.embedding_dim
     return config.teacher.embedding_dim or EMBEDDING_DIM
 
 
 def reduce_embeddings(teacher: Teacher, folder: Path, config: DistillConfig, train: Source) -> None:
-    """Makes the teacher's embeddings narrower by the run's reduction; errors as `kept_reduction`."""
+    """Makes the teacher's embeddings narrower by the run's reduction.
+
+    Errors as `kept_reduction`.
+    """
     reduction = Reduction(teacher.embedding_dim, embedding_dim(config, teacher))
     reduction.load_state_dict(kept_reduction(folder, teacher, config, train))
     log.info(
@@ -123,8 +132,26 @@ def reduce_embeddings(teacher: Teacher, folder: Path, config: DistillConfig, tra
     teacher.reduce_by(reduction)
 
 
+def refuse_unfit_cache(config: DistillConfig, teacher: Teacher, train: Source) -> None:
+    """Checks the folder of the teacher cache before its key is known.
+
+    Raises:
+        ValueError: it is a file, or it holds no cache yet and has no room for one.
+    """
+    if config.teacher_cache is None:
+        return
+    root = Path(config.teacher_cache)
+    make_folder(root)
+    if not any(root.iterdir()):
+        dim, num_views = embedding_dim(config, teacher), numbers_of_views(config)
+        refuse_without_room(root, len(train), num_views, dim, num_epochs(config, train))
+
+
 def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> TeacherCache | None:
-    """The cache of exactly these embeddings, None if none is asked for; errors as `TeacherCache`."""
+    """The cache of exactly these embeddings; None if none is asked for.
+
+    Errors as `TeacherCache`.
+    """
     if config.teacher_cache is None:
         return None
     evaluation = eval_options(config.views).keys() - {"mean", "std"}
@@ -166,9 +193,14 @@ def cache_costs(
         for crop in crops
         for student in students.values()
     )
-    num_steps = len(train) // config.batch_size if isinstance(config.batch_size, int) else 1
-    epochs = config.epochs
-    if config.steps is not None:
-        epochs = math.ceil(config.steps / max(1, num_steps))
     saved = 100 * forward / (forward + training)
-    return f"{cache.describe(epochs)}; what it holds saves {saved:.0f} % of a step's arithmetic"
+    size = cache.describe(num_epochs(config, train))
+    return f"{size}; what it holds saves {saved:.0f} % of a step's arithmetic"
+
+
+def num_epochs(config: DistillConfig, train: Source) -> int:
+    """Epochs of the training, begun ones included."""
+    if config.steps is None:
+        return config.epochs
+    steps = len(train) // config.batch_size if isinstance(config.batch_size, int) else 1
+    return math.ceil(config.steps / max(1, steps))

@@ -29,7 +29,7 @@ from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
-from seed_exp.engine.memory import activation_bytes
+from seed_exp.engine.memory import activation_bytes, available_memory
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.run import Run
@@ -56,7 +56,7 @@ def train_encoders(
     method: Method,
     students: Mapping[str, Student],
     images: EncoderImages,
-) -> None:
+) -> dict[str, int]:
     """Trains the students in place, from the start or from where the run folder is.
 
     Leaves students/<name>.safetensors, metrics.jsonl and checkpoints/ in the run folder.
@@ -67,8 +67,11 @@ def train_encoders(
         students: By name.
         images: Training images, and others for the k-NN evaluation during training.
 
+    Returns:
+        The students that diverged, and after which step that was found.
+
     Raises:
-        ValueError: students diverged (the others are done); or as `fit`.
+        ValueError: as `fit`.
         Stopped: as `fit`.
     """
     config = run.config
@@ -109,24 +112,26 @@ def train_encoders(
             on_checkpoint=write_students,
             epochs={name: num for name, num in epochs.items() if num is not None},
         )
-        monitor.show(tracker)
-    if diverged:
-        found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
-        raise ValueError(
-            f"{run.folder}: the loss of {found} was not finite; what was last good of it is in "
-            "students/, the others are done. Train it with a lower optimizer.lr or with "
-            "optimizer.clip_grad_norm=1"
-        )
+        monitor.show(tracker, diverged)
+    return diverged
 
 
 def finish(
     run: Run[EncoderFitConfig],
-    students: Mapping[str, Student],
+    students: Sequence[str],
     evaluations: Sequence[PlannedEvaluation],
+    diverged: Mapping[str, int],
 ) -> None:
-    """Evaluates the trained students, and writes done.json; errors as `run_evaluations`.
+    """Evaluates the students that have not diverged; if that is all of them, writes done.json.
+
+    Args:
+        run: Where they were trained.
+        students: Names.
+        evaluations: Evaluations that follow.
+        diverged: Students that diverged, and after which step that was found.
 
     Raises:
+        ValueError: students diverged (the others are done); or as `run_evaluations`.
         Stopped: a signal ended an evaluation; the same command goes on there.
     """
     words = data_words(decisive_options(to_plain(run.config)))
@@ -135,13 +140,20 @@ def finish(
     with distributed.rank0_first():
         pass  # only rank 0's fit has waited for students/ to be written, which all read now
     try:
-        run_evaluations(evaluations, run.folder)
+        run_evaluations(evaluations, run.folder, diverged)
     except Stopped as stopped:
         if stopped.folder is None:  # an evaluation that begins anew each time
             headers = [read_header(student_file(run.folder, name)) for name in students]
             stopped.folder = run.folder
             stopped.step = max((header or {"step": 0})["step"] for header in headers)
         raise
+    if diverged:
+        found = ", ".join(f"{name} (found after step {step})" for name, step in diverged.items())
+        raise ValueError(
+            f"{run.folder}: {found} diverged, as log.txt says; students/ has it as of its last "
+            "checkpoint, the others are done. Train it with a lower optimizer.lr or with "
+            "optimizer.clip_grad_norm=1"
+        )
     if distributed.rank() == 0:
         write_json(run.folder / "done.json", {"students": list(students)})
 
@@ -167,7 +179,10 @@ def describe(
 
 
 def load_images(config: DataConfig) -> EncoderImages:
-    """Training images and, where there are any with labels, validation images; errors as `load_source`."""
+    """Training images and, where there are any with labels, validation images.
+
+    Errors as `load_source`.
+    """
     return EncoderImages(load_source(config, "train"), labelled_validation(config))
 
 
@@ -180,16 +195,52 @@ def labelled_validation(config: DataConfig) -> Source | None:
     return None if source.labels is None else source
 
 
-def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, Student]:
-    """The students by name; each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
+def refuse_large_queue(option: str, size: int, dim: int, num_queues: int) -> None:
+    """Checks that the queues fit into memory, before they are made.
+
+    Args:
+        option: Option that gives the size.
+        size: Embeddings in a queue.
+        dim: Numbers in an embedding.
+        num_queues: Queues of the run.
 
     Raises:
-        ValueError: as build_student and check_view_sizes.
+        ValueError: they do not.
+    """
+    try:
+        free = available_memory(torch.device("cpu"))
+    except ValueError:  # the system does not say
+        return
+    # One more, because the first embeddings are drawn before they are normalised.
+    needed = 4 * size * dim * (num_queues + 1)
+    if needed > free:
+        raise ValueError(
+            f"{option}={size} needs {needed / 2**30:,.1f} GiB ({num_queues} queues of {size:,} "
+            f"embeddings of {dim} numbers), and {free / 2**30:,.1f} GiB of memory are free; choose "
+            "a smaller one, such as SEED's 65536"
+        )
+
+
+def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, Student]:
+    """The students by name.
+
+    Each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
+
+    Raises:
+        ValueError: a student does not fit into memory; or as build_student and check_view_sizes.
     """
     students = {}
     for name, student in config.students.items():
         torch.manual_seed(derive_seed(config.seed, "weights", name))
-        students[name] = build_student(student, embedding_dim)
+        try:
+            students[name] = build_student(student, embedding_dim)
+        except RuntimeError as error:
+            if "allocate" not in str(error):
+                raise
+            raise ValueError(
+                f"students.{name} does not fit into memory with hidden_dim={student.hidden_dim} "
+                f"and embeddings of {embedding_dim} numbers; choose smaller ones"
+            ) from None
     check_view_sizes(students, config.views)
     return students
 
@@ -199,7 +250,7 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
     """Passes one empty image of each size through each student.
 
     Raises:
-        ValueError: a network does not take a size; better said now than after the data has been read.
+        ValueError: a network does not take a size; better said before the data has been read.
     """
     sizes = {crop.size for crop in views.crops.values() if crop.num > 0} | {views.eval_size}
     for name, student in students.items():
@@ -218,7 +269,10 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
 def activations_per_image(
     student: Student, views: ViewsConfig, precision: Precision, device: torch.device
 ) -> int:
-    """Bytes that autograd keeps of all views of an image until the backward pass: what makes memory grow with the batch."""
+    """Bytes that autograd keeps of all views of an image until the backward pass.
+
+    They make memory grow with the batch.
+    """
     twin = copy.deepcopy(student).to(device).train()  # its BN statistics move
 
     def forward() -> list[Tensor]:

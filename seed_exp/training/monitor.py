@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -15,12 +16,16 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.engine.run import Run
 from seed_exp.engine.tracking import Tracker
-from seed_exp.evaluation.features import Extractor, run_extractor
+from seed_exp.evaluation.features import Extractor, is_finite, run_extractor
 from seed_exp.evaluation.votes import knn_accuracy, nearest
 from seed_exp.models.students import Student
 from seed_exp.reporting.embedding_map import embedding_map
 from seed_exp.reporting.image_grids import Neighbours, neighbours_gallery
 
+PICTURES = ("embedding_map", "neighbours")
+"""Pictures of each student at the end."""
+TABLE = "students"
+"""Key of the table at the end."""
 NUM_SHOWN = 8
 """Validation images in a student's gallery, and neighbours of each."""
 
@@ -53,7 +58,10 @@ class Monitor:
         return self._val is not None
 
     def evaluate(self, names: Collection[str]) -> dict[str, float]:
-        """Accuracies in percent, {<student>/knn10: ...}; nothing without labels, and on ranks other than 0."""
+        """Accuracies in percent, {<student>/knn10: ...}; NaN where features are not finite.
+
+        Nothing without labels, and on ranks other than 0.
+        """
         if self._val is None:
             return {}
         self._last = knn_during_training(
@@ -66,9 +74,23 @@ class Monitor:
         )
         return self._last.accuracies
 
-    def show(self, tracker: Tracker) -> None:
-        """Gives the tracker a map and a gallery of validation images for each student, and a table of all."""
-        if self._last is not None and self._val is not None:
+    def show(self, tracker: Tracker, diverged: Collection[str]) -> None:
+        """Gives the tracker a map and a gallery of each student, and a table of all.
+
+        A run that was killed between its last checkpoint and these evaluates once more for those
+        that are missing.
+
+        Args:
+            tracker: Where to show them.
+            diverged: Students that are not shown.
+        """
+        if self._val is None:
+            return
+        names = [name for name in self._students if name not in diverged]
+        keys = [TABLE, *(f"{name}/{picture}" for name in names for picture in PICTURES)]
+        if self._last is None and distributed.everyones(tracker.missing(keys))[0]:
+            self.evaluate(names)
+        if self._last is not None:
             show_results(tracker, self._students, self._last, self._train, self._val)
 
 
@@ -76,13 +98,16 @@ class Evaluated(NamedTuple):
     """What an evaluation during training found; on other ranks than 0 nothing."""
 
     accuracies: dict[str, float]
-    """{<student>/knn10: percent}; with fewer images than `knn` uses, it is only comparable within a run."""
+    """{<student>/knn10: percent}; NaN for a student whose features are not finite.
+
+    With fewer images than `knn` uses, it is only comparable within a run.
+    """
     features: dict[str, Tensor]
-    """Of the validation images [n, num_features], by student."""
+    """Of the validation images [n, num_features], by student; finite ones only."""
     labels: Tensor
     """Of those images [n]."""
     neighbours: dict[str, Neighbours]
-    """Of a few of them among the training images, by student."""
+    """Of a few of them among the training images, by student with features."""
 
 
 def knn_during_training(
@@ -106,6 +131,10 @@ def knn_during_training(
     shown = evenly_spaced(len(in_queries), NUM_SHOWN)
     results, neighbours = {}, {}
     for name in students:
+        if not (is_finite(bank[name]) and is_finite(queries[name])):
+            results[f"{name}/knn10"] = math.nan
+            del queries[name]
+            continue
         own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
         accuracies = knn_accuracy(
             own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07
@@ -121,17 +150,17 @@ def knn_during_training(
 def show_results(
     tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source
 ) -> None:
-    """Gives the tracker what there is to see of the students at the end: validation images in maps and galleries, a table."""
+    """Gives the tracker maps and galleries of the students' validation images, and a table."""
     for name, features in last.features.items():
-        tracker.log_picture(
-            f"{name}/embedding_map", partial(embedding_map, features, last.labels, name)
+        draw = (
+            partial(embedding_map, features, last.labels, name),
+            partial(neighbours_gallery, val, train, last.neighbours[name]),
         )
-        tracker.log_picture(
-            f"{name}/neighbours", partial(neighbours_gallery, val, train, last.neighbours[name])
-        )
+        for picture, drawn in zip(PICTURES, draw, strict=True):
+            tracker.log_picture(f"{name}/{picture}", drawn)
     sizes = {
         name: sum(parameter.numel() for parameter in students[name].encoder.parameters())
         for name in last.features
     }
     rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
-    tracker.log_table("students", ["student", "parameters of the encoder", "10-NN top-1, %"], rows)
+    tracker.log_table(TABLE, ["student", "parameters of the encoder", "10-NN top-1, %"], rows)

@@ -14,6 +14,7 @@ from seed_exp.training.encoders import (
     finish,
     init_inputs,
     load_images,
+    refuse_large_queue,
     train_encoders,
 )
 
@@ -22,7 +23,8 @@ def pretrain(config: PretrainConfig) -> Path:
     """Trains and evaluates the students of `config`; returns the run folder.
 
     Raises:
-        ValueError: as `open_run`, `build_students` and `train_encoders`.
+        ValueError: the queues do not fit into memory; or as `open_run`, `build_students`,
+            `train_encoders` and `finish`.
     """
     evaluations = plan_evaluations(config)
     label = "-".join(["+".join(config.students), "moco_v2", config.views.name, config.data.source])
@@ -32,10 +34,13 @@ def pretrain(config: PretrainConfig) -> Path:
         with distributed.rank0_first():
             images = load_images(config.data)
             students = build_students(config, config.embedding_dim)
+            size, dim = config.moco.queue_size, config.embedding_dim
+            refuse_large_queue("moco.queue_size", size, dim, len(students))
             inputs = {**init_inputs(config.students), "data": images.train.fingerprint()}
         with open_run("pretrain", label, config, inputs, device) as run:
             # 2. The training.
-            train_encoders(run, Moco(students, config.moco, config.seed), students, images)
+            method = Moco(students, config.moco, config.seed)
+            diverged = train_encoders(run, method, students, images)
             # 3. Whatever follows in the same job.
-            finish(run, students, evaluations)
+            finish(run, list(students), evaluations, diverged)
     return run.folder

@@ -1,4 +1,4 @@
-"""The reduction of a teacher's embeddings: fitted once, then the same bits whenever a run goes on."""
+"""The reduction of a teacher's embeddings: fitted once, the same bits whenever a run goes on."""
 
 from __future__ import annotations
 

@@ -462,6 +462,24 @@ def test_several_devices_and_a_cache_have_columns_of_their_own(measured: list[Co
     assert cells(first)[-4:] == cells(total)[-4:] == ["0.1", "0.025", "2.1 GB", "0.0186 GB"]
 
 
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_tables_fit_a_terminal(measured: list[Config], width: int) -> None:
+    options = ["optimizer.lr=0.03,1", "objective.tau_teacher=0.01,0.02"]
+    plan = sweep("student=resnet18", "epochs=36,37", "teacher_cache=c", *options, gpus=4)
+    whole, narrow = render(plan), render(plan, width)
+    assert render(plan, max(map(len, whole.splitlines()))) == whole
+    assert all(len(line) <= width for line in narrow.splitlines() if line.startswith("|"))
+    names = [name for line in narrow.splitlines() if "img/s" in line for name in cells(line)]
+    assert names[:2] == ["job", "img/s"]
+    numbers = {cell for line in whole.splitlines() if line[0:1] == "|" for cell in cells(line)[1:]}
+    shown = {cell for line in narrow.splitlines() if line[0:1] == "|" for cell in cells(line)[1:]}
+    empty = {"bound by", "data img/s"}
+    assert {cell for cell in numbers - empty if not cell.startswith("-")} <= shown
+    for letter, row in zip("ABCDEFGH", plan.jobs, strict=True):
+        assert f"- {letter}: {row.label}" in narrow.splitlines()
+    assert whole.splitlines()[-1] == narrow.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

@@ -84,3 +84,36 @@ def test_on_a_terminal_there_is_a_bar_and_lines_only_in_the_file(
     progress.close()
     assert re.search(r"8/100 .*a/loss 1.5.*32 img/s", capsys.readouterr().err)
     assert logged[0].startswith("DEBUG ")
+
+
+def test_the_time_left_is_told_after_ten_seconds_even_if_no_line_was_due(
+    clock: SimpleNamespace, logged: list[str]
+) -> None:
+    progress = Progress(10, 100, 32)
+    clock.seconds += 3  # compiles
+    progress.update()
+    with progress.paused():
+        clock.seconds += 500
+    for _ in range(3):
+        clock.seconds += 2
+        progress.update()
+    assert logged == []  # 9 s of training
+    for _ in range(3):
+        clock.seconds += 2
+        progress.update()
+    assert logged == ["INFO step 15/100: 16 img/s, 2:50 left"]
+    progress.close()
+
+
+def test_that_time_is_not_told_where_lines_come_sooner(
+    clock: SimpleNamespace, logged: list[str]
+) -> None:
+    progress = Progress(0, 100, 32)
+    clock.seconds += 5
+    progress.update()
+    progress.report(1, {"a/loss": 1.0}, progress.measure(1))
+    for _ in range(20):
+        clock.seconds += 5
+        progress.update()
+    assert len(logged) == 1
+    progress.close()

@@ -87,7 +87,7 @@ def test_what_is_written_is_read_bit_for_bit_in_any_order_by_any_process(tmp_pat
     for epoch in (0, 3, 1):
         for indices in torch.randperm(40).split(8):
             first.write(epoch, indices, embed(epoch, indices))
-    for reader in (first, cache(first.folder)):
+    for reader in (first, cache(first.folder.parent)):
         for epoch in (1, 0, 3):
             indices = torch.randperm(40)[:9]
             found = reader.read(epoch, indices)
@@ -136,7 +136,7 @@ def test_a_batch_of_which_an_image_is_missing_is_not_there(tmp_path: Path, absen
 def test_a_row_of_which_a_sector_was_lost_is_not_there(tmp_path: Path, dim: int, seed: int) -> None:
     one, indices = cache(tmp_path, dim=dim), torch.arange(40)
     one.write(0, indices, embed(0, indices, dim=dim))
-    (file,) = tmp_path.glob("epoch_*")
+    (file,) = tmp_path.rglob("epoch_*")
     content = bytearray(file.read_bytes())
     lost = 512 * np.flatnonzero(np.random.default_rng(seed).random(-(-len(content) // 512)) < 0.02)
     lost = lost if len(lost) else [0]
@@ -156,7 +156,7 @@ def test_a_row_of_which_a_sector_was_lost_is_not_there(tmp_path: Path, dim: int,
 def test_a_row_with_a_changed_bit_is_not_there(tmp_path: Path, byte: int) -> None:
     one, indices = cache(tmp_path), torch.arange(40)
     one.write(0, indices, embed(0, indices))
-    (file,) = tmp_path.glob("epoch_*")
+    (file,) = tmp_path.rglob("epoch_*")
     content = bytearray(file.read_bytes())
     assert len(content) == 40 * 84 == one.bytes_per_epoch
     content[7 * 84 + byte] ^= 1
@@ -171,7 +171,7 @@ def test_a_file_cut_short_has_the_rows_before_the_cut_and_takes_the_others_again
 ) -> None:
     one, indices = cache(tmp_path), torch.arange(40)
     one.write(0, indices, embed(0, indices))
-    os.truncate(next(tmp_path.glob("epoch_*")), size)
+    os.truncate(next(tmp_path.rglob("epoch_*")), size)
     assert held(one, 0) == size // 84
     one.write(0, indices, embed(0, indices))
     assert held(one, 0) == 40
@@ -181,8 +181,8 @@ def test_rows_of_another_epoch_or_another_cache_do_not_count(tmp_path: Path) -> 
     one, indices = cache(tmp_path / "one"), torch.arange(40)
     one.write(0, indices, embed(0, indices))
     other = cache(tmp_path / "other", {**KEY, "seed": 2})
-    shutil.copy(tmp_path / "one" / "epoch_0000.bin", tmp_path / "one" / "epoch_0001.bin")
-    shutil.copy(tmp_path / "one" / "epoch_0000.bin", tmp_path / "other" / "epoch_0000.bin")
+    shutil.copy(one.folder / "epoch_0000.bin", one.folder / "epoch_0001.bin")
+    shutil.copy(one.folder / "epoch_0000.bin", other.folder / "epoch_0000.bin")
     assert held(one, 1) == 0
     assert held(other, 0) == 0
 
@@ -190,26 +190,32 @@ def test_rows_of_another_epoch_or_another_cache_do_not_count(tmp_path: Path) -> 
 # Whose folder it is.
 
 
-def test_another_key_is_refused_with_the_differences(tmp_path: Path) -> None:
-    cache(tmp_path)
-    changed = {
-        "teacher": "abc",
-        "views": {"name": "tiny", "crops": {"global": {"scale": [0.1, 1.0]}}},
-        "precision": "float32",
-    }
-    with pytest.raises(ValueError, match="other options") as refused:
-        cache(tmp_path, changed, dim=8)
-    assert (
-        "embedding_dim was 4, now 8; precision was absent, now float32; seed was 1, now absent; "
-        "views.crops.global.scale was [0.2, 1.0], now [0.1, 1.0]. " in str(refused.value)
-    )
+CHANGES: list[dict[str, Any]] = [
+    {"key": KEY | {"seed": 2}},
+    {"key": {"teacher": "abc", "views": KEY["views"]}},
+    {"key": KEY | {"views": {"name": "tiny", "crops": {"global": {"scale": [0.1, 1.0]}}}}},
+    {"num_images": 41},
+    {"dim": 5},
+]
 
 
-@pytest.mark.parametrize("changes", [{"num_images": 41}, {"num_views": {"global": 2}}, {"dim": 5}])
-def test_the_layout_is_part_of_the_key(tmp_path: Path, changes: dict[str, Any]) -> None:
-    cache(tmp_path)
-    with pytest.raises(ValueError, match=r"was .*, now "):
-        cache(tmp_path, **changes)
+@pytest.mark.parametrize("changes", CHANGES)
+def test_another_key_has_a_folder_of_its_own_beside_the_others(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    one, indices = cache(tmp_path), torch.arange(40)
+    one.write(0, indices, embed(0, indices))
+    other = cache(tmp_path, **changes)
+    assert other.folder != one.folder
+    assert other.folder.parent == one.folder.parent == tmp_path
+    assert other.read(0, torch.arange(8)) is None
+    dim = changes.get("dim", 4)
+    other.write(0, indices, embed(0, indices, dim=dim, seed=5))
+    assert held(other, 0, seed=5) == 40
+    assert held(cache(tmp_path), 0) == 40
+    shown = json.loads((other.folder / "key.json").read_text())
+    assert shown["embedding_dim"] == dim
+    assert shown.get("seed") == changes.get("key", KEY).get("seed")
 
 
 def test_numbers_that_json_writes_differently_are_the_same_key(tmp_path: Path) -> None:
@@ -218,18 +224,30 @@ def test_numbers_that_json_writes_differently_are_the_same_key(tmp_path: Path) -
     assert same(cache(tmp_path, {"scale": [0.2, 1.0]}).read(0, indices), embed(0, indices))
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "epoch_0000.bin"])
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(ValueError, match=rf"holds other files \({name}"):
-        cache(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ValueError, match=r"teacher_cache=.*notes is a file; give a folder"):
+        cache(tmp_path / "notes")
+
+
+def test_a_cache_of_an_earlier_version_is_left_alone_and_named(
+    tmp_path: Path, logged: list[str]
+) -> None:
+    (tmp_path / "key.json").write_text("{}")
+    (tmp_path / "epoch_0000.bin").write_text("old")
+    one, indices = cache(tmp_path), torch.arange(40)
+    one.write(0, indices, embed(0, indices))
+    assert (tmp_path / "epoch_0000.bin").read_text() == "old"
+    assert held(one, 0) == 40
+    assert [line for line in logged if "of an earlier version" in line]
 
 
 def test_the_remains_of_a_key_that_was_never_finished_do_not_matter(tmp_path: Path) -> None:
-    (tmp_path / ".key.json.x1y2.tmp").write_text('{"teach')
-    cache(tmp_path)
-    assert json.loads((tmp_path / "key.json").read_text())["teacher"] == "abc"
+    one = cache(tmp_path)
+    (one.folder / "key.json").rename(one.folder / ".key.json.x1y2.tmp")
+    again = cache(tmp_path)
+    assert again.folder == one.folder
+    assert json.loads((one.folder / "key.json").read_text())["teacher"] == "abc"
 
 
 # Whatever happens meanwhile.
@@ -255,7 +273,7 @@ def test_a_killed_writer_leaves_only_right_rows(tmp_path: Path) -> None:
         folder = tmp_path / str(attempt)
         process = FORK.Process(target=write_for_ever, args=(folder, dim, 0))
         process.start()
-        while not (folder / "epoch_0000.bin").exists():
+        while not list(folder.rglob("epoch_0000.bin")):
             process.join(0.0005)
         process.join(0.0002 * attempt)
         process.kill()
@@ -280,7 +298,7 @@ def test_runs_that_write_different_values_at_once_never_mix_them_in_a_row(tmp_pa
     for writer in writers:
         writer.start()
     try:
-        while not (tmp_path / "epoch_0000.bin").exists():
+        while not (one.folder / "epoch_0000.bin").exists():
             writers[0].join(0.001)
         seen = 0
         while seen < 500:
@@ -339,7 +357,7 @@ def test_a_cache_that_cannot_be_written_is_read(
 def test_an_epoch_file_that_cannot_be_read_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     one = cache(tmp_path / "cache")
-    (tmp_path / "cache" / "epoch_0000.bin").mkdir()
+    (one.folder / "epoch_0000.bin").mkdir()
     assert one.read(0, torch.arange(8)) is None
 
 
@@ -360,13 +378,13 @@ def test_the_size_is_that_of_the_files(tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path / "one", dim=128, num_images=1_281_167, num_views={"global": 1, "local": 6}
     )
     assert one.describe(200) == (
-        f"teacher cache {tmp_path}/one: (7 views x 128 floats + checksum) x 4 bytes x "
+        f"teacher cache {one.folder}: (7 views x 128 floats + checksum) x 4 bytes x "
         "1,281,167 images x 200 epochs"
         " = 919GB; 0.00B are there, the disk has 1.00TB free"
     )
     small, indices = cache(tmp_path / "two"), torch.arange(40)
     small.write(0, indices, embed(0, indices))
-    assert next((tmp_path / "two").glob("epoch_*")).stat().st_size == small.bytes_per_epoch
+    assert next((tmp_path / "two").rglob("epoch_*")).stat().st_size == small.bytes_per_epoch
 
 
 def test_what_is_there_is_what_the_disk_gave_to_the_epochs_asked_for(

@@ -154,7 +154,7 @@ class DistillConfig(EncoderFitConfig):
     objective: ObjectiveConfig = MISSING
     """Loss to minimise, with its options."""
     teacher_cache: str | None = None
-    """Folder of teacher embeddings, shared by runs with the same teacher, views and seed."""
+    """Folder of teacher embeddings; in it a sub-folder for each teacher, views, data and seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
