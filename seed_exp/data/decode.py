@@ -93,7 +93,8 @@ def to_tensor(image: Image.Image) -> Tensor:
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, num_rows):
         bottom = min(height, top + num_rows)
-        pixels[top:bottom] = _rgb(image.crop((0, top, width, bottom)))
+        strip = image if num_rows >= height else image.crop((0, top, width, bottom))
+        pixels[top:bottom] = np.asarray(_rgb(strip))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
