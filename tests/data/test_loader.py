@@ -564,6 +564,17 @@ def test_closing_early_unlocks_the_pages() -> None:
     torch.cuda.synchronize()
 
 
+def tensors_of(batch: HostBatch) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    batch.map(keep)
+    return found
+
+
 def test_a_worker_collects_few_large_images_and_the_batches_stay_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -590,7 +601,4 @@ def test_a_worker_collects_few_large_images_and_the_batches_stay_the_same(
     assert sizes[3:] == [4, 4, 2] * 3  # 1200 bytes: the bound and one image at most
     for one, other in zip(expected, found, strict=True):
         assert (one.epoch, one.indices.tolist()) == (other.epoch, other.indices.tolist())
-        tensors: list[list[Tensor]] = [[], []]
-        one.map(lambda tensor: tensors[0].append(tensor) or tensor)
-        other.map(lambda tensor: tensors[1].append(tensor) or tensor)
-        assert all(map(torch.equal, *tensors))
+        assert all(map(torch.equal, tensors_of(one), tensors_of(other)))
