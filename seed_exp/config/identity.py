@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
+from seed_exp.base.fingerprints import content_of, is_sampled, same_images, unsampled
 from seed_exp.base.redaction import redact_all, unsigned
 from seed_exp.config.options import MAY_CHANGE, flatten, to_plain
 from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS, ObjectiveConfig
@@ -88,6 +89,10 @@ NARROWER: dict[type[Any], Mapping[str, type[Any]]] = {ObjectiveConfig: OBJECTIVE
 """Schemas of a field by the `name` that is recorded in it, where there are several."""
 
 
+PLACES = ("data.root", "data.val_root")
+"""Options that say where images are: they do not count if a fingerprint has the content."""
+
+
 class _Absent:
     def __str__(self) -> str:
         return "absent"
@@ -113,7 +118,19 @@ def identity(config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
         config: All options, typed.
         inputs: Fingerprints of what the run reads, by name.
     """
-    return _told_apart(_options(config, to_plain(config)), inputs)
+    moved = any(map(is_sampled, inputs.values()))
+    options = [
+        option
+        for option in _options(config, to_plain(config))
+        if not (moved and option.path in PLACES)
+    ]
+    return _told_apart(options, {name: content_of(value) for name, value in inputs.items()})
+
+
+def identity_before_samples(config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The same as versions before 0.2.0 had it, with places and names for contents."""
+    earlier = {name: unsampled(value) for name, value in inputs.items()}
+    return _told_apart(_options(config, to_plain(config)), earlier)
 
 
 def digest(command: str, identity: Mapping[str, Any]) -> str:
@@ -135,7 +152,13 @@ def differences(found: Mapping[str, Any], config: Any, inputs: Mapping[str, str]
     old = _options(config, found["options"])
     new = _options(config, to_plain(config))
     shared = {option.path for option in old} & {option.path for option in new}
-    was = _told_apart(old, found["inputs"], shared)
+    known = dict(found["inputs"])
+    same = {
+        name for name, value in inputs.items() if name in known and same_images(known[name], value)
+    }
+    if any(is_sampled(known[name]) for name in same):
+        old, new = ([one for one in options if one.path not in PLACES] for options in (old, new))
+    was = _told_apart(old, known | {name: inputs[name] for name in same}, shared)
     now = redact_all(_told_apart(new, inputs, shared))  # config.json is redacted, too
     same = {name for name, content in inputs.items() if found["inputs"].get(name) == content}
     moved = {path for path, names in PLACES.items() if same & set(names)}

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from seed_exp.base.files import append_json
+from seed_exp.base.fingerprints import same_images
 from seed_exp.base.redaction import redact_all
 from seed_exp.data.sources import Source
 
@@ -89,7 +90,7 @@ class BadSamples:
         for line in lines.splitlines():
             try:
                 entry = json.loads(line)
-                if entry["source"] == self._fingerprint:
+                if same_images(entry["source"], self._fingerprint):
                     self._known.add(int(entry["index"]))
             except (ValueError, TypeError, KeyError):
                 continue

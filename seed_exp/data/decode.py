@@ -12,14 +12,24 @@ from PIL import ExifTags, Image
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 """Formats that Pillow may read here; for some others it starts programs (EPS: Ghostscript)."""
+
+_MAX_SCANNED = 4_000_000_000
+"""Pixels of a JPEG times its scans: some seconds of decoding. 12 scans of 333 million pixels."""
+
+_STRIP = 1 << 22
+"""Pixels that are converted at once."""
 
 _START_OF_SCAN = b"\xff\xda"
 _EXIF = b"Exif\0\0"
 _TRANSPOSED = (5, 6, 7, 8)
 _FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """EXIF orientation -> dimensions of [3, H, W] to flip after the transposition."""
+
+
+class _TooManyScansError(Exception):
+    """No ValueError, which would hand the file to Pillow."""
 
 
 def decode(data: bytes, key: str) -> Tensor:
@@ -43,6 +53,7 @@ def decode(data: bytes, key: str) -> Tensor:
     try:
         with suppress(ValueError):
             height, width, *_ = decode_jpeg_header(data)
+            _refuse_many_scans(data, height * width)
             if height * width <= (Image.MAX_IMAGE_PIXELS or height * width):
                 # Without EXIF data we save Pillow's reading of the header, 0.08 ms.
                 has_exif = _EXIF in data[: data.find(_START_OF_SCAN)]
@@ -76,20 +87,49 @@ def to_tensor(image: Image.Image) -> Tensor:
         raise ValueError(
             "floating-point pixels have no known range; convert the image to 8 or 16 bits"
         )
+    width, height = image.size
+    num_rows = max(1, _STRIP // width)
+    # Strip by strip: a conversion of a whole image would hold it three times.
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, num_rows):
+        bottom = min(height, top + num_rows)
+        strip = image if num_rows >= height else image.crop((0, top, width, bottom))
+        pixels[top:bottom] = np.asarray(_rgb(strip))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # convert() would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # via RGBA: else Pillow warns about transparent palette colours
         image = image.convert("RGBA")
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """The entries of _FORMATS that this build of Pillow supports."""
+    """The entries of _FORMATS that this build of Pillow and its plugins support."""
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def readable(format_: str) -> bool:
+    """Whether files of a format such as "AVIF" can be read in this installation."""
+    return format_ in _formats()
+
+
+def _refuse_many_scans(data: bytes, num_pixels: int) -> None:
+    """Refuses JPEGs that take minutes: a progressive one may go over all its pixels at will."""
+    num_scans = data.count(_START_OF_SCAN)
+    if num_scans * num_pixels > _MAX_SCANNED:
+        raise _TooManyScansError(
+            f"{num_scans} scans of {num_pixels:,} pixels; at most {_MAX_SCANNED:,} pixels are "
+            "decoded in all scans together: save it again with fewer scans"
+        )
 
 
 def encode_png(pixels: Tensor) -> bytes:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seed_exp.base.files import file_hash
 from seed_exp.data.decode import decode
+from seed_exp.data.fingerprints import middle_of, sample_hash, sizes_of
 
 VOC_CLASSES = (
     "aeroplane",
@@ -86,6 +87,7 @@ class DetectionSet:
     ) -> None:
         self.name, self.files, self.sizes, self.objects = name, files, sizes, objects
         self.category_ids, self.truth, self._digest = category_ids, truth, digest
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -117,8 +119,14 @@ class DetectionSet:
         return "/".join(self.files[index].parts[-2:])
 
     def fingerprint(self) -> str:
-        """Name, number of images, hash of the annotations."""
-        return f"{self.name}:{len(self)}:{self._digest[:16]}"
+        """Name, number of images, hash of the annotations, hash of sizes and bytes of images."""
+        if self._fingerprint is None:
+            files = self.files
+            content = sample_hash(
+                len(files), lambda index: middle_of(files[index]), sizes_of(files)
+            )
+            self._fingerprint = f"{self.name}:{len(self)}:{self._digest[:16]}+{content}"
+        return self._fingerprint
 
     def with_objects(self) -> DetectionSet:
         """The images that have objects to learn, without `truth`: for training, not evaluation."""

@@ -24,6 +24,9 @@ from seed_exp.data.transfer import lock_pages, on_gpu, unlock_pages
 
 # Images that a worker reads at once: enough for vectorised draws, few enough to keep all decoded.
 _MAX_SLICE = 16
+# Bytes of decoded images that a worker collects before it makes their views: memory does not grow
+# with the size of photographs.
+_MAX_DECODED = 1 << 28
 # Images skipped in search of a readable one: nobody wants to wait for all images of a lost disk.
 _MAX_BAD_RUN = 10_000
 _CPU = torch.device("cpu")
@@ -52,7 +55,8 @@ def load_batches(
     A batch is valid until the next one is asked for. The workers write into three batches of shared
     memory, page-locked if they go to a GPU: while one is in use, the next two are being made. This
     is all the memory that the workers share, however many there are (232 MiB for 256 images in
-    224 + 6 x 96); each worker holds up to 16 decoded images of its own.
+    224 + 6 x 96); each worker holds up to 16 decoded images of its own, 256 MiB and one image at
+    most.
 
     An unreadable image may be replaced by the next readable one of the source, with that image's
     label, index and draws: the batches still depend on nothing but source and order. If a batch
@@ -206,23 +210,36 @@ class _Slices(Dataset[_Done]):
         self.known_bad: set[int] = set()
 
     def __getitem__(self, part: _Slice) -> _Done:
-        rows = slice(part.row, part.row + len(part.indices))
         bad: list[tuple[int, str]] = []
+        images: list[Tensor] = []
+        found: list[int] = []
+        start = part.row
         try:
-            images, indices = [], part.indices.copy()
-            for row, index in enumerate(part.indices.tolist()):
-                image, indices[row] = self._read(index, bad)
+            for index in part.indices.tolist():
+                image, read = self._read(index, bad)
                 images.append(image)
-            labels = self.source.labels
-            known = (
-                np.full(len(indices), -1, np.int64)
-                if labels is None
-                else np.asarray(labels[indices], np.int64)
-            )
-            self.views.host(images, known, part.epoch, indices, self.ring.map(itemgetter(rows)))
+                found.append(read)
+                if sum(one.nbytes for one in images) > _MAX_DECODED:
+                    self._fill(start, part.epoch, images, found)
+                    start += len(found)
+                    images, found = [], []
+            if found or not len(part.indices):
+                self._fill(start, part.epoch, images, found)
         except ValueError as error:
             return _Done(part, bad, error)
         return _Done(part, bad, None)
+
+    def _fill(self, start: int, epoch: int, images: list[Tensor], found: list[int]) -> None:
+        """Writes the views of images `found` into the rows of the ring from `start` on."""
+        indices = np.array(found, np.int64)
+        labels = self.source.labels
+        known = (
+            np.full(len(indices), -1, np.int64)
+            if labels is None
+            else np.asarray(labels[indices], np.int64)
+        )
+        rows = slice(start, start + len(indices))
+        self.views.host(images, known, epoch, indices, self.ring.map(itemgetter(rows)))
 
     def _read(self, index: int, bad: list[tuple[int, str]]) -> tuple[Tensor, int]:
         """Image `index`, or else the next readable one, and its index.

@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seed_exp.data.decode import decode
+from seed_exp.data.fingerprints import middle, sample_hash
 from seed_exp.data.image_folder import EXTENSIONS
 from seed_exp.data.index import MALFORMED, known_labels, load_index, parse_label
 
 _BLOCK_SIZE = 512  # bytes of a tar block
+_MAX_NAME = 1024  # bytes; every record of an index has room for the longest name in the file
+_MAX_HEADER = 1 << 16  # bytes; extended headers hold long names and attributes
 _MAX_OPEN = 64  # files per process
 _MAX_SHARDS = 1_000_000
 _PROGRESS_SIZE = 1 << 30  # bytes; indexing more than this shows a progress bar
@@ -75,6 +78,7 @@ class ShardsSource:
         stored = np.concatenate([index["label"][:-1] for index in self._indices])
         self.labels = known_labels(stored, self._malformed, keep_bad)
         self._files: dict[Path, Any] = {}
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -107,11 +111,27 @@ class ShardsSource:
         return _key(self._find(index)[1])
 
     def fingerprint(self) -> str:
-        """Number of files and images, and a hash of names, places and labels of all images."""
-        digest = hashlib.sha256()
-        for index in self._indices:
-            digest.update(index[:-1].tobytes())
-        return f"shards:{len(self.paths)}:{len(self)}:{digest.hexdigest()[:16]}"
+        """Number of files and images, hash of the indices, hash of bytes of some images.
+
+        The indices hold names, places, sizes and labels of all images.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for index in self._indices:
+                digest.update(index[:-1].tobytes())
+            content = sample_hash(len(self), self._middle)
+            places = digest.hexdigest()[:16]
+            self._fingerprint = f"shards:{len(self.paths)}:{len(self)}:{places}+{content}"
+        return self._fingerprint
+
+    def _middle(self, index: int) -> bytes:
+        """The part of image `index` to read for the fingerprint; empty if it cannot be read."""
+        path, record = self._find(index)
+        start, length = middle(int(record["offset"]), int(record["size"]))
+        try:
+            return os.pread(self._descriptor(path), length, start)
+        except OSError:
+            return b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardsSource, (self.paths, self._keep_bad)
@@ -213,6 +233,12 @@ def _build_index(path: Path) -> NDArray[Any]:
             if not stem:  # a hidden file, such as macOS adds
                 continue
             if f".{extension.lower()}" in EXTENSIONS:
+                if len(os.fsencode(member.name)) > _MAX_NAME:
+                    raise ValueError(
+                        f"{path} has an image whose name has {len(os.fsencode(member.name)):,} "
+                        f"bytes, {member.name[:60]!r} ...; at most {_MAX_NAME:,} are allowed: "
+                        "give it a shorter name"
+                    )
                 if sample in images:
                     raise ValueError(
                         f"{path} has two images of the same key: "
@@ -252,8 +278,9 @@ def _members(path: Path, file: Any) -> Iterator[_Member]:
     file.seek(0)
     end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # each keeps a copy of the archive's attributes
                 if member.offset_data <= end:
                     raise ValueError("its headers go round in a circle")
                 end = member.offset_data
@@ -268,6 +295,22 @@ def _members(path: Path, file: Any) -> Iterator[_Member]:
             f"{path} is cut short or damaged at byte {end}: "
             "neither another file nor the end of the archive is there"
         )
+
+
+class _Headers:
+    """A tar file that is only read for its headers, which may not be large."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER:
+            raise ValueError(
+                f"a header of {size:,} bytes, where at most {_MAX_HEADER:,} are allowed; "
+                "does it have a very long name?"
+            )
+        return self._file.read(size)
 
 
 def _record(key_size: int) -> np.dtype[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,6 +18,7 @@ from seed_exp.config.schema import DataConfig, OnError
 from seed_exp.data.detection_sets import load_coco, load_voc
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.image_folder import ImageFolderSource, class_names
+from seed_exp.data.photos import PhotosSource
 from seed_exp.data.shards import ShardsSource, find_shards
 from seed_exp.data.subsets import images_named_in, share_of_each_class
 from seed_exp.data.torchvision_sets import TorchvisionSource, has_splits
@@ -49,7 +52,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A short line that identifies the images: kind, name, number, hash of labels or index."""
+        """A line that identifies the images, see `base.fingerprints`: the same for a copy."""
         ...
 
 
@@ -93,7 +96,8 @@ def load_source(config: DataConfig, split: Split) -> Source:
     Validation images are, in this order of preference: those of `data.val_root`; those beside the
     training images (val.tsv, val/, the test split of a torchvision set); the share
     `data.val_fraction` of the training images, which `train` then lacks. `data.fraction` or
-    `data.subset` may choose some of the remaining training images.
+    `data.subset` may choose some of the remaining training images. A `~` at the beginning of a path
+    is the home folder.
 
     With `data.on_error=skip`, rows that are broken beyond their image, such as lines of a TSV file
     without a label, count as unreadable images; otherwise they are errors at once.
@@ -102,6 +106,12 @@ def load_source(config: DataConfig, split: Split) -> Source:
         NoValidationError: there are no validation images; it is a ValueError too.
         ValueError: unknown source, images absent or unreadable; says which option to set.
     """
+    config = dataclasses.replace(
+        config,
+        root=_home(config.root),
+        val_root=_home(config.val_root),
+        subset=_home(config.subset),
+    )
     source = lookup(SOURCES, config.source, "data source")(config, split)
     if split == "train" and config.subset is not None:
         return Subset(source, images_named_in(Path(config.subset), source.key, len(source)))
@@ -205,6 +215,17 @@ def _image_folder(config: DataConfig, split: Split) -> Source:
     return _choose(config, split, lambda: ImageFolderSource(train), load_val if has_val else None)
 
 
+def _photos(config: DataConfig, split: Split) -> Source:
+    root = _root(config)
+    val = _existing(config.val_root, "data.val_root") if config.val_root else None
+    return _choose(
+        config,
+        split,
+        lambda: PhotosSource(root),
+        None if val is None else lambda: PhotosSource(val),
+    )
+
+
 def _torchvision(config: DataConfig, split: Split) -> Source:
     split_known = has_splits(config.name)
     name, root = config.name or "", Path(config.root or "data")
@@ -220,7 +241,7 @@ def _torchvision(config: DataConfig, split: Split) -> Source:
 def _imagenet(config: DataConfig, split: Split) -> Source:
     trial = (
         "set either to a folder with train.tsv and val.tsv, or with train/ and val/; "
-        "data=digits for a trial"
+        "data=photos data.root=PATH for a folder of photographs, data=digits for a trial"
     )
     if not config.root:
         raise ValueError(
@@ -246,6 +267,7 @@ SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "digits": _digits,
     "image_folder": _image_folder,
     "imagenet": _imagenet,
+    "photos": _photos,
     "shards": _shards,
     "torchvision": _torchvision,
     "tsv": _tsv,
@@ -266,6 +288,11 @@ def _choose(
             "set data.val_root=PATH, or hold some out with data.val_fraction=0.2"
         )
     return train()
+
+
+def _home(path: str | None) -> str | None:
+    # A shell leaves the ~ of data.root=~/photos as it is.
+    return None if path is None else os.path.expanduser(path)  # noqa: PTH111  (keeps patterns)
 
 
 def _root(config: DataConfig) -> Path:

@@ -14,8 +14,10 @@ from torchvision import datasets
 
 from seed_exp.base.registry import lookup
 from seed_exp.data.decode import encode_png, to_tensor
+from seed_exp.data.fingerprints import PART_SIZE, middle_of, sample_hash, sizes_of
 
 _SPLITS = {"train": ("train", "trainval", "train-standard"), "val": ("test", "val", "valid")}
+_FILES = ("data", "samples", "_samples", "images", "_images", "_image_files")
 _LABELS = ("targets", "labels", "_labels", "y")
 
 
@@ -42,6 +44,7 @@ class TorchvisionSource:
         self.name, self.split = name, split
         self._set = _open(name, root, split, download)
         self.labels = _labels(self._set)
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self._set)
@@ -64,9 +67,17 @@ class TorchvisionSource:
         return f"{self.name}-{self.split or 'all'}-{index}"
 
     def fingerprint(self) -> str:
-        """Name, split, number of images and a hash of the labels."""
-        digest = hashlib.sha256(b"" if self.labels is None else self.labels.tobytes()).hexdigest()
-        return f"torchvision:{self.name}:{self.split or 'all'}:{len(self)}:{digest[:16]}"
+        """Name, split, number of images, hash of labels, hash of the set's files or arrays.
+
+        The last one is absent for the few sets in which we find neither.
+        """
+        if self._fingerprint is None:
+            labels = b"" if self.labels is None else self.labels.tobytes()
+            name = f"torchvision:{self.name}:{self.split or 'all'}:{len(self)}"
+            self._fingerprint = f"{name}:{hashlib.sha256(labels).hexdigest()[:16]}"
+            if content := _content(self._set):
+                self._fingerprint += f"+{content}"
+        return self._fingerprint
 
 
 def has_splits(name: str | None) -> bool:
@@ -124,6 +135,25 @@ def _open(name: str, root: Path, split: str | None, download: bool) -> Any:
                 f"cannot open torchvision's {name} in {root}: {error}{hint}"
             ) from error
     raise ValueError(f"torchvision's {name} has no {split} split for us: {refused[0]}")
+
+
+def _content(dataset: Any) -> str | None:
+    """Hash of the files that the set reads, or of its images in memory; None if there are none."""
+    num = len(dataset)
+    if hasattr(getattr(dataset, "data", None), "shape") and len(dataset.data) == num > 0:
+        return sample_hash(num, lambda index: np.asarray(dataset.data[index]).tobytes()[:PART_SIZE])
+    files = next(filter(None, (_files(getattr(dataset, name, ()), num) for name in _FILES)), None)
+    if files is None:
+        return None
+    return sample_hash(num, lambda index: middle_of(files[index]), sizes_of(files))
+
+
+def _files(entries: Any, num: int) -> list[Path]:
+    """`entries`, if they are the paths of `num` files or begin with these; else nothing."""
+    paths = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
+    if len(paths) != num or not all(isinstance(path, str | Path) for path in paths):
+        return []
+    return [Path(path) for path in paths] if paths and Path(paths[0]).is_file() else []
 
 
 def _labels(dataset: Any) -> NDArray[np.int64] | None:

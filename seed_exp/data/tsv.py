@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seed_exp.data.decode import decode
+from seed_exp.data.fingerprints import middle, sample_hash
 from seed_exp.data.index import MALFORMED, index_places, known_labels, load_index, parse_label
 
 _RECORD = np.dtype([("offset", "<u8"), ("label", "<i8")])
@@ -58,6 +59,7 @@ class TsvSource:
         self._index = load_index(path, _build_index, lambda dtype: dtype == _RECORD)
         self._file: FileIO | None = None
         self._pid = -1
+        self._fingerprint: str | None = None
         self.labels = known_labels(self._index["label"][:-1], self._malformed, keep_bad)
 
     def __len__(self) -> int:
@@ -81,11 +83,23 @@ class TsvSource:
         return ""
 
     def fingerprint(self) -> str:
-        """Name, number of rows, hash of all offsets and labels: the same for a copy of the file."""
-        digest = hashlib.sha256(
-            self._index["offset"].tobytes() + self._index["label"][:-1].tobytes()
-        ).hexdigest()
-        return f"tsv:{self.path.name}:{len(self)}:{digest[:16]}"
+        """Name, number of rows, hash of all offsets and labels, hash of bytes of some rows."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(
+                self._index["offset"].tobytes() + self._index["label"][:-1].tobytes()
+            ).hexdigest()
+            content = sample_hash(len(self), self._middle)
+            self._fingerprint = f"tsv:{self.path.name}:{len(self)}:{digest[:16]}+{content}"
+        return self._fingerprint
+
+    def _middle(self, index: int) -> bytes:
+        """The part of row `index` to read for the fingerprint; empty if it cannot be read."""
+        start, end = (int(offset) for offset in self._index["offset"][index : index + 2])
+        begin, length = middle(start, max(0, end - start))
+        try:
+            return os.pread(self._descriptor(), length, begin)
+        except OSError:
+            return b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TsvSource, (self.path, self._keep_bad)

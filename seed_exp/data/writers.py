@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from pybase64 import b64encode
 from tqdm import tqdm
 
 from seed_exp.base.files import sync_folder, write_json
+from seed_exp.base.fingerprints import same_images
 from seed_exp.config.schema import DataFormat
 from seed_exp.data.image_folder import EXTENSIONS, ImageFolderSource
 from seed_exp.data.shards import ShardsSource, member_name
@@ -80,11 +81,13 @@ def convert(
     final = output / (f"{split}.tsv" if to is DataFormat.tsv else split)
     unfinished = final.with_name(f".{final.name}.partial")
     note = output / f".{split}.convert.json"
-    task = {"source": source.fingerprint(), "to": to.value} | (
+    task: dict[str, Any] = {"source": source.fingerprint(), "to": to.value} | (
         {"shard_size": shard_size} if to is DataFormat.shards else {}
     )
     noted = json.loads(note.read_text()) if note.exists() else {}
     num_images = noted.pop("images", None)
+    if noted and same_images(noted.get("source", ""), task["source"]):
+        noted["source"] = task["source"]  # from an earlier version, or of moved images
     if (noted or final.exists()) and noted != task:
         made = f"was made with {noted}" if noted else "was not made by this command"
         raise ValueError(f"{final} {made}, but {task} is asked for; choose another output")

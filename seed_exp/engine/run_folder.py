@@ -18,7 +18,7 @@ from tqdm import tqdm
 from seed_exp import __version__
 from seed_exp.base.files import open_lock, write_json
 from seed_exp.base.redaction import redact, redact_all
-from seed_exp.config.identity import differences, digest, identity
+from seed_exp.config.identity import differences, digest, identity, identity_before_samples
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import TRAINING, FitConfig
 from seed_exp.engine import distributed
@@ -40,7 +40,9 @@ def folder_of(
     """
     if config.run_dir is not None:
         return Path(config.run_dir)
-    return root / f"{label}-{digest(command, identity(config, inputs))}"
+    folder = root / f"{label}-{digest(command, identity(config, inputs))}"
+    earlier = root / f"{label}-{digest(command, identity_before_samples(config, inputs))}"
+    return earlier if earlier.exists() and not folder.exists() else folder
 
 
 def folder_of_moved(

@@ -28,7 +28,7 @@ from seed_exp.models.encoders import (
 from seed_exp.models.heads import projection_head
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
-from seed_exp.models.weights import misfit, read_checkpoint
+from seed_exp.models.weights import misfit, read_checkpoint, refuse_long_header
 
 # Encoders: forward(images [N, 3, H, W]) returns pooled features [N, num_features].
 STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
@@ -334,6 +334,7 @@ def exported_network(path: Path) -> str | None:
 
 def _metadata(path: Path) -> dict[str, str]:
     """Metadata of a safetensors file; empty for any other file."""
+    refuse_long_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}

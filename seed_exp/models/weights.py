@@ -15,6 +15,11 @@ from torch import Tensor
 
 from seed_exp.base.archives import check_sums, is_zip, lacks_memory
 
+# Bytes of a safetensors header. A tensor takes about 90, and a network of a billion weights has
+# some hundreds of tensors.
+_MAX_HEADER = 1 << 22
+_SAFETENSORS_MAX_HEADER = 100_000_000  # bytes; the safetensors library itself refuses longer ones
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The dictionary in a `.safetensors` or `torch.save` file, on the CPU.
@@ -34,6 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint file {path}")
     try:
         if path.suffix == ".safetensors":
+            refuse_long_header(path)
             return dict(load_file(path))
         if zipped := is_zip(path):
             check_sums(path)
@@ -42,6 +48,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Older files, such as MoCo's, are no zip archives and cannot be memory-mapped.
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except LongHeaderError:
+        raise
     except Exception as error:  # broken bytes make the readers raise errors of nearly every kind
         raise ValueError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
@@ -50,6 +58,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "expected a checkpoint, i.e. a dictionary of tensors"
         )
     return checkpoint
+
+
+class LongHeaderError(ValueError):
+    """A safetensors file names more tensors than any network has."""
+
+
+def refuse_long_header(path: Path) -> None:
+    """Refuses a safetensors file whose header alone would take minutes and gigabytes to read.
+
+    Other files pass, whatever their first bytes are.
+
+    Raises:
+        LongHeaderError: the header is too long.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if _MAX_HEADER < size <= _SAFETENSORS_MAX_HEADER:
+        raise LongHeaderError(
+            f"{path} has a header of {size:,} bytes, about {size // 90:,} tensors; at most "
+            f"{_MAX_HEADER:,} bytes are read, and no encoder known here needs a tenth of them: "
+            "save only the tensors of the encoder"
+        )
 
 
 def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:

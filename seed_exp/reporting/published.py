@@ -246,7 +246,9 @@ def learning_rates(result: Result) -> list[float]:
 
 def num_images(fingerprint: Any) -> int | None:
     """Number of images of the source with this fingerprint; None if it does not tell."""
-    found = re.search(r":(\d+):[0-9a-f]{16}$|\[(\d+):[0-9a-f]{16}\]$", str(fingerprint))
+    found = re.search(
+        r":(\d+):[0-9a-f]{16}(?:\+[0-9a-f]{16})?$|\[(\d+):[0-9a-f]{16}\]$", str(fingerprint)
+    )
     return int(found[1] or found[2]) if found else None
 
 
@@ -254,7 +256,7 @@ def short_fingerprint(fingerprint: Any) -> str:
     """Readable part of a source's fingerprint: kind, name, number of images."""
     if fingerprint is None:
         return "unknown images"
-    return re.sub(r":[0-9a-f]{16}(?=$|\]|\[)", "", str(fingerprint))
+    return re.sub(r":[0-9a-f]{16}(\+[0-9a-f]{16})?(?=$|\]|\[)", "", str(fingerprint))
 
 
 def _other_training(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:

@@ -39,6 +39,7 @@ def verify(config: VerifyConfig) -> None:
             for index, error in inventory.bad.items()
         ]
         print(f"{split}: {describe(inventory)}")
+        print(f"  fingerprint: {source.fingerprint()}\n  hash of all content: {inventory.content}")
     with atomic_write(Path(config.output)) as file:
         file.writelines(json.dumps(redact_all(entry)).encode() + b"\n" for entry in entries)
     if entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def test_the_command_lists_bad_images_and_exits_with_status_1(
     assert "train: 400 images, 396 good, 4 bad\n  height in pixels: 1 to 2, median 1\n" in shown.out
     assert "2 have the same bytes as another one" in shown.out
     assert "10 classes of 39 to 41 images" in shown.out
+    assert re.search(r"fingerprint: tsv:train\.tsv:400:[0-9a-f]{16}\+[0-9a-f]{16}\n", shown.out)
+    assert re.search(r"hash of all content: [0-9a-f]{64}\n", shown.out)
     assert "img/s" in shown.err
 
 
@@ -103,6 +106,23 @@ def test_good_images_give_an_empty_report_of_both_splits(
     ] == ["train", "val"]
     verify.verify(compose("verify", ["data=digits", "data.num_workers=0", "split=val"]))
     assert "train" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_hash_of_all_content_depends_on_bytes_and_labels_but_not_on_names(
+    tmp_path: Path, num_workers: int
+) -> None:
+    def content(*rows: str) -> str:
+        path = tmp_path / "x.tsv"
+        path.write_text("".join(rows))
+        return take_inventory(TsvSource(path), num_workers=num_workers).content
+
+    rows = [row(number, number % 2, png(number)) for number in range(5)]
+    found = content(*rows)
+    assert content(*(f"other{one}" for one in rows)) == found
+    assert content(*rows[:4], row(4, 0, png(5))) != found
+    assert content(*rows[:4], row(4, 1, png(4))) != found
+    assert content(*rows[::-1]) != found
 
 
 def test_without_any_good_image_the_search_goes_through_all(

@@ -204,6 +204,54 @@ def test_an_image_of_30000_by_30000_pixels_is_refused_before_they_are_allocated(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # of 2.7 GB
 
 
+def many_scans(side: int, num: int) -> bytes:
+    """A small progressive JPEG that goes over its pixels `num` times."""
+    data = encode(photo().convert("L"), "JPEG", progressive=True)
+    size, first = data.index(b"\xff\xc2") + 5, data.index(b"\xff\xda")
+    start = data[:size] + struct.pack(">HH", side, side) + data[size + 4 : first]
+    refinement = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x10) + bytes(16)
+    first_scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 0x01) + bytes(16)
+    return start + first_scan + (num - 1) * refinement + b"\xff\xd9"
+
+
+def test_a_jpeg_that_would_take_minutes_is_refused_at_once() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    with pytest.raises(ValueError, match=r"'slow' \(\d+ bytes\): 500 scans of 81,000,000 pixels"):
+        decode(many_scans(9000, 500), "slow")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 1
+    assert decode(many_scans(200, 500), "quick").shape == (3, 200, 200)
+
+
+TAKES = """
+import resource, sys
+from seed_exp.data.decode import decode
+data = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+num = decode(data, "x").numel()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / num)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB")
+@pytest.mark.parametrize("mode", ["1", "P", "I;16"])
+def test_a_conversion_takes_little_more_than_the_pixels(mode: str, tmp_path: Path) -> None:
+    side = 9000
+    image = Image.new(mode, (side, side))
+    image.save(tmp_path / "x.tif", compression="tiff_deflate")
+    command = [sys.executable, "-W", "ignore", "-c", TAKES, str(tmp_path / "x.tif")]
+    ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert ratio < 2.1  # times the bytes of the result: Pillow's own copy has 1 or 2 a pixel
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA", "I;16", "1"])
+def test_strips_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = np.arange(64 * 50, dtype=np.uint16).reshape(64, 50) * 16
+    image = Image.fromarray(grey) if mode == "I;16" else photo(64, 50).convert(mode)
+    expected = to_tensor(image)
+    monkeypatch.setattr(decode_module, "_STRIP", 7 * 50)
+    assert torch.equal(to_tensor(image), expected)
+
+
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_an_image_may_have_one_pixel(format_: str, mode: str) -> None:

@@ -562,3 +562,43 @@ def test_closing_early_unlocks_the_pages() -> None:
         del pairs
     wait_for_no_children()
     torch.cuda.synchronize()
+
+
+def tensors_of(batch: HostBatch) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    batch.map(keep)
+    return found
+
+
+def test_a_worker_collects_few_large_images_and_the_batches_stay_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tiny.Images(40)  # of 300 bytes
+    views = TrainViews(tiny.views_config(), seed=1)
+    order = [(2, np.arange(start, start + 10)) for start in (0, 7, 30)]
+
+    def batches() -> list[HostBatch]:
+        found = load_batches(source, views, order, num_workers=0)
+        return [batch.map(Tensor.clone) for batch in found]
+
+    sizes: list[int] = []
+    host = views.host
+
+    def counting(images: Sequence[Tensor], *rest: object) -> None:
+        sizes.append(len(images))
+        host(images, *rest)
+
+    monkeypatch.setattr(views, "host", counting)
+    expected = batches()
+    assert sizes == [10, 10, 10]
+    monkeypatch.setattr(loader, "_MAX_DECODED", 1000)
+    found = batches()
+    assert sizes[3:] == [4, 4, 2] * 3  # 1200 bytes: the bound and one image at most
+    for one, other in zip(expected, found, strict=True):
+        assert (one.epoch, one.indices.tolist()) == (other.epoch, other.indices.tolist())
+        assert all(map(torch.equal, tensors_of(one), tensors_of(other)))

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.queues import Queue
@@ -389,3 +390,38 @@ def test_whatever_bytes_there_are_only_our_own_errors_come_out(
             with suppress(ValueError):
                 source.image(index)
     assert "x.tar" in message
+
+
+@pytest.mark.parametrize("format_", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    ("length", "error"),
+    [(2000, "whose name has 2,004 bytes"), (500_000, "a header of 50")],
+)
+def test_a_very_long_name_is_refused_and_makes_no_large_index(
+    tmp_path: Path, format_: int, length: int, error: str
+) -> None:
+    members = {"x" * length + ".png": png(0), **samples(0, 50)}
+    path = write(tmp_path / "a.tar", archive(members, format_))
+    with pytest.raises(ValueError, match=error):
+        ShardsSource([path])
+    assert list(tmp_path.iterdir()) == [path]
+    path = write(tmp_path / "b.tar", archive({"x" * 1000 + ".png": png(0)}, format_))
+    assert len(ShardsSource([path]).key(0)) == 1004
+
+
+def test_attributes_of_the_whole_archive_are_not_kept_for_every_member(tmp_path: Path) -> None:
+    attributes = {f"k{number}": "v" for number in range(3000)}
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=attributes
+    ) as tar:
+        for number in range(1000):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"x"))
+    path = write(tmp_path / "a.tar", buffer.getvalue())
+    tracemalloc.start()
+    assert len(ShardsSource([path])) == 1000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20  # 160 MiB if every member keeps them

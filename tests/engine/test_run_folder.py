@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from ranks import Ranks
 
+from seed_exp.config.identity import digest, identity
 from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import (
     CropConfig,
@@ -334,3 +335,35 @@ def test_of_two_commands_with_different_options_that_begin_together_one_has_the_
     assert [process.exitcode for process in both] == [0, 0]
     assert "is in use by process" in message
     assert json.loads((folder / "config.json").read_text())["options"]["seed"] == 3 - loser
+
+
+SAMPLED = {"data": "image_folder:photos:40:0123456789abcdef+fedcba9876543210"}
+OTHERS = {"data": "image_folder:photos:40:0123456789abcdef+fedcba9876543211"}
+MOVED = {"data": "image_folder:elsewhere:40:0123456789abcdef+fedcba9876543210"}
+BEFORE = {"data": "image_folder:photos:40:0123456789abcdef"}
+
+
+def at(place: str, run_dir: Path | None = None) -> DistillConfig:
+    data = dataclasses.replace(config().data, root=place)
+    return dataclasses.replace(config(), data=data, run_dir=run_dir and str(run_dir))
+
+
+def test_moved_images_continue_a_run_and_changed_ones_begin_another(tmp_path: Path) -> None:
+    folder = open_run("distill", "label", at("/a/photos"), tmp_path, SAMPLED)
+    assert open_run("distill", "label", at("/b/elsewhere"), tmp_path, MOVED) == folder
+    assert open_run("distill", "label", at("/a/photos"), tmp_path, OTHERS) != folder
+    open_run("distill", "label", at("/b/elsewhere", folder), tmp_path, MOVED)
+    with pytest.raises(ValueError, match=r"content of data was .*3210, now .*3211"):
+        open_run("distill", "label", at("/a/photos", folder), tmp_path, OTHERS)
+
+
+def test_a_run_of_a_version_that_knew_names_only_goes_on(tmp_path: Path) -> None:
+    options = identity(at("/a/photos"), BEFORE)
+    folder = tmp_path / f"label-{digest('distill', options)}"  # its name in that version
+    assert options["data.root"] == "/a/photos"
+    folder.mkdir()
+    run_folder.claim_folder(folder, "distill", at("/a/photos"), BEFORE)
+    assert open_run("distill", "label", at("/a/photos"), tmp_path, SAMPLED) == folder
+    assert open_run("distill", "label", at("/b/photos"), tmp_path, SAMPLED) != folder
+    with pytest.raises(ValueError, match=r"data\.root was /a/photos, now /b/photos"):
+        open_run("distill", "label", at("/b/photos", folder), tmp_path, SAMPLED)

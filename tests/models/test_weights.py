@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import struct
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from seed_exp.models.students import exported_network, read_header
 from seed_exp.models.weights import first_keys, misfit, read_checkpoint, tensors_hash
 
 TENSORS = {"a.weight": torch.arange(6000.0).view(2, 3000), "a.bias": torch.ones(2)}
@@ -157,3 +161,15 @@ def test_the_hash_of_tensors_depends_on_names_values_shapes_and_types_only() -> 
         assert tensors_hash({**TENSORS, "a.bias": other}) != expected
     assert tensors_hash({"b.weight": TENSORS["a.weight"], "a.bias": TENSORS["a.bias"]}) != expected
     assert tensors_hash({"x": torch.tensor(3)}) != tensors_hash({"x": torch.tensor(4)})
+
+
+def test_a_header_of_a_million_tensors_is_refused_at_once(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"k{number}": entry for number in range(80_000)}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    began = time.process_time()
+    for read in (read_checkpoint, read_header, exported_network):
+        with pytest.raises(ValueError, match=r"x\.safetensors has a header of [\d,]+ bytes, about"):
+            read(path)
+    assert time.process_time() - began < 0.5
