@@ -85,7 +85,12 @@ def explain(error: Exception) -> str:
         ):
             return _unknown_key(str(cause.full_key), str(cause.key), _names(cause))
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            return f"{cause.full_key}: {_first_line(cause)}"
+            several = (
+                "; several networks of timm are 'student=[timm/NAME,timm/NAME]'"
+                if re.fullmatch(r"students\.\w+\.name", str(cause.full_key))
+                else ""
+            )
+            return f"{cause.full_key}: {_first_line(cause)}{several}"
     return _first_line(error)
 
 

@@ -635,12 +635,11 @@ def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_wr
 ) -> None:
     before = files_in(home)
     options = [
-        "student=timm",
-        "students.timm.name=levit_128s",
+        "student=timm/levit_128s",
         "views.crops.global.size=40",
         "steps=1",
     ]
-    with pytest.raises(ValueError, match="student timm does not take views of 40 x 40 pixels"):
+    with pytest.raises(ValueError, match="student levit_128s does not take views of 40 x 40 pixels"):
         pretrain.pretrain(compose("pretrain", ["data=digits", *options]))
     assert files_in(home) == before
 

@@ -97,7 +97,11 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill data=tsv", "data source 'tsv' needs data.root=PATH"),
         ("distill data=digits teacher=run", "teacher=run needs teacher.checkpoint=PATH"),
         ("pretrain data=digits students.resnet18.network=resnet81", "did you mean 'resnet18'?"),
-        ("pretrain data=digits student=timm", "students.timm.name="),
+        ("pretrain data=digits student=timm", "student=timm/resnet26"),
+        (
+            "pretrain data=digits student=timm students.timm.name=[vit_tiny,vit_small]",
+            "several networks of timm are 'student=[timm/NAME,timm/NAME]'",
+        ),
         ("pretrain data=digits device=gpu", "device=gpu is unknown; use auto, cpu or cuda"),
         ("bench", "missing option bench: add bench=VALUE"),
         ("bench vews", "no option 'vews' in config group 'bench'; did you mean 'views'?"),

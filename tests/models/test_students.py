@@ -316,7 +316,7 @@ def test_unknown_networks_name_the_closest() -> None:
     ):
         build_student(StudentConfig(network="timm", name="resnet18.bogus"), 128)
     with pytest.raises(
-        ValueError, match=r"needs the network's name in timm, e\.g\. students\.timm\.name="
+        ValueError, match=r"needs the network's name in timm, e\.g\. student=timm/resnet26"
     ):
         build_student(StudentConfig(network="timm"), 128)
     with pytest.raises(ValueError, match="only for network=timm; this network is resnet18"):
