@@ -124,9 +124,10 @@ def test_every_option_composes_and_types_with_every_command_that_lists_its_group
     file = flatten(load(group, option))
     for key in BY_PRIMARY.get((command, group), []):
         file.pop(key, None)
-    owner = {"student": lambda: config.students[NAMED.get(option, option)], "bench": lambda: config}.get(
-        group, lambda: getattr(config, group)
-    )
+    owner = {
+        "student": lambda: config.students[NAMED.get(option, option)],
+        "bench": lambda: config,
+    }.get(group, lambda: getattr(config, group))
     chosen = flatten(to_plain(owner()))
     assert {key: chosen[key] for key in file} == file
 
