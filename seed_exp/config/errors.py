@@ -75,7 +75,9 @@ def explain(error: Exception) -> str:
         )
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            group, _, option = cause.missing_cfg_file.rpartition("/")
+            group, _, option = cause.missing_cfg_file.partition("/")
+            if group not in groups():
+                group, _, option = cause.missing_cfg_file.rpartition("/")
             known = closest(option, groups().get(group, []))
             return f"no option {option!r} in config group {group!r}; {known}"
         if (

@@ -181,7 +181,7 @@ class Seed(Method):
                     f"{NUM_ONE_HOT} log lines): at objective.tau_teacher={config.tau_teacher:g} "
                     "no image of the queue resembles another, and the students learn no "
                     "similarities, only to tell images apart (InfoNCE). Try a higher "
-                    f"objective.tau_teacher, e.g. {5 * config.tau_teacher:g}, until "
+                    f"objective.tau_teacher, e.g. {10 * config.tau_teacher:g}, until "
                     "effective_neighbours is well above 1"
                 )
         return None
