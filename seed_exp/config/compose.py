@@ -22,6 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS
+from seed_exp.config.timm_students import TimmStudents, named_by_network
 
 VERSION_BASE = "1.3"
 
@@ -46,26 +47,31 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-class ExperimentsSearchPath(SearchPathPlugin):
-    """Makes experiments/ a config group, whatever the working directory is."""
+class OwnSearchPath(SearchPathPlugin):
+    """Makes experiments/ and student=timm/NAME available, whatever the working directory is."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends the folder above experiments/."""
+        """Appends the folder above experiments/ and the source of timm's students."""
         search_path.append(provider="seed_exp", path=f"file://{config_home()}")
+        search_path.append(provider="seed_exp", path=f"timm://{config_home() / 'conf'}")
 
 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
 for _objective, _options in OBJECTIVE_CONFIGS.items():
     ConfigStore.instance().store(group="objective", name=f"{_objective}_schema", node=_options)
-Plugins.instance().register(ExperimentsSearchPath)
+Plugins.instance().register(OwnSearchPath)
+Plugins.instance().register(TimmStudents)
 
 
 def typed(config: DictConfig) -> Any:
     """The dataclass instance that `config` describes, with every check of `schema` passed.
 
+    A student of timm is called after its network.
+
     Raises:
-        ValueError: an option that must be given is missing, or a value is out of its range.
+        ValueError: an option that must be given is missing, a value is out of its range, or two
+            students have the same name.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
@@ -73,6 +79,8 @@ def typed(config: DictConfig) -> Any:
     result = OmegaConf.to_object(config)
     if unknown := _unknown_options(result, ""):
         raise ValueError(f"no option {unknown[0]!r}; leave out the + to see the closest one")
+    if hasattr(result, "students"):
+        result.students = named_by_network(result.students, groups()["student"])
     return result
 
 

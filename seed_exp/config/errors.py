@@ -83,7 +83,9 @@ def explain(error: Exception) -> str:
         )
     for cause in _chain(error):
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            group, _, option = cause.missing_cfg_file.rpartition("/")
+            group, _, option = cause.missing_cfg_file.partition("/")
+            if group not in groups():
+                group, _, option = cause.missing_cfg_file.rpartition("/")
             known = closest(option, groups().get(group, []))
             return f"no option {option!r} in config group {group!r}; {known}"
         if (
@@ -93,7 +95,12 @@ def explain(error: Exception) -> str:
         ):
             return _unknown_key(str(cause.full_key), str(cause.key), _names(cause))
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            return f"{cause.full_key}: {_first_line(cause)}"
+            several = (
+                "; several networks of timm are 'student=[timm/NAME,timm/NAME]'"
+                if re.fullmatch(r"students\.\w+\.name", str(cause.full_key))
+                else ""
+            )
+            return f"{cause.full_key}: {_first_line(cause)}{several}"
     return _first_line(error)
 
 

@@ -42,7 +42,8 @@ def help_text(name: str, description: str, words: list[str]) -> str:
     """
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
         config = compose(name, choices_among(words), return_hydra_config=True)
-    chosen = {group: [option] for group, option in config.hydra.runtime.choices.items()}
+    choices = config.hydra.runtime.choices
+    chosen = {group: [str(option).partition("/")[0]] for group, option in choices.items()}
     for word in choices_among(words):  # Hydra does not say which options a list chooses
         group, _, names = word.partition("=")
         chosen.setdefault(group, re.findall(r"\w+", names))

@@ -211,6 +211,10 @@ def fit(
                 if log_now:
                     warmed_up = steps_done > config.optimizer.warmup_epochs * order.steps_per_epoch
                     shown = health.close(outcome.measured, steps_done, warmed_up=warmed_up)
+                    if advice := method.advice(
+                        shown, num_seen=steps_done * batch_size, num_images=len(source)
+                    ):
+                        log.warning("step %d: %s", steps_done, advice)
                     lr = peak_lr(config.optimizer.lr, batch_size) * fleet.lr_factor(longest, step)
                     tracker.log(
                         steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **shown}

@@ -51,6 +51,22 @@ class Method(nn.Module):
         """Scalars worth knowing now and then."""
         return {}
 
+    def advice(
+        self,
+        shown: Mapping[str, float],  # noqa: ARG002
+        *,
+        num_seen: int,  # noqa: ARG002
+        num_images: int,  # noqa: ARG002
+    ) -> str | None:
+        """A sentence for the user about the numbers of a log line; None if there is nothing to say.
+
+        Args:
+            shown: The numbers, the same on every rank.
+            num_seen: Images of all steps so far.
+            num_images: Images in the source.
+        """
+        return None
+
     def after_step(self) -> None:
         """Called when the optimisers have made their step.
 

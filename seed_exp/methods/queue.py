@@ -10,7 +10,8 @@ from torch.nn import functional as F
 class Queue(nn.Module):
     """The last K embeddings, first in first out.
 
-    It starts with random unit vectors drawn from `seed`, the same in every process. Any number of
+    It starts with random unit vectors drawn from `seed`, the same in every process; to start it
+    with others, enqueue K of them. Any number of
     embeddings may be enqueued at a time; K need not be a multiple of it.
 
     Args:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from seed_exp.base.registry import lookup
-from seed_exp.config.schema import ObjectiveConfig
+from seed_exp.config.schema import ObjectiveConfig, QueueInit, SeedConfig
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
@@ -20,6 +21,11 @@ from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.models.students import Student
 from seed_exp.models.teachers import Teacher
 from seed_exp.views.recipe import HostBatch
+
+ONE_HOT = 1.01
+"""Effective neighbours below which the target is one-hot, the image itself."""
+NUM_ONE_HOT = 5
+"""Log lines in a row with such targets after which the user is told."""
 
 
 class Targets(NamedTuple):
@@ -83,6 +89,7 @@ class Seed(Method):
             self.carried["contrast"] = self.contrast
         self._new: dict[str, list[Tensor]] = {name: [] for name in self.queues}
         self._seen: dict[str, Tensor] = {}
+        self._num_one_hot = 0
 
     @torch.no_grad()
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Targets:
@@ -153,6 +160,31 @@ class Seed(Method):
             "effective_neighbours": entropy.exp().mean(),
             **ranks,
         }
+
+    def advice(self, shown: Mapping[str, float], *, num_seen: int, num_images: int) -> str | None:
+        """Says once that the target has no neighbours, when the queue has had its chance.
+
+        It has when no random vectors are left in it, or every image has been in it.
+        """
+        config = self.config
+        is_random = config.queue_init is QueueInit.random
+        if not isinstance(config, SeedConfig) or (
+            is_random and num_seen < min(config.queue_size, num_images)
+        ):
+            return None
+        if self._num_one_hot < NUM_ONE_HOT:
+            is_one_hot = shown.get("effective_neighbours", math.inf) < ONE_HOT
+            self._num_one_hot = self._num_one_hot + 1 if is_one_hot else 0
+            if self._num_one_hot == NUM_ONE_HOT:
+                return (
+                    f"the target is one-hot (effective_neighbours below {ONE_HOT} in "
+                    f"{NUM_ONE_HOT} log lines): at objective.tau_teacher={config.tau_teacher:g} "
+                    "no image of the queue resembles another, and the students learn no "
+                    "similarities, only to tell images apart (InfoNCE). Try a higher "
+                    f"objective.tau_teacher, e.g. {10 * config.tau_teacher:g}, until "
+                    "effective_neighbours is well above 1"
+                )
+        return None
 
     def after_step(self) -> None:
         """Replaces the oldest embeddings in the queues by the teacher's of the whole global batch.

@@ -41,7 +41,7 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
     if name is None:
         raise UnknownNetworkError(
             "network=timm needs the network's name in timm, "
-            "e.g. students.timm.name=resnet26 for a student, "
+            "e.g. student=timm/resnet26 for a student, "
             "teacher.name=vit_small_patch14_dinov2.lvd142m for a teacher"
         )
     if ":" not in name and not timm.is_model(name):

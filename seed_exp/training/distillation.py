@@ -11,9 +11,10 @@ from pathlib import Path
 from seed_exp import __version__
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import DistillConfig
+from seed_exp.config.schema import DistillConfig, QueueInit
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
+from seed_exp.engine.checkpoint import newest_checkpoint
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
@@ -34,6 +35,7 @@ from seed_exp.training.encoders import (
     refuse_large_queue,
     train_encoders,
 )
+from seed_exp.training.queue_start import queue_advice, start_queues
 from seed_exp.training.teacher_reduction import kept_reduction
 
 log = logging.getLogger("seed_exp")
@@ -73,11 +75,17 @@ def distill(config: DistillConfig) -> Path:
                 cache = open_cache(config, teacher, images.train)
             if cache is not None:
                 log.info("%s", cache_costs(cache, config, students, teacher, images.train))
-            # 3. The training.
+            # 3. The queue, whose content is in every checkpoint.
+            for sentence in queue_advice(config, len(images.train), teacher.embedding_dim):
+                log.warning("%s", sentence)
             num_views = numbers_of_views(config)
             method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
+            is_new = newest_checkpoint(run.folder) is None
+            if is_new and config.objective.queue_init is QueueInit.teacher:
+                start_queues(method.queues, teacher, config, images.train, device)
+            # 4. The training.
             diverged = train_encoders(run, method, students, images)
-            # 4. Whatever follows in the same job.
+            # 5. Whatever follows in the same job.
             finish(run, list(students), evaluations, diverged)
     return run.folder
 

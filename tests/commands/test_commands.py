@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -698,17 +699,43 @@ def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(
         knn.knn(compose("knn", [*DATA, *images, f"run={folder}"]))
 
 
+def test_a_queue_of_the_teachers_embeddings_is_the_same_with_a_cache_and_after_a_resume(
+    home: Path, logged: list[str]
+) -> None:
+    words = [*DISTILL, "student=convnet_w2", "objective.queue_init=teacher", "steps=6"]
+    words += ["checkpoint_every=2", "log_every=1", "objective.tau_teacher=0.0001"]
+    whole = distill.distill(compose("distill", [*words, "run_dir=whole"]))
+    told = [line for line in logged if "the target is one-hot" in line]
+    assert len(told) == 1
+    assert told[0].startswith("WARNING step 5: ")
+    killed = [*words, "run_dir=killed", "teacher_cache=cache"]
+    folder = distill.distill(compose("distill", killed))
+    (folder / "checkpoints/step_00000006.pt").unlink()
+    (folder / "done.json").unlink()
+    logged.clear()
+    distill.distill(compose("distill", killed))
+    assert any("resuming after step 4" in line for line in logged)
+    assert not any("queue: starts with" in line for line in logged)
+    first, second = (
+        torch.load(run / "checkpoints/step_00000006.pt", weights_only=True)
+        for run in (whole, folder)
+    )
+    for part in ("carried", "networks", "optimizers"):
+        tiny.assert_same(first[part], second[part])
+
+
 def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_written(
     home: Path,
 ) -> None:
     before = files_in(home)
     options = [
-        "student=timm",
-        "students.timm.name=levit_128s",
+        "student=timm/levit_128s",
         "views.crops.global.size=40",
         "steps=1",
     ]
-    with pytest.raises(ValueError, match="student timm does not take views of 40 x 40 pixels"):
+    with pytest.raises(
+        ValueError, match="student levit_128s does not take views of 40 x 40 pixels"
+    ):
         pretrain.pretrain(compose("pretrain", ["data=digits", *options]))
     assert files_in(home) == before
 

@@ -204,8 +204,9 @@ def test_a_teacher_of_the_small_scale_is_one_that_the_commands_in_teachers_yaml_
     }
     assert needed == made.keys()
     for folder, config in made.items():
-        assert folder == f"runs/teachers/small/{config.students['timm'].name}-{config.views.name}"
-        assert config.students["timm"].network == "timm"
+        (student,) = config.students.values()
+        assert folder == f"runs/teachers/small/{student.name}-{config.views.name}"
+        assert student.network == "timm"
 
 
 def test_a_stand_in_has_the_network_of_the_teacher_or_says_otherwise() -> None:

@@ -55,7 +55,7 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill objective.tau_techer=1", "did you mean objective.tau_teacher?"),
         (
             "distill objective=l2 objective.tau_student=1",
-            "objective has: deep_head, hidden_dim, name, queue_size",
+            "objective has: deep_head, hidden_dim, name, queue_init, queue_size",
         ),
         ("distill objective.name=l2", "choose the objective with objective=l2"),
         ("distill students.resnet18.hiden_dim=1", "did you mean students.resnet18.hidden_dim?"),
@@ -97,7 +97,11 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill data=tsv", "data source 'tsv' needs data.root=PATH"),
         ("distill data=digits teacher=run", "teacher=run needs teacher.checkpoint=PATH"),
         ("pretrain data=digits students.resnet18.network=resnet81", "did you mean 'resnet18'?"),
-        ("pretrain data=digits student=timm", "students.timm.name="),
+        ("pretrain data=digits student=timm", "student=timm/resnet26"),
+        (
+            "pretrain data=digits student=timm students.timm.name=[vit_tiny,vit_small]",
+            "several networks of timm are 'student=[timm/NAME,timm/NAME]'",
+        ),
         ("pretrain data=digits device=gpu", "device=gpu is unknown; use auto, cpu or cuda"),
         ("bench", "missing option bench: add bench=VALUE"),
         ("bench vews", "no option 'vews' in config group 'bench'; did you mean 'views'?"),

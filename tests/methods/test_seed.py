@@ -11,7 +11,7 @@ import torch
 from ranks import Ranks
 from torch import Tensor
 
-from seed_exp.config.schema import ObjectiveConfig, SeedConfig
+from seed_exp.config.schema import InfoNCEConfig, ObjectiveConfig, QueueInit, SeedConfig
 from seed_exp.methods.seed import Seed
 
 BATCH = tiny.host_batch(5)
@@ -156,6 +156,34 @@ class Mistyped(ObjectiveConfig):
 def test_an_unknown_objective_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown objective 'sed'; did you mean 'seed'"):
         Seed(tiny.students(), tiny.teacher(), Mistyped(), ["global"], seed=0)
+
+
+def advised(values: list[float], *, queue_size: int = 16, **options: Any) -> list[int]:
+    """The log lines, from 1, at which `Seed` says that the target is one-hot; 8 images each."""
+    config = SeedConfig(queue_size=queue_size, **options)
+    method = Seed(tiny.students(), tiny.teacher(), config, ["global"], seed=0)
+    advice = [
+        method.advice({"effective_neighbours": value}, num_seen=8 * (line + 1), num_images=40)
+        for line, value in enumerate(values)
+    ]
+    assert all("objective.tau_teacher" in sentence for sentence in advice if sentence)
+    return [line + 1 for line, sentence in enumerate(advice) if sentence]
+
+
+def test_a_one_hot_target_is_named_once_when_the_queue_holds_no_random_vectors() -> None:
+    ones, queue = [1.0001] * 20, QueueInit.teacher
+    assert advised(ones, queue_init=queue) == [5]
+    assert advised(ones) == [6], "the first line with 16 embeddings of images is the second"
+    assert advised(ones, queue_size=65536) == [9], "every image has been in the queue at line 5"
+    assert advised([1.0, 1.0, 1.5] * 7, queue_init=queue) == []
+    assert advised([1.0, 1.0, 1.5, *ones], queue_init=queue) == [8]
+
+
+def test_objectives_without_a_tempered_target_of_their_own_are_not_called_one_hot() -> None:
+    method = Seed(tiny.students(), tiny.teacher(), InfoNCEConfig(queue_size=8), ["global"], seed=0)
+    for line in range(9):
+        shown = {"effective_neighbours": 1.0}
+        assert method.advice(shown, num_seen=100 * line, num_images=40) is None
 
 
 def enqueue_share(rank_images: int) -> Any:

@@ -316,8 +316,18 @@ def test_unknown_networks_name_the_closest() -> None:
     ):
         build_student(StudentConfig(network="timm", name="resnet18.bogus"), 128)
     with pytest.raises(
-        ValueError, match=r"needs the network's name in timm, e\.g\. students\.timm\.name="
+        ValueError, match=r"needs the network's name in timm, e\.g\. student=timm/resnet26"
     ):
         build_student(StudentConfig(network="timm"), 128)
     with pytest.raises(ValueError, match="only for network=timm; this network is resnet18"):
         build_student(StudentConfig(network="resnet18", name="resnet50"), 128)
+
+
+def test_a_run_of_before_whose_student_of_timm_is_called_timm_still_loads(tmp_path: Path) -> None:
+    config = StudentConfig("timm", "test_vit")
+    student = build_student(config, 16)
+    save_student(tmp_path / "students" / "timm.safetensors", student, config, {"command": "distill"})
+    ((name, (loaded, header)),) = load_students(tmp_path).items()
+    assert (name, header["student"]["name"]) == ("timm", "test_vit")
+    for key, tensor in student.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor)

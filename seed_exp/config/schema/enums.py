@@ -60,6 +60,13 @@ class Reduce(Enum):
     whiten = "whiten"  # gives all of them the same variance
 
 
+class QueueInit(Enum):
+    """What the queue holds before the first step."""
+
+    random = "random"  # random unit vectors, as in the released code
+    teacher = "teacher"  # the teacher's embeddings of random training images
+
+
 class FeatureType(Enum):
     """Number format of stored features."""
 

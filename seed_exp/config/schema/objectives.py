@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from seed_exp.config.schema.enums import QueueInit
 from seed_exp.config.schema.parts import StudentConfig, require, require_group_size
 
 
@@ -21,6 +22,8 @@ class ObjectiveConfig:
     """Key of methods.objectives.OBJECTIVES."""
     queue_size: int = 65536
     """Teacher embeddings kept, per resolution."""
+    queue_init: QueueInit = QueueInit.random
+    """Queue before the first step: random vectors, or the teacher's embeddings of random images."""
     hidden_dim: int | None = None
     """Hidden width of the projection head of students that name none; null = feature width."""
     deep_head: bool = False

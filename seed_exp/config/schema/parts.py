@@ -29,7 +29,7 @@ class StudentConfig:
     network: str = MISSING
     """Key of models.students.STUDENTS."""
     name: str | None = None
-    """Model name in timm; only for network=timm."""
+    """network=timm: model name in timm, which is the student's name too; student=timm/NAME."""
     hidden_dim: int | None = None
     """Hidden width of the projection head; null = the objective's, else the feature width."""
     deep_head: bool | None = None

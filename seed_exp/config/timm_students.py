@@ -1,0 +1,91 @@
+"""Students of timm by the name of their network: `student=timm/NAME`, several of them as a list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+from seed_exp.config.schema import StudentConfig
+
+if TYPE_CHECKING:
+    from hydra.core.object_type import ObjectType
+
+GROUP = "student/timm"
+"""Config group with an option for every network of timm."""
+
+
+def student_name(network: str, own: Collection[str]) -> str:
+    """The name of a student with this network of timm, fit for files and for students.NAME.
+
+    Args:
+        network: Name in timm, or a place where timm finds the network: hf-hub:ORG/MODEL.
+        own: Options of the config group `student`. A network of the same name in timm may be
+            another one, as efficientnet_b0 is.
+    """
+    name = re.sub(r"\W+", "_", network)
+    return f"timm_{name}" if name in own else name
+
+
+def named_by_network(
+    students: Mapping[str, StudentConfig], own: Collection[str]
+) -> dict[str, StudentConfig]:
+    """The students, with the one called `timm` under the name of its network.
+
+    Raises:
+        ValueError: two students would have the same name.
+    """
+    named: dict[str, StudentConfig] = {}
+    for key, student in students.items():
+        is_unnamed = key == "timm" and student.network == "timm" and student.name is not None
+        name = student_name(student.name or "", own) if is_unnamed else key
+        if name in named or (is_unnamed and name in students):
+            raise ValueError(
+                f"two students are called {name}: students.{name} and students.timm with "
+                f"students.timm.name={student.name}; leave one of them out"
+            )
+        named[name] = student
+    return named
+
+
+class TimmStudents(ConfigSource):
+    """Config files that nobody wrote: `student/timm/NAME` for every NAME.
+
+    Whether timm has the network is checked when the student is built: that import takes seconds.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """The beginning of the source's address, timm://CONF; CONF is the folder conf/."""
+        return "timm"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Content of the file."""
+        network = config_path.removeprefix(f"{GROUP}/")
+        own = {file.stem for file in (Path(self.path) / "student").glob("*.yaml")}
+        return ConfigResult(
+            provider=self.provider,
+            path=self.full_path(),
+            config=OmegaConf.create({"network": "timm", "name": network}),
+            header={"package": f"students.{student_name(network, own)}"},
+        )
+
+    def available(self) -> bool:
+        """Whether the source can be used."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether the path is the group."""
+        return config_path.strip("/") == GROUP
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether the path is that of a file in the group."""
+        return config_path.startswith(f"{GROUP}/") and config_path.rstrip("/") != GROUP
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:  # noqa: ARG002
+        """No names: timm has a thousand."""
+        return []

@@ -1,0 +1,85 @@
+"""Students of timm are called after their networks, so that several of them fit into one run."""
+
+from __future__ import annotations
+
+import pytest
+
+from seed_exp.config.compose import compose
+from seed_exp.config.sweep import jobs
+
+
+def students(*words: str) -> dict[str, str | None]:
+    """Network in timm of each student of `distill`, by name."""
+    config = compose("distill", ["data.root=/x", *words])
+    return {name: student.name or student.network for name, student in config.students.items()}
+
+
+def test_a_list_gives_several_networks_of_timm_beside_ours() -> None:
+    assert students("student=[resnet18,timm/convnext_atto,timm/vit_tiny_patch16_224]") == {
+        "resnet18": "resnet18",
+        "convnext_atto": "convnext_atto",
+        "vit_tiny_patch16_224": "vit_tiny_patch16_224",
+    }
+    assert jobs("distill", ["student=timm/convnext_atto,timm/levit_128s"]) == [
+        ["student=timm/convnext_atto"],
+        ["student=timm/levit_128s"],
+    ]
+
+
+def test_each_of_them_has_its_own_options_under_its_own_name() -> None:
+    config = compose(
+        "distill",
+        [
+            "data.root=/x",
+            "student=[timm/convnext_atto,timm/vit_tiny_patch16_224.augreg_in21k]",
+            "students.convnext_atto.epochs=3",
+            "students.vit_tiny_patch16_224_augreg_in21k.hidden_dim=64",
+        ],
+    )
+    assert config.students["convnext_atto"].epochs == 3
+    assert config.students["convnext_atto"].hidden_dim is None
+    assert config.students["vit_tiny_patch16_224_augreg_in21k"].epochs is None
+    assert config.students["vit_tiny_patch16_224_augreg_in21k"].hidden_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        ("convnext_atto", "convnext_atto"),
+        ("vit_tiny_patch16_224.augreg_in21k", "vit_tiny_patch16_224_augreg_in21k"),
+        ("hf-hub:timm/levit_128s", "hf_hub_timm_levit_128s"),
+        ("efficientnet_b0", "timm_efficientnet_b0"),
+    ],
+)
+def test_both_spellings_give_the_same_student(network: str, name: str) -> None:
+    choice = compose("distill", ["data.root=/x", f"student=timm/{network}"])
+    option = compose("distill", ["data.root=/x", "student=timm", f"students.timm.name={network}"])
+    assert choice == option
+    assert list(choice.students) == [name]
+
+
+def test_a_network_of_ours_and_timms_of_the_same_name_are_two_students() -> None:
+    found = compose("pretrain", ["data.root=/x", "student=[efficientnet_b0,timm/efficientnet_b0]"])
+    assert {name: student.network for name, student in found.students.items()} == {
+        "efficientnet_b0": "efficientnet_b0",
+        "timm_efficientnet_b0": "timm",
+    }
+
+
+def test_two_students_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two students are called levit_128s: "):
+        students("student=[timm,timm/levit_128s]", "students.timm.name=levit_128s")
+
+
+def test_a_name_that_the_user_chose_stays() -> None:
+    found = students(
+        "student=resnet18", "+students.mine.network=timm", "+students.mine.name=levit_128s"
+    )
+    assert found == {"resnet18": "resnet18", "mine": "levit_128s"}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "bench bench=fleet"])
+def test_every_command_that_trains_knows_them(command: str) -> None:
+    name, *words = command.split()
+    config = compose(name, [*words, "data.root=/x", "student=[timm/levit_128s,timm/vit_tiny]"])
+    assert list(config.students) == ["levit_128s", "vit_tiny"]
