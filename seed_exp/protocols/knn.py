@@ -11,6 +11,7 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.evaluation.votes import knn_accuracy
@@ -40,6 +41,12 @@ def knn(config: KnnConfig) -> Accuracies:
             bad_samples,
         )
         encoders = {name: student.features for name, student in frozen.students.items()}
+        recalibrated = {}
+        if config.recalibrate_bn:
+            networks = {name: student.encoder for name, student in frozen.students.items()}
+            recalibrated["recalibrate_bn"] = recalibrate_batch_norm(
+                networks, extract, sources.train
+            )
         bank, bank_labels, _ = extract(encoders, sources.train, evenly_spaced(len(sources.train)))
         queries, query_labels, _ = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
         if distributed.rank() != 0:
@@ -65,6 +72,7 @@ def knn(config: KnnConfig) -> Accuracies:
             "bank": sources.train.fingerprint(),
             "queries": sources.val.fingerprint(),
             "students": frozen.record,
+            **recalibrated,
         }
         path = write_results(run_home(run), "knn", protocol, results)
     measures = list(next(iter(results.values())))

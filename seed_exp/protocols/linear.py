@@ -13,6 +13,7 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.evaluation.accuracy import linear_accuracy
 from seed_exp.evaluation.features import run_extractor
+from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.results import with_best
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.methods.linear_probe import LinearProbe
@@ -51,6 +52,11 @@ def linear(config: LinearConfig) -> Measures:
             }
             probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
             extract = run_extractor(run)
+            protocol = {"best_lr_chosen_on": "val"}
+            if config.recalibrate_bn:
+                protocol["recalibrate_bn"] = recalibrate_batch_norm(
+                    encoders, extract, sources.train
+                )
 
             def accuracy(names: Collection[str]) -> Measures:
                 found = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
@@ -73,7 +79,7 @@ def linear(config: LinearConfig) -> Measures:
                 evaluated,
                 measured,
                 title="linear evaluation",
-                protocol={"best_lr_chosen_on": "val"},
+                protocol=protocol,
                 bn_per_rank=False,
             )
     return measured.results

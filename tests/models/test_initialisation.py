@@ -200,7 +200,9 @@ def test_stochastic_depth_rises_linearly_over_the_blocks(network: str) -> None:
     if rate == 0:
         assert found == {}
         return
-    blocks = [f"blocks.{i}.{j}" for i, stage in enumerate(encoder.blocks) for j in range(len(stage))]  # type: ignore[arg-type]
+    blocks = [
+        f"blocks.{i}.{j}" for i, stage in enumerate(encoder.blocks) for j in range(len(stage))
+    ]  # type: ignore[arg-type]
     expected = {
         f"{block}.drop_path": rate * number / len(blocks)
         for number, block in enumerate(blocks)
