@@ -57,7 +57,7 @@ class Overflow:
         return Overflow()  # an event of a GPU cannot be copied
 
     def seen(self) -> bool:
-        """Whether an embedding is known to have been not finite; logs a warning when it finds out."""
+        """Whether an embedding is known to have been not finite; the first time it is logged."""
         if self._arriving is not None and self._arriving.is_there():
             self._note(bool(self._arriving.flag))
             self._arriving = None
@@ -99,6 +99,6 @@ def sent_to_host(flag: Tensor) -> Arriving:
         return Arriving(flag, lambda: True)
     on_host = torch.empty((), dtype=torch.bool, pin_memory=True)
     on_host.copy_(flag, non_blocking=True)
-    arrival = torch.cuda.Event()
+    arrival = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
     arrival.record()
     return Arriving(on_host, arrival.query)

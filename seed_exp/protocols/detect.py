@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from seed_exp.config.schema import DataConfig, DetectConfig
@@ -25,6 +24,7 @@ from seed_exp.protocols.supervised import (
     Measures,
     open_evaluation,
     train_and_measure,
+    with_shared_batch_norm,
     write_measures,
 )
 from seed_exp.views.uncropped import WholeImages
@@ -129,11 +129,8 @@ def build_detectors(
             image_mean=frozen.views.mean,
             image_std=frozen.views.std,
         )
-        if (
-            distributed.world_size() > 1 and device.type == "cuda"
-        ):  # as in MoCo: two images per GPU make no statistics
-            detector = convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
-        detectors[name] = detector
+        # Two images per GPU make no statistics.
+        detectors[name] = with_shared_batch_norm(detector, device)
     return detectors
 
 
