@@ -123,7 +123,10 @@ class Extractor:
 
 
 def run_extractor(run: Run[Any]) -> Extractor:
-    """An extractor with a run's views, device, workers and precision, whose unreadable images the run lists."""
+    """An extractor with a run's views, device, workers and precision.
+
+    The run lists the images that it cannot read.
+    """
     return Extractor(
         EvalViews(run.config.views),
         run.device,

@@ -33,11 +33,11 @@ log = logging.getLogger("seed_exp")
 
 
 def detect(config: DetectConfig) -> Measures:
-    """Trains and evaluates detectors, prints a table, writes results/detect-*.json into the run folder.
+    """Trains and evaluates detectors, prints a table, writes results/detect-*.json into the run.
 
     Returns:
-        {student: {"box_ap": percent, "box_ap50": ..., "box_ap75": ...}}, with masks also "mask_ap" and so on. Students that
-        diverged are left out.
+        {student: {"box_ap": percent, "box_ap50": ..., "box_ap75": ...}}, with masks also "mask_ap"
+        and so on. Students that diverged are left out.
     """
     _check_library()
     device = distributed.local_device(config.device)
@@ -48,7 +48,8 @@ def detect(config: DetectConfig) -> Measures:
         train = train.with_objects()
         if config.masks and train.objects[0].outlines is None:
             raise ValueError(
-                f"masks=true needs data with the objects' outlines, which data={config.data.source} lacks; use coco"
+                "masks=true needs data with the objects' outlines, "
+                f"which data={config.data.source} lacks; use coco"
             )
         detectors = build_detectors(config, frozen, len(train.category_ids), device)
         evaluated = Evaluated(frozen, train, val)
@@ -104,8 +105,8 @@ def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:
     train, val = load_source(config, "train"), load_source(config, "val")
     if not isinstance(train, DetectionSet) or not isinstance(val, DetectionSet):
         raise ValueError(
-            f"detect needs images with boxes around objects, all of them: data=voc or data=coco, without data.fraction and "
-            f"data.subset; got data={config.source}"
+            "detect needs images with boxes around objects, all of them: data=voc or data=coco, "
+            f"without data.fraction and data.subset; got data={config.source}"
         )
     return train, val
 
@@ -113,7 +114,10 @@ def load_objects(config: DataConfig) -> tuple[DetectionSet, DetectionSet]:
 def build_detectors(
     config: DetectConfig, frozen: FrozenRun, num_classes: int, device: torch.device
 ) -> dict[str, nn.Module]:
-    """A detector on each student's encoder; its own initial weights depend on the seed and the student's name."""
+    """A detector on each student's encoder.
+
+    Its own initial weights depend on the seed and the student's name.
+    """
     detectors: dict[str, nn.Module] = {}
     for name, student in frozen.students.items():
         torch.manual_seed(derive_seed(config.seed, "detector", name))

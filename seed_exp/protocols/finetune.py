@@ -31,8 +31,9 @@ def finetune(config: FinetuneConfig) -> Measures:
     """Fine-tunes and evaluates, prints a table, writes results/finetune-*.json into the run folder.
 
     Returns:
-        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's. "Best" is
-        by validation accuracy, so with several rates it is slightly optimistic. Rates that diverged are left out.
+        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name
+        its best rate's. "Best" is by validation accuracy, so with several rates it is slightly
+        optimistic. Rates that diverged are left out.
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):

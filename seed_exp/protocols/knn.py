@@ -21,14 +21,19 @@ Accuracies = dict[str, dict[str, float]]
 
 
 def knn(config: KnnConfig) -> Accuracies:
-    """Evaluates, prints a table, writes results/knn-*.json into the run folder; returns {student: {measure: percent}}."""
+    """Evaluates, prints a table, writes results/knn-*.json into the run folder.
+
+    Returns:
+        {student: {measure: percent}}.
+    """
     run = Path(config.run)
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
         if max(config.ks) > len(sources.train):
             raise ValueError(
-                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks"
+                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; "
+                "choose smaller ks"
             )
         bad_samples = list_bad_samples(config.data, run_home(run))
         num_workers = num_workers_of(config.data)

@@ -32,8 +32,9 @@ def linear(config: LinearConfig) -> Measures:
     """Evaluates, prints a table, writes results/linear-*.json into the run folder.
 
     Returns:
-        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name its best rate's. "Best" is
-        by validation accuracy, so with several rates it is slightly optimistic. Rates that diverged are left out.
+        {<student>/lr<rate>: {"top1": percent, "top5": percent}}, and under each student's own name
+        its best rate's. "Best" is by validation accuracy, so with several rates it is slightly
+        optimistic. Rates that diverged are left out.
     """
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
@@ -41,8 +42,8 @@ def linear(config: LinearConfig) -> Measures:
         sources = load_labelled(config.data)
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
-                f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run "
-                f"was trained for {eval_options(frozen.views)}; choose fitting views, e.g. "
+                f"views={config.views.name} evaluates with {eval_options(config.views)}, "
+                f"but the run was trained for {eval_options(frozen.views)}; choose fitting views, e.g. "
                 "views=linear_digits, or set these options"
             )
         evaluated = Evaluated(frozen, sources.train, sources.val)

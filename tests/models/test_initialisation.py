@@ -156,7 +156,7 @@ def test_the_same_network_of_timm_keeps_timms_weights() -> None:
 
 
 def test_a_rule_that_the_network_lacks_or_nobody_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match="networks that SEED released .* not of network=timm"):
+    with pytest.raises(ValueError, match=r"networks that SEED released .* not of network=timm"):
         StudentConfig("timm", "resnet18", init_rule="released")
     with pytest.raises(ValueError, match="must be null or one of timm, released, got torch"):
         StudentConfig("resnet18", init_rule="torch")
