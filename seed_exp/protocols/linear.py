@@ -43,8 +43,8 @@ def linear(config: LinearConfig) -> Measures:
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
                 f"views={config.views.name} evaluates with {eval_options(config.views)}, "
-                f"but the run was trained for {eval_options(frozen.views)}; choose fitting views, e.g. "
-                "views=linear_digits, or set these options"
+                f"but the run was trained for {eval_options(frozen.views)}; "
+                "choose fitting views, e.g. views=linear_digits, or set these options"
             )
         evaluated = Evaluated(frozen, sources.train, sources.val)
         with open_evaluation("linear", config, evaluated, device) as run:

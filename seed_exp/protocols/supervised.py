@@ -136,7 +136,7 @@ def write_measures(
     protocol: Mapping[str, Any],
     bn_per_rank: bool,
 ) -> None:
-    """Prints a table and writes results/<command>-*.json into the evaluated run's folder, on rank 0.
+    """Prints a table and writes results/<command>-*.json into the evaluated run, on rank 0.
 
     Args:
         run: The evaluation.
