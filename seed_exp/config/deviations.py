@@ -1,6 +1,6 @@
 """Values of papers and their released code, where the files of conf/ differ; --help shows them.
 
-The README gives the reasons: "Deviations from the released code".
+docs/fidelity.md lists all differences, with their direction and measured effect.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ class Removed(NamedTuple):
 CHANGED_DEFAULTS: dict[str, ChangedDefault] = {
     "MocoConfig.bn_group_size": ChangedDefault("0.2.0", None),
     "DiscoConfig.bn_group_size": ChangedDefault("0.2.0", None),
+    # Without dropout in MobileNetV3-Large and with timm's initialisation.
+    "StudentConfig.init_rule": ChangedDefault("0.2.0", "timm"),
 }
 """By class and field in config.schema, such as "FitConfig.max_skipped"; subclasses are included."""
 

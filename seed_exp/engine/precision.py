@@ -22,7 +22,13 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     return Precision.float32 if is_older else Precision.bfloat16
 
 
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """The format of `resolve` as torch has it."""
+    is_half = resolve(precision, device) is Precision.bfloat16
+    return torch.bfloat16 if is_half else torch.float32
+
+
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Context for forward passes."""
-    enabled = resolve(precision, device) is Precision.bfloat16
+    enabled = dtype_of(precision, device) is torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -130,7 +130,10 @@ def is_finite(features: Tensor) -> bool:
 
 
 def run_extractor(run: Run[Any]) -> Extractor:
-    """An extractor with the views, device, workers and precision of a run."""
+    """An extractor with a run's views, device, workers and precision.
+
+    The run lists the images that it cannot read.
+    """
     return Extractor(
         EvalViews(run.config.views),
         run.device,

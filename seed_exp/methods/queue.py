@@ -33,12 +33,17 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, embeddings: Tensor) -> None:
-        """Replaces the oldest entries by `embeddings` [M, D]; of more than K, the last K stay."""
+        """Replaces the oldest entries by `embeddings` [M, D]; of more than K, the last K stay.
+
+        An embedding that is not finite replaces nothing: it would spoil the loss of later steps.
+        """
         size = len(self.embeddings)
         end = self.position + len(embeddings)
         newest = embeddings[-size:]
         rows = torch.arange(end - len(newest), end, device=self.embeddings.device) % size
-        self.embeddings[rows] = newest.to(self.embeddings.dtype)
+        usable = newest.isfinite().all(1, keepdim=True)
+        replaced = torch.where(usable, newest.to(self.embeddings.dtype), self.embeddings[rows])
+        self.embeddings[rows] = replaced
         self.position = end % size
 
     def get_extra_state(self) -> int:

@@ -240,7 +240,8 @@ class Seed(Method):
                 for name, view in flat.items()
             }
         embeddings = {name: self.teacher(view) for name, view in flat.items()}
-        if self.cache is not None:
+        # The key of the cache names the teacher's number format.
+        if self.cache is not None and not self.teacher.overflow.seen():
             by_view = {
                 name: embeddings[name].unflatten(0, view.shape[:2]) for name, view in views.items()
             }

@@ -118,22 +118,25 @@ class TeacherCache:
     def write(self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor]) -> None:
         """Writes the embeddings [V, N, D] per resolution of images `indices` [N] in `epoch`.
 
-        If that fails, a warning is logged and nothing more is written: a full disk must not end a
-        training.
+        An image with an embedding that is not finite is left out. If writing fails, a warning is
+        logged and nothing more is written: a full disk must not end a training.
         """
         if not self._writable:
             return
         rows = np.empty(len(indices), self._row)
+        finite = np.ones(len(indices), np.bool_)
         for name, num in self.num_views.items():
             assert embeddings[name].shape == (num, len(indices), self.embedding_dim)
             rows[name] = embeddings[name].transpose(0, 1).cpu().numpy()
+            finite &= np.isfinite(rows[name]).all((1, 2))
         raw: NDArray[np.uint8] = rows.view(np.uint8).reshape(len(rows), -1)
         start = self._checksum_start(epoch)
         rows["checksum"] = [zlib.crc32(row[4:], start) for row in raw]
         try:
             file = self._open_output(epoch)
-            for index, row in zip(indices.tolist(), raw, strict=True):
-                os.pwrite(file.fileno(), row, index * row.nbytes)
+            for index, row, is_finite in zip(indices.tolist(), raw, finite, strict=True):
+                if is_finite:
+                    os.pwrite(file.fileno(), row, index * row.nbytes)
         except OSError as error:
             self._writable = False
             log.warning(

@@ -18,6 +18,7 @@ from seed_exp.models.weights import first_line, misfit, with_counters
 # Training options of the released networks; timm's defaults are 0.1, no dropout, no stochastic
 # depth.
 EFFICIENTNET_TRAINING = {"bn_momentum": 0.01, "drop_rate": 0.2, "drop_path_rate": 0.2}
+MOBILENET_DROP_RATE = 0.2
 
 
 class UnknownNetworkError(ValueError):
@@ -147,9 +148,13 @@ def efficientnet_b1() -> nn.Module:
     return encoder
 
 
-def mobilenetv3_large() -> nn.Module:
-    """The released MobileNetV3-Large: blocks activate after squeeze-excite instead of before."""
-    encoder = timm_encoder("mobilenetv3_large_100")
+def mobilenetv3_large(drop_rate: float) -> nn.Module:
+    """The released MobileNetV3-Large: blocks activate after squeeze-excite instead of before.
+
+    Args:
+        drop_rate: Share of the feature that dropout sets to 0 in training mode.
+    """
+    encoder = timm_encoder("mobilenetv3_large_100", drop_rate=drop_rate)
     for block in encoder.modules():
         if isinstance(block, InvertedResidual) and isinstance(block.se, SqueezeExcite):
             block.se = _ActivatedSqueezeExcite(block.se, block.bn2.act)

@@ -20,12 +20,14 @@ from seed_exp.config.schema import StudentConfig
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.encoders import (
     EFFICIENTNET_TRAINING,
+    MOBILENET_DROP_RATE,
     efficientnet_b1,
     load_encoder,
     mobilenetv3_large,
     timm_encoder,
 )
 from seed_exp.models.heads import projection_head
+from seed_exp.models.initialisation import initialise_as_released
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
 from seed_exp.models.weights import misfit, read_checkpoint, refuse_long_header
@@ -35,7 +37,9 @@ STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "resnet18": lambda _: timm_encoder("resnet18"),
     "resnet34": lambda _: timm_encoder("resnet34"),
     "resnet50": lambda _: timm_encoder("resnet50"),
-    "mobilenetv3_large": lambda _: mobilenetv3_large(),
+    "mobilenetv3_large": lambda config: mobilenetv3_large(
+        MOBILENET_DROP_RATE if config.init_rule == "released" else 0.0
+    ),
     "efficientnet_b0": lambda _: timm_encoder("tf_efficientnet_b0", **EFFICIENTNET_TRAINING),
     "efficientnet_b1": lambda _: efficientnet_b1(),
     "timm": lambda config: timm_encoder(config.name),
@@ -85,6 +89,7 @@ class Student(nn.Module):
 def build_student(config: StudentConfig, embedding_dim: int) -> Student:
     """A student with random weights, or with those of `config.init` in its encoder.
 
+    Random weights follow the rule `config.init_rule`.
     The head starts from `config.init` too if that is a student whose head has the same widths;
     otherwise it is random.
 
@@ -99,6 +104,8 @@ def build_student(config: StudentConfig, embedding_dim: int) -> Student:
         )
     encoder = lookup(STUDENTS, config.network, "student network")(config)
     student = Student(encoder, config.hidden_dim, embedding_dim, deep_head=bool(config.deep_head))
+    if config.init_rule == "released":
+        initialise_as_released(config.network, student.encoder, student.head)
     if config.init is not None:
         _start_from(Path(config.init), student, config)
     return student
@@ -190,13 +197,19 @@ def read_header(path: Path) -> dict[str, Any] | None:
         return None
     try:
         header: dict[str, Any] = json.loads(metadata["seed_exp"])
-        StudentConfig(**header["student"])
+        recorded_config(header)
         _ = header["embedding_dim"] + 0
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(
             f"{path} has a header that describes no student ({type(error).__name__})"
         ) from None
     return header
+
+
+def recorded_config(header: Mapping[str, Any]) -> StudentConfig:
+    """The options of a student from the header of its file."""
+    # Files from before 0.2.0 lack the rule: their students have timm's, and hence its dropout.
+    return StudentConfig(**{"init_rule": "timm", **header["student"]})
 
 
 def _load_whole(path: Path) -> tuple[Student, dict[str, Any]]:
@@ -221,7 +234,7 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
             f"{path} is no student file; "
             "expected <run>/students/<name>.safetensors of distill or pretrain"
         )
-    config = replace(StudentConfig(**header["student"]), init=None)
+    config = replace(recorded_config(header), init=None)
     try:
         # On the meta device, so that huge sizes in a bad header take no memory.
         with torch.device("meta"):

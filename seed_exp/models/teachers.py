@@ -20,6 +20,12 @@ from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
 from seed_exp.models.reduction import Reduction
 from seed_exp.models.students import exported_network, load_students, refuse_twin, student_files
+from seed_exp.models.teacher_precision import (
+    Overflow,
+    callers_dtype,
+    computing_in,
+    teacher_dtype,
+)
 from seed_exp.models.teacher_ssl import MLP, TEACHER_SSL, load_weights
 from seed_exp.models.weights import first_line, read_checkpoint, tensors_hash
 from seed_exp.models.wide_resnet import WideResNet
@@ -279,6 +285,8 @@ class Teacher(nn.Module):
         self.embedding_dim = embedding_dim
         self.fingerprint = ""
         """Hash of the teacher's weights; empty if untrained."""
+        self.overflow = Overflow()
+        """Whether float16 does not hold its embeddings."""
         self.requires_grad_(False)
         self.eval()
 
@@ -289,9 +297,22 @@ class Teacher(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """Embeddings [N, D] of views [N, 3, S, S].
 
-        They have unit length, are constants for autograd, and are float32 also under autocast.
+        They have unit length, are constants for autograd, and are float32 also under autocast. The
+        network computes in the format of `teacher_dtype`, or in float32 once an embedding was not
+        finite in float16. On a GPU the passes until that is known return such embeddings too.
         """
-        with torch.inference_mode():
+        device = views.device.type
+        dtype = teacher_dtype(callers_dtype(device), device)
+        if dtype is torch.float16 and not self.overflow.seen():
+            embeddings = self._in(dtype, views)
+            self.overflow.add(embeddings, views.shape)
+            if not self.overflow.seen():
+                return embeddings
+        return self._in(torch.float32 if dtype is torch.float16 else dtype, views)
+
+    def _in(self, dtype: torch.dtype, views: Tensor) -> Tensor:
+        """The embeddings, computed in `dtype`."""
+        with torch.inference_mode(), computing_in(dtype, views.device.type):
             embeddings = self.embed(views)
         return embeddings.clone()  # an inference tensor itself cannot be saved for a backward pass
 

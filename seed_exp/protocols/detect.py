@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from seed_exp.config.schema import DataConfig, DetectConfig
@@ -25,6 +24,7 @@ from seed_exp.protocols.supervised import (
     Measures,
     open_evaluation,
     train_and_measure,
+    with_shared_batch_norm,
     write_measures,
 )
 from seed_exp.views.uncropped import WholeImages
@@ -33,7 +33,7 @@ log = logging.getLogger("seed_exp")
 
 
 def detect(config: DetectConfig) -> Measures:
-    """Trains and evaluates detectors, prints a table, writes results/detect-*.json in the run.
+    """Trains and evaluates detectors, prints a table, writes results/detect-*.json into the run.
 
     Returns:
         {student: {"box_ap": percent, "box_ap50": ..., "box_ap75": ...}}, with masks also "mask_ap"
@@ -48,8 +48,8 @@ def detect(config: DetectConfig) -> Measures:
         train = train.with_objects()
         if config.masks and train.objects[0].outlines is None:
             raise ValueError(
-                "masks=true needs data with the objects' outlines, which "
-                f"data={config.data.source} lacks; use coco"
+                "masks=true needs data with the objects' outlines, "
+                f"which data={config.data.source} lacks; use coco"
             )
         detectors = build_detectors(config, frozen, len(train.category_ids), device)
         evaluated = Evaluated(frozen, train, val)
@@ -133,11 +133,8 @@ def build_detectors(
             image_mean=frozen.views.mean,
             image_std=frozen.views.std,
         )
-        if (
-            distributed.world_size() > 1 and device.type == "cuda"
-        ):  # as in MoCo: two images per GPU make no statistics
-            detector = convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
-        detectors[name] = detector
+        # Two images per GPU make no statistics.
+        detectors[name] = with_shared_batch_norm(detector, device)
     return detectors
 
 

@@ -19,6 +19,7 @@ from seed_exp.protocols.supervised import (
     Measures,
     open_evaluation,
     train_and_measure,
+    with_shared_batch_norm,
     write_measures,
 )
 from seed_exp.views.recipe import TrainViews
@@ -54,6 +55,10 @@ def finetune(config: FinetuneConfig) -> Measures:
                 sources.num_classes,
                 config.seed,
             )
+            method.trainable = {
+                name: with_shared_batch_norm(network, device)
+                for name, network in method.trainable.items()
+            }
             extract = run_extractor(run)
 
             def accuracy(names: Collection[str]) -> Measures:
@@ -79,6 +84,6 @@ def finetune(config: FinetuneConfig) -> Measures:
                 measured,
                 title="fine-tuning",
                 protocol={"best_lr_chosen_on": "val"},
-                bn_per_rank=True,
+                bn_per_rank=device.type != "cuda",
             )
     return measured.results

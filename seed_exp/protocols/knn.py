@@ -11,6 +11,7 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor, is_finite
+from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.results import run_home, write_results
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.evaluation.votes import knn_accuracy
@@ -34,7 +35,8 @@ def knn(config: KnnConfig) -> Accuracies:
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
         if max(config.ks) > len(sources.train):
             raise ValueError(
-                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks"
+                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; "
+                "choose smaller ks"
             )
         bad_samples = list_bad_samples(config.data, run_home(run))
         num_workers = num_workers_of(config.data)
@@ -47,6 +49,12 @@ def knn(config: KnnConfig) -> Accuracies:
             bad_samples,
         )
         encoders = {name: student.features for name, student in frozen.students.items()}
+        recalibrated = {}
+        if config.recalibrate_bn:
+            networks = {name: student.encoder for name, student in frozen.students.items()}
+            recalibrated["recalibrate_bn"] = recalibrate_batch_norm(
+                networks, extract, sources.train
+            )
         bank, bank_labels, _ = extract(encoders, sources.train, evenly_spaced(len(sources.train)))
         queries, query_labels, _ = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
         if distributed.rank() != 0:
@@ -81,6 +89,7 @@ def knn(config: KnnConfig) -> Accuracies:
             "bank": sources.train.fingerprint(),
             "queries": sources.val.fingerprint(),
             "students": frozen.record,
+            **recalibrated,
         }
         if diverged:
             protocol["diverged"] = diverged

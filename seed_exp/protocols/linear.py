@@ -13,6 +13,7 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.evaluation.accuracy import linear_accuracy
 from seed_exp.evaluation.features import run_extractor
+from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.results import with_best
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.methods.linear_probe import LinearProbe
@@ -41,9 +42,9 @@ def linear(config: LinearConfig) -> Measures:
         sources = load_labelled(config.data)
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
-                f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run "
-                f"was trained for {eval_options(frozen.views)}; choose fitting views, e.g. "
-                "views=linear_digits, or set these options"
+                f"views={config.views.name} evaluates with {eval_options(config.views)}, "
+                f"but the run was trained for {eval_options(frozen.views)}; "
+                "choose fitting views, e.g. views=linear_digits, or set these options"
             )
         evaluated = Evaluated(frozen, sources.train, sources.val)
         with open_evaluation("linear", config, evaluated, device) as run:
@@ -52,6 +53,11 @@ def linear(config: LinearConfig) -> Measures:
             }
             probe = LinearProbe(encoders, config.lrs, sources.num_classes, config.seed)
             extract = run_extractor(run)
+            protocol = {"best_lr_chosen_on": "val"}
+            if config.recalibrate_bn:
+                protocol["recalibrate_bn"] = recalibrate_batch_norm(
+                    encoders, extract, sources.train
+                )
 
             def accuracy(names: Collection[str]) -> Measures:
                 found = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
@@ -74,7 +80,7 @@ def linear(config: LinearConfig) -> Measures:
                 evaluated,
                 measured,
                 title="linear evaluation",
-                protocol={"best_lr_chosen_on": "val"},
+                protocol=protocol,
                 bn_per_rank=False,
             )
     return measured.results

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
 
 from seed_exp.base.table import markdown_table
 from seed_exp.config.identity import identity
@@ -55,6 +57,17 @@ def open_evaluation(
     inputs |= {name: record["sha256"] for name, record in students.items()}
     root = run_home(Path(config.run)) / command
     return open_run(command, "+".join(students), config, inputs, device, root)
+
+
+def with_shared_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, whose batch norm takes its statistics over all processes if they have GPUs.
+
+    As in the published protocols: SwAV's of few labels, MoCo's of detection.
+    """
+    if distributed.world_size() == 1 or device.type != "cuda":
+        return network
+    shared: nn.Module = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return shared
 
 
 def train_and_measure(
@@ -123,7 +136,7 @@ def write_measures(
     protocol: Mapping[str, Any],
     bn_per_rank: bool,
 ) -> None:
-    """Prints a table and writes results/<command>-*.json in the evaluated run's folder, on rank 0.
+    """Prints a table and writes results/<command>-*.json into the evaluated run, on rank 0.
 
     Args:
         run: The evaluation.

@@ -22,6 +22,7 @@ from seed_exp.engine import distributed
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor
+from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.setup import eval_options, load_frozen
 from seed_exp.exporting.feature_stream import FilesSource, Part, in_parts
 from seed_exp.exporting.neighbours import (
@@ -72,6 +73,12 @@ def embed(config: EmbedConfig) -> None:
             config.precision,
             bad_samples,
         )
+        recalibrated = {}
+        if config.recalibrate_bn:
+            with distributed.rank0_first():
+                train = load_source(config.data, "train")
+            encoders = {name: student.encoder for name, student in frozen.students.items()}
+            recalibrated["recalibrate_bn"] = recalibrate_batch_norm(encoders, extract, train)
         queries = None
         if config.query is not None:
             files = FilesSource(config.query)
@@ -95,6 +102,7 @@ def embed(config: EmbedConfig) -> None:
             "views": eval_options(frozen.views),
             "precision": resolve(config.precision, device).value,
             "version": __version__,
+            **recalibrated,
         }
         kept: list[Part] = []
         shown = _shown(parts, len(source), kept if is_searched else None)

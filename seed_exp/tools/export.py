@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from seed_exp.base.table import markdown_table
-from seed_exp.config.schema import CropConfig, ExportConfig, StudentConfig, ViewsConfig
+from seed_exp.config.schema import CropConfig, ExportConfig, ViewsConfig
 from seed_exp.data.sources import Source, load_source
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.evaluation.results import run_home
@@ -18,7 +18,7 @@ from seed_exp.exporting.folders import atomic_folder, refuse_existing
 from seed_exp.exporting.formats import FILES, Subject, export_formats, formats_of
 from seed_exp.exporting.hub import check_repository, push
 from seed_exp.exporting.loaders import timm_lines
-from seed_exp.models.students import load_students
+from seed_exp.models.students import load_students, recorded_config
 from seed_exp.views.recipe import EvalViews
 
 NUM_IMAGES = 16
@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
     errors: dict[str, dict[str, float]] = {}
     for name, (student, header) in students.items():
         images = seen_by(source, header["eval_views"])
-        config_of = StudentConfig(**header["student"])
+        config_of = recorded_config(header)
         subject = Subject(
             name,
             student.eval().requires_grad_(False),

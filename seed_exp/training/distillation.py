@@ -15,7 +15,7 @@ from seed_exp.config.schema import DistillConfig, QueueInit
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import newest_checkpoint
-from seed_exp.engine.precision import resolve
+from seed_exp.engine.precision import dtype_of
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.methods.objectives import OBJECTIVES
@@ -24,6 +24,7 @@ from seed_exp.methods.teacher_cache import TeacherCache, make_folder, refuse_wit
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.reduction import Reduction
 from seed_exp.models.students import Student
+from seed_exp.models.teacher_precision import teacher_dtype
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
@@ -163,6 +164,8 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
     if config.teacher_cache is None:
         return None
     evaluation = eval_options(config.views).keys() - {"mean", "std"}
+    device = distributed.local_device(config.device)
+    dtype = teacher_dtype(dtype_of(config.precision, device), device.type)
     views = to_plain(config.views)
     reduction = teacher.reduction
     key = {
@@ -173,7 +176,7 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         "data": train.fingerprint(),
         "views": {name: value for name, value in views.items() if name not in evaluation},
         "seed": config.seed,
-        "precision": resolve(config.precision, distributed.local_device(config.device)).value,
+        "precision": str(dtype).removeprefix("torch."),
         "version": __version__,
     }
     return TeacherCache(

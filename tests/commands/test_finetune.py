@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from seed_exp import __version__, finetune, knn, linear, pretrain
@@ -20,7 +21,10 @@ from seed_exp.config.compose import compose
 from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.sources import load_source
-from seed_exp.protocols.supervised import Measures, train_and_measure
+from seed_exp.engine import distributed
+from seed_exp.protocols import finetune as finetune_protocol
+from seed_exp.protocols import linear as linear_protocol
+from seed_exp.protocols.supervised import Measures, with_shared_batch_norm
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
 TRAIN = [
@@ -40,6 +44,8 @@ FINETUNE = [
     "epochs=1",
     "lrs=[0.1,0.3]",
 ]
+
+PROTOCOLS: dict[str, Any] = {"linear": linear_protocol, "finetune": finetune_protocol}
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +135,12 @@ def test_it_evaluates_every_so_many_epochs(home: Path) -> None:
 def test_training_is_compiled_and_evaluation_is_not(
     home: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counter = CompileCounter()
+    counter, module = CompileCounter(), PROTOCOLS[command]
+    train_and_measure = module.train_and_measure
     during: list[int] = []
 
-    def train(
-        run: Any,
+    def watching(
+        one: Any,
         evaluated: Any,
         method: Any,
         views: Any,
@@ -146,9 +153,9 @@ def test_training_is_compiled_and_evaluation_is_not(
             during.append(counter.frame_count - before)
             return results
 
-        return train_and_measure(run, evaluated, method, views, watched, **named)
+        return train_and_measure(one, evaluated, method, views, watched, **named)
 
-    monkeypatch.setattr(f"seed_exp.protocols.{command}.train_and_measure", train)
+    monkeypatch.setattr(module, "train_and_measure", watching)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     options = ["compile=true", "networks=[convnet_w2]", "lrs=[0.1]", "steps=2"]
     {"linear": linear.linear, "finetune": finetune.finetune}[command](
@@ -223,3 +230,56 @@ def test_a_run_is_transferred_to_other_images(home: Path, command: str) -> None:
 def test_options_that_finetune_cannot_follow_are_refused(option: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compose("finetune", [*FINETUNE, option])
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "is_shared"), [("cuda", 2, True), ("cuda", 1, False), ("cpu", 2, False)]
+)
+def test_batch_norm_takes_its_statistics_over_all_processes_that_have_gpus(
+    device: str, processes: int, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    keys = list(network.state_dict())
+    shared = with_shared_batch_norm(network, torch.device(device))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in shared.modules()) == is_shared
+    assert list(shared.state_dict()) == keys
+
+
+def test_every_network_that_is_fine_tuned_is_asked_to_share_its_batch_norm(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[nn.Module] = []
+
+    def share(network: nn.Module, device: torch.device) -> nn.Module:
+        asked.append(network)
+        return with_shared_batch_norm(network, device)
+
+    monkeypatch.setattr(finetune_protocol, "with_shared_batch_norm", share)
+    finetune.finetune(compose("finetune", [*FINETUNE, "networks=[convnet_w2]", "steps=1"]))
+    assert len(asked) == 2
+    assert len({id(network) for network in asked}) == 2
+
+
+@pytest.mark.parametrize("command", ["knn", "linear"])
+def test_recalibrated_statistics_stand_in_the_protocol_and_give_other_numbers(
+    home: Path, command: str
+) -> None:
+    """The results of both ways lie beside each other; the run's file stays as it is."""
+    file = home / "run" / "students" / "convnet_w32.safetensors"
+    before = file.read_bytes()
+    words = [*DATA, "run=run", "networks=[convnet_w32]"]
+    if command == "linear":
+        words += ["views=linear_digits", "steps=2", "batch_size=16", "lrs=[1]", "tracker=files"]
+    module: Any = {"knn": knn.knn, "linear": linear.linear}[command]
+    results = [
+        module(compose(command, [*words, f"recalibrate_bn={value}"])) for value in ("false", "true")
+    ]
+    assert results[0] != results[1]
+    paths = sorted((home / "run" / "results").glob(f"{command}-*.json"))
+    protocols = [json.loads(path.read_text())["protocol"] for path in paths]
+    said = [protocol["recalibrate_bn"] for protocol in protocols if "recalibrate_bn" in protocol]
+    assert len(protocols) == 2
+    assert len(said) == 1
+    assert "of batch norm from 1280 of the images digits" in said[0]
+    assert file.read_bytes() == before

@@ -283,6 +283,18 @@ def test_effective_options_are_what_this_version_would_have_recorded(
     assert effective_options("pretrain", old) == expected
 
 
+def test_a_released_student_goes_on_with_timms_rule_and_other_networks_without_a_word() -> None:
+    """Versions before the rule had timm's weights, and no option that says so."""
+    words = ["data=digits", "views=digits", "student=[resnet18,convnet_w2]"]
+    old = recorded(compose("pretrain", words))
+    del old["options"]["students"]["resnet18"]["init_rule"]
+    del old["options"]["students"]["convnet_w2"]["init_rule"]
+    now: PretrainConfig = compose("pretrain", words)
+    assert differences(old, now, INPUTS) == ["students.resnet18.init_rule was timm, now released"]
+    before: PretrainConfig = compose("pretrain", [*words, "students.resnet18.init_rule=timm"])
+    assert differences(old, before, INPUTS) == []
+
+
 def test_every_first_value_is_written_down() -> None:
     """A changed default would rename old runs, or mix them with new ones, if nobody noticed."""
     found = {}

@@ -48,3 +48,12 @@ def test_queue_stays_float32(dtype: torch.dtype) -> None:
     queue = Queue(4, 2, seed=0)
     queue.enqueue(torch.ones(3, 2, dtype=dtype))
     assert queue.embeddings.dtype == torch.float32
+
+
+def test_an_embedding_that_is_not_finite_takes_no_place() -> None:
+    queue = Queue(4, 2, seed=0)
+    before = queue.embeddings.clone()
+    queue.enqueue(torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.inf]]))
+    assert queue.position == 3
+    assert torch.equal(queue.embeddings[0], torch.tensor([1.0, 0.0]))
+    assert torch.equal(queue.embeddings[1:], before[1:])

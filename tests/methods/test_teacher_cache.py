@@ -417,3 +417,14 @@ def test_a_new_cache_without_room_is_refused_and_one_begun_is_used(
         "; 3.36kB are there, the disk has 33.6kB free"
     )  # rows, not whole blocks
     assert one.describe(12).endswith(" free, not enough for the rest")
+
+
+def test_an_image_with_an_embedding_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+    ours, indices = cache(tmp_path), torch.tensor([3, 5])
+    embeddings = embed(0, indices)
+    embeddings["local"][1, 0, 2] = torch.nan
+    ours.write(0, indices, embeddings)
+    assert ours.read(0, indices[:1]) is None
+    found = ours.read(0, indices[1:])
+    assert found is not None
+    assert torch.equal(found["local"][:, 0], embeddings["local"][:, 1])

@@ -29,6 +29,8 @@ class OfRunConfig:
 class LinearConfig(FitConfig, OfRunConfig):
     lrs: list[float] = field(default_factory=list)
     """Learning rates (at a batch of 256, times optimizer.lr), each of one classifier."""
+    recalibrate_bn: bool = False
+    """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
 
     def __post_init__(self) -> None:
         FitConfig.__post_init__(self)
@@ -119,6 +121,8 @@ class KnnConfig(OfRunConfig):
     """Numbers of neighbours, each with a majority and a weighted vote."""
     temperature: float = 0.07
     """Temperature of the weighted vote."""
+    recalibrate_bn: bool = False
+    """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
     batch_size: int = 256
     """Images per forward pass."""
     device: str = "auto"

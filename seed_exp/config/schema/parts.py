@@ -24,6 +24,19 @@ def require_global_only(views: ViewsConfig, command: str) -> None:
     )
 
 
+RELEASED_NETWORKS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenetv3_large",
+    "efficientnet_b0",
+    "efficientnet_b1",
+)
+"""Keys of models.students.STUDENTS that SEED released."""
+INIT_RULES = ("timm", "released")
+"""Values of students.<name>.init_rule."""
+
+
 @dataclass
 class StudentConfig:
     network: str = MISSING
@@ -38,8 +51,23 @@ class StudentConfig:
     """Initial weights (head too if it fits): run folder, student/SEED/timm file; null = random."""
     epochs: int | None = None
     """Passes over the training images, if fewer than the run's epochs; null = all."""
+    init_rule: str | None = None
+    """Rule of random weights and dropout: released, timm; null = released where SEED has one."""
 
     def __post_init__(self) -> None:
+        released = self.network in RELEASED_NETWORKS
+        if self.init_rule is None:
+            self.init_rule = "released" if released else "timm"
+        require(
+            self.init_rule in INIT_RULES,
+            f"students.<name>.init_rule must be null or one of {', '.join(INIT_RULES)}, "
+            f"got {self.init_rule}",
+        )
+        require(
+            released or self.init_rule == "timm",
+            f"students.<name>.init_rule=released is a rule of the networks that SEED released "
+            f"({', '.join(RELEASED_NETWORKS)}), not of network={self.network}; leave it out",
+        )
         require(
             self.hidden_dim is None or self.hidden_dim >= 1,
             f"hidden_dim must be null or at least 1, got {self.hidden_dim}",

@@ -171,6 +171,8 @@ class EmbedConfig(OfRunConfig):
     """gallery: number of evenly spaced query images."""
     duplicates: float | None = None
     """Smallest cosine of near-duplicates, which are listed beside the output; null = no list."""
+    recalibrate_bn: bool = False
+    """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
     batch_size: int = 256
     """Images per forward pass."""
     device: str = "auto"
