@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -46,19 +47,41 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+class ExperimentsSource(FileConfigSource):
+    """The files of a folder of which only `experiments/` is a config group.
+
+    Other folders that a user has there, such as `runs/`, would be config groups too in Hydra's own
+    source of files, and `runs=...` would then choose an option of a group.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """The beginning of its entries in the search path, `experiments://`."""
+        return "experiments"
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether the path is that of `experiments/` or of the folder above."""
+        return config_path in ("", "experiments") and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether the path is that of an experiment's file."""
+        return config_path.startswith("experiments/") and super().is_config(config_path)
+
+
 class ExperimentsSearchPath(SearchPathPlugin):
     """Makes experiments/ a config group, whatever the working directory is."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Appends the folder above experiments/."""
-        search_path.append(provider="seed_exp", path=f"file://{config_home()}")
+        search_path.append(provider="seed_exp", path=f"experiments://{config_home()}")
 
 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
 for _objective, _options in OBJECTIVE_CONFIGS.items():
     ConfigStore.instance().store(group="objective", name=f"{_objective}_schema", node=_options)
-Plugins.instance().register(ExperimentsSearchPath)
+for _plugin in (ExperimentsSource, ExperimentsSearchPath):
+    Plugins.instance().register(_plugin)
 
 
 def typed(config: DictConfig) -> Any:
