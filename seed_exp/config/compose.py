@@ -22,7 +22,8 @@ from hydra.errors import OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS
+from seed_exp.config.of_run import inherited_words
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS, OfRunConfig
 
 VERSION_BASE = "1.3"
 
@@ -121,9 +122,26 @@ def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
     refuse_nameless(overrides or [])
     if GlobalHydra.instance().is_initialized():  # a command that Hydra started calls this
-        return typed(hydra_compose(command, overrides or []))
+        return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
-        return typed(hydra_compose(command, overrides or []))
+        return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
+
+
+def of_its_run(command: str, config: DictConfig, overrides: list[str]) -> DictConfig:
+    """`config` with the images and views of the run that a command on trained students is given.
+
+    Args:
+        command: Any command.
+        config: What `overrides` compose.
+        overrides: The command line; it wins over the run.
+
+    Raises:
+        ValueError: as `inherited_words`.
+    """
+    if not issubclass(SCHEMAS[command], OfRunConfig) or OmegaConf.is_missing(config, "run"):
+        return config
+    words = inherited_words(command, Path(config.run), overrides)
+    return hydra_compose(command, [*words, *overrides]) if words else config
 
 
 def refuse_nameless(overrides: list[str]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from seed_exp.base.redaction import redact
 from seed_exp.base.registry import closest
 from seed_exp.config.compose import groups
+from seed_exp.config.words import word
 
 
 @contextmanager
@@ -62,8 +64,10 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; options are written KEY=VALUE, "
-            "in quotes where the value has spaces or brackets"
+            f"in quotes where the value has spaces or brackets{_as_text(error.override or '')}"
         )
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'\n", str(error)):
+        return _several_values(ambiguous[1], ambiguous[2])
     if unlisted := re.match(
         r"(?:In '([^']+)': )?Could not override '([\w/]+)'. No match in the defaults list",
         str(error),
@@ -87,6 +91,31 @@ def explain(error: Exception) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return f"{cause.full_key}: {_first_line(cause)}"
     return _first_line(error)
+
+
+def _as_text(override: str) -> str:
+    """A proposal to pass the value of the argument as text; empty if it was not meant as text."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w.@/+~]+", key) or value[:1] in ("[", "{"):
+        return ""
+    return f": {shlex.quote(word(key, value))}"
+
+
+def _several_values(key: str, values: str) -> str:
+    """The ways to write an argument with a comma in its value."""
+    sweep = f"-m {shlex.quote(f'{key}={values}')}"
+    together = shlex.quote(f"{key}=[{values}]")
+    if key == "student":
+        return (
+            f"{key}={values} names several networks; for a fleet in one run, which share the "
+            f"teacher's work, type {together}; for a run of each, one after the other, {sweep}"
+        )
+    if key in groups():
+        return f"{key}={values} chooses several; for a run with each, one after the other: {sweep}"
+    return (
+        f"{key}={values} has a comma; as one text it is {shlex.quote(word(key, values))}, "
+        f"as a list {together}, and for a run with each value {sweep}"
+    )
 
 
 def _names(error: OmegaConfBaseException) -> list[str]:

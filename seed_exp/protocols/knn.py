@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from seed_exp.base.table import markdown_table
@@ -25,10 +26,6 @@ def knn(config: KnnConfig) -> Accuracies:
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
-        if max(config.ks) > len(sources.train):
-            raise ValueError(
-                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; choose smaller ks"
-            )
         bad_samples = list_bad_samples(config.data, run_home(run))
         num_workers = num_workers_of(config.data)
         extract = Extractor(
@@ -44,13 +41,14 @@ def knn(config: KnnConfig) -> Accuracies:
         queries, query_labels, _ = extract(encoders, sources.val, evenly_spaced(len(sources.val)))
         if distributed.rank() != 0:
             return {}
+        ks = possible_ks(config.ks, len(bank_labels))
         results = {
             name: knn_accuracy(
                 bank[name].to(device),
                 bank_labels,
                 queries[name].to(device),
                 query_labels,
-                ks=config.ks,
+                ks=ks,
                 temperature=config.temperature,
             )
             for name in encoders
@@ -58,7 +56,7 @@ def knn(config: KnnConfig) -> Accuracies:
         protocol = {
             "features": "pooled encoder output, cosine similarity",
             "votes": "majority; weighted by exp(similarity / temperature)",
-            "ks": config.ks,
+            "ks": ks,
             "temperature": config.temperature,
             "views": eval_options(frozen.views),
             "precision": resolve(config.precision, device).value,
@@ -75,3 +73,12 @@ def knn(config: KnnConfig) -> Accuracies:
     print(markdown_table(["k-NN top-1, %", *measures], rows))
     print(f"written to {path}")
     return results
+
+
+def possible_ks(ks: Sequence[int], num_images: int) -> list[int]:
+    """The numbers of neighbours with none above the number of images; prints which it lowered."""
+    large = [k for k in ks if k > num_images]
+    if large:
+        names = ", ".join(f"k={k}" for k in large)
+        print(f"{names}: there are {num_images:,} training images; k={num_images} instead")
+    return list(dict.fromkeys(min(k, num_images) for k in ks))

@@ -41,8 +41,8 @@ def linear(config: LinearConfig) -> Measures:
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
                 f"views={config.views.name} evaluates with {eval_options(config.views)}, but the run "
-                f"was trained for {eval_options(frozen.views)}; choose fitting views, e.g. "
-                "views=linear_digits, or set these options"
+                f"was trained for {eval_options(frozen.views)}; leave out "
+                f"views={config.views.name} and these options: the run's own are the default"
             )
         evaluated = Evaluated(frozen, sources.train, sources.val)
         with open_evaluation("linear", config, evaluated, device) as run:

@@ -72,7 +72,7 @@ def distill(config: DistillConfig) -> Path:
             method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
             train_encoders(run, method, students, images)
             # 4. Whatever follows in the same job.
-            finish(run, students, evaluations)
+            finish(run, students, evaluations, images)
     return run.folder
 
 

@@ -37,5 +37,5 @@ def pretrain(config: PretrainConfig) -> Path:
             # 2. The training.
             train_encoders(run, Moco(students, config.moco, config.seed), students, images)
             # 3. Whatever follows in the same job.
-            finish(run, students, evaluations)
+            finish(run, students, evaluations, images)
     return run.folder
