@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from seed_exp.base import slurm
+from seed_exp.base.redaction import printable
 from seed_exp.base.stopping import Stopped, stop_at_once
 from seed_exp.config.compose import (
     VERSION_BASE,
@@ -124,7 +125,7 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
             option = f"{key.replace('-', '_')}={value or 'VALUE'}"
-            sys.exit(f"error: options are written without dashes: {option}")
+            sys.exit(f"error: options are written without dashes: {printable(option)}")
 
 
 def _refuse_sweep_of_ranks(arguments: list[str], name: str) -> None:

@@ -16,7 +16,7 @@ import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from seed_exp.base.redaction import redact
+from seed_exp.base.redaction import print_traceback, printable, printable_streams
 from seed_exp.base.registry import closest
 from seed_exp.config.compose import groups
 from seed_exp.config.words import word
@@ -27,10 +27,13 @@ def in_one_line() -> Iterator[None]:
     """Ends the process with one line and status 1 on an error that a user can cause.
 
     Any other error keeps its traceback; with HYDRA_FULL_ERROR=1 in the environment each error does.
+    Nothing that is printed shows a secret or controls the terminal: Hydra prints the arguments of a job that failed.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.excepthook = print_traceback
     try:
-        yield
+        with printable_streams():
+            yield
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
@@ -50,13 +53,13 @@ def in_one_line() -> Iterator[None]:
 def last_words(error: str) -> str:
     """The line with which a command ends; among several processes it names the rank."""
     if error.startswith("(rank "):  # engine.failure says that another rank failed
-        return redact(f"error {error}")
+        return printable(f"error {error}")
     rank = (
         f" (rank {os.environ['RANK']})"
         if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
         else ""
     )
-    return redact(f"error{rank}: {error}")
+    return printable(f"error{rank}: {error}")
 
 
 def explain(error: Exception) -> str:

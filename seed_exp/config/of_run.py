@@ -6,11 +6,11 @@ of its views and its normalisation are their defaults; the command line wins.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,20 @@ def inherited_words(command: str, run: Path, overrides: Sequence[str]) -> list[s
         overrides: The command line.
 
     Raises:
-        ValueError: an address of the run's images had a secret, which the run does not record.
+        ValueError: an address of the run's images had a secret, which the run does not record; or
+            an option that it records would be interpolated.
     """
     given = {re.split("[=@]", override.lstrip("+~"))[0] for override in overrides}
     options = recorded_options(run)
     if "experiments" in given or "data.source" not in options:
         return []
     words = [] if "data" in given else _data_words(command, options, given)
-    takes_views = "views" in {field.name for field in dataclasses.fields(SCHEMAS[command])}
-    return words + (view_words(options) if takes_views and "views" not in given else [])
+    if "views" not in given and "views" in {field.name for field in fields(SCHEMAS[command])}:
+        words += view_words(options)
+    for found in words:
+        if "${" in found:  # of another's run; it could read the environment
+            raise ValueError(f"{run} records {found}; no recorded option has a ${{...}} in it")
+    return words
 
 
 def recorded_options(run: Path) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def _data_words(command: str, options: Mapping[str, Any], given: Collection[str]
     kind = EVALUATIONS.get(command)
     if kind is not None and kind.sources is not None and source not in kind.sources:
         return []
-    usual = {f"data.{field.name}": field.default for field in dataclasses.fields(DataConfig)}
+    usual = {f"data.{field.name}": field.default for field in fields(DataConfig)}
     chosen = {
         key: value
         for key, value in options.items()

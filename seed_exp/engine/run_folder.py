@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from seed_exp import __version__
 from seed_exp.base.files import write_json
-from seed_exp.base.redaction import redact, redact_all
+from seed_exp.base.redaction import printable, redact_all
 from seed_exp.config.identity import differences, digest, identity
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import FitConfig
@@ -110,11 +110,11 @@ def _refuse_another_run(
         )
 
 
-class _Redacting(logging.Formatter):
-    """Formats without the secrets that a path or an error message may hold."""
+class _Printable(logging.Formatter):
+    """Formats without the secrets and control characters that a path or an error may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(super().format(record))
 
 
 class _Console(logging.Handler):
@@ -133,11 +133,11 @@ def log_to(folder: Path) -> Iterator[None]:
     before = log.level, log.propagate, list(log.handlers)
     console = _Console()
     console.setLevel(logging.INFO)
-    console.setFormatter(_Redacting())
+    console.setFormatter(_Printable())
     handlers: list[logging.Handler] = [console]
     if distributed.rank() == 0:
         file = logging.FileHandler(folder / "log.txt")
-        file.setFormatter(_Redacting("%(asctime)s %(message)s"))
+        file.setFormatter(_Printable("%(asctime)s %(message)s"))
         handlers.append(file)
     log.handlers[:] = handlers
     log.propagate = False

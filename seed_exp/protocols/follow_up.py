@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seed_exp.base.files import file_hash, write_json
+from seed_exp.base.redaction import redact, unsigned
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose
 from seed_exp.config.of_run import view_words
@@ -74,7 +75,8 @@ def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> N
     for line, run, config in evaluations:
         students = {name: file_hash(path) for name, path in student_files(folder).items()}
         done = json.loads(record.read_text()) if record.exists() else {}
-        if done.get(line) == students:
+        name = name_of(line)
+        if done.get(name) == students:
             log.info("%s: done before", line)
             continue
         problem = None
@@ -90,12 +92,18 @@ def run_evaluations(evaluations: Sequence[PlannedEvaluation], folder: Path) -> N
             failed.append(line)
             log.error("%s failed:\n%s", line, problem)
         elif distributed.rank() == 0:
-            write_json(record, {**done, line: students})
+            others = {name_of(other): evaluated for other, evaluated in done.items()}
+            write_json(record, {**others, name: students})
     if failed:
         raise ValueError(
             f"{folder}: the students are trained, but {' and '.join(map(repr, failed))} failed, "
             "as log.txt says; the same command, typed again, repeats nothing else"
         )
+
+
+def name_of(line: str) -> str:
+    """The evaluation's name in evaluated.json: without secrets, the same when signed anew."""
+    return redact(unsigned(line))
 
 
 def _inherited(name: str, config: EncoderFitConfig, given: Sequence[str]) -> list[str]:

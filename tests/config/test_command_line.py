@@ -142,7 +142,20 @@ def test_a_wrong_command_line_is_one_line_that_helps(
 
 WORDS = [
     *("plain/path-1.0", "a b", "a,b", "a {b}", "`date`", "(x)", "[x]", "{}", "{a: 1}", "null", "3"),
-    *("1e5", "", " x ", "it's", 'a "b"', "a\\", "C:\\x", "a=b", "~/photos", "ä#é", "glob(*)", "$HOME"),
+    *(
+        "1e5",
+        "",
+        " x ",
+        "it's",
+        'a "b"',
+        "a\\",
+        "C:\\x",
+        "a=b",
+        "~/photos",
+        "ä#é",
+        "glob(*)",
+        "$HOME",
+    ),
     *("*", "a\\'b", 'a\\"b', "true", "x: y", "%41", "!x", "-m", "a;b|c&d"),
     *(3, 0.5, True, None, ["a", "b c", 1.5, "x,y"], []),
 ]

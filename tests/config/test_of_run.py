@@ -116,6 +116,15 @@ def test_an_address_whose_secret_is_not_recorded_is_asked_for() -> None:
     assert compose("knn", [run, "data.root=x"]).data.root == "x"
 
 
+def test_a_run_of_others_cannot_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PASSWORD", "canary99")
+    options = {"data": {"source": "image_folder", "root": "${oc.env:MY_PASSWORD}"}}
+    write_json(Path("theirs/config.json"), {"command": "distill", "options": options})
+    with pytest.raises(ValueError, match=r"theirs records data\.root=") as refused:
+        compose("knn", ["run=theirs"])
+    assert "canary99" not in str(refused.value)
+
+
 def test_the_command_itself_and_a_sweep_over_runs_do_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
