@@ -49,7 +49,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as comma-separated values; text that a spreadsheet would run as a formula begins with '."""
+    """Rows as comma-separated values; text that a spreadsheet would take for a formula gets a '."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([[_no_formula(cell) for cell in row] for row in rows])

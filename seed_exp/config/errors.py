@@ -27,7 +27,8 @@ def in_one_line() -> Iterator[None]:
     """Ends the process with one line and status 1 on an error that a user can cause.
 
     Any other error keeps its traceback; with HYDRA_FULL_ERROR=1 in the environment each error does.
-    Nothing that is printed shows a secret or controls the terminal: Hydra prints the arguments of a job that failed.
+    Nothing that is printed shows a secret or controls the terminal: Hydra, for one, prints the
+    arguments of a job that failed.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     sys.excepthook = print_traceback
@@ -84,7 +85,8 @@ def explain(error: Exception) -> str:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, option = cause.missing_cfg_file.rpartition("/")
             known = closest(option, groups().get(group, []))
-            return f"no option {option!r} in config group {group!r}; {known}"
+            timm = _of_timm(group, option)
+            return f"no option {option!r} in config group {group!r}; {known}{timm}"
         if (
             isinstance(cause, ConfigKeyError | ConfigAttributeError)
             and cause.object_type
@@ -94,6 +96,18 @@ def explain(error: Exception) -> str:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return f"{cause.full_key}: {_first_line(cause)}"
     return _first_line(error)
+
+
+def _of_timm(group: str, name: str) -> str:
+    """The way to a network of timm, which has hundreds more than our config groups."""
+    option = {"student": "students.timm.name", "teacher": "teacher.name"}.get(group)
+    if option is None:
+        return ""
+    pattern = re.sub(r"[^\w.]", "*", name)
+    return (
+        f". For a network of timm: {group}=timm {option}=NAME; "
+        f"python -c \"import timm; print(timm.list_models('*{pattern}*'))\" lists names"
+    )
 
 
 def _as_text(override: str) -> str:

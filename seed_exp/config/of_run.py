@@ -50,7 +50,7 @@ def inherited_words(command: str, run: Path, overrides: Sequence[str]) -> list[s
     if "experiments" in given or "data.source" not in options:
         return []
     words = [] if "data" in given else _data_words(command, options, given)
-    if "views" not in given and "views" in {field.name for field in fields(SCHEMAS[command])}:
+    if "views" not in given and takes_views(command):
         words += view_words(options)
     for found in words:
         if "${" in found:  # of another's run; it could read the environment
@@ -68,6 +68,13 @@ def recorded_options(run: Path) -> dict[str, Any]:
         return dict(header["options"])
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def takes_views(command: str) -> bool:
+    """Whether the command is an evaluation whose views are to fit those of the run."""
+    kind = EVALUATIONS.get(command)
+    has_views = "views" in {field.name for field in fields(SCHEMAS[command])}
+    return kind is not None and kind.takes_views and has_views
 
 
 def view_words(options: Mapping[str, Any]) -> list[str]:

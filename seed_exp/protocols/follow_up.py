@@ -15,7 +15,7 @@ from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact, unsigned
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose
-from seed_exp.config.of_run import view_words
+from seed_exp.config.of_run import takes_views, view_words
 from seed_exp.config.options import decisive_options, flatten, to_plain
 from seed_exp.config.schema import EVALUATIONS, SCHEMAS, EncoderFitConfig
 from seed_exp.config.words import word
@@ -117,6 +117,6 @@ def _inherited(name: str, config: EncoderFitConfig, given: Sequence[str]) -> lis
     chosen = [word(group, option) for group, option in groups.items() if group in shared]
     options = flatten({option: to_plain(value) for option, value in shared.items()})
     words = [*chosen, *(word(key, value) for key, value in options.items())]
-    if "views" in known and not any(option.startswith("views=") for option in given):
+    if takes_views(name) and not any(option.startswith("views=") for option in given):
         words += view_words(decisive_options(to_plain(config)))
     return words

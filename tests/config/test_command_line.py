@@ -52,6 +52,13 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill student=[resnet18,resnt34]", "did you mean 'resnet34'?"),
         ("distill -m student=resnet18,resnt34", "did you mean 'resnet34'?"),
         ("distill teacher=swav_r50x2", "did you mean 'swav_r50w2'?"),
+        (
+            "distill student=mobilenetv3_small_050",
+            'student=timm students.timm.name=NAME; python -c "import timm; '
+            "print(timm.list_models('*mobilenetv3_small_050*'))\" lists names",
+        ),
+        ("distill teacher=dinov2", "teacher=timm teacher.name=NAME"),
+        ("distill", "data=photos data.root=FOLDER for a folder of photographs"),
         ("distill studnt=resnet18", "no option 'studnt'; did you mean 'student'?"),
         ("distill experimnets=table1", "no option 'experimnets'; did you mean 'experiments'?"),
         ("distill experiments=table1_moco_r50", "did you mean 'table1_moco_v2_r50'?"),

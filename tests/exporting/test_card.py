@@ -248,7 +248,7 @@ def test_no_markup_of_a_name_reaches_the_card(tmp_path: Path) -> None:
     assert "\n### `a --- license: mit --- <b>`\n" in text
     assert "| top1 " in text
     assert "\nlicense: mit" not in text
-    assert front(text)["license"] == "other"
+    assert front(text)["license"] == "cc-by-nc-4.0"
 
 
 def test_formats_that_were_not_exported_are_not_mentioned(tmp_path: Path) -> None:
