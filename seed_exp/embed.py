@@ -1,8 +1,7 @@
 """Write the features of all images of a source into one file.
 
-  python -m seed_exp.embed run=runs/distill/NAME data=image_folder \\
-      data.root=PHOTOS
-      # writes features.parquet
+  python -m seed_exp.embed run=runs/distill/NAME
+      # writes features.parquet, of the images of the run
   python -m seed_exp.embed run=student.safetensors data=image_folder \\
       data.root=PHOTOS output=photos.npz dtype=float16
   python -m seed_exp.embed ... gallery=neighbours.html 'query=[holiday.jpg]'

@@ -10,8 +10,8 @@
 Writes files that timm, torchvision, ONNX Runtime and torch.export load by
 themselves, and a model card. Before a file gets its name, a fresh Python that
 does not know this package reads it and compares its features of the images of
-`data` with the network's own. A network's folder is whole or absent. ONNX needs
-pip install 'seed_exp[export]'.
+`data` (those of the run, unless you choose others) with the network's own. A
+network's folder is whole or absent. ONNX needs pip install 'seed_exp[export]'.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Fine-tune the students of a run on few labels or other images.
 
   python -m seed_exp.finetune run=runs/distill/NAME data.fraction=0.1
-      # semi-supervised: 10 % of the labels in SEED_DATA
+      # semi-supervised: 10 % of the labels of the run's images
   python -m seed_exp.finetune run=runs/distill/NAME data.subset=1percent.txt
       # semi-supervised: the images that a list names
   python -m seed_exp.finetune run=runs/distill/NAME data=torchvision \\
       data.name=CIFAR10
       # transfer
-  python -m seed_exp.finetune run=runs/distill/NAME data=digits \\
-      views=linear_digits
 
 The whole student is trained, with a new classifier in place of its projection
 head. Each learning rate trains a copy of the student; all copies learn side by

@@ -1,8 +1,9 @@
 """Evaluate the students of a run by k-NN, without training.
 
   python -m seed_exp.knn run=runs/distill/NAME
-      # images: the folder in SEED_DATA
-  python -m seed_exp.knn run=runs/distill/NAME data=digits
+      # images and views: those of the run
+  python -m seed_exp.knn run=runs/distill/NAME data=torchvision \\
+      data.name=CIFAR10
   python -m seed_exp.knn run=student.safetensors data=tsv data.root=images.tsv \\
       data.val_fraction=0.2
 

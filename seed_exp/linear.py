@@ -1,11 +1,11 @@
 """Evaluate the students of a run by linear classifiers on their features.
 
   python -m seed_exp.linear run=runs/distill/NAME
-      # images: the folder in SEED_DATA
+      # images and view sizes: those of the run
   python -m seed_exp.linear run=runs/distill/NAME 'lrs=[30]'
       # the paper's learning rate only
-  python -m seed_exp.linear run=runs/distill/NAME data=digits \\
-      views=linear_digits
+  python -m seed_exp.linear run=runs/distill/NAME data=torchvision \\
+      data.name=CIFAR10
 
 The protocol is MoCo's (arXiv:1911.05722): the encoder is frozen. Classifiers
 with different learning rates, of all students, are trained side by side in one

@@ -1,17 +1,21 @@
 """No file from outside can run code or write where it likes.
 
-What we write can be read by those whom the user lets.
+What we write can be read by those whom the user lets, and holds no secrets.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +23,12 @@ from PIL import Image
 from test_layers import MODULES, calls, imports, name_of, parse
 
 from seed_exp.base.files import atomic_write
-from seed_exp.config.schema import DataFormat
+from seed_exp.config.compose import compose
+from seed_exp.config.options import flatten, to_plain
+from seed_exp.config.schema import SCHEMAS, WITHOUT_SCHEMA, DataFormat
+from seed_exp.config.words import word
 from seed_exp.data.shards import ShardsSource
+from seed_exp.data.sources import load_source
 from seed_exp.data.writers import convert
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -298,3 +306,156 @@ def test_writing_leaves_the_umask_alone_which_all_threads_share(
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+# Secrets.
+
+TOKEN = f"hf_{'cAnArY' * 6}"
+PASSWORD = "canary-of-the-environment"
+ADDRESS = f"https://me:canary1@h/x.tsv?X-Amz-Signature=canary2&token=canary3&part={TOKEN}"
+CANARY = re.compile("canary", re.IGNORECASE)
+COMMANDS = {
+    name: importlib.import_module(f"seed_exp.{name}") for name in (*SCHEMAS, *WITHOUT_SCHEMA)
+}
+REQUIRED = {
+    **{name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")},
+    **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
+}
+MISTAKES = [
+    f"nothing={ADDRESS}",
+    f"+nothing={ADDRESS}",
+    f"data={ADDRESS}",
+    f"{ADDRESS}",
+    f"--data.root={ADDRESS}",
+    f"data.root=({ADDRESS}",
+    f"data.root={ADDRESS},b",
+    f"data.num_workers={ADDRESS}",
+    f"experiments={ADDRESS}",
+    f"run={ADDRESS}",
+]
+
+
+def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> str:
+    """What the command ends with: its last words or the traceback that the interpreter prints."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    said = io.StringIO()
+    with redirect_stderr(said):
+        try:
+            COMMANDS[name].main()
+        except SystemExit as stopped:
+            return said.getvalue() + str(stopped.code)
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    return said.getvalue()
+
+
+def found_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if CANARY.search(line)]
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MY_PASSWORD", PASSWORD)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.delenv("SEED_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["distill", "linear", "report", "sweep", "plan", "zoo"])
+def test_no_mistake_in_a_command_line_prints_a_secret(
+    secrets: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    first = {"sweep": ["status"], "zoo": ["show"]}.get(name, [])
+    for full in ("0", "1") if name == "distill" else ("0",):
+        for mistake in MISTAKES if name == "distill" else MISTAKES[:5]:
+            monkeypatch.setenv("HYDRA_FULL_ERROR", full)
+            ended = type_line(monkeypatch, name, *first, mistake)
+            assert ended, mistake
+            assert (mistake, found_in(ended), found_in("".join(capfd.readouterr()))) == (
+                mistake,
+                [],
+                [],
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_no_option_brings_a_secret_into_a_file_or_a_stream(
+    secrets: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    others = ["student=convnet_w2"] if name in ("distill", "pretrain") else []
+    options = flatten(to_plain(compose(name, [*REQUIRED.get(name, []), *others])))
+    for option, value in options.items():
+        if isinstance(value, bool | float):
+            continue
+        # The data that exist let the command go on to whatever reads the option.
+        words = [*REQUIRED.get(name, []), *others]
+        if "data" in {field.name for field in dataclasses.fields(SCHEMAS[name])}:
+            words += ["data=digits"] if not option.startswith("data.") else []
+        text = f"[{word('x', ADDRESS)[2:]}]" if isinstance(value, list) else ADDRESS
+        words = [*words, f"{option}={text}" if isinstance(value, list) else word(option, text)]
+        ended = type_line(monkeypatch, name, *(["steps=1"] if "steps" in options else []), *words)
+        assert (option, found_in(ended), found_in("".join(capfd.readouterr()))) == (option, [], [])
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or not CANARY.search(path.read_text(errors="replace")), path
+
+
+@pytest.mark.slow
+def test_no_file_of_a_whole_pipeline_holds_a_secret(
+    secrets: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / TOKEN  # every path that is given has a token in it
+    data = load_source(compose("verify", ["data=digits"]).data, "train")
+    for index in range(40):
+        folder = home / "photos" / str(index % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.image(index).permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    run, student = home / "run", home / "run" / "students" / "convnet_w2.safetensors"
+    images = ["data=image_folder", f"data.root={home}/photos", "data.val_fraction=0.25"]
+    images += ["data.num_workers=0"]
+    tags = [word("tracker.group", ADDRESS), f'tracker.tags=["{ADDRESS}","{PASSWORD}"]']
+    tiny = ["device=cpu", "steps=2", "batch_size=8", "log_every=1", *tags]
+    signed = shlex.quote(word("tracker.group", ADDRESS))
+    line = f"linear device=cpu steps=1 batch_size=8 lrs=[1] {signed}"
+    training = [*images, *tiny, "views=digits", "student=convnet_w2", "knn_bank_size=8"]
+    evaluated = [f"run={run}", f"data.root={home}/photos", "data.num_workers=0", "device=cpu"]
+    for name, *words in (
+        ("pretrain", *training, "moco.queue_size=16", f"run_dir={run}"),
+        (
+            *("distill", *training, "teacher=run", f"teacher.checkpoint={run}"),
+            *("objective.queue_size=16", f"students.convnet_w2.init={student}"),
+            *(f"run_dir={home}/small", f"evaluations=[{word('x', line)[2:]}]"),
+            f"teacher_cache={home}/cache",
+        ),
+        ("knn", *evaluated),
+        ("linear", *evaluated, *tiny[1:], "lrs=[1]"),
+        ("finetune", *evaluated, *tiny[1:], "lrs=[1]"),
+        (
+            *("embed", *evaluated, f"output={home}/f.npz", f"gallery={home}/g.html"),
+            *(f"query=[{home}/photos/0/0.png]", "duplicates=0.9"),
+        ),
+        ("export", *evaluated[:2], "formats=[torch_export]", f"output={home}/out"),
+        ("verify", *images, f"output={home}/bad.jsonl"),
+        ("convert", *images, "to=tsv", f"output={home}/tsv"),
+        ("preview", *images, "views=digits", "num_images=1", f"output={home}/p.png"),
+        ("report", f"runs=[{home}]", f"output={home}/report", word("title", ADDRESS)),
+    ):
+        ended = type_line(monkeypatch, name, *words)
+        assert "error" not in ended.lower(), (name, ended)
+        assert (name, found_in(ended), found_in("".join(capfd.readouterr()))) == (name, [], [])
+    files = [path for path in home.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"evaluated.json", "index.html", "g.html", "f.npz", "README.md", "config.json"} <= names
+    assert {path.suffix for path in files} >= {".safetensors", ".pt", ".txt", ".csv", ".tex"}
+    assert [path for path in files if CANARY.search(path.read_text(errors="replace"))] == []

@@ -1,10 +1,15 @@
-"""Removes secrets from text that is written or shown: keys, tokens, passwords, signed addresses."""
+"""Text that is written or shown, without secrets: keys, tokens, passwords, signed addresses."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import TracebackType
+from typing import Any, TextIO, cast
 from urllib.parse import quote
 
 HIDDEN = "***"
@@ -32,6 +37,9 @@ _PARAMETER = (
 )
 _VALUE = r"(?(inner)(?:(?!%(?:25)*26|\\u0026)[^&#])*|(?:(?!\\u0026)[^&#])*)"
 
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,})")
 _BEHIND_NAMES = (
     re.compile(
@@ -68,6 +76,52 @@ def redact_all(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: redact_all(inner) for key, inner in value.items()}
     return [redact_all(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def printable(text: str) -> str:
+    r"""`text` for a terminal: without secrets, control characters as in `\x1b`.
+
+    File and class names come from others. Their escape sequences could rewrite the screen, their
+    signs of direction could change the order of what is read. Line ends, tabs and the carriage
+    returns of progress bars stay.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], redact(text))
+
+
+class _Printing:
+    """A text stream that gives to another what is written, printable, one write at a time."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def printable_streams() -> Iterator[None]:
+    """Makes all that is printed until the context ends `printable`, by libraries too."""
+    with (
+        redirect_stdout(cast("TextIO", _Printing(sys.stdout))),
+        redirect_stderr(cast("TextIO", _Printing(sys.stderr))),
+    ):
+        yield
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A `sys.excepthook`: prints the traceback of an error, `printable`."""
+    lines = traceback.format_exception(kind, error, trace)
+    sys.stderr.write(printable("".join(lines)))
 
 
 def unsigned(text: str) -> str:

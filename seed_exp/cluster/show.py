@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_exp.base.files import atomic_write
-from seed_exp.base.table import markdown_table
+from seed_exp.base.table import csv_text, markdown_table
 from seed_exp.cluster.sweep_cells import Cell, State, Status, last_lines
 from seed_exp.cluster.sweeps import Sweep, summary
 from seed_exp.config.schema import EVALUATIONS
@@ -150,10 +148,8 @@ def write_csv(path: Path, outcomes: Sequence[dict[str, Any]]) -> None:
             for pair in _numbers(result["results"])
         ]
         lines += [[*beginning, *number] for number in numbers or [["", "", ""]]]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(csv_text(lines).encode())
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

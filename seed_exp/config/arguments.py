@@ -6,13 +6,15 @@ import argparse
 import sys
 from typing import NoReturn
 
+from seed_exp.base.redaction import printable
+
 
 class Parser(argparse.ArgumentParser):
     """Ends on an error with one line and status 1, as the composed commands do."""
 
     def error(self, message: str) -> NoReturn:
         """Prints the message; exits."""
-        sys.exit(f"error: {message}")
+        sys.exit(printable(f"error: {message}"))
 
 
 def count(text: str) -> int:

@@ -19,8 +19,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from seed_exp.base import slurm
+from seed_exp.base.redaction import printable
 from seed_exp.base.stopping import Stopped, stop_at_once
-from seed_exp.config.compose import VERSION_BASE, config_home, groups, refuse_nameless, typed
+from seed_exp.config.compose import (
+    VERSION_BASE,
+    config_home,
+    groups,
+    of_its_run,
+    refuse_nameless,
+    typed,
+)
 from seed_exp.config.errors import in_one_line, is_for_user, last_words
 from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
@@ -51,7 +59,7 @@ def command(
     def job(config: DictConfig) -> None:
         try:
             with stop_at_once(), _requeued():
-                run(typed(config))
+                run(typed(of_its_run(name, config, list(HydraConfig.get().overrides.task))))
         except Exception as error:
             for_user = (
                 isinstance(error, ValueError | OSError)
@@ -117,7 +125,7 @@ def _refuse_dashes(arguments: list[str], name: str) -> None:
         key, _, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key.partition(".")[0].replace("-", "_") in known:
             option = f"{key.replace('-', '_')}={value or 'VALUE'}"
-            sys.exit(f"error: options are written without dashes: {option}")
+            sys.exit(f"error: options are written without dashes: {printable(option)}")
 
 
 def _refuse_sweep_of_ranks(arguments: list[str], name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -21,7 +22,8 @@ from hydra.errors import OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS
+from seed_exp.config.of_run import inherited_words
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS, OfRunConfig
 from seed_exp.config.timm_students import TimmStudents, named_by_network
 
 VERSION_BASE = "1.3"
@@ -47,12 +49,33 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+class ExperimentsSource(FileConfigSource):
+    """The files of a folder of which only `experiments/` is a config group.
+
+    Other folders that a user has there, such as `runs/`, would be config groups too in Hydra's own
+    source of files, and `runs=...` would then choose an option of a group.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """The beginning of its entries in the search path, `experiments://`."""
+        return "experiments"
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether the path is that of `experiments/` or of the folder above."""
+        return config_path in ("", "experiments") and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether the path is that of an experiment's file."""
+        return config_path.startswith("experiments/") and super().is_config(config_path)
+
+
 class OwnSearchPath(SearchPathPlugin):
     """Makes experiments/ and student=timm/NAME available, whatever the working directory is."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Appends the folder above experiments/ and the source of timm's students."""
-        search_path.append(provider="seed_exp", path=f"file://{config_home()}")
+        search_path.append(provider="seed_exp", path=f"experiments://{config_home()}")
         search_path.append(provider="seed_exp", path=f"timm://{config_home() / 'conf'}")
 
 
@@ -60,8 +83,8 @@ for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
 for _objective, _options in OBJECTIVE_CONFIGS.items():
     ConfigStore.instance().store(group="objective", name=f"{_objective}_schema", node=_options)
-Plugins.instance().register(OwnSearchPath)
-Plugins.instance().register(TimmStudents)
+for _plugin in (ExperimentsSource, TimmStudents, OwnSearchPath):
+    Plugins.instance().register(_plugin)
 
 
 def typed(config: DictConfig) -> Any:
@@ -76,7 +99,7 @@ def typed(config: DictConfig) -> Any:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"missing option {missing[0]}: add {missing[0]}=VALUE to the command line")
-    result = OmegaConf.to_object(config)
+    result: Any = OmegaConf.to_object(config)
     if unknown := _unknown_options(result, ""):
         raise ValueError(f"no option {unknown[0]!r}; leave out the + to see the closest one")
     if hasattr(result, "students"):
@@ -106,9 +129,26 @@ def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
     refuse_nameless(overrides or [])
     if GlobalHydra.instance().is_initialized():  # a command that Hydra started calls this
-        return typed(hydra_compose(command, overrides or []))
+        return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
-        return typed(hydra_compose(command, overrides or []))
+        return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
+
+
+def of_its_run(command: str, config: DictConfig, overrides: list[str]) -> DictConfig:
+    """`config` with the images and views of the run that a command on trained students is given.
+
+    Args:
+        command: Any command.
+        config: What `overrides` compose.
+        overrides: The command line; it wins over the run.
+
+    Raises:
+        ValueError: as `inherited_words`.
+    """
+    if not issubclass(SCHEMAS[command], OfRunConfig) or OmegaConf.is_missing(config, "run"):
+        return config
+    words = inherited_words(command, Path(config.run), overrides)
+    return hydra_compose(command, [*words, *overrides]) if words else config
 
 
 def refuse_nameless(overrides: list[str]) -> None:

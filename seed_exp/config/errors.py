@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from seed_exp.base.redaction import redact
+from seed_exp.base.redaction import print_traceback, printable, printable_streams
 from seed_exp.base.registry import closest
 from seed_exp.base.stopping import INTERRUPTED, INTERRUPTED_STATUS
 from seed_exp.config.compose import groups
+from seed_exp.config.words import word
 
 
 @contextmanager
@@ -28,10 +30,14 @@ def in_one_line() -> Iterator[None]:
     After Ctrl-C the status is 130.
 
     Any other error keeps its traceback; with HYDRA_FULL_ERROR=1 in the environment each error does.
+    Nothing that is printed shows a secret or controls the terminal: Hydra, for one, prints the
+    arguments of a job that failed.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.excepthook = print_traceback
     try:
-        yield
+        with printable_streams():
+            yield
     except KeyboardInterrupt:
         if wants_traceback:
             raise
@@ -56,13 +62,13 @@ def in_one_line() -> Iterator[None]:
 def last_words(error: str) -> str:
     """The line with which a command ends; among several processes it names the rank."""
     if error.startswith("(rank "):  # engine.failure says that another rank failed
-        return redact(f"error {error}")
+        return printable(f"error {error}")
     rank = (
         f" (rank {os.environ['RANK']})"
         if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
         else ""
     )
-    return redact(f"error{rank}: {error}")
+    return printable(f"error{rank}: {error}")
 
 
 def explain(error: Exception) -> str:
@@ -70,8 +76,10 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; options are written KEY=VALUE, "
-            "in quotes where the value has spaces or brackets"
+            f"in quotes where the value has spaces or brackets{_as_text(error.override or '')}"
         )
+    if ambiguous := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'\n", str(error)):
+        return _several_values(ambiguous[1], ambiguous[2])
     if unlisted := re.match(
         r"(?:In '([^']+)': )?Could not override '([\w/]+)'. No match in the defaults list",
         str(error),
@@ -87,7 +95,8 @@ def explain(error: Exception) -> str:
             if group not in groups():
                 group, _, option = cause.missing_cfg_file.rpartition("/")
             known = closest(option, groups().get(group, []))
-            return f"no option {option!r} in config group {group!r}; {known}"
+            timm = _of_timm(group, option)
+            return f"no option {option!r} in config group {group!r}; {known}{timm}"
         if (
             isinstance(cause, ConfigKeyError | ConfigAttributeError)
             and cause.object_type
@@ -102,6 +111,43 @@ def explain(error: Exception) -> str:
             )
             return f"{cause.full_key}: {_first_line(cause)}{several}"
     return _first_line(error)
+
+
+def _of_timm(group: str, name: str) -> str:
+    """The way to a network of timm, which has hundreds more than our config groups."""
+    option = {"student": "students.timm.name", "teacher": "teacher.name"}.get(group)
+    if option is None:
+        return ""
+    pattern = re.sub(r"[^\w.]", "*", name)
+    return (
+        f". For a network of timm: {group}=timm {option}=NAME; "
+        f"python -c \"import timm; print(timm.list_models('*{pattern}*'))\" lists names"
+    )
+
+
+def _as_text(override: str) -> str:
+    """A proposal to pass the value of the argument as text; empty if it was not meant as text."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w.@/+~]+", key) or value[:1] in ("[", "{"):
+        return ""
+    return f": {shlex.quote(word(key, value))}"
+
+
+def _several_values(key: str, values: str) -> str:
+    """The ways to write an argument with a comma in its value."""
+    sweep = f"-m {shlex.quote(f'{key}={values}')}"
+    together = shlex.quote(f"{key}=[{values}]")
+    if key == "student":
+        return (
+            f"{key}={values} names several networks; for a fleet in one run, which share the "
+            f"teacher's work, type {together}; for a run of each, one after the other, {sweep}"
+        )
+    if key in groups():
+        return f"{key}={values} chooses several; for a run with each, one after the other: {sweep}"
+    return (
+        f"{key}={values} has a comma; as one text it is {shlex.quote(word(key, values))}, "
+        f"as a list {together}, and for a run with each value {sweep}"
+    )
 
 
 def _names(error: OmegaConfBaseException) -> list[str]:

@@ -84,9 +84,6 @@ Consulted only for options that a run's own schemas lack: another objective may 
 """
 
 
-PLACES: dict[str, tuple[str, ...]] = {"data.root": ("data", "train"), "data.val_root": ("val",)}
-"""Options that say where images are, with the inputs that say which images these are."""
-
 NARROWER: dict[type[Any], Mapping[str, type[Any]]] = {ObjectiveConfig: OBJECTIVE_CONFIGS}
 """Schemas of a field by the `name` that is recorded in it, where there are several."""
 
@@ -162,11 +159,9 @@ def differences(found: Mapping[str, Any], config: Any, inputs: Mapping[str, str]
         old, new = ([one for one in options if one.path not in PLACES] for options in (old, new))
     was = _told_apart(old, known | {name: inputs[name] for name in same}, shared)
     now = redact_all(_told_apart(new, inputs, shared))  # config.json is redacted, too
-    same = {name for name, content in inputs.items() if found["inputs"].get(name) == content}
-    moved = {path for path, names in PLACES.items() if same & set(names)}
     return [
         f"{path} was {was.get(path, ABSENT)}, now {now.get(path, ABSENT)}"
-        for path in sorted((was.keys() | now.keys()) - moved)
+        for path in sorted(was.keys() | now.keys())
         if was.get(path, ABSENT) != now.get(path, ABSENT)
     ]
 

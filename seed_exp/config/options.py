@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from enum import Enum
 from typing import Any
-
-from seed_exp.config.schema import DataConfig
 
 MAY_CHANGE = frozenset(
     {
@@ -62,13 +59,3 @@ def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def decisive_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that change what is computed, flattened: {"data.root": ...}."""
     return {key: value for key, value in flatten(options).items() if key not in MAY_CHANGE}
-
-
-def data_words(options: Mapping[str, Any]) -> list[str]:
-    """Words of a command line that choose the images of a run with these decisive options."""
-    usual = {f"data.{field.name}": field.default for field in dataclasses.fields(DataConfig)}
-    chosen = {key: value for key, value in options.items() if key in usual and value != usual[key]}
-    return [
-        f"data={chosen.pop('data.source', None)}",
-        *(f"{key}={value}" for key, value in chosen.items()),
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,6 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -88,14 +86,3 @@ def launcher_profile(
         ).hydra.launcher
         profile: Any = OmegaConf.to_container(config, resolve=True)
     return dict(profile)
-
-
-def override_value(value: Any) -> str:
-    """A plain value, as it is written on a command line of Hydra."""
-    if isinstance(value, list):
-        return f"[{','.join(map(override_value, value))}]"
-    return (
-        QuotedString(value, Quote.single).with_quotes()
-        if isinstance(value, str)
-        else json.dumps(value)
-    )

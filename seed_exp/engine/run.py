@@ -17,7 +17,7 @@ from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
-from seed_exp.engine.run_folder import claim_folder, folder_of, folder_of_moved, log_to, run_lock
+from seed_exp.engine.run_folder import claim_folder, folder_of, log_to, run_lock
 from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
 
 C = TypeVar("C", bound=FitConfig)
@@ -91,7 +91,6 @@ def open_run(
     folder = folder_of(command, label, config, inputs, root or Path("runs") / command)
     with ExitStack() as until_closed:
         with distributed.rank0_first():
-            folder = folder_of_moved(folder, command, label, config, inputs)
             folder.mkdir(parents=True, exist_ok=True)
             # Before config.json is read or written: two commands must not both find it absent.
             if until_closed.enter_context(run_lock(folder)):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from seed_exp import __version__
 from seed_exp.base.files import open_lock, write_json
-from seed_exp.base.redaction import redact, redact_all
+from seed_exp.base.redaction import printable, redact_all
 from seed_exp.config.identity import differences, digest, identity, identity_before_samples
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import TRAINING, FitConfig
@@ -43,25 +43,6 @@ def folder_of(
     folder = root / f"{label}-{digest(command, identity(config, inputs))}"
     earlier = root / f"{label}-{digest(command, identity_before_samples(config, inputs))}"
     return earlier if earlier.exists() and not folder.exists() else folder
-
-
-def folder_of_moved(
-    folder: Path, command: str, label: str, config: FitConfig, inputs: dict[str, str]
-) -> Path:
-    """The folder of the same run of images that were elsewhere; `folder` if there is none.
-
-    Args:
-        folder: From `folder_of`, as are the other arguments.
-    """
-    if config.run_dir is not None or folder.exists():
-        return folder
-    for file in sorted(folder.parent.glob("*/config.json")):
-        if file.parent.name.startswith(f"{label}-"):
-            with suppress(OSError, ValueError, KeyError):  # another's folder, damaged
-                found = json.loads(file.read_text())
-                if found["command"] == command and not differences(found, config, inputs):
-                    return file.parent
-    return folder
 
 
 def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str, str]) -> None:
@@ -143,11 +124,11 @@ def _refuse_another_run(
         )
 
 
-class _Redacting(logging.Formatter):
-    """Formats without the secrets that a path or an error message may hold."""
+class _Printable(logging.Formatter):
+    """Formats without the secrets and control characters that a path or an error may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(super().format(record))
 
 
 class _Console(logging.Handler):
@@ -178,11 +159,11 @@ def log_to(folder: Path) -> Iterator[None]:
     before = log.level, log.propagate, list(log.handlers)
     console = _Console()
     console.setLevel(logging.INFO)
-    console.setFormatter(_Redacting())
+    console.setFormatter(_Printable())
     handlers: list[logging.Handler] = [console]
     if distributed.rank() == 0:
         file = _LogFile(folder / "log.txt")
-        file.setFormatter(_Redacting("%(asctime)s %(message)s"))
+        file.setFormatter(_Printable("%(asctime)s %(message)s"))
         handlers.append(file)
     log.handlers[:] = handlers
     log.propagate = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def model_card(
     licence, why = licence_of(header)
     sections = [
         _front_matter(subject, formats, licence, command),
-        f"# {subject.name}: {_WHAT.get(command, 'a small vision encoder')}",
+        f"# {_name(subject.name)}: {_WHAT.get(command, 'a small vision encoder')}",
         _summary(subject, command, options),
         "## Load",
         _loading(subject, formats),
@@ -290,9 +291,9 @@ def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
         evaluation = content["evaluation"]
         kind = EVALUATIONS.get(evaluation)
         parts += [
-            f"### {evaluation}" if kind is None else f"### {evaluation}: {kind.title}",
+            f"### {_name(evaluation)}" if kind is None else f"### {evaluation}: {kind.title}",
             markdown_table(
-                ["measure", "%"], [[key, f"{value:.2f}"] for key, value in numbers.items()]
+                ["measure", "%"], [[_name(key), f"{value:.2f}"] for key, value in numbers.items()]
             ),
             f"<details><summary>Protocol</summary>\n\n```json\n{stamp}\n```\n\n</details>",
         ]
@@ -303,6 +304,11 @@ def _list(rows: Sequence[tuple[str, Any]]) -> str:
     return "\n".join(
         f"- {name}: {_UNKNOWN if value is None else _code(value)}" for name, value in rows
     )
+
+
+def _name(text: str) -> str:
+    """Returns a name as it is if no character of it is Markdown or HTML, otherwise as code."""
+    return text if re.fullmatch(r"[\w.+ -]*", text) else _code(text)
 
 
 def _code(value: object) -> str:

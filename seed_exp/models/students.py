@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_exp.base.files import atomic_write, file_hash
+from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.models.convnet import ConvNet
@@ -131,6 +132,7 @@ def save_student(
         tensors: A `state_dict()` of the student to write; None = its present weights.
     """
     header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
+    header = redact_all(header)  # these files are published; addresses in options may be signed
     present = student.state_dict() if tensors is None else tensors
     # Copies, because some networks tie weights and safetensors refuses tensors that share memory.
     tensors = {

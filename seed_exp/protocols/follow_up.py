@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seed_exp.base.files import file_hash, write_json
+from seed_exp.base.redaction import redact, unsigned
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose
-from seed_exp.config.options import flatten, to_plain
+from seed_exp.config.of_run import takes_views, view_words
+from seed_exp.config.options import decisive_options, flatten, to_plain
 from seed_exp.config.schema import EVALUATIONS, SCHEMAS, EncoderFitConfig
-from seed_exp.config.sweep import override_value
+from seed_exp.config.words import word
 from seed_exp.engine import distributed
 from seed_exp.models.students import student_files
 from seed_exp.protocols.detect import detect
@@ -56,7 +58,7 @@ def plan_evaluations(config: EncoderFitConfig) -> list[PlannedEvaluation]:
     for line in config.evaluations:
         name, *options = shlex.split(line) or [""]
         run = lookup(PROTOCOLS, name, "evaluation")
-        composed = compose(name, ["run=.", *_inherited(name, config), *options])
+        composed = compose(name, ["run=.", *_inherited(name, config, options), *options])
         evaluations.append(PlannedEvaluation(line, run, composed))
     return evaluations
 
@@ -81,7 +83,8 @@ def run_evaluations(
         files = student_files(folder)
         students = {name: file_hash(path) for name, path in files.items() if name not in diverged}
         done = json.loads(record.read_text()) if record.exists() else {}
-        if done.get(line) == students:
+        name = name_of(line)
+        if done.get(name) == students:
             log.info("%s: done before", line)
             continue
         names = config.networks
@@ -103,7 +106,8 @@ def run_evaluations(
             failed.append(line)
             log.error("%s failed:\n%s", line, problem)
         elif distributed.rank() == 0:
-            write_json(record, {**done, line: students})
+            others = {name_of(other): evaluated for other, evaluated in done.items()}
+            write_json(record, {**others, name: students})
     if failed:
         raise ValueError(
             f"{folder}: the students are trained, but {' and '.join(map(repr, failed))} failed, "
@@ -111,7 +115,12 @@ def run_evaluations(
         )
 
 
-def _inherited(name: str, config: EncoderFitConfig) -> list[str]:
+def name_of(line: str) -> str:
+    """The evaluation's name in evaluated.json: without secrets, the same when signed anew."""
+    return redact(unsigned(line))
+
+
+def _inherited(name: str, config: EncoderFitConfig, given: Sequence[str]) -> list[str]:
     """Options that the evaluation takes from the training, as on its command line."""
     kind = EVALUATIONS[name]
     known = {field.name for field in dataclasses.fields(SCHEMAS[name])}
@@ -119,6 +128,9 @@ def _inherited(name: str, config: EncoderFitConfig) -> list[str]:
     wanted = [option for option in kind.inherits if option in known - foreign]
     shared = {option: getattr(config, option) for option in wanted}
     groups = {"data": config.data.source, "tracker": config.tracker.name}
-    chosen = [f"{group}={option}" for group, option in groups.items() if group in shared]
+    chosen = [word(group, option) for group, option in groups.items() if group in shared]
     options = flatten({option: to_plain(value) for option, value in shared.items()})
-    return [*chosen, *(f"{key}={override_value(value)}" for key, value in options.items())]
+    words = [*chosen, *(word(key, value) for key, value in options.items())]
+    if takes_views(name) and not any(option.startswith("views=") for option in given):
+        words += view_words(decisive_options(to_plain(config)))
+    return words

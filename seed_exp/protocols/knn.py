@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from seed_exp.base.table import markdown_table
 from seed_exp.config.schema import KnnConfig
@@ -33,11 +35,6 @@ def knn(config: KnnConfig) -> Accuracies:
     device = distributed.local_device(config.device)
     with distributed.process_group(device):
         frozen, sources = load_frozen(run, config.networks, device), load_labelled(config.data)
-        if max(config.ks) > len(sources.train):
-            raise ValueError(
-                f"k={max(config.ks)} exceeds the {len(sources.train)} training images; "
-                "choose smaller ks"
-            )
         bad_samples = list_bad_samples(config.data, run_home(run))
         num_workers = num_workers_of(config.data)
         extract = Extractor(
@@ -67,22 +64,23 @@ def knn(config: KnnConfig) -> Accuracies:
                 f"the features of {', '.join(diverged)} are not finite: the training has diverged; "
                 "train with a lower optimizer.lr or with optimizer.clip_grad_norm=1"
             )
+        ks = possible_ks(config.ks, len(bank_labels))
         results = {
             name: knn_accuracy(
                 bank[name].to(device),
                 bank_labels,
                 queries[name].to(device),
                 query_labels,
-                ks=config.ks,
+                ks=ks,
                 temperature=config.temperature,
             )
             for name in encoders
             if name not in diverged
         }
-        protocol = {
+        protocol: dict[str, Any] = {
             "features": "pooled encoder output, cosine similarity",
             "votes": "majority; weighted by exp(similarity / temperature)",
-            "ks": config.ks,
+            "ks": ks,
             "temperature": config.temperature,
             "views": eval_options(frozen.views),
             "precision": resolve(config.precision, device).value,
@@ -103,3 +101,12 @@ def knn(config: KnnConfig) -> Accuracies:
     print(markdown_table(["k-NN top-1, %", *measures], rows))
     print(f"written to {path}")
     return results
+
+
+def possible_ks(ks: Sequence[int], num_images: int) -> list[int]:
+    """The numbers of neighbours with none above the number of images; prints which it lowered."""
+    large = [k for k in ks if k > num_images]
+    if large:
+        names = ", ".join(f"k={k}" for k in large)
+        print(f"{names}: there are {num_images:,} training images; k={num_images} instead")
+    return list(dict.fromkeys(min(k, num_images) for k in ks))

@@ -42,9 +42,9 @@ def linear(config: LinearConfig) -> Measures:
         sources = load_labelled(config.data)
         if eval_options(config.views) != eval_options(frozen.views):
             raise ValueError(
-                f"views={config.views.name} evaluates with {eval_options(config.views)}, "
-                f"but the run was trained for {eval_options(frozen.views)}; "
-                "choose fitting views, e.g. views=linear_digits, or set these options"
+                f"views={config.views.name} evaluates with {eval_options(config.views)}, but the "
+                f"run was trained for {eval_options(frozen.views)}; leave out "
+                f"views={config.views.name} and these options: the run's own are the default"
             )
         evaluated = Evaluated(frozen, sources.train, sources.val)
         with open_evaluation("linear", config, evaluated, device) as run:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import string
 from collections.abc import Mapping, Sequence
 
-from seed_exp.base.table import markdown_table
+from seed_exp.base.table import csv_text, markdown_table
 from seed_exp.reporting.comparison import Table
 from seed_exp.reporting.other_results import other_results
 from seed_exp.reporting.published import Published
@@ -254,9 +252,7 @@ def latex(table: Table) -> str:
 
 def comma_separated(tables: Sequence[Table]) -> str:
     """The tables as CSV: a line for each number, found, missing or published for reference."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    rows: list[Sequence[object]] = [CSV_HEADER]
     for table in tables:
         lines = [
             (
@@ -286,7 +282,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
             theirs, source = (
                 (value.published.value, value.published.source) if value.published else (None, None)
             )
-            writer.writerow(
+            rows.append(
                 (
                     *(table.title, row, table.parameters.get(row), setting, name),
                     *(_rounded(value.mean), _rounded(value.std), len(value.sources), seeds),
@@ -300,7 +296,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
                     *(state, todo, files),
                 )
             )
-    return buffer.getvalue()
+    return csv_text(rows)
 
 
 def _short_names(table: Table) -> list[str]:

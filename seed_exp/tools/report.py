@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 import shlex
 import sys
@@ -15,12 +13,12 @@ import torch
 from seed_exp.base.files import atomic_write
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import lookup
-from seed_exp.config.compose import compose, config_home, groups
+from seed_exp.config.compose import compose, config_home
 from seed_exp.config.identity import effective_options
-from seed_exp.config.options import data_words, decisive_options, to_plain
+from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import TRAINING, ReportConfig, StudentConfig
 from seed_exp.config.sweep import composed_jobs
-from seed_exp.evaluation.setup import eval_options
+from seed_exp.config.words import word
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.students import STUDENTS, build_student
 from seed_exp.reporting.comparison import compare
@@ -91,34 +89,19 @@ def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
     line = next(
         (line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation
     )
-    words = [] if like else shlex.split(line)[1:]
-    words += data_words(run.options)
-    if evaluation == "linear" and not any(word.startswith("views=") for word in words):
-        words += linear_views(run.options.get("views.eval_size"))
+    words = [word("run", str(run.folder)), *([] if like else shlex.split(line)[1:])]
     wanted = like.protocol.get("options") if like else None
     if isinstance(wanted, dict):
-        default = decisive_options(to_plain(compose(evaluation, ["run=.", *words])))
+        default = decisive_options(to_plain(compose(evaluation, words)))
         words += [
-            f"{key}={json.dumps(value)}"
+            word(key, value)
             for key, value in wanted.items()
             if key in default
             and default[key] != value
             and key not in ("seed", "networks")
             and not key.startswith("data.")
         ]
-    return shlex.join(["python", "-m", f"seed_exp.{evaluation}", f"run={run.folder}", *words])
-
-
-@functools.cache
-def linear_views(eval_size: object) -> list[str]:
-    """The option that gives linear evaluation views of this size; empty if the default fits."""
-    names = [name for name in groups()["views"] if name.startswith("linear")]
-    sizes = {
-        name: eval_options(compose("linear", ["run=.", f"views={name}"]).views)["eval_size"]
-        for name in names
-    }
-    fitting = [name for name in names if sizes[name] == eval_size]
-    return [] if "linear" in fitting or not fitting else [f"views={fitting[0]}"]
+    return shlex.join(["python", "-m", f"seed_exp.{evaluation}", *words])
 
 
 def known_models(

@@ -87,7 +87,7 @@ def distill(config: DistillConfig) -> Path:
             # 4. The training.
             diverged = train_encoders(run, method, students, images)
             # 5. Whatever follows in the same job.
-            finish(run, list(students), evaluations, diverged)
+            finish(run, list(students), evaluations, diverged, images)
     return run.folder
 
 

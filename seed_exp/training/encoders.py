@@ -17,7 +17,7 @@ from seed_exp.base.announcement import announce
 from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.stopping import Stopped
-from seed_exp.config.options import data_words, decisive_options, to_plain
+from seed_exp.config.options import decisive_options, to_plain
 from seed_exp.config.schema import (
     DataConfig,
     EncoderFitConfig,
@@ -25,6 +25,7 @@ from seed_exp.config.schema import (
     StudentConfig,
     ViewsConfig,
 )
+from seed_exp.config.words import word
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import fit
@@ -49,6 +50,16 @@ class EncoderImages(NamedTuple):
     train: Source
     val: Source | None
     """Validation images with labels; None where there are none."""
+
+    @property
+    def have_labels(self) -> bool:
+        """Whether students can be evaluated on these images."""
+        return (
+            self.val is not None
+            and self.train.labels is not None
+            and self.val.labels is not None
+            and min(int(self.train.labels.min()), int(self.val.labels.min())) >= 0
+        )
 
 
 def train_encoders(
@@ -121,6 +132,7 @@ def finish(
     students: Sequence[str],
     evaluations: Sequence[PlannedEvaluation],
     diverged: Mapping[str, int],
+    images: EncoderImages,
 ) -> None:
     """Evaluates the students that have not diverged; if that is all of them, writes done.json.
 
@@ -129,14 +141,18 @@ def finish(
         students: Names.
         evaluations: Evaluations that follow.
         diverged: Students that diverged, and after which step that was found.
+        images: Images of the training.
 
     Raises:
         ValueError: students diverged (the others are done); or as `run_evaluations`.
         Stopped: a signal ended an evaluation; the same command goes on there.
     """
-    words = data_words(decisive_options(to_plain(run.config)))
-    following = shlex.join(["python", "-m", "seed_exp.knn", f"run={run.folder}", *words])
-    log.info("done: %s; next: %s", run.folder, following)
+    of_run = word("run", str(run.folder))  # they know the run's images and views
+    following = [
+        shlex.join(["python", "-m", f"seed_exp.{command}", of_run])
+        for command in (("knn",) if images.have_labels else ("embed", "export"))
+    ]
+    log.info("done: %s; next: %s", run.folder, " or ".join(following))
     with distributed.rank0_first():
         pass  # only rank 0's fit has waited for students/ to be written, which all read now
     try:

@@ -42,5 +42,5 @@ def pretrain(config: PretrainConfig) -> Path:
             method = Moco(students, config.moco, config.seed)
             diverged = train_encoders(run, method, students, images)
             # 3. Whatever follows in the same job.
-            finish(run, list(students), evaluations, diverged)
+            finish(run, list(students), evaluations, diverged, images)
     return run.folder

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seed_exp.base.redaction import HIDDEN, redact, redact_all, unsigned
+from seed_exp.base.redaction import (
+    HIDDEN,
+    print_traceback,
+    printable_streams,
+    redact,
+    redact_all,
+    unsigned,
+)
 
 SECRET = "s3cret/and+more="
 IN_URL = quote(SECRET, safe="")
@@ -167,6 +175,32 @@ def test_nested_values_are_redacted_in_a_copy(monkeypatch: pytest.MonkeyPatch) -
     }
     assert options["a"] == [address, {"b": SECRET}]
     assert json.loads(json.dumps(redact_all(options))) == redact_all(options)
+
+
+# What a terminal shows.
+
+
+def test_what_is_printed_controls_no_terminal_and_shows_no_secret(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "cats\x1b[2J\x07\x9b31m\u202egpj\udcff"
+    with printable_streams():
+        print(f"{name}\tü\r50 %", f"logged in with hf_{'aB3' * 11}")
+        sys.stderr.writelines(["a\x1b]0;title\x07\n"])
+        assert not sys.stdout.isatty()
+    print("\x1b[0m")
+    shown = "cats\\x1b[2J\\x07\\x9b31m\\u202egpj\\udcff\tü\r50 % logged in with ***\n\x1b[0m\n"
+    assert capsys.readouterr() == (shown, "a\\x1b]0;title\\x07\n")
+
+
+def test_a_traceback_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ValueError("no file https://me:s3cret@h/f \x1b[2J")
+    except ValueError as error:
+        print_traceback(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert shown.endswith("ValueError: no file https://***@h/f \\x1b[2J\n")
 
 
 # Names by address.

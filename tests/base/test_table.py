@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import csv
+import io
+
 import pytest
 
-from seed_exp.base.table import ComparisonRow, comparison_table, markdown_table
+from seed_exp.base.table import ComparisonRow, comparison_table, csv_text, markdown_table
 
 TEACHER = ComparisonRow("teacher convnet_w32", "MoCo-V2", 1_234_567, 98.06, 98.4)
 ALONE = ComparisonRow("student convnet_w2", "MoCo-V2 (no teacher)", 6_120, 88.0, 92.1)
@@ -54,3 +57,10 @@ def test_the_comparison_shows_the_gain_over_the_student_without_a_teacher() -> N
 def test_the_comparison_works_without_a_baseline() -> None:
     assert "vs" not in comparison_table([TEACHER], k=20)
     assert "k-NN (k=20)" in comparison_table([TEACHER], k=20)
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_text_in_csv_is_no_formula_of_a_spreadsheet(first: str) -> None:
+    formula = f'{first}HYPERLINK("https://h","x")'
+    (row,) = csv.reader(io.StringIO(csv_text([[formula, "resnet18", -1.5, "a=b", None]])))
+    assert row == [f"'{formula}", "resnet18", "-1.5", "a=b", ""]

@@ -330,7 +330,7 @@ def test_the_line_that_a_training_ends_with_evaluates_it(
     (line,) = re.findall(
         r"next: python -m seed_exp\.knn (.+)", (home / "fleet" / "log.txt").read_text()
     )
-    assert line == "run=fleet data=digits"
+    assert line == "run=fleet"
     monkeypatch.setattr(sys, "argv", ["knn.py", *line.split(), "ks=[5]", "device=cpu"])
     knn.main()
     assert list((home / "fleet" / "results").glob("knn-*.json"))
@@ -642,9 +642,9 @@ def test_linear_with_views_that_do_not_fit_the_run_is_refused_before_anything_is
     before = files_in(home)
     with pytest.raises(
         ValueError,
-        match=r"views=linear evaluates with .*224.* trained for .*32.*; choose fitting views",
+        match=r"views=linear evaluates with .*224.* trained for .*32.*; leave out views=linear",
     ):
-        linear.linear(compose("linear", [*DATA, "run=fleet", "epochs=1"]))
+        linear.linear(compose("linear", [*DATA, "run=fleet", "views=linear", "epochs=1"]))
     assert files_in(home) == before
 
 
@@ -695,6 +695,8 @@ def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(
     images = ["data=image_folder", "data.root=images"]
     folder = pretrain.pretrain(compose("pretrain", [*PRETRAIN, *images, "steps=2", "batch_size=8"]))
     assert not any("knn" in key for row in metrics(folder) for key in row)
+    log = (folder / "log.txt").read_text()
+    assert f"next: python -m seed_exp.embed run={folder} or python -m seed_exp.export" in log
     with pytest.raises(ValueError, match=r"data\.val_root|labels"):
         knn.knn(compose("knn", [*DATA, *images, f"run={folder}"]))
 

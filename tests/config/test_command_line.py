@@ -4,12 +4,14 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from seed_exp import __main__, distill
 from seed_exp.config.command import command, spelled_out
@@ -17,6 +19,7 @@ from seed_exp.config.compose import compose, groups
 from seed_exp.config.deviations import DEVIATIONS
 from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.words import word
 
 COMMANDS = {name: importlib.import_module(f"seed_exp.{name}") for name in SCHEMAS}
 REQUIRED = {
@@ -49,6 +52,13 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill student=[resnet18,resnt34]", "did you mean 'resnet34'?"),
         ("distill -m student=resnet18,resnt34", "did you mean 'resnet34'?"),
         ("distill teacher=swav_r50x2", "did you mean 'swav_r50w2'?"),
+        (
+            "distill student=mobilenetv3_small_050",
+            'student=timm students.timm.name=NAME; python -c "import timm; '
+            "print(timm.list_models('*mobilenetv3_small_050*'))\" lists names",
+        ),
+        ("distill teacher=dinov2", "teacher=timm teacher.name=NAME"),
+        ("distill", "data=photos data.root=FOLDER for a folder of photographs"),
         ("distill studnt=resnet18", "no option 'studnt'; did you mean 'student'?"),
         ("distill experimnets=table1", "no option 'experimnets'; did you mean 'experiments'?"),
         ("distill experiments=table1_moco_r50", "did you mean 'table1_moco_v2_r50'?"),
@@ -69,6 +79,16 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill views.blur_prob=1.5", "views.blur_prob must be a probability, got 1.5"),
         ("distill epochs", "cannot read 'epochs'; options are written KEY=VALUE"),
         ("distill student=[resnet18", "cannot read 'student=[resnet18'"),
+        ("distill data.root=a(b)", "brackets: 'data.root=\"a(b)\"'"),
+        ("knn run=a,b", """as one text it is 'run="a,b"', as a list 'run=[a,b]'"""),
+        ("knn -m run={x}y,b", "cannot read 'run={x}y,b'; options are written KEY=VALUE"),
+        (
+            "distill student=resnet18,resnet34",
+            "for a fleet in one run, which share the teacher's work, type "
+            "'student=[resnet18,resnet34]'; for a run of each, one after the other, "
+            "-m student=resnet18,resnet34",
+        ),
+        ("distill teacher=swav_r50,timm", "for a run with each, one after the other: -m teacher="),
         ("distill --batch-size 128", "options are written without dashes: batch_size=VALUE"),
         ("verify data=[0]", "data=[0] chooses 0, which is no name in config group 'data'"),
         (
@@ -129,6 +149,45 @@ def test_a_wrong_command_line_is_one_line_that_helps(
     assert {file.name for file in tmp_path.iterdir()} <= {
         "runs"
     }  # where Hydra keeps a sweep's multirun.yaml
+
+
+WORDS = [
+    *("plain/path-1.0", "a b", "a,b", "a {b}", "`date`", "(x)", "[x]", "{}", "{a: 1}", "null", "3"),
+    *(
+        "1e5",
+        "",
+        " x ",
+        "it's",
+        'a "b"',
+        "a\\",
+        "C:\\x",
+        "a=b",
+        "~/photos",
+        "ä#é",
+        "glob(*)",
+        "$HOME",
+    ),
+    *("*", "a\\'b", 'a\\"b', "true", "x: y", "%41", "!x", "-m", "a;b|c&d"),
+    *(3, 0.5, True, None, ["a", "b c", 1.5, "x,y"], []),
+]
+
+
+@pytest.mark.parametrize("value", WORDS)
+def test_a_word_is_read_back_after_a_shell_and_hydra(value: Any) -> None:
+    line = shlex.join([word("k", value)])
+    (argument,) = shlex.split(line)
+    override = OverridesParser.create().parse_override(argument)
+    read = override.value()
+    if isinstance(read, list):
+        read = [getattr(one, "text", one) for one in read]
+    assert getattr(read, "text", read) == value
+    assert not override.is_sweep_override()
+
+
+def test_a_word_has_quotes_only_where_they_are_needed() -> None:
+    assert word("run", "runs/distill/resnet18-a_b.c+d") == "run=runs/distill/resnet18-a_b.c+d"
+    assert word("run", "a b") == "run=a b"
+    assert word("run", "a,b") == 'run="a,b"'
 
 
 def test_a_sweep_in_each_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -571,6 +571,21 @@ def swept_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seed_exp.config.compose.config_home", lambda: tmp_path)
 
 
+def test_a_folder_beside_experiments_is_no_config_group(
+    swept_experiment: None, tmp_path: Path
+) -> None:
+    for folder in ("runs", "seed", "output", "data", "epochs", "experiment"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "runs.yaml").write_text("epochs: 1\n")
+    (tmp_path / "report.yaml").write_text("title: another\n")
+    assert compose("report", ["runs=[runs]", "output=runs"]).runs == ["runs"]
+    assert compose("report", ["output=runs"]).title == "Self-supervised distillation"
+    config = compose("distill", ["epochs=3", "seed=4", "data=digits"])
+    assert (config.epochs, config.seed, config.data.source) == (3, 4, "digits")
+    with pytest.raises(HydraException, match="experiments/ablaton"):
+        compose("distill", ["experiments=ablaton"])
+
+
 def test_an_experiment_may_be_a_sweep_and_the_command_line_wins(swept_experiment: None) -> None:
     found = jobs("distill", ["experiments=ablation"])
     assert [job[:2] for job in found] == [

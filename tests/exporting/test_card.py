@@ -60,10 +60,10 @@ def header(**changes: Any) -> dict[str, Any]:
     }
 
 
-def card(tmp_path: Path, network: str = "resnet18", **changes: Any) -> str:
+def card(tmp_path: Path, network: str = "resnet18", *, name: str = "small", **changes: Any) -> str:
     config = StudentConfig(network)
     subject = Subject(
-        "small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False
+        name, build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False
     )
     formats = formats_of(subject, None)
     origin = WeightsOrigin(header(**changes), SHA, tmp_path / "results")
@@ -229,6 +229,26 @@ def test_no_secret_and_no_markup_of_a_header_reaches_the_card(
             before = line[: line.index("<script>")]
             assert before.count("`") % 2 == 1, line  # inside a code span
     assert front(text)["license"] == "unknown"
+
+
+def test_no_markup_of_a_name_reaches_the_card(tmp_path: Path) -> None:
+    evil = "a\n---\nlicense: mit\n---\n<b>"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text(
+        json.dumps(
+            {
+                "evaluation": evil,
+                "protocol": {"students": {evil: {"sha256": SHA}}, "note": "```\n</details>"},
+                "results": {evil: {evil: 1.0, "top1": 50}},
+            }
+        )
+    )
+    text = card(tmp_path, name=evil)
+    assert "\n# `a --- license: mit --- <b>`: a small vision encoder" in text
+    assert "\n### `a --- license: mit --- <b>`\n" in text
+    assert "| top1 " in text
+    assert "\nlicense: mit" not in text
+    assert front(text)["license"] == "cc-by-nc-4.0"
 
 
 def test_formats_that_were_not_exported_are_not_mentioned(tmp_path: Path) -> None:

@@ -326,7 +326,9 @@ def test_unknown_networks_name_the_closest() -> None:
 def test_a_run_of_before_whose_student_of_timm_is_called_timm_still_loads(tmp_path: Path) -> None:
     config = StudentConfig("timm", "test_vit")
     student = build_student(config, 16)
-    save_student(tmp_path / "students" / "timm.safetensors", student, config, {"command": "distill"})
+    save_student(
+        tmp_path / "students" / "timm.safetensors", student, config, {"command": "distill"}
+    )
     ((name, (loaded, header)),) = load_students(tmp_path).items()
     assert (name, header["student"]["name"]) == ("timm", "test_vit")
     for key, tensor in student.state_dict().items():

@@ -186,6 +186,8 @@ class EvaluationKind:
     """Its columns in reports; other results are listed below the table."""
     inherits: tuple[str, ...] = ("data", "tracker", "device", "precision", "seed")
     """Options that it takes from a training that it follows, where it has them."""
+    takes_views: bool = True
+    """Whether the sizes and the normalisation of the run's views are defaults of its `views`."""
     sources: tuple[str, ...] | None = None
     """Keys of data.sources.SOURCES that it takes; None = all. It inherits no other data."""
 
@@ -239,6 +241,7 @@ EVALUATIONS: dict[str, EvaluationKind] = {
         "detection",
         headline="box_ap",
         inherits=("data", "tracker", "device", "seed"),
+        takes_views=False,
         sources=SOURCES_WITH_OBJECTS,
     ),
 }
