@@ -36,7 +36,7 @@ class Fitted(NamedTuple):
     diverged: dict[str, int]
     """The networks that diverged, and after which step that was found."""
     batch_size: int
-    """Images per optimiser step over all processes: what `auto` found, in the run's first process."""
+    """Images per optimiser step over all processes; for `auto` the size that was found."""
 
 
 def fit(
@@ -52,7 +52,8 @@ def fit(
 ) -> Fitted:
     """Trains `method.trainable` in place, from the start or from where the run folder is.
 
-    A network whose loss stops being finite is trained no further; the others go on as if they were alone.
+    A network whose loss stops being finite is trained no further; the others go on as if they were
+    alone.
 
     Args:
         method: What to train.
@@ -60,8 +61,8 @@ def fit(
         views: Their views.
         run: Folder, tracker, device, workers; its options say how long, in what batches and at what
             intervals to train, and name optimiser and schedule, the same for every network.
-        evaluate: Called every `eval_every` epochs and at the end, with the names of the networks that
-            have not diverged; what it returns is logged. A number that is not finite, called
+        evaluate: Called every `eval_every` epochs and at the end, with the names of the networks
+            that have not diverged; what it returns is logged. A number that is not finite, called
             <network>/..., says that this network has diverged.
         on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the
             steps that each network which has not diverged was trained for, copies of all networks'
@@ -70,8 +71,8 @@ def fit(
         lrs: Learning rate by network (at a batch of 256) where it is not the optimizer's.
 
     Raises:
-        ValueError: the batch size does not fit the data or the processes, no network's loss is finite
-            any more, or the folder holds what `resume` rules out.
+        ValueError: the batch size does not fit the data or the processes, no network's loss is
+            finite any more, or the folder holds what `resume` rules out.
         Stopped: a signal asked for it (engine.signals); a checkpoint is written.
     """
     config: FitConfig = run.config
@@ -81,7 +82,8 @@ def fit(
     first_step = state["step"] if state else 0
     if len(set(first_steps := distributed.everyones(first_step))) > 1:
         raise ValueError(
-            f"not every process can read the newest checkpoint of {folder}: they would go on after steps {first_steps}; "
+            f"not every process can read the newest checkpoint of {folder}: they would go on after "
+            f"steps {first_steps}; "
             "see that all of them reach the folder, and type the same command again"
         )
     if state is not None:
@@ -104,7 +106,8 @@ def fit(
     eval_steps = round(config.eval_every * order.steps_per_epoch)
     if order.batch_size_per_rank % config.accumulation:
         raise ValueError(
-            f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} images of each process"
+            f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} "
+            "images of each process"
         )
     _warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
 
@@ -228,7 +231,7 @@ def fit(
                     )
                 stop_now = stop_request.agreed()
                 with progress.paused():
-                    # Before the evaluation: what that cannot do must not cost what has been trained.
+                    # Before the evaluation, whose failure must not cost what has been trained.
                     if (
                         evaluate_now
                         or stop_now
@@ -265,15 +268,18 @@ def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
     newest = newest_checkpoint(folder)
     if resume is Resume.never and newest is not None:
         raise ValueError(
-            f"resume=never, but {folder} holds {newest.name}; leave resume out to go on, or choose another run_dir"
+            f"resume=never, but {folder} holds {newest.name}; leave resume out to go on, or choose "
+            "another run_dir"
         )
     if resume is Resume.must and newest is None:
         raise ValueError(
-            f"resume=must, but {folder} holds no checkpoint; check run_dir and options, or leave resume out"
+            f"resume=must, but {folder} holds no checkpoint; check run_dir and options, or leave "
+            "resume out"
         )
     if newest is None and (folder / "done.json").exists():
         raise ValueError(
-            f"{folder} was finished, but its checkpoints are gone: training would begin anew and replace the students; "
+            f"{folder} was finished, but its checkpoints are gone: training would begin anew and "
+            "replace the students; "
             "remove done.json if it shall, or choose another run_dir"
         )
     return load_checkpoint(folder)
@@ -282,7 +288,8 @@ def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
 def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
     if config.warmup_epochs >= num_epochs:
         log.warning(
-            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches its peak; "
+            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches its "
+            "peak; "
             "see optimizer.warmup_epochs",
             config.warmup_epochs,
             num_epochs,

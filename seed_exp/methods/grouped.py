@@ -18,7 +18,7 @@ def number_of_groups(num_images: int, group_size: int | None) -> int:
 
 
 def forward_in_groups(network: nn.Module, images: Tensor, group_size: int | None) -> Tensor:
-    """Outputs [N, D] of a network in training mode that normalises each group by its own statistics.
+    """Outputs [N, D] of a network in training mode that normalises each group by itself.
 
     MoCo's results come from GPUs that see 32 images each (arXiv:1911.05722, Section 3.3). Running
     statistics move once, towards the mean of the groups' statistics.
@@ -26,8 +26,8 @@ def forward_in_groups(network: nn.Module, images: Tensor, group_size: int | None
     Args:
         network: Any network, also one that DDP wraps.
         images: Images [N, 3, S, S].
-        group_size: Images of a group; groups are contiguous. Their sizes differ by one image at most
-            where N is no multiple. None = all images are one group.
+        group_size: Images of a group; groups are contiguous. Their sizes differ by one image at
+            most where N is no multiple. None = all images are one group.
     """
     num_groups = number_of_groups(len(images), group_size)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]

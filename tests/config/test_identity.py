@@ -216,31 +216,6 @@ def test_a_student_less_is_another_run(config: PretrainConfig) -> None:
     assert "students.convnet_w32.network was convnet_w32, now absent" in lines
 
 
-# --- images that have moved -----------------------------------------------------------------------
-
-
-def at(config: PretrainConfig, root: str, val_root: str | None = None) -> PretrainConfig:
-    data = dataclasses.replace(config.data, root=root, val_root=val_root)
-    return dataclasses.replace(config, data=data)
-
-
-def test_the_same_images_elsewhere_are_the_same_run(config: PretrainConfig) -> None:
-    assert differences(recorded(at(config, "/old")), at(config, "/new"), INPUTS) == []
-
-
-def test_other_images_elsewhere_are_another_run(config: PretrainConfig) -> None:
-    lines = differences(recorded(at(config, "/old")), at(config, "/new"), {"data": "other"})
-    assert lines == [
-        "content of data was digits[1500:abc], now other",
-        "data.root was /old, now /new",
-    ]
-
-
-def test_the_place_of_images_without_a_fingerprint_counts(config: PretrainConfig) -> None:
-    (line,) = differences(recorded(at(config, "/a", "/old")), at(config, "/b", "/new"), INPUTS)
-    assert line == "data.val_root was /old, now /new"
-
-
 # --- the rest -----------------------------------------------------------------------------------
 
 
