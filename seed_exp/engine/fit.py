@@ -288,9 +288,8 @@ def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
 def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
     if config.warmup_epochs >= num_epochs:
         log.warning(
-            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches its "
-            "peak; "
-            "see optimizer.warmup_epochs",
+            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches "
+            "its peak; see optimizer.warmup_epochs",
             config.warmup_epochs,
             num_epochs,
         )

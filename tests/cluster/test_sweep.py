@@ -277,7 +277,8 @@ def test_collect_gathers_every_number_and_names_what_is_missing(
     lab.queue("100_2|PENDING||0|Priority|")
     printed = call("collect", *SEEDS)
     assert re.search(
-        r"\| 0 seed=0 \| FINISHED \| convnet_w2 \|  2.5 \|  61.5 \| +63 \| \S*runs/distill/100_0 \|",
+        r"\| 0 seed=0 \| FINISHED \| convnet_w2 \|  2.5 \|  61.5 \| +63 \| "
+        r"\S*runs/distill/100_0 \|",
         printed,
     )
     assert printed.endswith("1 of 3 cells are finished\n1 seed=1 is FAILED\n2 seed=2 is PENDING\n")
