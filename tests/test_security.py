@@ -425,7 +425,7 @@ def test_no_file_of_a_whole_pipeline_holds_a_secret(
     images = ["data=image_folder", f"data.root={home}/photos", "data.val_fraction=0.25"]
     images += ["data.num_workers=0"]
     tags = [word("tracker.group", ADDRESS), f'tracker.tags=["{ADDRESS}","{PASSWORD}"]']
-    tiny = ["device=cpu", "steps=2", "batch_size=8", "log_every=1", *tags]
+    tiny = ["device=cpu", "steps=2", "batch_size=8", "log_every=1", "tracker=files", *tags]
     signed = shlex.quote(word("tracker.group", ADDRESS))
     line = f"linear device=cpu steps=1 batch_size=8 lrs=[1] {signed}"
     training = [*images, *tiny, "views=digits", "student=convnet_w2", "knn_bank_size=8"]
@@ -449,8 +449,10 @@ def test_no_file_of_a_whole_pipeline_holds_a_secret(
         ("verify", *images, f"output={home}/bad.jsonl"),
         ("convert", *images, "to=tsv", f"output={home}/tsv"),
         ("preview", *images, "views=digits", "num_images=1", f"output={home}/p.png"),
-        ("report", f"runs=[{home}]", f"output={home}/report", word("title", ADDRESS)),
+        ("report", "runs=[run,small]", f"output={home}/report", word("title", ADDRESS)),
     ):
+        if name == "report":
+            monkeypatch.chdir(home)  # it shows the paths of runs as they are given
         ended = type_line(monkeypatch, name, *words)
         assert "error" not in ended.lower(), (name, ended)
         assert (name, found_in(ended), found_in("".join(capfd.readouterr()))) == (name, [], [])

@@ -90,9 +90,12 @@ def evaluation_command(run: Run, evaluation: str, like: Result | None) -> str:
         (line for line in run.evaluations if shlex.split(line)[:1] == [evaluation]), evaluation
     )
     words = [word("run", str(run.folder)), *([] if like else shlex.split(line)[1:])]
+    # Not the run's own, whose address may have had a secret: no option of theirs is compared.
+    has_images = any(one.startswith("data=") for one in words)
+    images = [] if has_images else [word("data", run.options.get("data.source"))]
     wanted = like.protocol.get("options") if like else None
     if isinstance(wanted, dict):
-        default = decisive_options(to_plain(compose(evaluation, words)))
+        default = decisive_options(to_plain(compose(evaluation, [*words, *images])))
         words += [
             word(key, value)
             for key, value in wanted.items()
