@@ -29,9 +29,8 @@ def config(*words: str, size: int = 100) -> DistillConfig:
     return composed
 
 
-def embedded(images: tiny.Images, index: int, epoch: int) -> dict[str, Tensor]:
+def embedded(views: TrainViews, images: tiny.Images, index: int, epoch: int) -> dict[str, Tensor]:
     """The teacher's embeddings of the first view of an image, by resolution."""
-    views = TrainViews(config().views, seed=5)
     out = views.empty(1)
     views.host([images.image(index)], images.labels[[index]], epoch, np.array([index]), out)
     teacher = tiny.teacher().eval()
@@ -39,14 +38,15 @@ def embedded(images: tiny.Images, index: int, epoch: int) -> dict[str, Tensor]:
 
 
 def test_the_queue_starts_with_every_image_once_before_any_comes_again() -> None:
-    images = tiny.Images(40)
-    found = first_embeddings(tiny.teacher(), config(size=100), images, CPU)
+    images, options = tiny.Images(40), config(size=100)
+    views = TrainViews(options.views, seed=5)
+    found = first_embeddings(tiny.teacher(), options, images, CPU)
     assert {name: tuple(rows.shape) for name, rows in found.items()} == {
         "global": (100, tiny.DIM),
         "local": (100, tiny.DIM),
     }
     for number, share in enumerate((40, 40, 20)):
-        every = [embedded(images, index, FIRST_EPOCH + number) for index in range(40)]
+        every = [embedded(views, images, index, FIRST_EPOCH + number) for index in range(40)]
         for name, rows in found.items():
             expected = torch.stack([one[name] for one in every])
             distances = torch.cdist(rows[40 * number : 40 * number + share], expected)
