@@ -241,7 +241,7 @@ def _torchvision(config: DataConfig, split: Split) -> Source:
 def _imagenet(config: DataConfig, split: Split) -> Source:
     trial = (
         "set either to a folder with train.tsv and val.tsv, or with train/ and val/; "
-        "data=photos data.root=PATH for a folder of photographs, data=digits for a trial"
+        "data=photos data.root=FOLDER for a folder of photographs; data=digits for a trial"
     )
     if not config.root:
         raise ValueError(
