@@ -5,8 +5,8 @@
   python -m seed_exp.verify data=image_folder data.root=photos split=train \\
       output=report.jsonl
 
-Also reports sizes, classes, copies, the fingerprint by which runs know the images, and a hash of
-all content. Exits with status 1 if any image is bad.
+Also reports sizes, classes, copies, the fingerprint by which runs know the
+images, and a hash of all content. Exits with status 1 if any image is bad.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ _SAS = r"se|sp|sv"
 _SIGNING = r"x-(?:amz|goog)-[\w-]+|expires|policy|s[eprstv]|spr|sip|srt|sk\w+"
 """Parameters that belong to a signature and change with it: dates, scopes, algorithms."""
 
-_USER_INFO = r"(?<=://)[^\s/?#\"'<>]*"
+# A path that was an address has one of its two slashes; C:/ is none.
+_USER_INFO = r"(?:(?<=://)|(?<=\w\w:/)(?!/))[^\s/?#\"'<>]*"
 _QUERY = re.compile(r"[?#&][^\s\"'<>]+")
 # Separators and equals signs are also found as HTML, JSON and an address inside an address escape
 # them; the value of a parameter in an inner address ends earlier.

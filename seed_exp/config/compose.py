@@ -62,12 +62,16 @@ class ExperimentsSource(FileConfigSource):
         return "experiments"
 
     def is_group(self, config_path: str) -> bool:
-        """Whether the path is that of `experiments/` or of the folder above."""
-        return config_path in ("", "experiments") and super().is_group(config_path)
+        """Whether the path is that of a folder in `experiments/`, this one, or the one above."""
+        return self._is_own(f"{config_path}/") and super().is_group(config_path)
 
     def is_config(self, config_path: str) -> bool:
         """Whether the path is that of an experiment's file."""
-        return config_path.startswith("experiments/") and super().is_config(config_path)
+        return self._is_own(config_path) and super().is_config(config_path)
+
+    @staticmethod
+    def _is_own(config_path: str) -> bool:
+        return config_path == "/" or config_path.startswith("experiments/")
 
 
 class OwnSearchPath(SearchPathPlugin):

@@ -187,7 +187,9 @@ def test_the_recorded_options_give_the_config_back(tmp_path: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     assert content["command"] == "distill"
     assert content["options"] == to_plain(config())
-    merged = OmegaConf.merge(OmegaConf.structured(DistillConfig), content["options"])
+    schema = OmegaConf.structured(DistillConfig)
+    schema.objective = type(config().objective)  # as conf/objective does
+    merged = OmegaConf.merge(schema, content["options"])
     assert OmegaConf.to_object(merged) == config()
 
 

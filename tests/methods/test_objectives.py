@@ -551,7 +551,11 @@ def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name
     method = seed_method(recording(name, read, queue_size=21, **clusters))
     method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
     method.after_step()
-    of_others = {"hidden_dim", "deep_head", "queue_init"}  # read by the students and before training
+    of_others = {
+        "hidden_dim",
+        "deep_head",
+        "queue_init",
+    }  # read by the students and before training
     schema = OBJECTIVE_CONFIGS[name]
     assert read & options_of(schema) == options_of(schema) - of_others
 
