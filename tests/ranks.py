@@ -17,6 +17,12 @@ import torch
 from seed_exp.engine.distributed import process_group
 
 PATIENCE_S = 120
+_OURS: list[multiprocessing.process.BaseProcess] = []
+
+
+def other_children() -> list[multiprocessing.process.BaseProcess]:
+    """Child processes of this one, without those of `Ranks`, which outlive a test."""
+    return [process for process in multiprocessing.active_children() if process not in _OURS]
 
 
 class Ranks:
@@ -41,6 +47,7 @@ class Ranks:
             theirs.close()
             self._connections.append(ours)
             self._processes.append(process)
+            _OURS.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Results of `function(*args)`, one per rank; the function must be importable."""

@@ -88,11 +88,24 @@ def command(
         )
         with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
             refuse_nameless(sys.argv[1:])
-            # Hydra then lets errors through instead of printing its own summary.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            job()
+            with _full_errors():
+                job()
 
     return main
+
+
+@contextmanager
+def _full_errors() -> Iterator[None]:
+    """Makes Hydra let errors through until the context ends, instead of printing a summary."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def spelled_out(arguments: list[str], name: str, word: str | None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import other_children
 from torch.utils.flop_counter import FlopCounterMode
 
 from seed_exp import bench
@@ -222,7 +222,7 @@ def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
 def test_scaling(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     printed = measured("scaling", *small, "student=[convnet_w2,convnet_w32]", capsys=capsys)
     assert printed["rows"] == ["one process", "2 processes"]
-    assert multiprocessing.active_children() == []
+    assert other_children() == []
     # 4 bytes of each parameter of both students, and of each of 3 embeddings of the teacher.
     num_parameters = sum(
         parameter.numel()

@@ -119,7 +119,7 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(
     first = run(*options, "run_dir=first")
     ((_, header), _) = load_students(first).values()
     assert header["embedding_dim"] == 6
-    assert "64 numbers of an embedding reduced to 6" in (first / "log.txt").read_text()
+    assert "reduced from 64 to 6 numbers" in (first / "log.txt").read_text()
 
     (file,) = (home / "cache" / "reductions").iterdir()
     config = compose("distill", [*DISTILL, *options])
@@ -149,7 +149,7 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(
     )
 
     # Whoever comes next, to go on or with another student, has the same numbers.
-    monkeypatch.setattr("seed_exp.training.distillation.fit_reduction", None)
+    monkeypatch.setattr("seed_exp.training.teacher_reduction.fit_reduction", None)
     again = run(*options, "run_dir=again")
     assert_same_students(first, again)
     assert (first / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from seed_exp.config.compose import compose
+from seed_exp.config.schema import StudentConfig
 from seed_exp.config.sweep import jobs
+from seed_exp.config.timm_students import named_by_network
 
 
 def students(*words: str) -> dict[str, str | None]:
@@ -72,10 +74,8 @@ def test_two_students_of_one_name_are_refused() -> None:
 
 
 def test_a_name_that_the_user_chose_stays() -> None:
-    found = students(
-        "student=resnet18", "+students.mine.network=timm", "+students.mine.name=levit_128s"
-    )
-    assert found == {"resnet18": "resnet18", "mine": "levit_128s"}
+    mine = {"mine": StudentConfig("timm", name="levit_128s")}
+    assert named_by_network(mine, ["resnet18", "timm"]) == mine
 
 
 @pytest.mark.parametrize("command", ["pretrain", "bench bench=fleet"])

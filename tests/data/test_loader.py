@@ -23,6 +23,7 @@ import pytest
 import tiny
 import torch
 from numpy.typing import NDArray
+from ranks import other_children
 from torch import Tensor
 
 from seed_exp.data import loader, stall_warning
@@ -215,9 +216,9 @@ def test_a_broken_image_reaches_the_caller_as_its_own_one_line_error(
 
 def wait_for_no_children() -> None:
     deadline = time.monotonic() + 20
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while other_children() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not multiprocessing.active_children()
+    assert not other_children()
 
 
 def endless() -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -236,7 +237,7 @@ def test_closing_ends_the_workers_and_frees_the_memory() -> None:
     batches = load_batches(DigitsSource("val"), Sums(), endless(), num_workers=2)
     for _ in range(5):
         next(batches)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(other_children()) == 2
     assert num_mapped() > before
     batches.close()
     wait_for_no_children()
@@ -245,16 +246,16 @@ def test_closing_ends_the_workers_and_frees_the_memory() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_workers_outlive_a_signal_to_the_whole_job(number: signal.Signals) -> None:
-    others = set(multiprocessing.active_children())
+    others = set(other_children())
     batches = load_batches(DigitsSource("val"), Sums(), endless(), num_workers=2)
     next(batches)
-    workers = set(multiprocessing.active_children()) - others
+    workers = set(other_children()) - others
     for worker in workers:
         assert worker.pid is not None
         os.kill(worker.pid, number)
     for _ in range(20):  # more than are waiting
         next(batches)
-    assert set(multiprocessing.active_children()) - others == workers
+    assert set(other_children()) - others == workers
     batches.close()
 
 
@@ -281,7 +282,7 @@ def test_a_killed_worker_is_an_error() -> None:
     next(batches)
 
     def kill_and_go_on() -> None:
-        victim = multiprocessing.active_children()[0].pid
+        victim = other_children()[0].pid
         assert victim is not None
         os.kill(victim, signal.SIGKILL)
         for _ in batches:

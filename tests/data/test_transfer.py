@@ -5,7 +5,6 @@ The GPU is a make-believe one, except where a test is marked.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from ranks import other_children
 from torch import Tensor
 
 from seed_exp.data import transfer
@@ -189,9 +189,9 @@ def test_an_error_of_the_source_comes_out_while_it_is_waited_for(
 
 def assert_no_children() -> None:
     deadline = time.monotonic() + 20
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while other_children() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not multiprocessing.active_children()
+    assert not other_children()
 
 
 def test_pages_are_locked_as_long_as_the_workers_live(gpu: Gpu, logged: list[str]) -> None:
