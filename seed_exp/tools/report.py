@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from seed_exp.base.files import atomic_write
-from seed_exp.base.redaction import redact_all
+from seed_exp.base.redaction import redact, redact_all
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose, config_home
 from seed_exp.config.identity import effective_options
@@ -56,7 +56,7 @@ def report(config: ReportConfig) -> Path:
     }
     for name, text in files.items():
         with atomic_write(output / name) as file:
-            file.write(text.encode())
+            file.write(redact(text).encode())
     for problem in content.problems:
         print(f"warning: {problem}", file=sys.stderr)
     print(

@@ -108,8 +108,8 @@ ADDED = (
 CHANGED = ("config/schema/*.py", r"(    max_skipped: int = )10\n", r"\g<1>11\n")
 ENTERED = (
     "config/identity.py",
-    r"(CHANGED_DEFAULTS: .* = )\{\}\n",
-    r'\1{"FitConfig.max_skipped": ChangedDefault("0.2.0", 10)}\n',
+    r"(CHANGED_DEFAULTS: .* = \{\n)",
+    r'\1    "FitConfig.max_skipped": ChangedDefault("0.3.0", 10),\n',
 )
 
 
