@@ -18,6 +18,7 @@ from tqdm import tqdm
 from seed_exp import __version__
 from seed_exp.base.files import open_lock, write_json
 from seed_exp.base.redaction import printable, redact_all
+from seed_exp.base.stopping import Stopped
 from seed_exp.config.identity import differences, digest, identity, identity_before_samples
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import TRAINING, FitConfig
@@ -169,10 +170,17 @@ def log_to(folder: Path) -> Iterator[None]:
     log.propagate = False
     log.setLevel(logging.DEBUG if distributed.rank() == 0 else logging.ERROR)
     log.info("run folder: %s", os.fspath(folder))
+    is_outermost = not any(isinstance(handler, _Console) for handler in before[2])
+    stopped = False
     try:
         yield
+    except Stopped:
+        stopped = True
+        raise
     finally:
-        level, log.propagate, log.handlers[:] = before
-        log.setLevel(level)
-        for handler in handlers:
-            handler.close()
+        # A signal ends the process: whatever is said then, such as a requeue, belongs here too.
+        if not (stopped and is_outermost):
+            level, log.propagate, log.handlers[:] = before
+            log.setLevel(level)
+            for handler in handlers:
+                handler.close()

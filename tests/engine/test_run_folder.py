@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from enum import Enum
@@ -18,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from ranks import Ranks
 
+from seed_exp.base.stopping import Stopped
 from seed_exp.config.identity import digest, identity
 from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import (
@@ -305,6 +307,23 @@ def test_a_run_inside_of_another_one_gives_the_log_back_when_it_ends(
     }
     assert lines == {"outer": ["one", "three"], "inner": ["two"]}
     assert (log.level, log.propagate, list(log.handlers)) == before
+
+
+def test_what_is_said_after_a_signal_stands_in_the_log_of_the_outer_run(
+    tmp_path: Path, logged: list[str]
+) -> None:
+    log = logging.getLogger("seed_exp")
+    for name in ("outer", "inner"):
+        (tmp_path / name).mkdir()
+    with (
+        pytest.raises(Stopped),
+        log_to(tmp_path / "outer"),
+        log_to(tmp_path / "inner"),
+    ):
+        raise Stopped(signal.SIGUSR2)
+    log.info("requeued")
+    assert "requeued" in (tmp_path / "outer" / "log.txt").read_text()
+    assert "requeued" not in (tmp_path / "inner" / "log.txt").read_text()
 
 
 def open_together(folder: str, seed: int, barrier: Any, refused: Any) -> None:
