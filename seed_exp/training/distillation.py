@@ -195,7 +195,7 @@ def cache_costs(
     teacher: Teacher,
     train: Source,
 ) -> str:
-    """What the cache takes and saves, in words; errors as `TeacherCache.describe`."""
+    """Sentence on the cost and gain of the cache; errors as `TeacherCache.describe`."""
     crops = [crop for crop in config.views.crops.values() if crop.num > 0]
     forward = sum(crop.num * forward_flops(teacher, crop.size) for crop in crops)
     # A backward pass costs about two forward passes.

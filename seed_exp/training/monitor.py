@@ -103,7 +103,7 @@ class Evaluated(NamedTuple):
     With fewer images than `knn` uses, it is only comparable within a run.
     """
     features: dict[str, Tensor]
-    """Of the validation images [n, num_features], by student; finite ones only."""
+    """Features of the validation images [n, num_features], by student; finite ones only."""
     labels: Tensor
     """Of those images [n]."""
     neighbours: dict[str, Neighbours]

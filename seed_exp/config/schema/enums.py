@@ -22,7 +22,7 @@ class ScheduleName(Enum):
 
 
 class Resume(Enum):
-    """What a run does with a checkpoint in its folder."""
+    """Treatment of a checkpoint in the run folder."""
 
     auto = "auto"  # goes on from it
     never = "never"  # refuses to start where there is one
@@ -61,7 +61,7 @@ class Reduce(Enum):
 
 
 class QueueInit(Enum):
-    """What the queue holds before the first step."""
+    """Content of the queue before the first step."""
 
     random = "random"  # random unit vectors, as in the released code
     teacher = "teacher"  # the teacher's embeddings of random training images
