@@ -74,6 +74,8 @@ def command(
             sys.exit(last_words(str(error)))
 
     def main() -> None:
+        with in_one_line():
+            groups()  # imports plug-ins; what is wrong with one of them is said first
         sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
         if {"-h", "--help"} & set(sys.argv[1:]):
             with in_one_line():
