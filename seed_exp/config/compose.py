@@ -144,7 +144,7 @@ def _unknown_options(config: Any, prefix: str) -> list[str]:
 
 def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
-    refuse_nameless(overrides or [])
+    refuse_choices_without_name(overrides or [])
     if GlobalHydra.instance().is_initialized():  # a command that Hydra started calls this
         return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
@@ -168,7 +168,7 @@ def of_its_run(command: str, config: DictConfig, overrides: list[str]) -> DictCo
     return hydra_compose(command, [*words, *overrides]) if words else config
 
 
-def refuse_nameless(overrides: list[str]) -> None:
+def refuse_choices_without_name(overrides: list[str]) -> None:
     """Refuses choices such as student=[0], on which Hydra itself fails with a TypeError.
 
     Raises:
@@ -198,7 +198,7 @@ def choices_among(words: list[str]) -> list[str]:
     found = []
     for word in words:
         if word.partition("=")[0].partition("@")[0].lstrip("+") in groups():
-            refuse_nameless([word])
+            refuse_choices_without_name([word])
             if not OverridesParser.create().parse_override(word).is_sweep_override():
                 found.append(word)
     return found

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from seed_exp.config.command import spelled_out
+from seed_exp.config.command import flags_to_overrides
 from seed_exp.config.compose import config_home
 from seed_exp.config.plugins import plugin_folders
 from seed_exp.config.schema import ReportConfig
 
 
-def spelled(arguments: Sequence[str]) -> list[str]:
-    """The command line as Hydra reads it.
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """The command line of `report` as overrides of Hydra.
 
     Experiments, with the options of their jobs, become `sweeps`; one folder becomes a list of one.
     """
-    words = spelled_out(list(arguments), "report", "experiments")
+    words = flags_to_overrides(list(arguments), "report", "experiments")
     words = [
         f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word
         for word in words

@@ -32,7 +32,7 @@ from seed_exp.models.heads import projection_head
 from seed_exp.models.initialisation import initialise_as_released
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
-from seed_exp.models.weights import misfit, read_checkpoint, refuse_long_header
+from seed_exp.models.weights import mismatch, read_checkpoint, refuse_long_header
 
 # Encoders: forward(images [N, 3, H, W]) returns pooled features [N, num_features].
 _STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
@@ -253,7 +253,7 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} has a header that describes no student ({reason})") from None
-    if problem := misfit(expected, tensors):
+    if problem := mismatch(expected, tensors):
         raise ValueError(f"{path} does not fit its own network {config.network}: {problem}")
     student = build_student(config, header["embedding_dim"])
     student.load_state_dict(tensors)
@@ -280,7 +280,7 @@ def _released_student(
         config = StudentConfig(network, hidden_dim=len(first))
         with torch.device("meta"):
             expected = build_student(config, len(last)).state_dict()
-        if not misfit(expected, tensors):
+        if not mismatch(expected, tensors):
             views = {
                 "eval_size": 224,
                 "eval_resize": 256,
@@ -305,7 +305,7 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
             )
         tensors = released_tensors(tensors, config.network)
     else:
-        refuse_twin(
+        refuse_near_twin(
             path,
             config.network,
             exported_network(path) if header is None else header["student"]["network"],
@@ -322,11 +322,11 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
         for part in ("encoder.", "head.")
     }
     load_encoder(student.encoder, parts["encoder."], config.name or config.network, path)
-    if not misfit(student.head.state_dict(), parts["head."]):
+    if not mismatch(student.head.state_dict(), parts["head."]):
         student.head.load_state_dict(parts["head."])
 
 
-def refuse_twin(path: Path, network: str, found: str | None) -> None:
+def refuse_near_twin(path: Path, network: str, found: str | None) -> None:
     """Refuses weights of another network whose tensors have the same names, see NEAR_TWINS.
 
     Args:

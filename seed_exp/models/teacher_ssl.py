@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.models.heads import head_from_keys, head_layers
-from seed_exp.models.weights import misfit, with_counters
+from seed_exp.models.weights import mismatch, with_counters
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _match(
     expected = {convention.prefix + key: tensor for key, tensor in encoder.state_dict().items()}
     expected |= {convention.head_prefix + key: tensor for key, tensor in head.state_dict().items()}
     given = with_counters(expected, given)
-    if problem := misfit(expected, given):
+    if problem := mismatch(expected, given):
         raise ValueError(problem)
     if head_layers(head) not in convention.heads:
         found = f"is {head_layers(head)}" if head_keys else "is absent"

@@ -19,7 +19,12 @@ from seed_exp.models.folding import fold_batch_norm
 from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
 from seed_exp.models.reduction import Reduction
-from seed_exp.models.students import exported_network, load_students, refuse_twin, student_files
+from seed_exp.models.students import (
+    exported_network,
+    load_students,
+    refuse_near_twin,
+    student_files,
+)
 from seed_exp.models.teacher_precision import (
     Overflow,
     callers_dtype,
@@ -453,7 +458,7 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
     if trained and config.checkpoint is not None:
         path = Path(config.checkpoint)
         tensors = read_checkpoint(path)
-        refuse_twin(path, "timm", exported_network(path))
+        refuse_near_twin(path, "timm", exported_network(path))
         load_encoder(encoder, tensors, str(config.name), path)
         fingerprint = file_hash(path)
     num_features: int = encoder.num_features  # type: ignore[assignment]

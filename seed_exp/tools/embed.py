@@ -24,7 +24,7 @@ from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor
 from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.setup import eval_options, load_frozen
-from seed_exp.exporting.feature_stream import FilesSource, Part, in_parts
+from seed_exp.exporting.feature_stream import FilesSource, Part, feature_parts
 from seed_exp.exporting.neighbours import (
     SearchedImages,
     duplicates,
@@ -88,7 +88,7 @@ def embed(config: EmbedConfig) -> None:
                     networks, files, evenly_spaced(len(files))
                 ).features,
             )
-        parts = in_parts(extract, networks, source)
+        parts = feature_parts(extract, networks, source)
         if distributed.rank() != 0:
             for _ in parts:
                 pass
