@@ -91,7 +91,7 @@ class EmbeddedImages:
     """List of near-duplicates, if it was asked for."""
 
     def dataframe(self) -> pd.DataFrame:
-        """A row for each image: its name `key`, its `label`, and one vector for each network."""
+        """A row for each image: name `key`, `label` (NaN = unlabelled), a vector per network."""
         pandas = _pandas()
         if self.file.suffix == ".parquet":
             frame: pd.DataFrame = pandas.read_parquet(self.file)
@@ -99,7 +99,8 @@ class EmbeddedImages:
         import numpy as np
 
         with np.load(self.file) as arrays:
-            columns = {"key": arrays["keys"], "label": arrays["labels"]}
+            labels = pandas.Series(arrays["labels"])
+            columns = {"key": arrays["keys"], "label": labels.where(labels >= 0)}
             columns |= {
                 name: list(arrays[name])
                 for name in arrays.files
