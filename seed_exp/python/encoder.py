@@ -178,7 +178,9 @@ def _info(
     header = read_header(file) or {"student": record, "command": record["command"]}
     options: dict[str, Any] = header.get("options", {})
     objective = options.get("objective.name")
-    about = results_about(run_home(file) / "results", name, record["sha256"])
+    results: dict[str, dict[str, float]] = {}
+    for content, numbers in results_about(run_home(file) / "results", name, record["sha256"]):
+        results.setdefault(content["evaluation"], {}).update(numbers)
     return Info(
         name=name,
         file=file,
@@ -191,7 +193,7 @@ def _info(
         images=header.get("inputs", {}).get("data"),
         steps=record["step"],
         licence=licence_of(header)[1],
-        results={content["evaluation"]: numbers for content, numbers in about},
+        results=results,
         options=options,
     )
 
