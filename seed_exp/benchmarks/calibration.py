@@ -100,13 +100,13 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
     objective = replace(config.objective, **factors)
     return DistillConfig(
         **options,
-        teacher=_alike(config.teacher),
+        teacher=_published_equivalent(config.teacher),
         teacher_ssl=config.teacher_ssl,
         objective=objective,
     )
 
 
-def _alike(teacher: TeacherConfig) -> TeacherConfig:
+def _published_equivalent(teacher: TeacherConfig) -> TeacherConfig:
     """Returns the first published teacher with the same network and head.
 
     A network of our own is returned as it is.

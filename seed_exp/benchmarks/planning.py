@@ -117,7 +117,8 @@ def make_plan(
     (device,) = devices
     images = known_images(configs, num_images)
     phases = [
-        phases_of(config, found.num, gpus) for config, found in zip(configs, images, strict=True)
+        split_into_phases(config, found.num, gpus)
+        for config, found in zip(configs, images, strict=True)
     ]
 
     distinct = {repr(phase.options): phase.options for parts in phases for phase in parts}
@@ -190,7 +191,7 @@ def estimate(
     )
 
 
-def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
+def split_into_phases(config: Config, num_images: int, gpus: int) -> list[Phase]:
     """Splits a run into phases, because some students may be trained for fewer epochs than others.
 
     Raises:

@@ -228,7 +228,7 @@ def find_batch_size(
 
     limit = num_images // distributed.world_size()
     size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
-    return min(distributed.everyones(size)) * distributed.world_size()
+    return min(distributed.gather_objects(size)) * distributed.world_size()
 
 
 def derive_seed(*key: int | str) -> int:

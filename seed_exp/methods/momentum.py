@@ -107,8 +107,8 @@ class MomentumContrast(nn.Module):
         dealt = torch.argsort(positions % num_groups, stable=True)
         own = slice(rank() * num, (rank() + 1) * num)
         embeddings = forward_in_groups(encoder, all_gather(views)[dealt[own]], self.bn_group_size)
-        everyones = all_gather(embeddings)
-        return torch.empty_like(everyones).index_copy_(0, dealt, everyones)[own]
+        gathered = all_gather(embeddings)
+        return torch.empty_like(gathered).index_copy_(0, dealt, gathered)[own]
 
     def compile_encoders(self) -> None:
         """Compiles the momentum encoders."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_exp.base.files import file_hash
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TeacherConfig, ViewsConfig
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
@@ -19,7 +19,12 @@ from seed_exp.models.folding import fold_batch_norm
 from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
 from seed_exp.models.reduction import Reduction
-from seed_exp.models.students import exported_network, load_students, refuse_twin, student_files
+from seed_exp.models.students import (
+    exported_network,
+    load_students,
+    refuse_near_twin,
+    student_files,
+)
 from seed_exp.models.teacher_precision import (
     Overflow,
     callers_dtype,
@@ -83,6 +88,8 @@ class TeacherSpec:
     """Who published the hash; None = the teacher's publisher, if there is a hash."""
     size: int | None = None
     """Size of the official file in bytes, according to `hash_source`."""
+    build: Callable[[TeacherConfig, bool], Teacher] | None = None
+    """Builder, for a teacher without an official file: (config, whether to load weights)."""
 
     @property
     def cache_name(self) -> str | None:
@@ -90,7 +97,7 @@ class TeacherSpec:
         return self.file_name or (self.url and self.url.rsplit("/", 1)[-1])
 
 
-TEACHERS: dict[str, TeacherSpec] = {
+_TEACHERS: dict[str, TeacherSpec] = {
     "moco_v1_r50": TeacherSpec(
         "resnet50",
         "moco_v1",
@@ -259,9 +266,10 @@ TEACHERS: dict[str, TeacherSpec] = {
         hash_source=f"{_VISIONLAB}/barlowtwins",
     ),
     "resnet50": TeacherSpec("resnet50", "torchvision"),
-    "timm": TeacherSpec(),
-    "run": TeacherSpec(),
+    "timm": TeacherSpec(build=lambda config, trained: _timm_teacher(config, trained)),
+    "run": TeacherSpec(build=lambda config, trained: _teacher_of_run(config, trained)),
 }
+TEACHERS: Registry[TeacherSpec] = Registry("TEACHERS", _TEACHERS)
 
 
 class Teacher(nn.Module):
@@ -370,15 +378,15 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         FileNotFoundError: `config.checkpoint` does not exist.
     """
     spec = lookup(TEACHERS, config.network, "teacher")
-    if spec.network is None:
-        return _UNPUBLISHED[config.network](config, True)
+    if spec.build is not None:
+        return spec.build(config, True)
     path = (
         _official_file(config.network, spec, teacher_ssl)
         if config.checkpoint is None
         else Path(config.checkpoint)
     )
     with torch.device("meta"):
-        encoder = NETWORKS[spec.network]()
+        encoder = NETWORKS[str(spec.network)]()
     head = load_weights(read_checkpoint(path), teacher_ssl, encoder, path)
     linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     teacher = Teacher(encoder, head, linear[-1].out_features if linear else encoder.num_features)
@@ -396,10 +404,10 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     `config.reduce` gives them.
     """
     spec = lookup(TEACHERS, config.network, "teacher")
-    if spec.network is None:
-        teacher = _UNPUBLISHED[config.network](config, False)
+    if spec.build is not None:
+        teacher = spec.build(config, False)
     else:
-        encoder = NETWORKS[spec.network]()
+        encoder = NETWORKS[str(spec.network)]()
         layers = (
             lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0]
             if spec.head is None
@@ -450,20 +458,13 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
     if trained and config.checkpoint is not None:
         path = Path(config.checkpoint)
         tensors = read_checkpoint(path)
-        refuse_twin(path, "timm", exported_network(path))
+        refuse_near_twin(path, "timm", exported_network(path))
         load_encoder(encoder, tensors, str(config.name), path)
         fingerprint = file_hash(path)
     num_features: int = encoder.num_features  # type: ignore[assignment]
     teacher = Teacher(encoder, nn.Identity(), num_features, input_spec(encoder))
     teacher.fingerprint = fingerprint
     return teacher
-
-
-_UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {
-    "timm": _timm_teacher,
-    "run": _teacher_of_run,
-}
-"""Builders of teachers without an official file, called with (config, whether to load weights)."""
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:

@@ -280,7 +280,7 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
         reasons.append(f"the teacher's embeddings are reduced by {reduce}")
     teacher = options.get("teacher.network")
     if row.teacher and teacher in TEACHERS and row.teacher_ssl in TEACHER_EPOCHS:
-        epochs, published = TEACHERS[teacher].epochs, TEACHER_EPOCHS[row.teacher_ssl]
+        epochs, published = TEACHERS[str(teacher)].epochs, TEACHER_EPOCHS[row.teacher_ssl]
         if epochs != published:
             reasons.append(f"a teacher of {epochs or 'unknown'} epochs, published: {published}")
     return reasons
