@@ -36,6 +36,8 @@ POLL_S = 0.5
 """Seconds between two looks at the files."""
 INIT_TIMEOUT_S = 30
 """Seconds that the server may take to answer at first; after that the run is written offline."""
+FLUSH_S = 5
+"""Seconds after the end of an offline run in which W&B may still write its file."""
 GRACE_S = 3
 """Seconds that the server may still take to answer when the training has ended."""
 LINGER_S = 60
@@ -160,8 +162,17 @@ class WandbRun:
             self._run.finish(exit_code=status)
 
     def is_torn(self) -> bool:
-        """Whether a full disk has cut off what was written for W&B on this machine."""
-        return last_step(self._folder, self._about["ids"][self._student]) < self._delivered
+        """Whether a full disk has cut off what was written for W&B on this machine.
+
+        Asked after `finish`, which on a busy machine returns before W&B's own process has written
+        the last lines: only what is missing after FLUSH_S is lost.
+        """
+        deadline = time.monotonic() + FLUSH_S
+        while last_step(self._folder, self._about["ids"][self._student]) < self._delivered:
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.1)
+        return False
 
     def _begin(self) -> None:
         about = self._about
