@@ -34,6 +34,7 @@ ROOMS = {
         "methods.momentum",
         "methods.objectives",
         "methods.queue",
+        "methods.seed",
         "methods.streaming",
         "methods.teacher_cache",
         "engine.distributed",
