@@ -89,8 +89,7 @@ class BagSeed(Seed):
     @torch.no_grad()
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> PairTargets:  # type: ignore[override]
         """Views and teacher embeddings of pairs; views [V, 2 x N, 3, S, S], V at least 2."""
-        by_pair = views["global"].unflatten(1, (-1, 2))
-        own, other = by_pair[0].unbind(1)
+        own, other = _apart(views["global"][0])
         boxes, share = cutmix_boxes(
             uniforms(
                 self.seed, batch.epoch, batch.indices[0::2].numpy(), CUTMIX_STREAM, NUM_CUTMIX_DRAWS
@@ -101,7 +100,9 @@ class BagSeed(Seed):
         own_teacher, other_teacher = self._of_pairs(views, batch)
         self._new["global"].append(own_teacher)
         return PairTargets(
-            *(view.contiguous(memory_format=torch.channels_last) for view in (own, other, mixed)),
+            own.contiguous(memory_format=torch.channels_last),
+            other.contiguous(memory_format=torch.channels_last),
+            mixed.contiguous(memory_format=torch.channels_last),
             torch.from_numpy(share).float().to(own.device, non_blocking=True),
             {"global": own_teacher},
             other_teacher,
@@ -137,12 +138,16 @@ class BagSeed(Seed):
     def _of_pairs(self, views: dict[str, Tensor], batch: HostBatch) -> tuple[Tensor, Tensor]:
         """The teacher's embeddings of the second views: those of the images, those of the bags."""
         if self.cache is None:  # the teacher need not see the students' views
-            pairs = views["global"][1].unflatten(0, (-1, 2)).transpose(0, 1)
-            own, other = self._of_views(pairs).chunk(2)
+            own, other = self._of_views(torch.stack(_apart(views["global"][1]))).chunk(2)
             return own, other
         flat = {"global": views["global"].flatten(0, 1)}
-        both = self._embeddings(views, flat, batch)["global"].unflatten(0, (-1, len(batch.labels)))
-        return both[1, 0::2], both[1, 1::2]
+        num_rows = len(batch.labels)
+        return _apart(self._embeddings(views, flat, batch)["global"][num_rows : 2 * num_rows])
+
+
+def _apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [2 x N, ...] of pairs as those of the images and those of their neighbours."""
+    return rows[0::2], rows[1::2]
 
 
 def needs_bags(config: ObjectiveConfig) -> bool:

@@ -246,7 +246,7 @@ class Seed(Method):
         # The key of the cache names the teacher's number format.
         if self.cache is not None and not self.teacher.overflow.seen():
             by_view = {
-                name: embeddings[name].unflatten(0, view.shape[:2]) for name, view in views.items()
+                name: embeddings[name].view(*view.shape[:2], -1) for name, view in views.items()
             }
             self.cache.write(batch.epoch, batch.indices, by_view)
         return embeddings

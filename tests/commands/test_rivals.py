@@ -53,16 +53,15 @@ def state(folder: Path) -> dict[str, Any]:
 def test_features_are_other_runs_and_other_caches_than_the_heads_output(home: Path) -> None:
     words = ["objective=simreg", "objective.queue_size=64", "teacher_cache=embeddings"]
     features = [*words, "teacher.embedding=features"]
-    folders = [run(*words), run(*features), run(*features, "run_dir=cached")]
-    assert len({folder.name for folder in folders}) == 3
+    folders = [run(*words), run(*features)]
+    assert folders[0].name != folders[1].name
     widths = [
         read_header(folder / "students" / "convnet_w2.safetensors")["embedding_dim"]
         for folder in folders
     ]
-    assert widths == [12, 16, 16]
+    assert widths == [12, 16]
     keys = [json.loads(file.read_text()) for file in (home / "embeddings").glob("*/key.json")]
     assert sorted(key.get("embedding", "head") for key in keys) == ["features", "head"]
-    tiny.assert_same(state(folders[1])["networks"], state(folders[2])["networks"])
     with pytest.raises(ValueError, match=r"teacher\.embedding was head, now features"):
         run(*features, f"run_dir={folders[0]}")
     run(*features, "teacher.reduce=pca", "teacher.embedding_dim=6", "run_dir=narrow")
@@ -73,12 +72,11 @@ def test_pairs_are_trained_on_cached_and_planned(home: Path) -> None:
     folder = run(*BAGS)
     bags = sorted((home.parent / "cache" / "bags").iterdir())
     assert len(bags) == 1
-    for name in ("filling", "cached"):
-        run(*BAGS, "teacher_cache=embeddings", f"run_dir={name}")
+    cached = run(*BAGS, "teacher_cache=embeddings", "run_dir=cached")
     assert sorted((home.parent / "cache" / "bags").iterdir()) == bags
-    one, two = state(Path("filling")), state(Path("cached"))
-    tiny.assert_same(one["networks"], two["networks"])
-    torch.testing.assert_close(one["networks"], state(folder)["networks"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        state(cached)["networks"], state(folder)["networks"], rtol=1e-3, atol=1e-4
+    )
     (job,) = tools_plan.plan(
         "distill", [*DISTILL, *BAGS], seconds=0.1, num_images=None, gpus=1
     ).jobs

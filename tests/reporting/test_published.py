@@ -102,7 +102,12 @@ def test_our_recipes_are_those_of_the_papers(
             {"students.resnet18.deep_head": True},
             "the student's head is deep, published: two layers",
         ),
+        ({"students.resnet18.hidden_dim": 0}, "the student's head is 0 wide, published: 512"),
         ({"teacher.reduce": "whiten"}, "the teacher's embeddings are reduced by whiten"),
+        (
+            {"teacher.embedding": "features"},
+            "the students learn the teacher's features, published: its head's output",
+        ),
         ({"teacher.network": "moco_v2_r50_800ep"}, "a teacher of 800 epochs, published: 200"),
         ({"teacher.network": "resnet50"}, "a teacher of unknown epochs, published: 200"),
         ({"optimizer.name": "lars"}, "optimizer.name=lars, published: sgd"),
