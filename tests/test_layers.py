@@ -86,6 +86,8 @@ WITHIN = {
     "config.options": {"config.schema"},
     "config.identity": {"config.options", "config.schema", "base"},
     "base": {"base"},
+    # Its walk is that of Seed, with pairs of images.
+    "methods.bags": FOR_EVERYONE | ROOMS["methods"] | {"methods.seed"},
 }
 """The only modules that these may import."""
 DOORS = {file.stem for file in MODULES if file.parent == PACKAGE} - {"__init__"}

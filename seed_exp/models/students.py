@@ -58,7 +58,7 @@ class Student(nn.Module):
 
     Args:
         encoder: Network from STUDENTS, with attribute `num_features`.
-        hidden_dim: Hidden width of the head; None = `encoder.num_features`.
+        hidden_dim: Hidden width of the head; 0 = one linear layer; None = `encoder.num_features`.
         embedding_dim: Width D of the embedding.
         deep_head: Whether the head is SimReg's deep one.
     """

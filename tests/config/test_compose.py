@@ -374,7 +374,7 @@ FLOATS: list[
 INTEGERS: list[tuple[Make, str, int]] = [  # make, option, smallest accepted value
     (CropConfig, "size", 2),
     (CropConfig, "num", 0),
-    (StudentConfig, "hidden_dim", 1),
+    (StudentConfig, "hidden_dim", 0),
     (DataConfig, "num_workers", 0),
     (SeedConfig, "queue_size", 1),
     (MocoConfig, "queue_size", 1),
