@@ -20,6 +20,7 @@ from pathlib import Path
 from seed_exp.config.command import command
 from seed_exp.config.report_line import as_overrides
 from seed_exp.config.schema import ReportConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def report(config: ReportConfig) -> Path:
@@ -38,6 +39,8 @@ def main() -> None:
     sys.argv[1:] = as_overrides(sys.argv[1:])
     _main()
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

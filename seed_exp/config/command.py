@@ -74,6 +74,8 @@ def command(
             sys.exit(last_words(str(error)))
 
     def main() -> None:
+        with errors_in_one_line():
+            groups()  # imports plug-ins; what is wrong with one of them is said first
         sys.argv[1:] = flags_to_overrides(sys.argv[1:], name, word)
         if {"-h", "--help"} & set(sys.argv[1:]):
             with errors_in_one_line():

@@ -12,6 +12,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from seed_exp.config.command import flags_to_overrides
 from seed_exp.config.compose import config_home
+from seed_exp.config.plugins import plugin_folders
 from seed_exp.config.schema import ReportConfig
 
 
@@ -46,7 +47,11 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 
 def training_command(experiment: str) -> str:
     """The command that the experiment is written for: the key `command` of its file."""
-    file = config_home() / "experiments" / f"{experiment}.yaml"
+    home = config_home()
+    file = home / "experiments" / f"{experiment}.yaml"
+    for folder in plugin_folders(home).values():
+        if (folder / "experiments" / file.name).exists():
+            file = folder / "experiments" / file.name
     try:
         content = OmegaConf.load(file)
     except (OSError, YAMLError):

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from seed_exp.base.registry import Registry
 from seed_exp.config.schema import (
     BinaryContrastiveConfig,
     BingoBagsConfig,
@@ -96,7 +97,7 @@ def _predict_clusters(
     return compress_loss(student, target, memory, temperature=config.tau_student)
 
 
-OBJECTIVES: dict[str, Objective[Any]] = {
+_OBJECTIVES: dict[str, Objective[Any]] = {
     "seed": SEED,
     "seed_strong": replace(SEED, symmetric=True),
     "l2": DISTANCE,
@@ -130,3 +131,4 @@ OBJECTIVES: dict[str, Objective[Any]] = {
         lambda s, t, _m, _d, config: coss_loss(s, t, weight=config.weight)
     ),
 }
+OBJECTIVES: Registry[Objective[Any]] = Registry("OBJECTIVES", _OBJECTIVES)

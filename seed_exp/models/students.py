@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp import __version__
 from seed_exp.base.files import atomic_write, file_hash
 from seed_exp.base.redaction import redact_all
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.encoders import (
@@ -34,7 +35,7 @@ from seed_exp.models.released import RELEASED, is_released, released_tensors
 from seed_exp.models.weights import mismatch, read_checkpoint, refuse_long_header
 
 # Encoders: forward(images [N, 3, H, W]) returns pooled features [N, num_features].
-STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
+_STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "resnet18": lambda _: timm_encoder("resnet18"),
     "resnet34": lambda _: timm_encoder("resnet34"),
     "resnet50": lambda _: timm_encoder("resnet50"),
@@ -47,6 +48,7 @@ STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "convnet_w2": lambda _: ConvNet(width=2),
     "convnet_w32": lambda _: ConvNet(width=32),
 }
+STUDENTS: Registry[Callable[[StudentConfig], nn.Module]] = Registry("STUDENTS", _STUDENTS)
 
 
 NEAR_TWINS = {"efficientnet_b1": "tf_efficientnet_b1", "mobilenetv3_large": "mobilenetv3_large_100"}
@@ -199,12 +201,19 @@ def read_header(path: Path) -> dict[str, Any] | None:
         return None
     try:
         header: dict[str, Any] = json.loads(metadata["seed_exp"])
-        recorded_config(header)
+        newer = {**header["student"]}.keys() - {option.name for option in fields(StudentConfig)}
+        if not newer:
+            recorded_config(header)
         _ = header["embedding_dim"] + 0
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(
             f"{path} has a header that describes no student ({type(error).__name__})"
         ) from None
+    if newer:
+        raise ValueError(
+            f"{path} describes its student by {', '.join(sorted(newer))}, which seed_exp "
+            f"{__version__} does not know: a newer version wrote it; update seed_exp"
+        )
     return header
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seed_exp.base.files import file_hash
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TeacherConfig, TeacherEmbedding, ViewsConfig
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
@@ -89,6 +89,8 @@ class TeacherSpec:
     """Who published the hash; None = the teacher's publisher, if there is a hash."""
     size: int | None = None
     """Size of the official file in bytes, according to `hash_source`."""
+    build: Callable[[TeacherConfig, bool], Teacher] | None = None
+    """Builder, for a teacher without an official file: (config, whether to load weights)."""
 
     @property
     def cache_name(self) -> str | None:
@@ -96,7 +98,7 @@ class TeacherSpec:
         return self.file_name or (self.url and self.url.rsplit("/", 1)[-1])
 
 
-TEACHERS: dict[str, TeacherSpec] = {
+_TEACHERS: dict[str, TeacherSpec] = {
     "moco_v1_r50": TeacherSpec(
         "resnet50",
         "moco_v1",
@@ -265,9 +267,10 @@ TEACHERS: dict[str, TeacherSpec] = {
         hash_source=f"{_VISIONLAB}/barlowtwins",
     ),
     "resnet50": TeacherSpec("resnet50", "torchvision"),
-    "timm": TeacherSpec(),
-    "run": TeacherSpec(),
+    "timm": TeacherSpec(build=lambda config, trained: _timm_teacher(config, trained)),
+    "run": TeacherSpec(build=lambda config, trained: _teacher_of_run(config, trained)),
 }
+TEACHERS: Registry[TeacherSpec] = Registry("TEACHERS", _TEACHERS)
 
 
 class Teacher(nn.Module):
@@ -412,15 +415,15 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
 def _trained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     """The teacher with its head; arguments and errors as `build_teacher`."""
     spec = lookup(TEACHERS, config.network, "teacher")
-    if spec.network is None:
-        return _UNPUBLISHED[config.network](config, True)
+    if spec.build is not None:
+        return spec.build(config, True)
     path = (
         _official_file(config.network, spec, teacher_ssl)
         if config.checkpoint is None
         else Path(config.checkpoint)
     )
     with torch.device("meta"):
-        encoder = NETWORKS[spec.network]()
+        encoder = NETWORKS[str(spec.network)]()
     head = load_weights(read_checkpoint(path), teacher_ssl, encoder, path)
     linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     teacher = Teacher(encoder, head, linear[-1].out_features if linear else encoder.num_features)
@@ -438,10 +441,10 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     `config.reduce` gives them.
     """
     spec = lookup(TEACHERS, config.network, "teacher")
-    if spec.network is None:
-        teacher = _UNPUBLISHED[config.network](config, False)
+    if spec.build is not None:
+        teacher = spec.build(config, False)
     else:
-        encoder = NETWORKS[spec.network]()
+        encoder = NETWORKS[str(spec.network)]()
         layers = (
             lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0]
             if spec.head is None
@@ -501,13 +504,6 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
     teacher = Teacher(encoder, nn.Identity(), num_features, input_spec(encoder))
     teacher.fingerprint = fingerprint
     return teacher
-
-
-_UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {
-    "timm": _timm_teacher,
-    "run": _teacher_of_run,
-}
-"""Builders of teachers without an official file, called with (config, whether to load weights)."""
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:

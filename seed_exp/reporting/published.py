@@ -282,7 +282,7 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
         reasons.append("the students learn the teacher's features, published: its head's output")
     teacher = options.get("teacher.network")
     if row.teacher and teacher in TEACHERS and row.teacher_ssl in TEACHER_EPOCHS:
-        epochs, published = TEACHERS[teacher].epochs, TEACHER_EPOCHS[row.teacher_ssl]
+        epochs, published = TEACHERS[str(teacher)].epochs, TEACHER_EPOCHS[row.teacher_ssl]
         if epochs != published:
             reasons.append(f"a teacher of {epochs or 'unknown'} epochs, published: {published}")
     return reasons

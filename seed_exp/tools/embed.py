@@ -117,6 +117,11 @@ def embed(config: EmbedConfig) -> None:
             _search(config, source, kept, next(iter(networks)), queries)
 
 
+def duplicates_file(config: EmbedConfig) -> Path:
+    """The list of near-duplicates, beside the features."""
+    return Path(config.output).with_name(f"{Path(config.output).stem}-duplicates.jsonl")
+
+
 def _shown(parts: Iterator[Part], num_images: int, kept: list[Part] | None) -> Iterator[Part]:
     """Yields the parts, prints progress after each, and appends them to `kept` if it is a list."""
     began, num_read = time.perf_counter(), 0
@@ -156,7 +161,7 @@ def _search(
         chapters.append(neighbours_of_images(images, rows, config.neighbours))
     if config.duplicates is not None:
         groups = near_duplicates(images.features, config.duplicates)
-        path = Path(config.output).with_name(f"{Path(config.output).stem}-duplicates.jsonl")
+        path = duplicates_file(config)
         write_duplicates(path, images, groups)
         print(
             f"{len(groups):,} groups of near-duplicates, {sum(map(len, groups)):,} images: {path}"

@@ -178,6 +178,8 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
     device = distributed.local_device(config.device)
     dtype = teacher_dtype(dtype_of(config.precision, device), device.type)
     views = to_plain(config.views)
+    if not views["operations"]:  # the key of caches from before there were any
+        del views["operations"]
     reduction = teacher.reduction
     key = {
         "teacher": teacher.fingerprint,

@@ -168,6 +168,8 @@ class ViewsConfig:
     """Smallest and largest standard deviation of the blur in pixels of the view."""
     flip_prob: float = 0.0
     """Probability of a horizontal flip, per view."""
+    operations: list[str] = field(default_factory=list)
+    """Keys of views.operations.VIEW_OPERATIONS, applied in this order after the blur."""
     eval_size: int = 224
     """Side of the evaluation view (centre crop) in pixels."""
     eval_resize: int = 256
