@@ -135,9 +135,10 @@ class _Output(io.FileIO):
     """
 
     def __init__(self, temporary: Path, path: Path) -> None:
-        super().__init__(temporary, "w")
         self._path = path
         self.error: OSError | None = None
+        with self._remembered():
+            super().__init__(temporary, "w")
 
     def write(self, content: Any, /) -> int:
         with self._remembered():
