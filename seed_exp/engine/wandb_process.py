@@ -30,6 +30,7 @@ from typing import Any
 import wandb
 
 from seed_exp.base.files import open_lock
+from seed_exp.base.redaction import redact
 from seed_exp.base.stopping import REQUEUE_STATUS, WARNINGS
 
 POLL_S = 0.5
@@ -183,6 +184,7 @@ class WandbRun:
             disable_code=True,
             init_timeout=INIT_TIMEOUT_S,
             x_disable_stats=not self._stats,
+            x_disable_meta=is_secret(self._folder),
             x_stats_pid=self._training.pid,
         )
         self._run = wandb.init(
@@ -263,6 +265,12 @@ def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
             run.send_weights()
 
 
+def is_secret(folder: Path) -> bool:
+    """Whether the path has a secret in it; W&B would record it with the facts about the machine."""
+    path = str(folder.absolute())
+    return redact(path) != path
+
+
 def last_step(folder: Path, run_id: str) -> int:
     """The last step that was written for W&B on this machine, in any earlier process; -1 = none."""
     from wandb.proto import wandb_internal_pb2
@@ -331,6 +339,8 @@ def main() -> None:
     if offline:
         training.server_answered.set()  # it is not asked
         training.show_line(logging.INFO, f"written offline; {sync}")
+    if is_secret(Path(folder)):
+        logging.disable(logging.INFO)  # of W&B's own log, which says where it is
     try:
         with upload_lock(Path(folder)):
             runs = [
