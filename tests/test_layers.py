@@ -89,6 +89,8 @@ WITHIN = {
     "config.options": {"config.schema"},
     "config.identity": {"config.options", "config.schema", "base"},
     "base": {"base"},
+    # Its walk is that of Seed, with pairs of images.
+    "methods.bags": FOR_EVERYONE | ROOMS["methods"] | {"methods.seed"},
     "python.callable_module": {"python.calls"},
 }
 """The only modules that these may import."""

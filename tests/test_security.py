@@ -25,11 +25,12 @@ from test_layers import MODULES, calls, imports, name_of, parse
 from seed_exp.base.files import atomic_write
 from seed_exp.config.compose import compose
 from seed_exp.config.options import flatten, to_plain
-from seed_exp.config.schema import SCHEMAS, WITHOUT_SCHEMA, DataFormat
+from seed_exp.config.schema import SCHEMAS, WITHOUT_SCHEMA, DataFormat, TrackerConfig, TrackerMode
 from seed_exp.config.words import word
 from seed_exp.data.shards import ShardsSource
 from seed_exp.data.sources import load_source
 from seed_exp.data.writers import convert
+from seed_exp.engine.tracking import RunFacts, WandbTracker
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -463,4 +464,27 @@ def test_no_file_of_a_whole_pipeline_holds_a_secret(
     names = {path.name for path in files}
     assert {"evaluated.json", "index.html", "g.html", "f.npz", "README.md", "config.json"} <= names
     assert {path.suffix for path in files} >= {".safetensors", ".pt", ".txt", ".csv", ".tex"}
+    assert [path for path in files if CANARY.search(path.read_text(errors="replace"))] == []
+
+
+@pytest.mark.slow
+def test_no_file_of_wandb_holds_a_secret_of_the_runs_path_or_options(
+    secrets: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / "home" / name))
+    run = tmp_path / TOKEN / "run"
+    run.mkdir(parents=True)
+    weights = run / "a.safetensors"
+    weights.write_bytes(b"weights")
+    config = TrackerConfig("wandb", mode=TrackerMode.offline, artifacts=True, group=ADDRESS)
+    config.tags = [ADDRESS, PASSWORD]
+    facts = RunFacts("distill", "label", ["a"], {"data": {"root": ADDRESS}}, {"a": weights})
+    with WandbTracker(run, config, facts) as tracker:
+        tracker.PATIENCE_S = 100  # type: ignore[misc]
+        tracker.rewind({})
+        tracker.log(1, {"a/loss": 1.0})
+        tracker.log_table("table", ["column"], [[1.0]])
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".wandb", ".log"}
     assert [path for path in files if CANARY.search(path.read_text(errors="replace"))] == []

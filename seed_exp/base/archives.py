@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import zipfile
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # torch raises a RuntimeError: "can't allocate memory", or "unable to mmap ...: Cannot
-    # allocate memory".
-    out_of_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    return out_of_memory or isinstance(error, MemoryError)
+    # allocate memory"; threads do too, and a library that does not fit is an ImportError.
+    said = re.search("allocate memory|failed to map segment|can't start new thread", str(error))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and said is not None
+    )

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
+import platform
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+log = logging.getLogger("seed_exp")
+
+_TEMPORARY = r"\.[0-9a-f]{16}\.tmp"
+"""Pattern of the ending of temporary names."""
 
 
 @contextmanager
@@ -21,17 +30,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     The content goes to a temporary name in the same folder, is synced to disk, then renamed over
     `path`; the folder is synced too, so that the rename survives a power cut. Several processes may
-    write the same path at once: each has its own temporary name and the last rename wins. The file
-    gets the permissions that the user's umask gives to new files.
+    write the same path at once: each has its own temporary name and the last rename wins. Temporary
+    files of killed writers of this path are removed. The file gets the permissions that the user's
+    umask gives to new files.
 
     Raises:
         OSError: the disk did not take the content, whatever error the block made of that.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's: it is private, and the umask could only be read by changing it, for all
-    # threads at once.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
+    with temporary_beside(path, Path.touch) as temporary:
         output = _Output(temporary, path)
         try:
             with io.BufferedWriter(output) as file:
@@ -44,8 +50,78 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             raise
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder beside `path`, to be renamed to `path` when it is whole.
+
+    It is removed if it still has its name when the context ends. Those of killed processes are
+    removed before: each process holds a lock on its own, which the system takes from it however it
+    ends.
+
+    Args:
+        path: What it is to become.
+        make: Makes it under the name that is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_of_killed(path)
+    # Not tempfile's: it is private, and the umask could only be read by changing it, for all
+    # threads at once.
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            make(temporary)
+        except OSError as error:
+            error.filename = os.fspath(path)
+            raise
+        with suppress(FileNotFoundError):
+            held = _open_held(temporary)
+            if os.fstat(held).st_nlink > 0:
+                break
+            os.close(held)  # another process has removed it, in the instant before it was held
+    try:
+        yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        os.close(held)
+
+
+def _remove_of_killed(path: Path) -> None:
+    """Removes what nobody holds any more among the temporary files and folders of `path`."""
+    for left in path.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(path.name)}{_TEMPORARY}", left.name):
+            with suppress(OSError):  # it is held, is another user's, or a link
+                held = _open_held(left, fcntl.LOCK_NB)
+                _remove(left)
+                os.close(held)
+
+
+def _open_held(path: Path, wait: int = 0) -> int:
+    """Descriptor of a file or folder of which no other process has one from here.
+
+    Args:
+        path: The file or folder.
+        wait: 0, or fcntl.LOCK_NB to raise BlockingIOError where another process has one.
+    """
+    is_folder = path.is_dir()
+    # NFS locks only what may be written.
+    descriptor = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
+    except OSError:
+        if wait:
+            os.close(descriptor)
+            raise
+        # A file system without locks: then nobody can remove it either.
+    return descriptor
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _Output(io.FileIO):
@@ -59,9 +135,10 @@ class _Output(io.FileIO):
     """
 
     def __init__(self, temporary: Path, path: Path) -> None:
-        super().__init__(temporary, "x")
         self._path = path
         self.error: OSError | None = None
+        with self._remembered():
+            super().__init__(temporary, "w")
 
     def write(self, content: Any, /) -> int:
         with self._remembered():
@@ -81,6 +158,17 @@ class _Output(io.FileIO):
             raise
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes the system's errors that name no file, such as those of writing, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes what killed calls of `atomic_write` have left in `folder`.
 
@@ -89,7 +177,7 @@ def remove_unfinished(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name):
+        if re.fullmatch(rf"\..+{_TEMPORARY}", path.name):
             path.unlink(missing_ok=True)
 
 
@@ -115,6 +203,45 @@ def open_lock(path: Path) -> IO[str]:
                 f"{path} is a symbolic link; expected a lock file; remove the link"
             ) from None
         raise
+
+
+@contextmanager
+def sole_process(lock: Path, place: Path, otherwise: str) -> Iterator[bool]:
+    """Keeps other processes out of `place` until the context ends.
+
+    Its value says whether they are kept out. It is a record lock of POSIX: the system releases it
+    when the process ends, however it ends; worker processes, which may outlive a killed parent, do
+    not inherit it; and it works between machines on NFS.
+
+    Args:
+        lock: File that is locked, made if absent.
+        place: What it stands for, for errors.
+        otherwise: What to do instead of waiting for the other process, for the error.
+
+    Raises:
+        ValueError: another process keeps this one out.
+    """
+    held = True
+    with open_lock(lock) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ValueError(
+                f"{place} is in use by {file.read().strip() or 'another process'}; "
+                f"wait for it, or {otherwise}"
+            ) from None
+        except OSError as error:  # a network file system without locks
+            held = False
+            log.warning(
+                "%s cannot be locked (%s): make sure that only one process writes to it",
+                place,
+                error,
+            )
+        with suppress(OSError):  # on a full disk the lock holds without a name
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+        yield held
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+_FORMULA = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
+"""Beginnings of formulas; the last four are full-width signs, which some spreadsheets read too."""
+
 
 @dataclass(frozen=True)
 class ComparisonRow:
@@ -57,8 +60,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _no_formula(cell: object) -> object:
-    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{cell}" if is_formula else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def comparison_table(

@@ -32,6 +32,7 @@ from seed_exp.data.sources import Source
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import resolve
+from seed_exp.methods.bags import BagSeed, any_bags, needs_bags
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
 from seed_exp.models.students import build_student
@@ -118,7 +119,12 @@ def _published_equivalent(teacher: TeacherConfig) -> TeacherConfig:
     if teacher.network not in shapes or TEACHERS[teacher.network].network is None:
         return teacher
     first = next(name for name, shape in shapes.items() if shape == shapes[teacher.network])
-    return TeacherConfig(first, reduce=teacher.reduce, embedding_dim=teacher.embedding_dim)
+    return TeacherConfig(
+        first,
+        embedding=teacher.embedding,
+        reduce=teacher.reduce,
+        embedding_dim=teacher.embedding_dim,
+    )
 
 
 def measure_step(config: Config, device: torch.device, seconds: float) -> StepCost:
@@ -165,6 +171,11 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
     return StepCost(row.rate, num, memory, _bytes(state), _bytes(state["networks"]), cached)
 
 
+def rows_per_image(config: Config) -> int:
+    """Images that are read for each image of a step: with bags, one of its bag besides."""
+    return 2 if isinstance(config, DistillConfig) and needs_bags(config.objective) else 1
+
+
 def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> int:
     """Estimates the bytes that a step with `num` images needs on a GPU.
 
@@ -206,13 +217,15 @@ def _build(config: Config) -> Seed | Moco:
         return Moco(students, config.moco, seed=0)
     teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
     teacher.adapt_to(config.views)
-    teacher.fold_batch_norm()
+    if not config.objective.has_batch_teacher:
+        teacher.fold_batch_norm()
     students = {
         name: build_student(student, teacher.embedding_dim)
         for name, student in config.students.items()
     }
     resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]
-    return Seed(students, teacher, config.objective, resolutions, seed=0)
+    parts = (students, teacher, config.objective, resolutions, 0)
+    return BagSeed(*parts, bags=any_bags(2, 1)) if needs_bags(config.objective) else Seed(*parts)
 
 
 def _stepper(
@@ -223,7 +236,7 @@ def _stepper(
     Every step has the same `num` images.
     """
     views = TrainViews(config.views, seed=0)
-    batch = _noise(views, num).map(lambda tensor: tensor.to(device))
+    batch = _noise(views, num * method.rows_per_image).map(lambda tensor: tensor.to(device))
     lengths = dict.fromkeys(method.trainable, _ENDLESS)
     fleet = Fleet(
         method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths

@@ -20,6 +20,7 @@ from seed_exp.benchmarks.calibration import (
     StepCost,
     cost_options,
     measure_step,
+    rows_per_image,
     worker_rate,
 )
 from seed_exp.benchmarks.measure import machine
@@ -130,7 +131,7 @@ def make_plan(
         estimate(
             label,
             config,
-            found.worker_rate,
+            found.worker_rate and found.worker_rate / rows_per_image(config),
             [(part.images, costs[repr(part.options)]) for part in parts],
             gpus,
         )

@@ -29,7 +29,7 @@ from seed_exp.config.compose import (
     refuse_choices_without_name,
     typed,
 )
-from seed_exp.config.errors import errors_in_one_line, is_for_user, last_words
+from seed_exp.config.errors import errors_in_one_line, is_for_user, last_words, words_of
 from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
 
@@ -61,17 +61,13 @@ def command(
             with stop_at_once(), _requeued():
                 run(typed(of_its_run(name, config, list(HydraConfig.get().overrides.task))))
         except Exception as error:
-            for_user = (
-                isinstance(error, ValueError | OSError)
-                and is_for_user(error)
-                and not wants_traceback
-            )
+            for_user = is_for_user(error) and not wants_traceback
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 # The sweep goes on: its launcher has to know which job failed, and why.
                 raise _of_job(error, for_user=for_user) from error
             if not for_user:
                 raise
-            sys.exit(last_words(str(error)))
+            sys.exit(last_words(words_of(error)))
 
     def main() -> None:
         with errors_in_one_line():
@@ -197,7 +193,7 @@ def _without_slurm(arguments: list[str]) -> list[str]:
 def _of_job(error: Exception, *, for_user: bool) -> Exception:
     """The error of one job of a sweep, its traceback in its text: a launcher carries only text."""
     config = HydraConfig.get()
-    text = str(error) if for_user else traceback.format_exc()
+    text = words_of(error) if for_user else traceback.format_exc()
     return (ValueError if for_user else RuntimeError)(
         f"{text} [job {config.job.num}: {' '.join(config.overrides.task)}]"
     )

@@ -15,7 +15,9 @@ from pathlib import Path
 import hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from seed_exp.base.archives import lacks_memory
 from seed_exp.base.redaction import print_traceback, printable, printable_streams
 from seed_exp.base.registry import closest
 from seed_exp.base.stopping import INTERRUPTED, INTERRUPTED_STATUS
@@ -43,18 +45,18 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if wants_traceback:
             raise
         sys.exit(last_words(explain(error)))
-    except (ValueError, OSError) as error:
-        if wants_traceback or not is_for_user(error):
-            raise
-        sys.exit(last_words(str(error)))
     except Exception as error:
+        if wants_traceback:
+            raise
+        if is_for_user(error):
+            sys.exit(last_words(words_of(error)))
         # A job of a sweep left no result, or was refused. The text holds what the job printed; a
         # traceback of this process tells nothing.
-        if wants_traceback or not type(error).__module__.startswith("submitit."):
+        if not type(error).__module__.startswith("submitit."):
             raise
         sys.exit(last_words(str(error)))
 
@@ -73,6 +75,9 @@ def last_words(error: str) -> str:
 
 def explain(error: Exception) -> str:
     """One line: the mistake in the command line, the closest thing that exists, all that exists."""
+    if isinstance(error, YAMLError):
+        # Its lines name what is wrong, the file and the line.
+        return f"an option file cannot be read: {' '.join(str(error).split())}"
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; options are written KEY=VALUE, "
@@ -184,8 +189,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def is_for_user(error: BaseException) -> bool:
     """Whether the error is a message for the user, not a defect with a traceback worth reading.
 
-    A message: this package or Hydra raised it, or the operating system did because of a file.
+    A message: this package or Hydra raised it, or the operating system did because of a file or of
+    short memory.
     """
+    if lacks_memory(error):
+        return True
+    if not isinstance(error, ValueError | OSError):
+        return False
     if isinstance(error, OSError) and error.filename is not None:
         return True
     traceback = error.__traceback__
@@ -196,3 +206,13 @@ def is_for_user(error: BaseException) -> bool:
     raised_in = Path(traceback.tb_frame.f_code.co_filename).resolve()
     packages = {Path(__file__).resolve().parents[1], Path(hydra.__file__).resolve().parent}
     return not packages.isdisjoint(raised_in.parents)
+
+
+def words_of(error: BaseException) -> str:
+    """The text of an error that is for the user."""
+    if lacks_memory(error) and not isinstance(error, ValueError):
+        reason = _first_line(error)
+        return (
+            f"too little memory ({reason}); free or ask for more, and type the same command again"
+        )
+    return str(error)

@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 from pybase64 import b64encode
 from tqdm import tqdm
 
-from seed_exp.base.files import sync_folder, write_json
+from seed_exp.base.files import naming, sole_process, sync_folder, write_json
 from seed_exp.base.fingerprints import same_images
 from seed_exp.config.schema import DataFormat
 from seed_exp.data.image_folder import EXTENSIONS, ImageFolderSource
@@ -79,8 +79,25 @@ def convert(
             the images.
     """
     final = output / (f"{split}.tsv" if to is DataFormat.tsv else split)
+    with naming(final), ExitStack() as until_done:
+        if not final.exists():
+            output.mkdir(parents=True, exist_ok=True)
+            lock = output / f".{split}.convert.lock"
+            until_done.enter_context(sole_process(lock, final, "choose another output"))
+        return _convert(source, split, to, final, shard_size, on_bad)
+
+
+def _convert(
+    source: Source,
+    split: Split,
+    to: DataFormat,
+    final: Path,
+    shard_size: int,
+    on_bad: Callable[[int, str], None] | None,
+) -> int:
+    """As `convert`, with the path of the result, to which no other process writes."""
     unfinished = final.with_name(f".{final.name}.partial")
-    note = output / f".{split}.convert.json"
+    note = final.with_name(f".{split}.convert.json")
     task: dict[str, Any] = {"source": source.fingerprint(), "to": to.value} | (
         {"shard_size": shard_size} if to is DataFormat.shards else {}
     )
@@ -102,7 +119,7 @@ def convert(
             num_images = writers[to](source, partial(_read, source, progress, on_bad), unfinished)
         write_json(note, task | {"images": num_images})
         unfinished.rename(final)
-        sync_folder(output)
+        sync_folder(final.parent)
     found = len(_OPEN[to](final))
     if found != num_images:
         raise ValueError(

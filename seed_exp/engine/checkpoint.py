@@ -185,7 +185,8 @@ def _for_good(state: dict[str, Any], error: OSError) -> OSError:
     return OSError(
         error.errno,
         f"{error.strerror}: the checkpoint of step {state['step']}, the last one, is not written; "
-        "make room, and type the same command again: it goes on from the checkpoint before",
+        "make room or let the disk be written to, and type the same command again: it goes on from "
+        "the checkpoint before",
         error.filename,
     )
 

@@ -176,7 +176,7 @@ def fit(
     fetched = load_batches(
         source,
         views,
-        map(order.batch, remaining),
+        ((epoch, method.rows(epoch, images)) for epoch, images in map(order.batch, remaining)),
         num_workers=run.num_workers,
         device=device,
         on_bad=None if run.bad_samples is None else run.bad_samples(source),

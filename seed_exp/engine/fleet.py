@@ -222,7 +222,7 @@ def find_batch_size(
     )
 
     def step(size: int) -> None:
-        empty = views.empty(size)
+        empty = views.empty(size * method.rows_per_image)
         batch = empty.map(torch.zeros_like)
         fleet.step(batch.map(lambda tensor: tensor.to(device)), 0, measure=False)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from seed_exp import __version__
-from seed_exp.base.files import open_lock, write_json
+from seed_exp.base.files import sole_process, write_json
 from seed_exp.base.plugins import plugins
 from seed_exp.base.redaction import printable, redact_all
 from seed_exp.base.stopping import Stopped
@@ -74,9 +72,7 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
 def run_lock(folder: Path) -> Iterator[bool]:
     """Keeps other processes out of the run folder until the context ends; rank 0 holds it for all.
 
-    Its value says whether this process holds it. It is a record lock of POSIX: the system releases
-    it when the process ends, however it ends; worker processes, which may outlive a killed parent,
-    do not inherit it; and it works between machines on NFS.
+    Its value says whether this process holds it.
 
     Raises:
         ValueError: another process holds it.
@@ -84,26 +80,7 @@ def run_lock(folder: Path) -> Iterator[bool]:
     if distributed.rank() != 0:
         yield False
         return
-    held = True
-    with open_lock(folder / "lock") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}; "
-                "wait for it, or choose another run_dir"
-            ) from None
-        except OSError as error:  # a network file system without locks
-            held = False
-            log.warning(
-                "%s cannot be locked (%s): make sure that only one process trains in it",
-                folder,
-                error,
-            )
-        with suppress(OSError):  # on a full disk the lock holds without a name
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
+    with sole_process(folder / "lock", folder, "choose another run_dir") as held:
         yield held
 
 

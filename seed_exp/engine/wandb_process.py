@@ -30,12 +30,15 @@ from typing import Any
 import wandb
 
 from seed_exp.base.files import open_lock
+from seed_exp.base.redaction import redact
 from seed_exp.base.stopping import REQUEUE_STATUS, WARNINGS
 
 POLL_S = 0.5
 """Seconds between two looks at the files."""
 INIT_TIMEOUT_S = 30
 """Seconds that the server may take to answer at first; after that the run is written offline."""
+FLUSH_S = 5
+"""Seconds after the end of an offline run in which W&B may still write its file."""
 GRACE_S = 3
 """Seconds that the server may still take to answer when the training has ended."""
 LINGER_S = 60
@@ -160,8 +163,17 @@ class WandbRun:
             self._run.finish(exit_code=status)
 
     def is_torn(self) -> bool:
-        """Whether a full disk has cut off what was written for W&B on this machine."""
-        return last_step(self._folder, self._about["ids"][self._student]) < self._delivered
+        """Whether a full disk has cut off what was written for W&B on this machine.
+
+        Asked after `finish`, which on a busy machine returns before W&B's own process has written
+        the last lines: only what is missing after FLUSH_S is lost.
+        """
+        deadline = time.monotonic() + FLUSH_S
+        while last_step(self._folder, self._about["ids"][self._student]) < self._delivered:
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.1)
+        return False
 
     def _begin(self) -> None:
         about = self._about
@@ -172,6 +184,7 @@ class WandbRun:
             disable_code=True,
             init_timeout=INIT_TIMEOUT_S,
             x_disable_stats=not self._stats,
+            x_disable_meta=is_secret(self._folder),
             x_stats_pid=self._training.pid,
         )
         self._run = wandb.init(
@@ -252,6 +265,12 @@ def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
             run.send_weights()
 
 
+def is_secret(folder: Path) -> bool:
+    """Whether the path has a secret in it; W&B would record it with the facts about the machine."""
+    path = str(folder.absolute())
+    return redact(path) != path
+
+
 def last_step(folder: Path, run_id: str) -> int:
     """The last step that was written for W&B on this machine, in any earlier process; -1 = none."""
     from wandb.proto import wandb_internal_pb2
@@ -320,6 +339,8 @@ def main() -> None:
     if offline:
         training.server_answered.set()  # it is not asked
         training.show_line(logging.INFO, f"written offline; {sync}")
+    if is_secret(Path(folder)):
+        logging.disable(logging.INFO)  # of W&B's own log, which says where it is
     try:
         with upload_lock(Path(folder)):
             runs = [

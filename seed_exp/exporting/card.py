@@ -246,11 +246,12 @@ def _training(
         rows.append(("Epochs of this network", epochs))
     if header["student"].get("init"):
         rows.append(("Started from", Path(header["student"]["init"]).name))
+    hidden = header["student"].get("hidden_dim")
     return [
         *rows,
         (
             "Hidden width of the projection head",
-            header["student"].get("hidden_dim") or "as the feature",
+            "as the feature" if hidden is None else hidden or "none: one linear layer",
         ),
     ]
 

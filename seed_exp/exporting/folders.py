@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from seed_exp.base.files import sync_folder
+from seed_exp.base.files import naming, sync_folder, temporary_beside
 
 
 def refuse_existing(folder: Path) -> None:
@@ -25,20 +23,19 @@ def refuse_existing(folder: Path) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields a new folder, renamed to `folder` only if the block ends without an exception.
 
+    What killed writers of `folder` have left is removed.
+
     Raises:
         ValueError: there is something at `folder` already.
     """
     refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    with temporary_beside(folder, Path.mkdir) as temporary:
+        with naming(folder):
+            yield temporary
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         sync_folder(temporary)
+        refuse_existing(folder)  # another process may have been faster
         temporary.replace(folder)
         sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_exp.base.files import write_json
+from seed_exp.base.files import atomic_write, write_json
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.exporting.loaders import (
@@ -206,7 +206,10 @@ def _program(subject: Subject) -> torch.export.ExportedProgram:
 
 
 def _write_program(subject: Subject, folder: Path) -> None:
-    torch.export.save(_program(subject), folder / PROGRAM)
+    program = _program(subject)
+    # Not by its path: torch would make other errors of those of a disk.
+    with atomic_write(folder / PROGRAM) as file:
+        torch.export.save(program, file)
 
 
 def _write_onnx(subject: Subject, folder: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from seed_exp.base.registry import Registry
 from seed_exp.config.schema import (
     BinaryContrastiveConfig,
+    BingoBagsConfig,
     BingoConfig,
     ClusteringConfig,
     CompressConfig,
@@ -22,6 +23,7 @@ from seed_exp.config.schema import (
 )
 from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
 from seed_exp.methods.losses import (
+    bag_loss,
     binary_contrastive_loss,
     bingo_loss,
     bingo_target,
@@ -55,13 +57,15 @@ class Objective(Generic[Options]):
     """(embedding width, config, seed) -> the prototypes, and the targets among them."""
     contrast: Callable[[Mapping[str, Student], Options, int], MomentumContrast] | None = None
     """(students, config, seed) -> MoCo's loss between the first two global views, added."""
+    pairs: bool = False
+    """Whether each image comes with one of its bag, whose embedding is the target."""
     symmetric: bool = False
     """Whether a student's global view meets the teacher's embedding of each global view."""
 
     @property
     def min_global_views(self) -> int:
         """Smallest number of global views per image that the loss can compare."""
-        return 2 if self.symmetric or self.contrast is not None else 1
+        return 2 if self.symmetric or self.pairs or self.contrast is not None else 1
 
 
 def _own_contrast(
@@ -116,6 +120,12 @@ _OBJECTIVES: dict[str, Objective[Any]] = {
     "bingo": Objective[BingoConfig](
         lambda s, t, m, d, config: bingo_loss(s, t, m, d, temperature=config.tau_student),
         lambda t, d, config: bingo_target(t, d, bag_size=config.bag_size, weight=config.weight),
+    ),
+    "bingo_bags": Objective[BingoBagsConfig](
+        lambda s, t, m, d, config: bag_loss(
+            s, t, m, d, own_share=1 - config.weight, temperature=config.tau_student
+        ),
+        pairs=True,
     ),
     "coss": Objective[CossConfig](
         lambda s, t, _m, _d, config: coss_loss(s, t, weight=config.weight)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from seed_exp.base.files import write_json
+from seed_exp.base.files import no_link, write_json
 
 log = logging.getLogger("seed_exp")
 
@@ -98,7 +98,7 @@ class TeacherCache:
         offsets = [index * size for index in indices.tolist()]
         data = bytearray()
         try:
-            with self._path(epoch).open("rb", buffering=0) as file:
+            with open(self._path(epoch), "rb", buffering=0, opener=_no_detour) as file:
                 # The advice lets the disk fetch all rows at once, not in turn. macOS has none.
                 if hasattr(os, "posix_fadvise"):
                     for offset in offsets:
@@ -184,9 +184,17 @@ class TeacherCache:
         if self._output is None or self._output[0] != epoch:
             if self._output is not None:
                 self._output[1].close()
-            descriptor = os.open(self._path(epoch), os.O_WRONLY | os.O_CREAT, 0o666)
+            descriptor = _no_detour(os.fspath(self._path(epoch)), os.O_WRONLY | os.O_CREAT)
             self._output = epoch, os.fdopen(descriptor, "wb", buffering=0)
         return self._output[1]
+
+
+def _no_detour(name: str, flags: int) -> int:
+    """Opener for `open` that follows no link and waits for no pipe (OSError).
+
+    Others may have put either into a shared folder.
+    """
+    return no_link(name, flags | os.O_NONBLOCK)
 
 
 def make_folder(root: Path) -> None:

@@ -18,7 +18,7 @@ from seed_exp import __version__
 from seed_exp.base.files import atomic_write, file_hash
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import Registry, lookup
-from seed_exp.config.schema import StudentConfig
+from seed_exp.config.schema import CropConfig, StudentConfig, ViewsConfig
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.encoders import (
     EFFICIENTNET_TRAINING,
@@ -60,7 +60,7 @@ class Student(nn.Module):
 
     Args:
         encoder: Network from STUDENTS, with attribute `num_features`.
-        hidden_dim: Hidden width of the head; None = `encoder.num_features`.
+        hidden_dim: Hidden width of the head; 0 = one linear layer; None = `encoder.num_features`.
         embedding_dim: Width D of the embedding.
         deep_head: Whether the head is SimReg's deep one.
     """
@@ -205,6 +205,8 @@ def read_header(path: Path) -> dict[str, Any] | None:
         if not newer:
             recorded_config(header)
         _ = header["embedding_dim"] + 0
+        if "eval_views" in header:
+            header["eval_views"] = _checked_views(header["eval_views"])
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(
             f"{path} has a header that describes no student ({type(error).__name__})"
@@ -215,6 +217,19 @@ def read_header(path: Path) -> dict[str, Any] | None:
             f"{__version__} does not know: a newer version wrote it; update seed_exp"
         )
     return header
+
+
+def _checked_views(recorded: dict[str, Any]) -> dict[str, Any]:
+    """The preparation of images that a header records, with the defaults of what it lacks.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    views = ViewsConfig(name="eval", crops={"global": CropConfig()}, **recorded)
+    sizes = {"eval_size": views.eval_size, "eval_resize": views.eval_resize}
+    if not all(type(size) is int for size in sizes.values()):
+        raise TypeError("sizes must be whole numbers")
+    return {**sizes, "mean": [*map(float, views.mean)], "std": [*map(float, views.std)]}
 
 
 def recorded_config(header: Mapping[str, Any]) -> StudentConfig:

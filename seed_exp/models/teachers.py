@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seed_exp.base.files import file_hash
 from seed_exp.base.registry import Registry, lookup
-from seed_exp.config.schema import TeacherConfig, ViewsConfig
+from seed_exp.config.schema import TeacherConfig, TeacherEmbedding, ViewsConfig
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
 from seed_exp.models.folding import fold_batch_norm
@@ -329,6 +330,12 @@ class Teacher(nn.Module):
         embeddings = F.normalize(self.head(self.encoder(self.inputs(views))).float(), dim=1)
         return embeddings if self.reduction is None else self.reduction(embeddings)
 
+    def features(self, views: Tensor) -> Tensor:
+        """Pooled encoder outputs [N, num_features], float32 and constants for autograd."""
+        with torch.inference_mode(), computing_in(torch.float32, views.device.type):
+            features: Tensor = self.encoder(self.inputs(views))
+        return features.clone()
+
     def adapt_to(self, views: ViewsConfig) -> None:
         """Prepares the teacher for views of a recipe, which is made for the students.
 
@@ -350,6 +357,28 @@ class Teacher(nn.Module):
         """Passes all further embeddings through `reduction`."""
         self.reduction = reduction
         self.embedding_dim = reduction.components.shape[1]
+
+    def drop_head(self) -> None:
+        """Makes the pooled encoder output the embedding."""
+        self.head = nn.Identity()
+        self.embedding_dim = self.encoder.num_features  # type: ignore[assignment]
+
+    def normalise_by_batch(self) -> None:
+        """Makes batch norm take the statistics of the images at hand, for good.
+
+        Dropout stays off. An embedding then depends on the other images of its forward pass.
+
+        Raises:
+            ValueError: there is no batch norm.
+        """
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        if not norms:
+            raise ValueError(
+                "objective.teacher_statistics=batch is for teachers with batch norm, and this one "
+                "has none; leave it out"
+            )
+        for norm in norms:
+            norm.running_mean = norm.running_var = None  # then torch takes the batch's
 
     def fold_batch_norm(self) -> None:
         """Folds the encoder's BN layers into its convolutions, in place.
@@ -377,6 +406,14 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
             convention.
         FileNotFoundError: `config.checkpoint` does not exist.
     """
+    teacher = _trained_teacher(config, teacher_ssl)
+    if config.embedding is TeacherEmbedding.features:
+        teacher.drop_head()
+    return teacher
+
+
+def _trained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
+    """The teacher with its head; arguments and errors as `build_teacher`."""
     spec = lookup(TEACHERS, config.network, "teacher")
     if spec.build is not None:
         return spec.build(config, True)
@@ -417,6 +454,8 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         teacher = Teacher(
             encoder, head_from_layers(layers, encoder.num_features, spec.hidden_dim, dim), dim
         )
+    if config.embedding is TeacherEmbedding.features:
+        teacher.drop_head()
     if config.reduce is not None:
         teacher.reduce_by(Reduction(teacher.embedding_dim, config.embedding_dim or EMBEDDING_DIM))
     return teacher

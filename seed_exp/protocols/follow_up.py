@@ -15,6 +15,7 @@ from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact, unsigned
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import compose
+from seed_exp.config.errors import is_for_user, words_of
 from seed_exp.config.of_run import takes_views, view_words
 from seed_exp.config.options import decisive_options, flatten, to_plain
 from seed_exp.config.schema import EVALUATIONS, SCHEMAS, EncoderFitConfig
@@ -96,15 +97,14 @@ def run_evaluations(
         problem = None
         try:
             run(dataclasses.replace(config, run=str(folder), networks=names))
-        except (
-            Exception
-        ):  # any: the students are trained, and other evaluations do not depend on it
+        # Any: the students are trained, and other evaluations do not depend on it.
+        except Exception as error:
             if distributed.world_size() > 1:  # other processes may be waiting for this one
                 raise
-            problem = traceback.format_exc()
+            problem = words_of(error) if is_for_user(error) else traceback.format_exc()
         if problem is not None:
             failed.append(line)
-            log.error("%s failed:\n%s", line, problem)
+            log.error("%s failed: %s", line, problem)
         elif distributed.rank() == 0:
             others = {name_of(other): evaluated for other, evaluated in done.items()}
             write_json(record, {**others, name: students})

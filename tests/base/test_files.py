@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,14 @@ import torch
 from disks import fill
 from PIL import Image
 
-from seed_exp.base.files import append_json, atomic_write, json_lines, no_link, open_lock
+from seed_exp.base.files import (
+    append_json,
+    atomic_write,
+    json_lines,
+    no_link,
+    open_lock,
+    temporary_beside,
+)
 
 
 @pytest.mark.parametrize("writer", ["plain", "torch", "text", "picture"])
@@ -58,6 +67,39 @@ def test_a_line_that_a_full_disk_cuts_off_is_an_error_and_the_next_one_is_whole(
     assert [line["line"] for line in json_lines(path.read_text())] == [0, 2]
     assert len(path.read_text().splitlines()) == 3
     assert json.loads(path.read_text().splitlines()[2]) == {"line": 2}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from seed_exp.base.files import atomic_write, temporary_beside
+with temporary_beside(Path("folder"), Path.mkdir) as folder, atomic_write(Path("file")) as file:
+    (folder / "part").touch()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_of_a_living_one(
+    tmp_path: Path,
+) -> None:
+    def write() -> None:
+        with atomic_write(tmp_path / "file"), temporary_beside(tmp_path / "folder", Path.mkdir):
+            pass
+
+    (tmp_path / ".file.mine.tmp").touch()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        write()
+        assert len(list(tmp_path.iterdir())) == 4
+        assert list(tmp_path.glob(".folder.*.tmp/part"))
+        writer.kill()
+    write()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.mine.tmp"}
 
 
 def test_no_link_is_followed_to_a_file_of_the_user(tmp_path: Path) -> None:

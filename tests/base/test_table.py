@@ -59,7 +59,7 @@ def test_the_comparison_works_without_a_baseline() -> None:
     assert "k-NN (k=20)" in comparison_table([TEACHER], k=20)
 
 
-@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("first", [*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20"])
 def test_text_in_csv_is_no_formula_of_a_spreadsheet(first: str) -> None:
     formula = f'{first}HYPERLINK("https://h","x")'
     (row,) = csv.reader(io.StringIO(csv_text([[formula, "resnet18", -1.5, "a=b", None]])))

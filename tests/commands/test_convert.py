@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from disks import fill
 from PIL import Image
 
 from seed_exp import convert
 from seed_exp.config.compose import compose
+from seed_exp.config.errors import is_for_user
 from seed_exp.config.schema import DataConfig, DataFormat
 from seed_exp.data import writers
 from seed_exp.data.digits import DigitsSource
@@ -194,6 +196,51 @@ def test_killed_and_called_again_it_gives_the_same_bytes(tmp_path: Path, to: Dat
     assert make(killed, to) == 40
     assert content(killed) == expected
     assert not list(killed.glob(".*partial"))
+
+
+def test_a_second_process_is_refused_and_the_first_one_finishes(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+
+    class Waiting(Dying):
+        def encoded(self, index: int) -> bytes:
+            if index == 20:
+                theirs.send("here")
+                theirs.recv()
+            return png(index)
+
+    def write() -> None:
+        writers.convert(
+            Waiting(None),  # type: ignore[arg-type]
+            "val",
+            DataFormat.shards,
+            tmp_path,
+            shard_size=10,
+            on_bad=None,
+        )
+
+    first = multiprocessing.get_context("fork").Process(target=write)
+    first.start()
+    ours.recv()
+    with pytest.raises(ValueError, match=rf"val is in use by process {first.pid} on .*; wait for"):
+        make(tmp_path, DataFormat.shards)
+    ours.send("go on")
+    first.join(60)
+    assert first.exitcode == 0
+    assert make(tmp_path, DataFormat.shards) == 40
+
+
+@pytest.mark.parametrize("to", DataFormat)
+def test_a_full_disk_is_named_and_with_room_the_same_command_goes_on(
+    small_disk: Path, tmp_path: Path, to: DataFormat
+) -> None:
+    make(tmp_path / "quiet", to)
+    ballast = fill(small_disk, leave=1 << 14)
+    with pytest.raises(OSError, match=r"No space left on device: '.*disk/\.?val") as raised:
+        make(small_disk, to)
+    assert is_for_user(raised.value)
+    ballast.unlink()
+    assert make(small_disk, to) == 40
+    assert content(small_disk) == content(tmp_path / "quiet")
 
 
 @pytest.mark.parametrize("to", DataFormat)

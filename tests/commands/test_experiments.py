@@ -397,18 +397,24 @@ def test_students_that_were_trained_on_are_evaluated_again(called: list[Any]) ->
     assert len(called) == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "is_defect"),
+    [(RuntimeError("broken"), True), (OSError(28, "No space left on device", "x.json"), False)],
+)
 def test_one_that_fails_loses_neither_the_run_nor_the_others_and_is_tried_again(
-    called: list[Any], monkeypatch: pytest.MonkeyPatch
+    called: list[Any], monkeypatch: pytest.MonkeyPatch, error: Exception, is_defect: bool
 ) -> None:
     def fail(_: Any) -> None:
-        raise RuntimeError("out of memory")
+        raise error
 
     config = compose("pretrain", [*TRAIN, "evaluations=[knn,linear]"])
     monkeypatch.setitem(follow_up.PROTOCOLS, "knn", fail)
     with pytest.raises(ValueError, match="run: the students are trained, but 'knn' failed"):
         pretrain.pretrain(config)
     assert [type(config).__name__ for config in called] == ["LinearConfig"]
-    assert "out of memory" in Path("run/log.txt").read_text()
+    log = Path("run/log.txt").read_text()
+    assert str(error) in log
+    assert ("Traceback" in log) == is_defect
     assert not Path("run/done.json").exists()
     monkeypatch.setitem(follow_up.PROTOCOLS, "knn", called.append)
     pretrain.pretrain(config)

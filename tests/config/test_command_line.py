@@ -433,3 +433,36 @@ def test_without_a_command_all_of_them_are_listed(capsys: pytest.CaptureFixture[
     listed = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
     assert set(listed) == {*SCHEMAS, "plan", "sweep", "zoo"}
     assert listed["distill"].startswith("Distil a self-supervised teacher")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed: [1\nsteps: 3", "expected ',' or ']'"),
+        ("seed: !!python/name:os.system", "for the tag"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_read_is_one_line(
+    text: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(SystemExit) as stopped:
+        type_line(monkeypatch, "distill", "--config-dir", str(tmp_path), "experiments=mine")
+    (line,) = str(stopped.value.code).splitlines()
+    assert line.startswith("error: an option file cannot be read: ")
+    assert reason in line
+    assert "experiments/mine.yaml" in line
+
+
+@pytest.mark.parametrize("library", ["Python", "torch"])
+def test_short_memory_is_one_line(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(_: Any) -> None:
+        import torch
+
+        # More than an address can name: the system refuses it, whatever the machine has.
+        bytearray(1 << 60) if library == "Python" else torch.empty(1 << 60)
+
+    monkeypatch.setattr(sys, "argv", ["knn.py", "run=x"])
+    with pytest.raises(SystemExit, match=r"^error: too little memory \(.*\); free or ask for more"):
+        command("knn", work, None)()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import hardship
 import pytest
 import tiny
 import torch
-from disks import fill
+from disks import FailingDisk, fill
 from safetensors.torch import save_file
 
 from seed_exp.config.compose import compose
@@ -86,6 +86,41 @@ def test_a_disk_that_is_full_at_the_last_step_is_waited_for_and_else_an_error(
         evaluate.disk, evaluate.calls = None, 2
     tiny.train(tiny.seed(), folder, evaluate=evaluate)
     assert tiny.last_checkpoint(folder)["evaluated"]
+    tiny.assert_same(tiny.last_checkpoint(folder), tiny.last_checkpoint(quiet))
+    assert (folder / "metrics.jsonl").read_bytes() == (quiet / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[FailingDisk]:
+    try:
+        disk = FailingDisk(tmp_path / "disk", tmp_path / "image", num_mib=16)
+    except OSError as error:
+        pytest.skip(str(error))
+    yield disk
+    disk.remove()
+
+
+def test_a_disk_that_can_only_be_read_from_mid_training_on_is_an_error_at_the_end(
+    failing_disk: FailingDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "PAUSE_S", 0.1)
+    quiet = tiny.train(tiny.seed(), tmp_path / "quiet", evaluate=Full(None))
+    folder, evaluate, calls = failing_disk.folder / "run", Full(None), []
+
+    def fail_at_second(names: Collection[str]) -> dict[str, float]:
+        calls.append(names)
+        if len(calls) == 2:
+            failing_disk.fail()
+        return evaluate(names)
+
+    with pytest.raises(
+        OSError, match=r"Read-only file system: the checkpoint of step 12, the last"
+    ):
+        tiny.train(tiny.seed(), folder, evaluate=fail_at_second)
+    assert [line for line in logged if "training goes on" in line]
+    failing_disk.repair()
+    evaluate.calls = 1
+    tiny.train(tiny.seed(), folder, evaluate=evaluate)
     tiny.assert_same(tiny.last_checkpoint(folder), tiny.last_checkpoint(quiet))
     assert (folder / "metrics.jsonl").read_bytes() == (quiet / "metrics.jsonl").read_bytes()
 

@@ -12,14 +12,17 @@ import pytest
 import timm
 import torch
 import torchvision
+from disks import fill
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.config.errors import is_for_user
 from seed_exp.config.schema import CropConfig, StudentConfig, ViewsConfig
 from seed_exp.exporting import formats, loaders
+from seed_exp.exporting.folders import atomic_folder
 from seed_exp.exporting.formats import FORMATS, Subject, export_formats, formats_of, hub_config
 from seed_exp.exporting.loaders import CHANGES
 from seed_exp.exporting.parity import LIMIT, relative_error
@@ -228,3 +231,18 @@ def test_every_format_of_every_network_agrees_to_1e_4(
         not written.exists()
         or json.loads(written.read_text())["num_features"] == given.student.num_features
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["timm", "torch_export", pytest.param("onnx", marks=pytest.mark.slow)]
+)
+def test_a_full_disk_is_named_whatever_library_writes(name: str, small_disk: Path) -> None:
+    given = subject("timm", "test_vit") if name == "timm" else subject("convnet_w2", size=16)
+    ballast = fill(small_disk, leave=1 << 13)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*disk/\.?out") as raised,
+        atomic_folder(small_disk / "out") as folder,
+    ):
+        FORMATS[name].write(given, folder)
+    assert is_for_user(raised.value)
+    assert list(small_disk.iterdir()) == [ballast]

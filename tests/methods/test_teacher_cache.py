@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -248,6 +249,36 @@ def test_the_remains_of_a_key_that_was_never_finished_do_not_matter(tmp_path: Pa
     again = cache(tmp_path)
     assert again.folder == one.folder
     assert json.loads((one.folder / "key.json").read_text())["teacher"] == "abc"
+
+
+class Runs:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)
+
+
+def test_pickles_links_and_pipes_that_others_put_into_it_are_missing_rows(
+    tmp_path: Path, logged: list[str]
+) -> None:
+    one, indices, precious = cache(tmp_path / "c"), torch.arange(40), tmp_path / "precious"
+    precious.write_text("mine")
+    harm = pickle.dumps(Runs(tmp_path / "ran"))
+    (one.folder / "key.json").write_bytes(harm)
+    (one.folder / "epoch_0000.bin").write_bytes(harm * 100)
+    (one.folder / "epoch_0001.bin").symlink_to(precious)
+    os.mkfifo(one.folder / "epoch_0002.bin")
+    for epoch in range(3):
+        one = cache(tmp_path / "c")
+        assert one.read(epoch, indices) is None
+        one.write(epoch, indices, embed(epoch, indices))
+    assert [held(one, epoch) for epoch in range(3)] == [40, 0, 0]
+    assert len([line for line in logged if "going on without adding to it" in line]) == 2
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "ran").exists()
 
 
 # Whatever happens meanwhile.

@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from seed_exp.base.files import file_hash
-from seed_exp.config.schema import StudentConfig, TeacherConfig
+from seed_exp.config.schema import CropConfig, StudentConfig, TeacherConfig, ViewsConfig
 from seed_exp.exporting.loaders import CHANGES
 from seed_exp.models import students
 from seed_exp.models.students import (
@@ -23,6 +23,7 @@ from seed_exp.models.students import (
     Student,
     build_student,
     load_students,
+    read_header,
     save_student,
 )
 from seed_exp.models.teachers import build_teacher
@@ -189,6 +190,34 @@ def test_what_is_no_run_and_no_student_file_is_refused(tmp_path: Path) -> None:
         match=r"y\.safetensors does not fit its own network convnet_w32: encoder.* is \[",
     ):
         load_students(tmp_path / "y.safetensors")
+
+
+_VIEWS = {"eval_size": 8, "eval_resize": 9, "mean": [0, 0, 0], "std": [1, 1, 1]}
+
+
+def test_views_in_a_header_are_completed_with_their_defaults(tmp_path: Path) -> None:
+    path, usual = tmp_path / "x.safetensors", ViewsConfig("", {"global": CropConfig()})
+    save_student(path, *_trained(), {"eval_views": _VIEWS})
+    assert (read_header(path) or {})["eval_views"] == _VIEWS
+    save_student(path, *_trained(), {"eval_views": {"eval_size": 8}})
+    found = (read_header(path) or {})["eval_views"]
+    assert found == {**_VIEWS, "eval_resize": usual.eval_resize} | {
+        "mean": list(usual.mean),
+        "std": list(usual.std),
+    }
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        *([1], "x", {**_VIEWS, "](http://x)": 1}, {**_VIEWS, "mean": ["<script>"] * 3}),
+        *({**_VIEWS, "eval_size": "8; x"}, {**_VIEWS, "eval_size": 8.5}, {**_VIEWS, "std": 1}),
+    ],
+)
+def test_a_header_with_views_that_are_none_is_refused(views: Any, tmp_path: Path) -> None:
+    save_student(tmp_path / "x.safetensors", *_trained(), {"eval_views": views})
+    with pytest.raises(ValueError, match=r"x\.safetensors has a header that describes no student"):
+        load_students(tmp_path / "x.safetensors")
 
 
 def test_init_takes_the_encoder_of_a_run(tmp_path: Path) -> None:
