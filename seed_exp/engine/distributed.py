@@ -26,7 +26,7 @@ T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for the others in training before it gives up."""
 SETUP_TIMEOUT = datetime.timedelta(hours=12)
-"""How long the ranks wait for the first one to download, unpack and index."""
+"""How long the ranks wait for the first one to download, unpack, index, evaluate and write."""
 
 
 @contextmanager
@@ -117,6 +117,25 @@ def rank0_first() -> Iterator[None]:
     if rank() == 0:
         dist.barrier(group)
     dist.destroy_process_group(group)
+
+
+class Barrier:
+    """Lets the ranks wait for each other, for up to SETUP_TIMEOUT.
+
+    To be used after work of one rank alone, such as an evaluation or writing to a slow disk: in
+    the next collective the others would wait for TIMEOUT only, and then end the job.
+    """
+
+    def __init__(self) -> None:
+        # Not NCCL, whose timeout is that of the whole process group.
+        self._group: Any = (
+            dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT) if world_size() > 1 else None
+        )
+
+    def wait(self) -> None:
+        """Returns when all ranks have called it."""
+        if self._group is not None:
+            dist.barrier(self._group)
 
 
 @torch.no_grad()
