@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -151,6 +151,21 @@ def all_gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def exchange(rows: Tensor, to: Sequence[int], of: Sequence[int]) -> Tensor:
+    """The rows that all ranks send to this one, in the order of ranks. No gradient.
+
+    Args:
+        rows: Rows that this rank sends [N, ...], those for rank 0 first.
+        to: How many of them go to each rank.
+        of: How many each rank sends to this one.
+    """
+    rows = rows.contiguous()
+    received = rows.new_empty(sum(of), *rows.shape[1:])
+    dist.all_to_all_single(received, rows, list(of), list(to))
+    return received
 
 
 def mean(tensor: Tensor) -> Tensor:
