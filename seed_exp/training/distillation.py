@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def distill(config: DistillConfig) -> Path:
             if is_new and config.objective.queue_init is QueueInit.teacher:
                 start_queues(method.queues, teacher, config, images.train, device)
             # 4. The training.
-            diverged = train_encoders(run, method, students, images)
+            with nullcontext() if cache is None else closing(cache):
+                diverged = train_encoders(run, method, students, images)
             # 5. Whatever follows in the same job.
             finish(run, list(students), evaluations, diverged, images)
     return run.folder
