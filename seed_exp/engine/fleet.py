@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seed_exp.config.schema import FitConfig
@@ -127,10 +127,7 @@ class Fleet:
         names = self.training(step)
         accumulation, clip = self.config.accumulation, self.config.optimizer.clip_grad_norm
         means: dict[str, Tensor] = {}
-        statistics = {
-            name: [buffer.clone() for buffer in self.method.trainable[name].buffers()]
-            for name in names
-        }
+        statistics = {name: _Statistics(self.method.trainable[name]) for name in names}
         for part, part_batch in enumerate(_parts(batch, accumulation)):
             with torch.no_grad():
                 views = {
@@ -166,8 +163,7 @@ class Fleet:
             set_lr(optimizer, self.lr(name, step))
             step_unless(optimizer, skipped[name])
             optimizer.zero_grad(set_to_none=True)
-            for buffer, before in zip(network.buffers(), statistics[name], strict=True):
-                buffer.copy_(torch.where(skipped[name], before, buffer))
+            statistics[name].restore_where(skipped[name])
             for key in [key for key in means if key.startswith(f"{name}/")]:
                 means[key] = torch.where(skipped[name], 0.0, means[key])
             if measure:
@@ -229,6 +225,39 @@ def find_batch_size(
     limit = num_images // distributed.world_size()
     size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
     return min(distributed.everyones(size)) * distributed.world_size()
+
+
+class _Statistics:
+    """A network's buffers as they are now, such as running statistics, to go back to.
+
+    All buffers of a dtype are handled at once: a kernel for each would take longer to start than to
+    run.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._before = {dtype: _joined(same) for dtype, same in _by_dtype(network.buffers())}
+
+    @torch.no_grad()
+    def restore_where(self, condition: Tensor) -> None:
+        """Gives the buffers these values if `condition` (bool []) is true, in place."""
+        for dtype, buffers in _by_dtype(self._network.buffers()):
+            chosen = torch.where(condition, self._before[dtype], _joined(buffers))
+            parts = torch.split(chosen, [buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(
+                buffers, [part.view(own.shape) for part, own in zip(parts, buffers, strict=True)]
+            )
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> Iterable[tuple[torch.dtype, list[Tensor]]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return groups.items()
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def derive_seed(*key: int | str) -> int:
