@@ -73,7 +73,9 @@ class Fleet:
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
         if device.type == "cuda" if config.compile is None else config.compile:
             # All students share the code of one forward(), and each needs a graph of its own for
-            # each resolution.
+            # each resolution. The limit counts the graphs of this process, those of earlier runs
+            # (a local sweep) included, and code beyond it would run eagerly.
+            torch.compiler.reset()
             torch.compiler.config.recompile_limit = max(
                 torch.compiler.config.recompile_limit, 8 * len(method.trainable)
             )
