@@ -13,6 +13,7 @@ from torch import Tensor
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.benchmarks.references import PlainTraining
 from seed_exp.config.schema import BenchConfig, FitConfig, Precision, SeedConfig
+from seed_exp.data.transfer import moved
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
@@ -118,8 +119,7 @@ class TimedStep:
         number = itertools.count()
 
         def step() -> None:
-            batch = self.batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
-            fleet.step(batch, next(number), measure=False)
+            fleet.step(moved(self.batch, self.device), next(number), measure=False)
 
         return step
 

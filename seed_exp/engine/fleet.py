@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from seed_exp.config.schema import FitConfig
+from seed_exp.data.transfer import moved
 from seed_exp.engine import distributed
 from seed_exp.engine.memory import largest_batch_size
 from seed_exp.engine.method import Method
@@ -220,9 +221,8 @@ def find_batch_size(
     )
 
     def step(size: int) -> None:
-        empty = views.empty(size)
-        batch = empty.map(torch.zeros_like)
-        fleet.step(batch.map(lambda tensor: tensor.to(device)), 0, measure=False)
+        batch = views.empty(size).map(torch.zeros_like)
+        fleet.step(moved(batch, device), 0, measure=False)
 
     limit = num_images // distributed.world_size()
     size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
