@@ -82,6 +82,9 @@ def local_device(name: str) -> torch.device:
     # Convolutions would otherwise round float32 to 10 bits, and in some containers all products
     # would, the loss's too.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # deterministic=true needs it, and CUDA reads it once in a process: at its first product, which
+    # an earlier run of a local sweep may make. 32 MiB, what torch takes on a Hopper GPU anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
 

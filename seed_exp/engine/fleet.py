@@ -71,6 +71,9 @@ class Fleet:
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
         for network in method.trainable.values():
             network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,unused-ignore]
+        # cuDNN tries its algorithms once for each shape, and takes the fastest; which one that is
+        # may differ from run to run.
+        torch.backends.cudnn.benchmark = method.fixed_shapes and not config.deterministic
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
         if device.type == "cuda" if config.compile is None else config.compile:
             # All students share the code of one forward(), and each needs a graph of its own for
@@ -219,6 +222,7 @@ def find_batch_size(
         steps_per_epoch=1,
         num_steps=num_steps,
     )
+    torch.backends.cudnn.benchmark = False  # its trials would count as the step's memory
 
     def step(size: int) -> None:
         batch = views.empty(size).map(torch.zeros_like)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ class Method(nn.Module):
     """The networks, by name; each has its own loss, gradient and optimiser."""
     carried: nn.Module
     """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
+
+    fixed_shapes: ClassVar[bool] = True
+    """Whether the networks see tensors of the same few shapes in every step."""
 
     lr_factors: Mapping[str, float]
     """Factor of a network's learning rate for each named part that has a rate of its own."""

@@ -462,6 +462,7 @@ def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(hom
         "accumulation=2",
         "data.root=x",
         "views.flip_prob=0.1",
+        "deterministic=true",
     ):
         assert folder(override) != folder()
 
