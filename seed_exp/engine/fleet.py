@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from seed_exp.config.schema import FitConfig
+from seed_exp.config.schema import BenchConfig, FitConfig
 from seed_exp.data.transfer import moved
 from seed_exp.engine import distributed
 from seed_exp.engine.memory import largest_batch_size
@@ -75,7 +75,7 @@ class Fleet:
         # may differ from run to run.
         torch.backends.cudnn.benchmark = method.fixed_shapes and not config.deterministic
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
-        if device.type == "cuda" if config.compile is None else config.compile:
+        if is_compiled(config, device):
             # All students share the code of one forward(), and each needs a graph of its own for
             # each resolution. The limit counts the graphs of this process, those of earlier runs
             # (a local sweep) included, and code beyond it would run eagerly.
@@ -199,6 +199,11 @@ class Fleet:
             self._optimizers[name].load_state_dict(state["optimizers"][name])
         self.method.carried.load_state_dict(state["carried"])
         self.diverged = dict(state["diverged"])
+
+
+def is_compiled(config: FitConfig | BenchConfig, device: torch.device) -> bool:
+    """Whether networks and views are compiled; without an option for it, on a GPU."""
+    return device.type == "cuda" if config.compile is None else config.compile
 
 
 def find_batch_size(

@@ -16,6 +16,7 @@ from seed_exp.config.schema import DistillConfig, QueueInit
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import newest_checkpoint
+from seed_exp.engine.fleet import is_compiled
 from seed_exp.engine.precision import dtype_of
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
@@ -179,6 +180,10 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         "views": {name: value for name, value in views.items() if name not in evaluation},
         "seed": config.seed,
         "precision": str(dtype).removeprefix("torch."),
+        # Each rounds differently: the views' colours, and the teacher's layers.
+        "device": device.type,
+        "compile": is_compiled(config, device),
+        "deterministic": config.deterministic,
         "version": __version__,
     }
     return TeacherCache(
