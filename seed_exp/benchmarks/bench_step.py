@@ -15,7 +15,7 @@ from seed_exp.benchmarks.references import PlainTraining
 from seed_exp.config.schema import BenchConfig, FitConfig, Precision, SeedConfig
 from seed_exp.data.transfer import moved
 from seed_exp.engine.distributed import local_device
-from seed_exp.engine.fleet import Fleet
+from seed_exp.engine.fleet import Fleet, is_compiled
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import autocast, resolve
 from seed_exp.methods.seed import Seed
@@ -52,7 +52,8 @@ def bench(config: BenchConfig) -> BenchReport:
         ),
     ]
     rows = interleave(ways, seconds=config.seconds, device=training.device)
-    kept = activation_bytes(forward_backward)
+    with torch.compiler.set_stance("force_eager"):  # autograd does not see into compiled code
+        kept = activation_bytes(forward_backward)
     facts = {
         "student": name,
         **training.facts(),
@@ -140,7 +141,7 @@ class TimedStep:
         return lambda: training.step(self.float_views)
 
     def teacher_forward(self) -> None:
-        """Makes our teacher's forward pass on all views."""
+        """Makes our teacher's forward pass on all views, compiled if `ours` is, which shares it."""
         with autocast(self.config.precision, self.device):
             for images in self.images.values():
                 self.teacher(images)
@@ -153,6 +154,8 @@ class TimedStep:
             .to(memory_format=torch.channels_last)
             .train()
         )
+        if is_compiled(self.config, self.device):
+            student.compile(dynamic=False)
 
         def run() -> None:
             with autocast(self.config.precision, self.device):
