@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import DetectConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def detect(config: DetectConfig) -> dict[str, dict[str, float]]:
@@ -30,6 +31,7 @@ def detect(config: DetectConfig) -> dict[str, dict[str, float]]:
 
 
 main = command("detect", detect, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

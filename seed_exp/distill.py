@@ -24,6 +24,7 @@ from pathlib import Path
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import DistillConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def distill(config: DistillConfig) -> Path:
@@ -35,6 +36,7 @@ def distill(config: DistillConfig) -> Path:
 
 
 main = command("distill", distill, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

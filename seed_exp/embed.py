@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import EmbedConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def embed(config: EmbedConfig) -> None:
@@ -31,6 +32,7 @@ def embed(config: EmbedConfig) -> None:
 
 
 main = command("embed", embed, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import ExportConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def export(config: ExportConfig) -> dict[str, dict[str, float]]:
@@ -29,6 +30,7 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
 
 
 main = command("export", export, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

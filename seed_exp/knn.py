@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import KnnConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def knn(config: KnnConfig) -> dict[str, dict[str, float]]:
@@ -25,6 +26,7 @@ def knn(config: KnnConfig) -> dict[str, dict[str, float]]:
 
 
 main = command("knn", knn, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import LinearConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def linear(config: LinearConfig) -> dict[str, dict[str, float]]:
@@ -27,6 +28,7 @@ def linear(config: LinearConfig) -> dict[str, dict[str, float]]:
 
 
 main = command("linear", linear, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

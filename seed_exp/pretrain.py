@@ -18,6 +18,7 @@ from pathlib import Path
 
 from seed_exp.config.command import command
 from seed_exp.config.schema import PretrainConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -29,6 +30,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 
 main = command("pretrain", pretrain, __doc__)
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

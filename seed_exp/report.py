@@ -18,8 +18,9 @@ import sys
 from pathlib import Path
 
 from seed_exp.config.command import command
-from seed_exp.config.report_line import spelled
+from seed_exp.config.report_line import as_overrides
 from seed_exp.config.schema import ReportConfig
+from seed_exp.python.callable_module import make_callable
 
 
 def report(config: ReportConfig) -> Path:
@@ -35,9 +36,11 @@ _main = command("report", report, __doc__)
 
 def main() -> None:
     """Reads the command line."""
-    sys.argv[1:] = spelled(sys.argv[1:])
+    sys.argv[1:] = as_overrides(sys.argv[1:])
     _main()
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

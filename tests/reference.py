@@ -103,6 +103,24 @@ def bingo_loss(
     return total / len(student)
 
 
+def bag_loss(
+    student: Tensor,
+    own: Tensor,
+    other: Tensor,
+    queue: Tensor,
+    own_shares: list[float],
+    temperature: float,
+) -> Tensor:
+    """BINGO, arXiv:2107.01691: two softmaxes, each over one positive and the queue."""
+    student, own, other, queue = (one.double() for one in (student, own, other, queue))
+    total = torch.zeros((), dtype=torch.float64)
+    for s, one, two, share in zip(student, own, other, own_shares, strict=True):
+        for positive, weight in ((one, share), (two, 1 - share)):
+            logits = [s @ d / temperature for d in [positive, *queue]]
+            total = total - weight * log_share(logits, 0)
+    return total / len(student)
+
+
 def binary_contrastive_loss(
     student: Tensor, teacher: Tensor, queue: Tensor, temperature: float
 ) -> Tensor:

@@ -135,6 +135,14 @@ def test_every_command_and_experiment_composes_from_the_wheel_in_another_folder(
     }
 
 
+def test_the_wheel_s_console_script_runs_the_commands(installed: Path, tmp_path: Path) -> None:
+    script = str(installed / "bin" / "seed-exp")
+    done = call(script, "distill", "--cfg", "job", folder=tmp_path, path=str(installed))
+    same = call("-m", "seed_exp.distill", "--cfg", "job", folder=tmp_path, path=str(installed))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == same.stdout
+
+
 def test_a_command_of_the_wheel_runs_and_writes_into_the_folder_it_is_called_from(
     installed: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from seed_exp.engine.distributed import local_device
 from seed_exp.engine.fleet import Fleet, is_compiled
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import autocast, resolve
+from seed_exp.methods.bags import needs_bags
 from seed_exp.methods.seed import Seed
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.students import build_student
@@ -75,16 +76,25 @@ class TimedStep:
 
     Args:
         config: Options of the bench.
+
+    Raises:
+        ValueError: the objective compares pairs of images.
     """
 
     def __init__(self, config: BenchConfig) -> None:
+        if needs_bags(config.objective):
+            raise ValueError(
+                f"objective={config.objective.name} takes pairs of images, which this bench does "
+                "not make; choose another objective"
+            )
         self.config = config
         self.device = local_device(config.device)
         torch.manual_seed(0)
         self.plain_teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
         self.plain_teacher.adapt_to(config.views)
         self.teacher = copy.deepcopy(self.plain_teacher).to(self.device)
-        self.teacher.fold_batch_norm()
+        if not config.objective.has_batch_teacher:
+            self.teacher.fold_batch_norm()
         self.students = {
             name: build_student(student, self.teacher.embedding_dim)
             for name, student in config.students.items()

@@ -33,6 +33,7 @@ from seed_exp.data.transfer import moved
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import resolve
+from seed_exp.methods.bags import BagSeed, any_bags, needs_bags
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
 from seed_exp.models.students import build_student
@@ -101,13 +102,13 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
     objective = replace(config.objective, **factors)
     return DistillConfig(
         **options,
-        teacher=_alike(config.teacher),
+        teacher=_published_equivalent(config.teacher),
         teacher_ssl=config.teacher_ssl,
         objective=objective,
     )
 
 
-def _alike(teacher: TeacherConfig) -> TeacherConfig:
+def _published_equivalent(teacher: TeacherConfig) -> TeacherConfig:
     """Returns the first published teacher with the same network and head.
 
     A network of our own is returned as it is.
@@ -119,7 +120,12 @@ def _alike(teacher: TeacherConfig) -> TeacherConfig:
     if teacher.network not in shapes or TEACHERS[teacher.network].network is None:
         return teacher
     first = next(name for name, shape in shapes.items() if shape == shapes[teacher.network])
-    return TeacherConfig(first, reduce=teacher.reduce, embedding_dim=teacher.embedding_dim)
+    return TeacherConfig(
+        first,
+        embedding=teacher.embedding,
+        reduce=teacher.reduce,
+        embedding_dim=teacher.embedding_dim,
+    )
 
 
 def measure_step(config: Config, device: torch.device, seconds: float) -> StepCost:
@@ -166,6 +172,11 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
     return StepCost(row.rate, num, memory, _bytes(state), _bytes(state["networks"]), cached)
 
 
+def rows_per_image(config: Config) -> int:
+    """Images that are read for each image of a step: with bags, one of its bag besides."""
+    return 2 if isinstance(config, DistillConfig) and needs_bags(config.objective) else 1
+
+
 def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> int:
     """Estimates the bytes that a step with `num` images needs on a GPU.
 
@@ -207,13 +218,15 @@ def _build(config: Config) -> Seed | Moco:
         return Moco(students, config.moco, seed=0)
     teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
     teacher.adapt_to(config.views)
-    teacher.fold_batch_norm()
+    if not config.objective.has_batch_teacher:
+        teacher.fold_batch_norm()
     students = {
         name: build_student(student, teacher.embedding_dim)
         for name, student in config.students.items()
     }
     resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]
-    return Seed(students, teacher, config.objective, resolutions, seed=0)
+    parts = (students, teacher, config.objective, resolutions, 0)
+    return BagSeed(*parts, bags=any_bags(2, 1)) if needs_bags(config.objective) else Seed(*parts)
 
 
 def _stepper(
@@ -224,7 +237,7 @@ def _stepper(
     Every step has the same `num` images.
     """
     views = TrainViews(config.views, seed=0)
-    batch = moved(_noise(views, num), device)
+    batch = moved(_noise(views, num * method.rows_per_image), device)
     lengths = dict.fromkeys(method.trainable, _ENDLESS)
     fleet = Fleet(
         method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths

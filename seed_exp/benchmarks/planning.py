@@ -20,6 +20,7 @@ from seed_exp.benchmarks.calibration import (
     StepCost,
     cost_options,
     measure_step,
+    rows_per_image,
     worker_rate,
 )
 from seed_exp.benchmarks.measure import machine
@@ -117,7 +118,8 @@ def make_plan(
     (device,) = devices
     images = known_images(configs, num_images)
     phases = [
-        phases_of(config, found.num, gpus) for config, found in zip(configs, images, strict=True)
+        split_into_phases(config, found.num, gpus)
+        for config, found in zip(configs, images, strict=True)
     ]
 
     distinct = {repr(phase.options): phase.options for parts in phases for phase in parts}
@@ -129,7 +131,7 @@ def make_plan(
         estimate(
             label,
             config,
-            found.worker_rate,
+            found.worker_rate and found.worker_rate / rows_per_image(config),
             [(part.images, costs[repr(part.options)]) for part in parts],
             gpus,
         )
@@ -190,7 +192,7 @@ def estimate(
     )
 
 
-def phases_of(config: Config, num_images: int, gpus: int) -> list[Phase]:
+def split_into_phases(config: Config, num_images: int, gpus: int) -> list[Phase]:
     """Splits a run into phases, because some students may be trained for fewer epochs than others.
 
     Raises:

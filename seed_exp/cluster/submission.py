@@ -32,7 +32,7 @@ class Request:
     gpus: int | None
     """On this machine: GPUs, and processes, of each cell."""
 
-    def following(self, before: Request) -> Request:
+    def completed_from(self, before: Request) -> Request:
         """This request, completed from `before` unless that had another launcher."""
         if self.launcher not in (None, before.launcher):
             return self

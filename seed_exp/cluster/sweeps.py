@@ -53,7 +53,7 @@ class Sweep:
         return sweep_name(self.command, self.words)
 
     @property
-    def typed(self) -> str:
+    def command_words(self) -> str:
         """Words behind `sweep status` that name this sweep."""
         return shlex.join(
             self.words + ([] if self.command == "distill" else ["--command", self.command])
@@ -170,7 +170,7 @@ def selected(names: Sequence[str], sweep: Sweep) -> list[int]:
 
 
 @contextmanager
-def nobody_else(home: Path) -> Iterator[None]:
+def submission_lock(home: Path) -> Iterator[None]:
     """While entered, no other process submits or cancels; waits for one that does."""
     home.mkdir(parents=True, exist_ok=True)
     with open_lock(home / "lock") as file:

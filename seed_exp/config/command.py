@@ -26,10 +26,10 @@ from seed_exp.config.compose import (
     config_home,
     groups,
     of_its_run,
-    refuse_nameless,
+    refuse_choices_without_name,
     typed,
 )
-from seed_exp.config.errors import in_one_line, is_for_user, last_words
+from seed_exp.config.errors import errors_in_one_line, is_for_user, last_words
 from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
 
@@ -74,9 +74,11 @@ def command(
             sys.exit(last_words(str(error)))
 
     def main() -> None:
-        sys.argv[1:] = spelled_out(sys.argv[1:], name, word)
+        with errors_in_one_line():
+            groups()  # imports plug-ins; what is wrong with one of them is said first
+        sys.argv[1:] = flags_to_overrides(sys.argv[1:], name, word)
         if {"-h", "--help"} & set(sys.argv[1:]):
-            with in_one_line():
+            with errors_in_one_line():
                 print(help_text(name, description or "", sys.argv[1:]))
             return
         _refuse_dashes(sys.argv[1:], name)
@@ -86,8 +88,8 @@ def command(
             argument.startswith("hydra/launcher=") and "slurm" in argument
             for argument in sys.argv[1:]
         )
-        with in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
-            refuse_nameless(sys.argv[1:])
+        with errors_in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
+            refuse_choices_without_name(sys.argv[1:])
             with _full_errors():
                 job()
 
@@ -108,7 +110,7 @@ def _full_errors() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def spelled_out(arguments: list[str], name: str, word: str | None) -> list[str]:
+def flags_to_overrides(arguments: list[str], name: str, word: str | None) -> list[str]:
     """The arguments as Hydra reads them: flags of ours and a first word become KEY=VALUE.
 
     Args:

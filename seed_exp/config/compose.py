@@ -23,6 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from seed_exp.config.of_run import inherited_words
+from seed_exp.config.plugins import plugin_folders
 from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS, OfRunConfig
 from seed_exp.config.timm_students import TimmStudents, named_by_network
 
@@ -36,17 +37,22 @@ def config_home() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """The config groups of conf/ and experiments/ with their options."""
+    """The config groups of conf/, of plug-ins and of experiments/ with their options.
+
+    Errors as `plugin_folders`.
+    """
     home = config_home()
+    homes = [home / "conf", *plugin_folders(home).values()]
     folders = [
         folder
-        for folder in sorted((home / "conf").iterdir())
+        for each in homes
+        for folder in sorted(each.iterdir())
         if folder.is_dir() and folder.name != "hydra"
     ]
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in [*folders, home / "experiments"]
-    }
+    found: dict[str, list[str]] = {}
+    for folder in [*folders, home / "experiments"]:
+        found.setdefault(folder.name, []).extend(file.stem for file in folder.glob("*.yaml"))
+    return {group: sorted(options) for group, options in found.items()}
 
 
 class ExperimentsSource(FileConfigSource):
@@ -75,12 +81,19 @@ class ExperimentsSource(FileConfigSource):
 
 
 class OwnSearchPath(SearchPathPlugin):
-    """Makes experiments/ and student=timm/NAME available, whatever the working directory is."""
+    """Makes experiments/, student=timm/NAME and the option files of plug-ins available.
+
+    Whatever the working directory is; other programs in this process that use Hydra see none.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends the folder above experiments/ and the source of timm's students."""
+        """Appends the folder above experiments/, the source of timm's students, and plug-ins."""
+        if all(element.path != str(config_home() / "conf") for element in search_path.get_path()):
+            return
         search_path.append(provider="seed_exp", path=f"experiments://{config_home()}")
         search_path.append(provider="seed_exp", path=f"timm://{config_home() / 'conf'}")
+        for name, folder in plugin_folders(config_home()).items():
+            search_path.append(provider=name, path=f"file://{folder}")
 
 
 for _command, _schema in SCHEMAS.items():
@@ -131,7 +144,7 @@ def _unknown_options(config: Any, prefix: str) -> list[str]:
 
 def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
-    refuse_nameless(overrides or [])
+    refuse_choices_without_name(overrides or [])
     if GlobalHydra.instance().is_initialized():  # a command that Hydra started calls this
         return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
@@ -155,7 +168,7 @@ def of_its_run(command: str, config: DictConfig, overrides: list[str]) -> DictCo
     return hydra_compose(command, [*words, *overrides]) if words else config
 
 
-def refuse_nameless(overrides: list[str]) -> None:
+def refuse_choices_without_name(overrides: list[str]) -> None:
     """Refuses choices such as student=[0], on which Hydra itself fails with a TypeError.
 
     Raises:
@@ -185,7 +198,7 @@ def choices_among(words: list[str]) -> list[str]:
     found = []
     for word in words:
         if word.partition("=")[0].partition("@")[0].lstrip("+") in groups():
-            refuse_nameless([word])
+            refuse_choices_without_name([word])
             if not OverridesParser.create().parse_override(word).is_sweep_override():
                 found.append(word)
     return found

@@ -24,7 +24,7 @@ from seed_exp.config.words import word
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
+def errors_in_one_line() -> Iterator[None]:
     """Ends the process with one line and status 1 on an error that a user can cause.
 
     After Ctrl-C the status is 130.

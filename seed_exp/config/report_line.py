@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from seed_exp.config.command import spelled_out
+from seed_exp.config.command import flags_to_overrides
 from seed_exp.config.compose import config_home
+from seed_exp.config.plugins import plugin_folders
 from seed_exp.config.schema import ReportConfig
 
 
-def spelled(arguments: Sequence[str]) -> list[str]:
-    """The command line as Hydra reads it.
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """The command line of `report` as overrides of Hydra.
 
     Experiments, with the options of their jobs, become `sweeps`; one folder becomes a list of one.
     """
-    words = spelled_out(list(arguments), "report", "experiments")
+    words = flags_to_overrides(list(arguments), "report", "experiments")
     words = [
         f"runs=[{word.removeprefix('runs=')}]" if re.match(r"runs=[^\[]", word) else word
         for word in words
@@ -46,7 +47,11 @@ def spelled(arguments: Sequence[str]) -> list[str]:
 
 def training_command(experiment: str) -> str:
     """The command that the experiment is written for: the key `command` of its file."""
-    file = config_home() / "experiments" / f"{experiment}.yaml"
+    home = config_home()
+    file = home / "experiments" / f"{experiment}.yaml"
+    for folder in plugin_folders(home).values():
+        if (folder / "experiments" / file.name).exists():
+            file = folder / "experiments" / file.name
     try:
         content = OmegaConf.load(file)
     except (OSError, YAMLError):

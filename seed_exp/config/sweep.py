@@ -57,12 +57,11 @@ def composed_jobs(command: str, overrides: list[str]) -> list[tuple[list[str], A
 @contextmanager
 def _outside_hydra() -> Iterator[None]:
     """Hides from Hydra that it runs this command: it composes for one command at a time."""
-    holder = GlobalHydra.instance()
-    running, holder.hydra = holder.hydra, None
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         yield
     finally:
-        holder.hydra = running
+        GlobalHydra.instance().hydra = running  # in the copy that initialize_config_dir leaves
 
 
 def launcher_profile(

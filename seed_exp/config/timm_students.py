@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
+from seed_exp.config.plugins import plugin_folders
 from seed_exp.config.schema import StudentConfig
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class TimmStudents(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """Content of the file."""
         network = config_path.removeprefix(f"{GROUP}/")
-        own = {file.stem for file in (Path(self.path) / "student").glob("*.yaml")}
+        conf = Path(self.path)
+        homes = [conf, *plugin_folders(conf.parent).values()]
+        own = {file.stem for home in homes for file in (home / "student").glob("*.yaml")}
         return ConfigResult(
             provider=self.provider,
             path=self.full_path(),

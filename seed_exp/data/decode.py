@@ -62,7 +62,7 @@ def decode(data: bytes, key: str) -> Tensor:
                     _orientation(data) if has_exif else 1,
                 )
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            return _upright(to_tensor(image), image.getexif().get(ExifTags.Base.Orientation, 1))
+            return pixels_of(image)
     # Pillow's readers let errors of their parsers escape: SyntaxError, struct.error, IndexError ...
     except Exception as error:
         reason = (
@@ -73,6 +73,14 @@ def decode(data: bytes, key: str) -> Tensor:
             else type(error).__name__
         )
         raise ValueError(f"cannot decode image {key!r} ({len(data)} bytes): {reason}") from error
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """RGB pixels of a Pillow image, upright as its EXIF orientation says, uint8 [3, H, W].
+
+    Errors as `to_tensor`.
+    """
+    return _upright(to_tensor(image), image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -20,7 +20,7 @@ from seed_exp.base import slurm
 from seed_exp.data.batch import B, Batch, HostHalf
 from seed_exp.data.sources import Source
 from seed_exp.data.stall_warning import Watch
-from seed_exp.data.transfer import lock_pages, on_gpu, unlock_pages
+from seed_exp.data.transfer import lock_pages, prefetch_to_gpu, unlock_pages
 
 # Images that a worker reads at once: enough for vectorised draws, few enough to keep all decoded.
 _MAX_SLICE = 16
@@ -83,7 +83,7 @@ def load_batches(
     """
     with closing(_host_batches(source, views, order, num_workers, device, on_bad)) as batches:
         timed = _timed(batches, waiting)
-        yield from on_gpu(timed, device) if device.type == "cuda" else timed
+        yield from prefetch_to_gpu(timed, device) if device.type == "cuda" else timed
 
 
 def _timed(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import DataConfig, OnError
 from seed_exp.data.detection_sets import load_coco, load_voc
 from seed_exp.data.digits import DigitsSource
@@ -262,7 +262,7 @@ def _imagenet(config: DataConfig, split: Split) -> Source:
     )
 
 
-SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+_SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "coco": lambda config, split: load_coco(_root(config), split),
     "digits": _digits,
     "image_folder": _image_folder,
@@ -273,6 +273,7 @@ SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "tsv": _tsv,
     "voc": lambda config, split: load_voc(_root(config), split),
 }
+SOURCES: Registry[Callable[[DataConfig, Split], Source]] = Registry("SOURCES", _SOURCES)
 
 
 def _choose(

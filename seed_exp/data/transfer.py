@@ -16,7 +16,7 @@ from seed_exp.data.batch import B, Batch
 log = logging.getLogger("seed_exp")
 
 
-def on_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, None, None]:
+def prefetch_to_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, None, None]:
     """Yields the batches on the GPU, copied on a separate stream during the previous step.
 
     At most two batches are on the GPU: before the host has another one copied, it waits for the

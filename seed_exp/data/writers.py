@@ -154,7 +154,7 @@ def _write_folder(source: Source, read: _Read, folder: Path) -> int:
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for image in read(range(len(source))):
-        path = folder / _once(_safe(place(_named(image), image.label)), names)
+        path = folder / _add_unique(_safe(place(_named(image), image.label)), names)
         # After a kill, the file may already be there in whole or in part.
         if not path.exists() or path.read_bytes() != image.data:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _write_shards(
         with _synced(unfinished) as file, tarfile.open(fileobj=file, mode="w") as archive:
             for image in read(range(first, min(first + shard_size, len(source)))):
                 name = member_name(_safe(_named(image)))
-                sample = _once(name.rpartition(".")[0], names)
+                sample = _add_unique(name.rpartition(".")[0], names)
                 _add(archive, name, image.data)
                 if image.label != -1:
                     _add(archive, f"{sample}.cls", str(image.label).encode())
@@ -265,7 +265,7 @@ def _flat(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F")
 
 
-def _once(name: str, names: set[str]) -> str:
+def _add_unique(name: str, names: set[str]) -> str:
     """`name`, after adding it to `names`.
 
     Raises:

@@ -208,7 +208,7 @@ class Vote:
         return int(before[0])
 
 
-def everyones(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """The values of all ranks, in their order; whatever can be pickled."""
     if world_size() == 1:
         return [value]

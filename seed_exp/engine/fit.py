@@ -80,7 +80,7 @@ def fit(
     # 1. Where it goes on: after the newest checkpoint of the run folder, if there is one.
     state = _state_to_resume(folder, config.resume)
     first_step = state["step"] if state else 0
-    if len(set(first_steps := distributed.everyones(first_step))) > 1:
+    if len(set(first_steps := distributed.gather_objects(first_step))) > 1:
         raise ValueError(
             f"not every process can read the newest checkpoint of {folder}: they would go on after "
             f"steps {first_steps}; "
@@ -157,7 +157,7 @@ def fit(
             network.train()
 
     def save(steps_done: int, *, evaluated: bool) -> None:
-        health.settle(steps_done)
+        health.check_divergence(steps_done)
         position = {
             "step": steps_done,
             "batch_size": batch_size,
@@ -179,7 +179,7 @@ def fit(
     fetched = load_batches(
         source,
         views,
-        map(order.batch, remaining),
+        ((epoch, method.rows(epoch, images)) for epoch, images in map(order.batch, remaining)),
         num_workers=run.num_workers,
         device=device,
         on_bad=None if run.bad_samples is None else run.bad_samples(source),
@@ -199,7 +199,7 @@ def fit(
     ):
         try:
             if state is not None and not state["evaluated"]:
-                with stop_request.at_once():
+                with stop_request.raising_at_once():
                     evaluate_and_log(first_step)
                 if not remaining:
                     save(first_step, evaluated=True)
@@ -232,7 +232,7 @@ def fit(
                         {key: value for key, value in shown.items() if key.endswith("/loss")},
                         speed,
                     )
-                stop_now = stop_request.agreed()
+                stop_now = stop_request.agreed_signal()
                 with progress.paused():
                     # Before the evaluation, whose failure must not cost what has been trained.
                     if (
@@ -245,7 +245,7 @@ def fit(
                     if stop_now:
                         raise Stopped(stop_now)
                     if evaluate_now:
-                        with stop_request.at_once():
+                        with stop_request.raising_at_once():
                             evaluate_and_log(steps_done)
                     if last:
                         save(steps_done, evaluated=True)

@@ -230,12 +230,12 @@ def find_batch_size(
     torch.backends.cudnn.benchmark = False  # its trials would count as the step's memory
 
     def step(size: int) -> None:
-        batch = views.empty(size).map(torch.zeros_like)
+        batch = views.empty(size * method.rows_per_image).map(torch.zeros_like)
         fleet.step(moved(batch, device), 0, measure=False)
 
     limit = num_images // distributed.world_size()
     size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
-    return min(distributed.everyones(size)) * distributed.world_size()
+    return min(distributed.gather_objects(size)) * distributed.world_size()
 
 
 class _Statistics:

@@ -30,7 +30,7 @@ _SHOWN_SAMPLES = 8
 class Health:
     """Sums since the last log line, on the device.
 
-    Nothing waits for a GPU until `close` or `settle`.
+    Nothing waits for a GPU until `close` or `check_divergence`.
 
     Args:
         fleet: The networks to watch; those that diverge are noted in it.
@@ -104,7 +104,7 @@ class Health:
         self._sums, self._counts, self._skipped, self._steps = {}, {}, {}, []
         return shown
 
-    def settle(self, steps_done: int) -> None:
+    def check_divergence(self, steps_done: int) -> None:
         """Finds networks that have diverged, before a checkpoint.
 
         Averages the sums over ranks, because rank 0 writes them and all ranks resume from them.
@@ -140,7 +140,7 @@ class Health:
         Raises:
             ValueError: as `close`.
         """
-        shown = dict(distributed.everyones(dict(results))[0])
+        shown = dict(distributed.gather_objects(dict(results))[0])
         if found := self._not_finite(shown):
             self._take_out(
                 found, shown, steps_done, f"learning rate {self._lrs(found, steps_done)}"

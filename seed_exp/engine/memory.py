@@ -150,7 +150,7 @@ def largest_batch_size(
         )
     sizes = [size for size in sizes if size >= SMALLEST_BATCH] or sizes[-1:]
     # Steps are collective: all try the same sizes.
-    budget = share * min(distributed.everyones(available_memory(device)))
+    budget = share * min(distributed.gather_objects(available_memory(device)))
     largest, needed, growth = 0, 0.0, 0.0
     for number, size in enumerate(sizes):
         before, needed = needed, needed + growth * (size - largest)

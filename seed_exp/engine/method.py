@@ -6,6 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seed_exp.views.recipe import HostBatch
@@ -27,6 +29,9 @@ class Method(nn.Module):
     fixed_shapes: ClassVar[bool] = True
     """Whether the networks see tensors of the same few shapes in every step."""
 
+    rows_per_image: int = 1
+    """Rows of a batch for each image of a step, see `rows`."""
+
     lr_factors: Mapping[str, float]
     """Factor of a network's learning rate for each named part that has a rate of its own."""
 
@@ -34,6 +39,18 @@ class Method(nn.Module):
         super().__init__()
         self.lr_factors = {}
         self.carried = nn.ModuleDict()
+
+    def rows(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG002
+        """Images whose views a step takes, row by row; those of an image are next to each other.
+
+        Args:
+            epoch: Epoch of the step.
+            indices: Numbers of the step's images [N].
+
+        Returns:
+            [N x rows_per_image].
+        """
+        return indices
 
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Any:
         """What all networks share of (a part of) a batch; views [V, N, 3, S, S] per resolution."""

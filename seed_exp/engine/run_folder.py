@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from seed_exp import __version__
 from seed_exp.base.files import open_lock, write_json
+from seed_exp.base.plugins import plugins
 from seed_exp.base.redaction import printable, redact_all
 from seed_exp.base.stopping import Stopped
 from seed_exp.config.identity import differences, digest, identity, identity_before_samples
@@ -64,6 +65,8 @@ def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str
     else:
         options = to_plain(config)
         content = {"command": command, "version": __version__, "options": options, "inputs": inputs}
+        if added := {plugin.name: plugin.version for plugin in plugins()}:
+            content["plugins"] = added
         write_json(file, redact_all(content))
 
 

@@ -46,7 +46,7 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def agreed(self) -> int:
+    def agreed_signal(self) -> int:
         """The signal for which to stop now, the same on every rank; 0 = none.
 
         It is known one step after the first rank has got it. To be called once in each step.
@@ -54,7 +54,7 @@ class StopRequest:
         return self._vote.highest(self.received)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def raising_at_once(self) -> Iterator[None]:
         """Context in which a scheduler's warning raises `Stopped` at once.
 
         For work that may take longer than the scheduler waits, and that leaves nothing behind.

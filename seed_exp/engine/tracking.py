@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from seed_exp.base.files import write_json
 from seed_exp.base.redaction import redact_all
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TrackerConfig
 from seed_exp.engine import distributed
 
@@ -323,7 +323,8 @@ class WandbTracker(FileTracker):
             log.log(level, "W&B: %s", text)
 
 
-TRACKERS: dict[str, type[FileTracker]] = {"files": FileTracker, "wandb": WandbTracker}
+_TRACKERS: dict[str, type[FileTracker]] = {"files": FileTracker, "wandb": WandbTracker}
+TRACKERS: Registry[type[FileTracker]] = Registry("TRACKERS", _TRACKERS)
 
 
 def build_tracker(folder: Path, config: TrackerConfig, facts: RunFacts) -> Tracker:

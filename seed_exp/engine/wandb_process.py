@@ -36,6 +36,8 @@ POLL_S = 0.5
 """Seconds between two looks at the files."""
 INIT_TIMEOUT_S = 30
 """Seconds that the server may take to answer at first; after that the run is written offline."""
+FLUSH_S = 5
+"""Seconds after the end of an offline run in which W&B may still write its file."""
 GRACE_S = 3
 """Seconds that the server may still take to answer when the training has ended."""
 LINGER_S = 60
@@ -60,7 +62,7 @@ class Trainer:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def tell(self, level: int, text: str) -> None:
+    def show_line(self, level: int, text: str) -> None:
         """Shows one line to the user, while the training is there to show it."""
         with suppress(OSError):
             os.write(self._pipe, f"{json.dumps([level, text])}\n".encode())
@@ -68,7 +70,7 @@ class Trainer:
     def go_offline(self, level: int, reason: str) -> None:
         """Runs this program anew, offline: wandb cannot forget a run that failed to begin."""
         self._leaving.acquire()  # for ever: of two threads that want it the first one does it
-        self.tell(level, f"{reason.rstrip('.')}; this run goes on offline")
+        self.show_line(level, f"{reason.rstrip('.')}; this run goes on offline")
         teardown = threading.Thread(target=_teardown, daemon=True)
         teardown.start()
         teardown.join(2)  # it may hang as well
@@ -160,8 +162,17 @@ class WandbRun:
             self._run.finish(exit_code=status)
 
     def is_torn(self) -> bool:
-        """Whether a full disk has cut off what was written for W&B on this machine."""
-        return last_step(self._folder, self._about["ids"][self._student]) < self._delivered
+        """Whether a full disk has cut off what was written for W&B on this machine.
+
+        Asked after `finish`, which on a busy machine returns before W&B's own process has written
+        the last lines: only what is missing after FLUSH_S is lost.
+        """
+        deadline = time.monotonic() + FLUSH_S
+        while last_step(self._folder, self._about["ids"][self._student]) < self._delivered:
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.1)
+        return False
 
     def _begin(self) -> None:
         about = self._about
@@ -194,7 +205,7 @@ class WandbRun:
             self._delivered = last_step(self._folder, about["ids"][self._student])
         else:
             self._delivered = self._run.starting_step - 1
-            self._training.tell(logging.INFO, f"{self._student}: {self._run.url}")
+            self._training.show_line(logging.INFO, f"{self._student}: {self._run.url}")
 
     def _media(self, entry: Mapping[str, Any]) -> Any:
         if "picture" in entry:
@@ -289,7 +300,7 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def upload_lock(folder: Path) -> Iterator[None]:
     """Context in which no other process sends this run; waits for one that still does."""
     (folder / "wandb").mkdir(exist_ok=True)
     with open_lock(folder / "wandb" / "lock") as file:
@@ -319,9 +330,9 @@ def main() -> None:
     about = json.loads((Path(folder) / "wandb.json").read_text())
     if offline:
         training.server_answered.set()  # it is not asked
-        training.tell(logging.INFO, f"written offline; {sync}")
+        training.show_line(logging.INFO, f"written offline; {sync}")
     try:
-        with alone(Path(folder)):
+        with upload_lock(Path(folder)):
             runs = [
                 WandbRun(
                     student,
@@ -337,7 +348,7 @@ def main() -> None:
             for run in runs:
                 run.finish(training.status or 0)
             if offline and any(run.is_torn() for run in runs):
-                training.tell(
+                training.show_line(
                     logging.WARNING,
                     "the disk did not take all that was written offline; the same command, typed "
                     "again, writes what is missing",
@@ -345,7 +356,7 @@ def main() -> None:
     except Exception as error:  # whatever goes wrong there
         reason = str(error).partition("\n")[0] or type(error).__name__
         if offline:
-            training.tell(
+            training.show_line(
                 logging.WARNING,
                 f"stopped ({reason}); metrics.jsonl goes on, and the same command sends the rest",
             )
@@ -353,7 +364,7 @@ def main() -> None:
         logged_out = isinstance(error, wandb.errors.UsageError)
         training.go_offline(logging.INFO if logged_out else logging.WARNING, reason)
     if offline:
-        training.tell(logging.INFO, sync)
+        training.show_line(logging.INFO, sync)
 
 
 if __name__ == "__main__":

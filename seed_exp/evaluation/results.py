@@ -18,6 +18,14 @@ from seed_exp.base.files import write_json
 from seed_exp.base.redaction import redact_all
 
 
+class WrittenMeasures(dict[str, dict[str, float]]):
+    """Numbers in percent by name, for each network, with the results file that holds them."""
+
+    def __init__(self, numbers: Mapping[str, dict[str, float]], file: Path) -> None:
+        super().__init__(numbers)
+        self.file = file
+
+
 def run_home(run: Path) -> Path:
     """The run folder that belongs to `run`: a run folder itself, or a student file.
 
@@ -64,6 +72,28 @@ def write_results(
     }
     write_json(path, redact_all(content))
     return path
+
+
+def results_about(folder: Path, name: str, sha256: str) -> list[tuple[Any, dict[str, float]]]:
+    """The results files about exactly these weights: whole content, and the network's own numbers.
+
+    Args:
+        folder: Folder of the results files.
+        name: Name of the network in the files.
+        sha256: Checksum of its file.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            record = content["protocol"].get("students", {}).get(name, {})
+            measured = content["results"].get(name, {})
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue  # a file of somebody else, beside a student's file
+        numbers = {key: value for key, value in measured.items() if isinstance(value, int | float)}
+        if record.get("sha256") == sha256 and numbers:
+            found.append((content, numbers))
+    return found
 
 
 def with_best(accuracy: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -67,7 +67,7 @@ def load_frozen(run: Path, names: list[str] | None, device: torch.device) -> Fro
         for name, header in headers.items()
     }
     hashes = "".join(header["sha256"] for header in headers.values())
-    if len(set(distributed.everyones(zlib.crc32(hashes.encode())))) > 1:
+    if len(set(distributed.gather_objects(zlib.crc32(hashes.encode())))) > 1:
         raise ValueError(
             f"a training replaced students of {run} while the processes read them; "
             "type the same command again"

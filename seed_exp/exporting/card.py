@@ -15,6 +15,7 @@ from seed_exp import __version__
 from seed_exp.base.redaction import redact
 from seed_exp.base.table import markdown_table
 from seed_exp.config.schema import EVALUATIONS
+from seed_exp.evaluation.results import results_about
 from seed_exp.exporting.formats import Format, Subject
 from seed_exp.exporting.loaders import CHANGES, architecture_of
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
@@ -245,11 +246,12 @@ def _training(
         rows.append(("Epochs of this network", epochs))
     if header["student"].get("init"):
         rows.append(("Started from", Path(header["student"]["init"]).name))
+    hidden = header["student"].get("hidden_dim")
     return [
         *rows,
         (
             "Hidden width of the projection head",
-            header["student"].get("hidden_dim") or "as the feature",
+            "as the feature" if hidden is None else hidden or "none: one linear layer",
         ),
     ]
 
@@ -277,13 +279,7 @@ def _teacher(
 def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
     """Returns a table and its protocol for each results file about exactly these weights."""
     parts = []
-    for path in sorted(origin.results.glob("*.json")):
-        content = json.loads(path.read_text())
-        record = content["protocol"].get("students", {}).get(name, {})
-        measured = content["results"].get(name, {})
-        numbers = {key: value for key, value in measured.items() if isinstance(value, int | float)}
-        if record.get("sha256") != origin.sha256 or not numbers:
-            continue
+    for content, numbers in results_about(origin.results, name, origin.sha256):
         protocol = {key: value for key, value in content["protocol"].items() if key != "students"}
         stamp = json.dumps(
             {"protocol": protocol, "versions": content.get("versions", {})}, indent=2

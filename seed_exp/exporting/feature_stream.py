@@ -33,7 +33,7 @@ class Part(NamedTuple):
     """Images of the source up to the end of this part, unreadable ones included."""
 
 
-def in_parts(
+def feature_parts(
     extract: Extractor, networks: Mapping[str, Callable[[Tensor], Tensor]], source: Source
 ) -> Iterator[Part]:
     """Features of all images of `source` by every network, in parts of about 20 seconds.
@@ -58,7 +58,7 @@ def in_parts(
             else len(source)
         )
         rate = len(indices) / (time.perf_counter() - began)
-        size = min(distributed.everyones(max(1, min(longest, int(_PART_SECONDS * rate)))))
+        size = min(distributed.gather_objects(max(1, min(longest, int(_PART_SECONDS * rate)))))
 
 
 class FilesSource:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from seed_exp.methods.streaming import (
     BinaryContrast,
     CrossEntropy,
+    LogSumExp,
     RunningSoftmax,
     chunk_length,
     expectation,
@@ -221,6 +222,47 @@ def bingo_target(teacher: Tensor, queue: Tensor, *, bag_size: int, weight: float
     with torch.autocast(teacher.device.type, enabled=False):
         teacher, queue = teacher.float(), queue.float()
         return torch.lerp(teacher, queue[nearest(teacher, queue, bag_size)].mean(1), weight)
+
+
+def bag_loss(
+    student: Tensor,
+    own: Tensor,
+    other: Tensor,
+    queue: Tensor,
+    *,
+    own_share: Tensor | float,
+    temperature: float,
+) -> Tensor:
+    """InfoNCE with two positives, each among itself and the queue.
+
+    BINGO, arXiv:2107.01691, with l(s, t) = -log(exp(s . t / T) / (exp(s . t / T) +
+    sum_j exp(s . d_j / T))): mean_i [w_i l(s_i, own_i) + (1 - w_i) l(s_i, other_i)].
+
+    Args:
+        student: Embeddings s of views [N, D], unit length; the gradient flows here.
+        own: Teacher embeddings of another view of the same images [N, D], unit length; constant.
+        other: Teacher embeddings of images from their bags [N, D], unit length; constant.
+        queue: Teacher embeddings of earlier instances [K, D], unit length; constant.
+        own_share: w, from 0 to 1: one for all, or one each [N].
+        temperature: T > 0.
+
+    Returns:
+        Scalar in nats, float32 also under autocast.
+
+    Raises:
+        ValueError: shapes disagree (they are named in the message), or the temperature is not
+            positive.
+    """
+    _check_temperature("temperature", temperature)
+    _check_shapes(student=student, teacher=own, other=other, queue=queue)
+    with torch.autocast(student.device.type, enabled=False):
+        student = student.float()
+        negatives: Tensor = LogSumExp.apply(student, queue.detach().float(), temperature)
+        losses = []
+        for positive in (own, other):
+            logits = (student * positive.detach().float()).sum(1) / temperature
+            losses.append(torch.logaddexp(logits, negatives) - logits)
+        return (own_share * losses[0] + (1 - own_share) * losses[1]).mean()
 
 
 def binary_contrastive_loss(

@@ -102,10 +102,10 @@ class MomentumContrast(nn.Module):
             keys: Tensor = encoder(views)
             return keys
         images = dealt_out(views, num_groups)
-        everyones = all_gather(forward_in_groups(encoder, images, self.bn_group_size))
+        gathered = all_gather(forward_in_groups(encoder, images, self.bn_group_size))
         dealt = _places(ranks * num, num_groups, views.device)
         own = slice(rank() * num, (rank() + 1) * num)
-        return torch.empty_like(everyones).index_copy_(0, dealt, everyones)[own]
+        return torch.empty_like(gathered).index_copy_(0, dealt, gathered)[own]
 
     def compile_encoders(self) -> None:
         """Compiles the momentum encoders."""

@@ -8,8 +8,10 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from seed_exp.base.registry import Registry
 from seed_exp.config.schema import (
     BinaryContrastiveConfig,
+    BingoBagsConfig,
     BingoConfig,
     ClusteringConfig,
     CompressConfig,
@@ -21,6 +23,7 @@ from seed_exp.config.schema import (
 )
 from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
 from seed_exp.methods.losses import (
+    bag_loss,
     binary_contrastive_loss,
     bingo_loss,
     bingo_target,
@@ -54,13 +57,15 @@ class Objective(Generic[Options]):
     """(embedding width, config, seed) -> the prototypes, and the targets among them."""
     contrast: Callable[[Mapping[str, Student], Options, int], MomentumContrast] | None = None
     """(students, config, seed) -> MoCo's loss between the first two global views, added."""
+    pairs: bool = False
+    """Whether each image comes with one of its bag, whose embedding is the target."""
     symmetric: bool = False
     """Whether a student's global view meets the teacher's embedding of each global view."""
 
     @property
     def min_global_views(self) -> int:
         """Smallest number of global views per image that the loss can compare."""
-        return 2 if self.symmetric or self.contrast is not None else 1
+        return 2 if self.symmetric or self.pairs or self.contrast is not None else 1
 
 
 def _own_contrast(
@@ -92,7 +97,7 @@ def _predict_clusters(
     return compress_loss(student, target, memory, temperature=config.tau_student)
 
 
-OBJECTIVES: dict[str, Objective[Any]] = {
+_OBJECTIVES: dict[str, Objective[Any]] = {
     "seed": SEED,
     "seed_strong": replace(SEED, symmetric=True),
     "l2": DISTANCE,
@@ -116,7 +121,14 @@ OBJECTIVES: dict[str, Objective[Any]] = {
         lambda s, t, m, d, config: bingo_loss(s, t, m, d, temperature=config.tau_student),
         lambda t, d, config: bingo_target(t, d, bag_size=config.bag_size, weight=config.weight),
     ),
+    "bingo_bags": Objective[BingoBagsConfig](
+        lambda s, t, m, d, config: bag_loss(
+            s, t, m, d, own_share=1 - config.weight, temperature=config.tau_student
+        ),
+        pairs=True,
+    ),
     "coss": Objective[CossConfig](
         lambda s, t, _m, _d, config: coss_loss(s, t, weight=config.weight)
     ),
 }
+OBJECTIVES: Registry[Objective[Any]] = Registry("OBJECTIVES", _OBJECTIVES)

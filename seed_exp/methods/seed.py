@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from seed_exp.base.registry import lookup
-from seed_exp.config.schema import ObjectiveConfig, QueueInit, SeedConfig
+from seed_exp.config.schema import BatchTeacherConfig, ObjectiveConfig, QueueInit, SeedConfig
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
+from seed_exp.methods.grouped import number_of_groups
 from seed_exp.methods.losses import target_entropy
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.queue import Queue
@@ -70,6 +71,8 @@ class Seed(Method):
         self.config = config
         self.trainable = dict(students)
         self.teacher = teacher
+        if config.has_batch_teacher:
+            teacher.normalise_by_batch()
         self.cache = cache
         self.queues = {
             name: Queue(config.queue_size, teacher.embedding_dim, seed) for name in resolutions
@@ -242,11 +245,24 @@ class Seed(Method):
                 name: on_host[name].to(view.device, non_blocking=True)
                 for name, view in flat.items()
             }
-        embeddings = {name: self.teacher(view) for name, view in flat.items()}
+        embeddings = {name: self._of_views(view) for name, view in views.items()}
         # The key of the cache names the teacher's number format.
         if self.cache is not None and not self.teacher.overflow.seen():
             by_view = {
-                name: embeddings[name].unflatten(0, view.shape[:2]) for name, view in views.items()
+                name: embeddings[name].view(*view.shape[:2], -1) for name, view in views.items()
             }
             self.cache.write_soon(batch.epoch, batch.indices, by_view)
         return embeddings
+
+    def _of_views(self, views: Tensor) -> Tensor:
+        """Teacher embeddings [V x N, D] of views [V, N, 3, S, S].
+
+        A teacher that normalises by batch sees groups of a view's images.
+        """
+        config = self.config
+        if not (isinstance(config, BatchTeacherConfig) and config.has_batch_teacher):
+            embeddings: Tensor = self.teacher(views.flatten(0, 1))
+            return embeddings
+        num_groups = number_of_groups(views.shape[1], config.bn_group_size)
+        groups = [group for view in views for group in view.tensor_split(num_groups)]
+        return torch.cat([self.teacher(group) for group in groups])

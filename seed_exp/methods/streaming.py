@@ -124,6 +124,25 @@ class CrossEntropy(torch.autograd.Function):
         return grad_output * gradient, None, None, None, None
 
 
+class LogSumExp(torch.autograd.Function):
+    """log sum_j exp(s_i . d_j / tau) [N] over the queue.
+
+    The gradient with respect to s_i is E[d] / tau, the mean under the student's own distribution.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, queue: Tensor, tau: float) -> Tensor:
+        log_normaliser, mean = expectation(student, None, queue, tau)
+        ctx.save_for_backward(mean / tau)
+        return log_normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad_output[:, None] * gradient, None, None
+
+
 class BinaryContrast(torch.autograd.Function):
     """mean_i of softplus(-x_i) + sum_j softplus(x_ij), with logits
     x = s_i . [own; queue] / tau - log K.

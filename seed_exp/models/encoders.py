@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seed_exp.base.registry import suggestion
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
-from seed_exp.models.weights import first_line, misfit, with_counters
+from seed_exp.models.weights import first_line, mismatch, with_counters
 
 # Training options of the released networks; timm's defaults are 0.1, no dropout, no stochastic
 # depth.
@@ -105,9 +105,9 @@ def load_encoder(
         if isinstance(tensors.get(container), Mapping):
             tensors = tensors[container]
     own = _without_classifier(encoder, tensors)
-    if problem := misfit(encoder.state_dict(), own):
+    if problem := mismatch(encoder.state_dict(), own):
         own = _without_classifier(encoder, _converted(encoder, tensors))
-        if misfit(encoder.state_dict(), own):
+        if mismatch(encoder.state_dict(), own):
             raise ValueError(f"{source} does not fit the encoder {name} (timm's names): {problem}")
     encoder.load_state_dict(own)
 

@@ -13,7 +13,8 @@ def projection_head(
 ) -> nn.Sequential:
     """Linear(in_dim, hidden_dim), ReLU, Linear(hidden_dim, out_dim).
 
-    `hidden_dim` None is `in_dim`, as SEED released it. The deep head of SimReg, arXiv:2201.05131,
+    `hidden_dim` None is `in_dim`, as SEED released it; 0 is Linear(in_dim, out_dim) alone, the head
+    of CompRess with one queue, arXiv:2010.14713. The deep head of SimReg, arXiv:2201.05131,
     is two such pairs with batch norm, the first of which ends in `in_dim`; there `hidden_dim` None
     is 2 x `in_dim`.
     """
@@ -29,6 +30,8 @@ def projection_head(
             for width in (in_dim, out_dim)
         ]
         return nn.Sequential(*pairs[0], *pairs[1])
+    if hidden_dim == 0:
+        return nn.Sequential(nn.Linear(in_dim, out_dim))
     hidden_dim = in_dim if hidden_dim is None else hidden_dim
     return nn.Sequential(
         nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim)

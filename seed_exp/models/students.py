@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp import __version__
 from seed_exp.base.files import atomic_write, file_hash
 from seed_exp.base.redaction import redact_all
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.encoders import (
@@ -31,10 +32,10 @@ from seed_exp.models.heads import projection_head
 from seed_exp.models.initialisation import initialise_as_released
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
-from seed_exp.models.weights import misfit, read_checkpoint, refuse_long_header
+from seed_exp.models.weights import mismatch, read_checkpoint, refuse_long_header
 
 # Encoders: forward(images [N, 3, H, W]) returns pooled features [N, num_features].
-STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
+_STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "resnet18": lambda _: timm_encoder("resnet18"),
     "resnet34": lambda _: timm_encoder("resnet34"),
     "resnet50": lambda _: timm_encoder("resnet50"),
@@ -47,6 +48,7 @@ STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     "convnet_w2": lambda _: ConvNet(width=2),
     "convnet_w32": lambda _: ConvNet(width=32),
 }
+STUDENTS: Registry[Callable[[StudentConfig], nn.Module]] = Registry("STUDENTS", _STUDENTS)
 
 
 NEAR_TWINS = {"efficientnet_b1": "tf_efficientnet_b1", "mobilenetv3_large": "mobilenetv3_large_100"}
@@ -58,7 +60,7 @@ class Student(nn.Module):
 
     Args:
         encoder: Network from STUDENTS, with attribute `num_features`.
-        hidden_dim: Hidden width of the head; None = `encoder.num_features`.
+        hidden_dim: Hidden width of the head; 0 = one linear layer; None = `encoder.num_features`.
         embedding_dim: Width D of the embedding.
         deep_head: Whether the head is SimReg's deep one.
     """
@@ -199,12 +201,19 @@ def read_header(path: Path) -> dict[str, Any] | None:
         return None
     try:
         header: dict[str, Any] = json.loads(metadata["seed_exp"])
-        recorded_config(header)
+        newer = {**header["student"]}.keys() - {option.name for option in fields(StudentConfig)}
+        if not newer:
+            recorded_config(header)
         _ = header["embedding_dim"] + 0
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(
             f"{path} has a header that describes no student ({type(error).__name__})"
         ) from None
+    if newer:
+        raise ValueError(
+            f"{path} describes its student by {', '.join(sorted(newer))}, which seed_exp "
+            f"{__version__} does not know: a newer version wrote it; update seed_exp"
+        )
     return header
 
 
@@ -244,7 +253,7 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} has a header that describes no student ({reason})") from None
-    if problem := misfit(expected, tensors):
+    if problem := mismatch(expected, tensors):
         raise ValueError(f"{path} does not fit its own network {config.network}: {problem}")
     student = build_student(config, header["embedding_dim"])
     student.load_state_dict(tensors)
@@ -271,7 +280,7 @@ def _released_student(
         config = StudentConfig(network, hidden_dim=len(first))
         with torch.device("meta"):
             expected = build_student(config, len(last)).state_dict()
-        if not misfit(expected, tensors):
+        if not mismatch(expected, tensors):
             views = {
                 "eval_size": 224,
                 "eval_resize": 256,
@@ -296,7 +305,7 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
             )
         tensors = released_tensors(tensors, config.network)
     else:
-        refuse_twin(
+        refuse_near_twin(
             path,
             config.network,
             exported_network(path) if header is None else header["student"]["network"],
@@ -313,11 +322,11 @@ def _start_from(path: Path, student: Student, config: StudentConfig) -> None:
         for part in ("encoder.", "head.")
     }
     load_encoder(student.encoder, parts["encoder."], config.name or config.network, path)
-    if not misfit(student.head.state_dict(), parts["head."]):
+    if not mismatch(student.head.state_dict(), parts["head."]):
         student.head.load_state_dict(parts["head."])
 
 
-def refuse_twin(path: Path, network: str, found: str | None) -> None:
+def refuse_near_twin(path: Path, network: str, found: str | None) -> None:
     """Refuses weights of another network whose tensors have the same names, see NEAR_TWINS.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seed_exp.base.registry import lookup
+from seed_exp.base.registry import Registry, lookup
 from seed_exp.models.heads import head_from_keys, head_layers
-from seed_exp.models.weights import misfit, with_counters
+from seed_exp.models.weights import mismatch, with_counters
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ MLP_BN_BN = "Linear-BatchNorm1d-ReLU-Linear-BatchNorm1d"
 _MOCO_IGNORED = ("encoder_k.", "queue")
 _VISSL = ("classy_state_dict", "base_model", "model", "trunk")
 
-TEACHER_SSL: dict[str, Convention] = {
+_TEACHER_SSL: dict[str, Convention] = {
     "moco_v1": Convention(("state_dict",), "encoder_q.", "fc", ("Linear",), _MOCO_IGNORED),
     "moco_v2": Convention(("state_dict",), "encoder_q.", "fc", (MLP,), _MOCO_IGNORED),
     "moco_v3": Convention(
@@ -63,6 +63,7 @@ TEACHER_SSL: dict[str, Convention] = {
     "barlow_twins": Convention(("model",), "backbone.", "head", ("",), ("projector.", "bn.")),
     "vissl": Convention(_VISSL, "_feature_blocks.", "head", ("",)),
 }
+TEACHER_SSL: Registry[Convention] = Registry("TEACHER_SSL", _TEACHER_SSL)
 
 
 def load_weights(
@@ -129,7 +130,7 @@ def _match(
     expected = {convention.prefix + key: tensor for key, tensor in encoder.state_dict().items()}
     expected |= {convention.head_prefix + key: tensor for key, tensor in head.state_dict().items()}
     given = with_counters(expected, given)
-    if problem := misfit(expected, given):
+    if problem := mismatch(expected, given):
         raise ValueError(problem)
     if head_layers(head) not in convention.heads:
         found = f"is {head_layers(head)}" if head_keys else "is absent"

@@ -9,17 +9,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seed_exp.base.files import file_hash
-from seed_exp.base.registry import lookup
-from seed_exp.config.schema import TeacherConfig, ViewsConfig
+from seed_exp.base.registry import Registry, lookup
+from seed_exp.config.schema import TeacherConfig, TeacherEmbedding, ViewsConfig
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
 from seed_exp.models.folding import fold_batch_norm
 from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
 from seed_exp.models.reduction import Reduction
-from seed_exp.models.students import exported_network, load_students, refuse_twin, student_files
+from seed_exp.models.students import (
+    exported_network,
+    load_students,
+    refuse_near_twin,
+    student_files,
+)
 from seed_exp.models.teacher_precision import (
     Overflow,
     callers_dtype,
@@ -83,6 +89,8 @@ class TeacherSpec:
     """Who published the hash; None = the teacher's publisher, if there is a hash."""
     size: int | None = None
     """Size of the official file in bytes, according to `hash_source`."""
+    build: Callable[[TeacherConfig, bool], Teacher] | None = None
+    """Builder, for a teacher without an official file: (config, whether to load weights)."""
 
     @property
     def cache_name(self) -> str | None:
@@ -90,7 +98,7 @@ class TeacherSpec:
         return self.file_name or (self.url and self.url.rsplit("/", 1)[-1])
 
 
-TEACHERS: dict[str, TeacherSpec] = {
+_TEACHERS: dict[str, TeacherSpec] = {
     "moco_v1_r50": TeacherSpec(
         "resnet50",
         "moco_v1",
@@ -259,9 +267,10 @@ TEACHERS: dict[str, TeacherSpec] = {
         hash_source=f"{_VISIONLAB}/barlowtwins",
     ),
     "resnet50": TeacherSpec("resnet50", "torchvision"),
-    "timm": TeacherSpec(),
-    "run": TeacherSpec(),
+    "timm": TeacherSpec(build=lambda config, trained: _timm_teacher(config, trained)),
+    "run": TeacherSpec(build=lambda config, trained: _teacher_of_run(config, trained)),
 }
+TEACHERS: Registry[TeacherSpec] = Registry("TEACHERS", _TEACHERS)
 
 
 class Teacher(nn.Module):
@@ -321,6 +330,12 @@ class Teacher(nn.Module):
         embeddings = F.normalize(self.head(self.encoder(self.inputs(views))).float(), dim=1)
         return embeddings if self.reduction is None else self.reduction(embeddings)
 
+    def features(self, views: Tensor) -> Tensor:
+        """Pooled encoder outputs [N, num_features], float32 and constants for autograd."""
+        with torch.inference_mode(), computing_in(torch.float32, views.device.type):
+            features: Tensor = self.encoder(self.inputs(views))
+        return features.clone()
+
     def adapt_to(self, views: ViewsConfig) -> None:
         """Prepares the teacher for views of a recipe, which is made for the students.
 
@@ -342,6 +357,28 @@ class Teacher(nn.Module):
         """Passes all further embeddings through `reduction`."""
         self.reduction = reduction
         self.embedding_dim = reduction.components.shape[1]
+
+    def drop_head(self) -> None:
+        """Makes the pooled encoder output the embedding."""
+        self.head = nn.Identity()
+        self.embedding_dim = self.encoder.num_features  # type: ignore[assignment]
+
+    def normalise_by_batch(self) -> None:
+        """Makes batch norm take the statistics of the images at hand, for good.
+
+        Dropout stays off. An embedding then depends on the other images of its forward pass.
+
+        Raises:
+            ValueError: there is no batch norm.
+        """
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        if not norms:
+            raise ValueError(
+                "objective.teacher_statistics=batch is for teachers with batch norm, and this one "
+                "has none; leave it out"
+            )
+        for norm in norms:
+            norm.running_mean = norm.running_var = None  # then torch takes the batch's
 
     def fold_batch_norm(self) -> None:
         """Folds the encoder's BN layers into its convolutions, in place.
@@ -369,16 +406,24 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
             convention.
         FileNotFoundError: `config.checkpoint` does not exist.
     """
+    teacher = _trained_teacher(config, teacher_ssl)
+    if config.embedding is TeacherEmbedding.features:
+        teacher.drop_head()
+    return teacher
+
+
+def _trained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
+    """The teacher with its head; arguments and errors as `build_teacher`."""
     spec = lookup(TEACHERS, config.network, "teacher")
-    if spec.network is None:
-        return _UNPUBLISHED[config.network](config, True)
+    if spec.build is not None:
+        return spec.build(config, True)
     path = (
         _official_file(config.network, spec, teacher_ssl)
         if config.checkpoint is None
         else Path(config.checkpoint)
     )
     with torch.device("meta"):
-        encoder = NETWORKS[spec.network]()
+        encoder = NETWORKS[str(spec.network)]()
     head = load_weights(read_checkpoint(path), teacher_ssl, encoder, path)
     linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     teacher = Teacher(encoder, head, linear[-1].out_features if linear else encoder.num_features)
@@ -396,10 +441,10 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     `config.reduce` gives them.
     """
     spec = lookup(TEACHERS, config.network, "teacher")
-    if spec.network is None:
-        teacher = _UNPUBLISHED[config.network](config, False)
+    if spec.build is not None:
+        teacher = spec.build(config, False)
     else:
-        encoder = NETWORKS[spec.network]()
+        encoder = NETWORKS[str(spec.network)]()
         layers = (
             lookup(TEACHER_SSL, teacher_ssl, "teacher_ssl").heads[0]
             if spec.head is None
@@ -409,6 +454,8 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         teacher = Teacher(
             encoder, head_from_layers(layers, encoder.num_features, spec.hidden_dim, dim), dim
         )
+    if config.embedding is TeacherEmbedding.features:
+        teacher.drop_head()
     if config.reduce is not None:
         teacher.reduce_by(Reduction(teacher.embedding_dim, config.embedding_dim or EMBEDDING_DIM))
     return teacher
@@ -450,20 +497,13 @@ def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
     if trained and config.checkpoint is not None:
         path = Path(config.checkpoint)
         tensors = read_checkpoint(path)
-        refuse_twin(path, "timm", exported_network(path))
+        refuse_near_twin(path, "timm", exported_network(path))
         load_encoder(encoder, tensors, str(config.name), path)
         fingerprint = file_hash(path)
     num_features: int = encoder.num_features  # type: ignore[assignment]
     teacher = Teacher(encoder, nn.Identity(), num_features, input_spec(encoder))
     teacher.fingerprint = fingerprint
     return teacher
-
-
-_UNPUBLISHED: dict[str, Callable[[TeacherConfig, bool], Teacher]] = {
-    "timm": _timm_teacher,
-    "run": _teacher_of_run,
-}
-"""Builders of teachers without an official file, called with (config, whether to load weights)."""
 
 
 def _official_file(name: str, spec: TeacherSpec, teacher_ssl: str) -> Path:

@@ -82,7 +82,7 @@ def refuse_long_header(path: Path) -> None:
         )
 
 
-def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+def mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
     """Why `given` cannot be loaded in place of `expected`, with the first keys; empty if it can."""
     problems = []
     if missing := [key for key in expected if key not in given]:

@@ -73,7 +73,7 @@ def detect(config: DetectConfig) -> Measures:
             measured = train_and_measure(
                 run, evaluated, method, WholeImages(int(train.sizes.max())), precision
             )
-            write_measures(
+            return write_measures(
                 run,
                 evaluated,
                 measured,
@@ -82,7 +82,6 @@ def detect(config: DetectConfig) -> Measures:
                 # On a GPU it is synchronised.
                 bn_per_rank=not config.freeze_bn and device.type != "cuda",
             )
-    return measured.results
 
 
 def precisions(val: DetectionSet, objects: Any, config: DetectConfig) -> dict[str, float]:

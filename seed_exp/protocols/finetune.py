@@ -78,7 +78,7 @@ def finetune(config: FinetuneConfig) -> Measures:
                 lrs={name: lr * config.optimizer.lr for name, lr in method.lrs.items()},
                 summary=with_best,
             )
-            write_measures(
+            return write_measures(
                 run,
                 evaluated,
                 measured,
@@ -86,4 +86,3 @@ def finetune(config: FinetuneConfig) -> Measures:
                 protocol={"best_lr_chosen_on": "val"},
                 bn_per_rank=device.type != "cuda",
             )
-    return measured.results

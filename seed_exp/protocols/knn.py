@@ -14,7 +14,7 @@ from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor, is_finite
 from seed_exp.evaluation.recalibration import recalibrate_batch_norm
-from seed_exp.evaluation.results import run_home, write_results
+from seed_exp.evaluation.results import WrittenMeasures, run_home, write_results
 from seed_exp.evaluation.setup import eval_options, load_frozen, load_labelled
 from seed_exp.evaluation.votes import knn_accuracy
 from seed_exp.views.recipe import EvalViews
@@ -100,7 +100,7 @@ def knn(config: KnnConfig) -> Accuracies:
     rows += [[name, *("diverged" for _ in measures)] for name in diverged]
     print(markdown_table(["k-NN top-1, %", *measures], rows))
     print(f"written to {path}")
-    return results
+    return WrittenMeasures(results, path)
 
 
 def possible_ks(ks: Sequence[int], num_images: int) -> list[int]:

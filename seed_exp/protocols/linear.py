@@ -75,7 +75,7 @@ def linear(config: LinearConfig) -> Measures:
                 lrs={name: lr * config.optimizer.lr for name, lr in probe.lrs.items()},
                 summary=with_best,
             )
-            write_measures(
+            return write_measures(
                 run,
                 evaluated,
                 measured,
@@ -83,7 +83,6 @@ def linear(config: LinearConfig) -> Measures:
                 protocol=protocol,
                 bn_per_rank=False,
             )
-    return measured.results
 
 
 class _Features(nn.Module):

@@ -23,7 +23,7 @@ from seed_exp.engine.fit import Fitted, fit
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import resolve
 from seed_exp.engine.run import Run, open_run
-from seed_exp.evaluation.results import run_home, write_results
+from seed_exp.evaluation.results import WrittenMeasures, run_home, write_results
 from seed_exp.evaluation.setup import FrozenRun
 from seed_exp.views.recipe import Views
 
@@ -135,8 +135,8 @@ def write_measures(
     title: str,
     protocol: Mapping[str, Any],
     bn_per_rank: bool,
-) -> None:
-    """Prints a table and writes results/<command>-*.json into the evaluated run, on rank 0.
+) -> Measures:
+    """The measures, printed and written to results/<command>-*.json in the run, on rank 0.
 
     Args:
         run: The evaluation.
@@ -147,7 +147,7 @@ def write_measures(
         bn_per_rank: Whether batch norm uses only this process's share of the batch.
     """
     if distributed.rank() != 0:
-        return
+        return measured.results
     results, (diverged, batch_size) = measured
     content: dict[str, Any] = {
         "options": {
@@ -177,3 +177,4 @@ def write_measures(
     rows += [[name, *("diverged" for _ in columns)] for name in diverged]
     print(markdown_table([f"{title}, %", *columns], rows))
     print(f"written to {path}")
+    return WrittenMeasures(results, path)

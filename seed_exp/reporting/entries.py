@@ -127,8 +127,8 @@ def _teacher(options: Mapping[str, Any], folders: Mapping[Path, Run]) -> tuple[s
     }
 
 
-def matched(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) -> list[Entry]:
-    """The planned entries, with runs in place of plans where there are any.
+def match_runs(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) -> list[Entry]:
+    """Planned entries, each replaced by the runs found for it where there are any.
 
     Runs of planned cells with other seeds are kept as well. Each run that is left out gets a note.
     """

@@ -278,9 +278,11 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
         reasons.append(f"the student started from {init}")
     if reduce := options.get("teacher.reduce"):
         reasons.append(f"the teacher's embeddings are reduced by {reduce}")
+    if options.get("teacher.embedding") == "features" and row.objective in PAPERS:
+        reasons.append("the students learn the teacher's features, published: its head's output")
     teacher = options.get("teacher.network")
     if row.teacher and teacher in TEACHERS and row.teacher_ssl in TEACHER_EPOCHS:
-        epochs, published = TEACHERS[teacher].epochs, TEACHER_EPOCHS[row.teacher_ssl]
+        epochs, published = TEACHERS[str(teacher)].epochs, TEACHER_EPOCHS[row.teacher_ssl]
         if epochs != published:
             reasons.append(f"a teacher of {epochs or 'unknown'} epochs, published: {published}")
     return reasons
@@ -289,7 +291,8 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
 def _other_head(row: Published, name: str, options: Mapping[str, Any]) -> list[str]:
     reasons = []
     features = FEATURE_WIDTHS.get(row.student)
-    width = options.get(f"students.{name}.hidden_dim") or features
+    width = options.get(f"students.{name}.hidden_dim")
+    width = features if width is None else width
     if width != (published := row.hidden_dim or features):
         shown = published or "as wide as its features"
         reasons.append(f"the student's head is {width} wide, published: {shown}")

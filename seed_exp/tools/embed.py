@@ -24,7 +24,7 @@ from seed_exp.engine.run import list_bad_samples, num_workers_of
 from seed_exp.evaluation.features import Extractor
 from seed_exp.evaluation.recalibration import recalibrate_batch_norm
 from seed_exp.evaluation.setup import eval_options, load_frozen
-from seed_exp.exporting.feature_stream import FilesSource, Part, in_parts
+from seed_exp.exporting.feature_stream import FilesSource, Part, feature_parts
 from seed_exp.exporting.neighbours import (
     SearchedImages,
     duplicates,
@@ -88,7 +88,7 @@ def embed(config: EmbedConfig) -> None:
                     networks, files, evenly_spaced(len(files))
                 ).features,
             )
-        parts = in_parts(extract, networks, source)
+        parts = feature_parts(extract, networks, source)
         if distributed.rank() != 0:
             for _ in parts:
                 pass
@@ -115,6 +115,11 @@ def embed(config: EmbedConfig) -> None:
         print(f"written to {output}")
         if is_searched:
             _search(config, source, kept, next(iter(networks)), queries)
+
+
+def duplicates_file(config: EmbedConfig) -> Path:
+    """The list of near-duplicates, beside the features."""
+    return Path(config.output).with_name(f"{Path(config.output).stem}-duplicates.jsonl")
 
 
 def _shown(parts: Iterator[Part], num_images: int, kept: list[Part] | None) -> Iterator[Part]:
@@ -156,7 +161,7 @@ def _search(
         chapters.append(neighbours_of_images(images, rows, config.neighbours))
     if config.duplicates is not None:
         groups = near_duplicates(images.features, config.duplicates)
-        path = Path(config.output).with_name(f"{Path(config.output).stem}-duplicates.jsonl")
+        path = duplicates_file(config)
         write_duplicates(path, images, groups)
         print(
             f"{len(groups):,} groups of near-duplicates, {sum(map(len, groups)):,} images: {path}"

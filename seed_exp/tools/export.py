@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from seed_exp.base.table import markdown_table
@@ -40,7 +39,7 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
             f"push takes one network, {run} has {', '.join(students)}; "
             f"choose it with networks=[{next(iter(students))}]"
         )
-    output = run_home(run) / "export" if config.output is None else Path(config.output)
+    output = output_folder(config)
     for name in students:
         refuse_existing(output / name)
     source = load_source(config.data, "train")
@@ -77,6 +76,11 @@ def export(config: ExportConfig) -> dict[str, dict[str, float]]:
     return errors
 
 
+def output_folder(config: ExportConfig) -> Path:
+    """The folder with a subfolder for each network."""
+    return run_home(Path(config.run)) / "export" if config.output is None else Path(config.output)
+
+
 def seen_by(source: Source, eval_views: dict[str, Any]) -> Tensor:
     """NUM_IMAGES evenly spaced images of the source, prepared for the network [N, 3, S, S]."""
     if len(source) < 2:
@@ -86,12 +90,4 @@ def seen_by(source: Source, eval_views: dict[str, Any]) -> Tensor:
         )
     views = EvalViews(ViewsConfig(name="eval", crops={"global": CropConfig()}, **eval_views))
     indices = evenly_spaced(len(source), NUM_IMAGES)
-    batch = views.empty(len(indices))
-    views.host(
-        [source.image(index) for index in indices.tolist()],
-        np.full(len(indices), -1),
-        0,
-        indices,
-        batch,
-    )
-    return views.device(batch)["global"][0].contiguous()
+    return views.inputs([source.image(index) for index in indices.tolist()]).contiguous()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from seed_exp.cluster.sweep_cells import labels
 from seed_exp.config.arguments import Parser, count
-from seed_exp.config.command import spelled_out
+from seed_exp.config.command import flags_to_overrides
 from seed_exp.config.compose import compose
-from seed_exp.config.errors import in_one_line
+from seed_exp.config.errors import errors_in_one_line
 from seed_exp.config.schema import TRAINING
 from seed_exp.config.sweep import jobs
 
@@ -41,8 +41,8 @@ def main(description: str) -> None:
     """Reads the command line and prints; errors as those of the other commands."""
     given = _parser(description).parse_intermixed_args()
     words = given.words[1:] if given.words[:1] == ["none"] else given.words
-    overrides = spelled_out(words, given.command, "experiments")
-    with in_one_line():
+    overrides = flags_to_overrides(words, given.command, "experiments")
+    with errors_in_one_line():
         result = plan(
             given.command,
             overrides,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from seed_exp.base.registry import lookup
 from seed_exp.config.arguments import Parser, count
-from seed_exp.config.command import spelled_out
-from seed_exp.config.errors import in_one_line
+from seed_exp.config.command import flags_to_overrides
+from seed_exp.config.errors import errors_in_one_line
 from seed_exp.config.schema import TRAINING
 from seed_exp.tools.sweep_actions import cancel, collect, retry, status, submit
 
@@ -30,10 +30,13 @@ def main(description: str) -> None:
     action = next(iter(sys.argv[1:]), "")
     if action.startswith("-") or not action:
         return
-    with in_one_line():
+    with errors_in_one_line():
         act = lookup(ACTIONS, action, "action of sweep")
         given = _parser(action).parse_intermixed_args(sys.argv[2:])
-        given.action, given.words = action, spelled_out(given.words, given.command, "experiments")
+        given.action, given.words = (
+            action,
+            flags_to_overrides(given.words, given.command, "experiments"),
+        )
         try:
             act(given)
         except KeyboardInterrupt:

@@ -22,10 +22,10 @@ from seed_exp.cluster.sweeps import (
     load_sweep,
     load_sweeps,
     merge,
-    nobody_else,
     save_sweep,
     selected,
     statuses_of,
+    submission_lock,
     summary,
     sweep_name,
 )
@@ -42,7 +42,7 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
         ValueError: cells of the grid would share a run folder, or SLURM refuses.
     """
     words, launcher_words = split_words(given.words)
-    request = complete(
+    request = with_launcher(
         Request(given.launcher, launcher_words, given.parallel, given.gpus), given, words
     )
     profile = launcher_profile(given.command, words, request.launcher or "", request.options)
@@ -53,7 +53,7 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
             words,
             request.gpus or profile.get("nodes", 1) * profile.get("tasks_per_node", 1),
         )
-    with nullcontext() if given.dry_run else nobody_else(HOME):
+    with nullcontext() if given.dry_run else submission_lock(HOME):
         sweep = merge(HOME, given.command, words, grid)
         statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
         chosen = [
@@ -70,7 +70,7 @@ def submit(given: argparse.Namespace, wanted: frozenset[State] = frozenset({Stat
             )
         elif chosen:
             job = submission.start()
-            following = f"next: python -m seed_exp.sweep status {sweep.typed}"
+            following = f"next: python -m seed_exp.sweep status {sweep.command_words}"
             print("\n".join([f"submitted as job {job}, {submission.script}:", *listed, following]))
         else:
             others = ", ".join(sorted(state.value for state in ENDED))
@@ -130,7 +130,7 @@ def cancel(given: argparse.Namespace) -> None:
         ValueError: no such sweep or cell, or SLURM does not answer.
     """
     (sweep,) = named_sweeps(given)
-    with nobody_else(HOME):
+    with submission_lock(HOME):
         statuses = statuses_of(HOME, [cell for _, cell in sweep.cells])
         chosen = [
             number for number in selected(given.cell, sweep) if statuses[number].state in ACTIVE
@@ -193,7 +193,7 @@ def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
         return every
     sweep = load_sweep(HOME, sweep_name(given.command, words))
     if sweep is None:
-        known = "".join(f"\n  {one.typed}" for one in every)
+        known = "".join(f"\n  {one.command_words}" for one in every)
         line = " ".join(words) or "no options"
         raise ValueError(
             f"no sweep of {line} was submitted here; "
@@ -202,7 +202,7 @@ def named_sweeps(given: argparse.Namespace) -> list[Sweep]:
     return [sweep]
 
 
-def complete(request: Request, given: argparse.Namespace, words: list[str]) -> Request:
+def with_launcher(request: Request, given: argparse.Namespace, words: list[str]) -> Request:
     """The request with a launcher.
 
     A retry takes that of the last submission; otherwise it is `slurm` where there is SLURM, `local`
@@ -211,7 +211,7 @@ def complete(request: Request, given: argparse.Namespace, words: list[str]) -> R
     before = load_sweep(HOME, sweep_name(given.command, words))
     last = {} if before is None or not before.submissions else before.submissions[-1]
     if given.action == "retry" and "request" in last:
-        return request.following(Request(**last["request"]))
+        return request.completed_from(Request(**last["request"]))
     if request.launcher is not None:
         return request
     if shutil.which("sbatch"):

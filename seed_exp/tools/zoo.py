@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from seed_exp.config.arguments import Parser
-from seed_exp.config.errors import in_one_line
+from seed_exp.config.errors import errors_in_one_line
 
 DESCRIPTIONS = {
     "list": "A line for each entry.",
@@ -23,7 +23,7 @@ def main(description: str) -> None:
     given = _parser(description).parse_args()
     from seed_exp.tools.zoo_actions import ACTIONS  # late: --help needs no torch
 
-    with in_one_line():
+    with errors_in_one_line():
         try:
             ACTIONS[given.action](given)
         except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from seed_exp import __version__
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import DistillConfig, QueueInit
+from seed_exp.config.schema.parts import require_global_only
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import newest_checkpoint
@@ -20,6 +21,7 @@ from seed_exp.engine.fleet import is_compiled
 from seed_exp.engine.precision import dtype_of
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
+from seed_exp.methods.bags import BagSeed, needs_bags
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache, make_folder, refuse_without_room
@@ -30,6 +32,7 @@ from seed_exp.models.teacher_precision import teacher_dtype
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
+from seed_exp.training.bags import kept_bags
 from seed_exp.training.encoders import (
     build_students,
     finish,
@@ -39,7 +42,7 @@ from seed_exp.training.encoders import (
     train_encoders,
 )
 from seed_exp.training.queue_start import queue_advice, start_queues
-from seed_exp.training.teacher_reduction import kept_reduction
+from seed_exp.training.teacher_reduction import embedding_key, kept_reduction
 
 log = logging.getLogger("seed_exp")
 
@@ -48,9 +51,10 @@ def distill(config: DistillConfig) -> Path:
     """Trains and evaluates the students of `config`; returns the run folder.
 
     Raises:
-        ValueError: the objective compares more views than there are; its queues do not fit into
-            memory; the teacher does not take the views or cannot be reduced; the teacher cache has
-            no room; or as `open_run`, `build_students`, `train_encoders` and `finish`.
+        ValueError: the objective compares other views than there are; its queues do not fit into
+            memory; images have too few neighbours for bags; the teacher does not take the views or
+            cannot be reduced; the teacher cache has no room; or as `open_run`, `build_students`,
+            `train_encoders` and `finish`.
     """
     refuse_missing_views(config)
     evaluations = plan_evaluations(config)
@@ -61,7 +65,8 @@ def distill(config: DistillConfig) -> Path:
             images = load_images(config.data)
             teacher = build_teacher(config.teacher, config.teacher_ssl.name)
             teacher.adapt_to(config.views)
-            teacher.fold_batch_norm()
+            if not config.objective.has_batch_teacher:
+                teacher.fold_batch_norm()
             dim = embedding_dim(config, teacher)
             students = build_students(config, dim)
             size, num_queues = config.objective.queue_size, len(numbers_of_views(config))
@@ -69,20 +74,24 @@ def distill(config: DistillConfig) -> Path:
             inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
             inputs |= {"data": images.train.fingerprint()}
         with open_run("distill", label_of(config), config, inputs, device) as run:
-            # 2. The teacher's embeddings: narrower if asked for, and kept if asked for.
+            # 2. The teacher's embeddings: narrower if asked for, and kept if asked for; bags.
             with distributed.rank0_first():
                 # First: to fit a reduction takes minutes.
                 refuse_unfit_cache(config, teacher, images.train)
                 if config.teacher.reduce is not None:
                     reduce_embeddings(teacher, run.folder, config, images.train)
                 cache = open_cache(config, teacher, images.train)
+                bags = None
+                if needs_bags(config.objective):
+                    bags = kept_bags(run.folder, teacher, config, images.train)
             if cache is not None:
                 log.info("%s", cache_costs(cache, config, students, teacher, images.train))
             # 3. The queue, whose content is in every checkpoint.
             for sentence in queue_advice(config, len(images.train), teacher.embedding_dim):
                 log.warning("%s", sentence)
             num_views = numbers_of_views(config)
-            method = Seed(students, teacher, config.objective, num_views, config.seed, cache)
+            parts = (students, teacher, config.objective, num_views, config.seed, cache)
+            method = Seed(*parts) if bags is None else BagSeed(*parts, bags=bags)
             is_new = newest_checkpoint(run.folder) is None
             if is_new and config.objective.queue_init is QueueInit.teacher:
                 start_queues(method.queues, teacher, config, images.train, device)
@@ -98,7 +107,7 @@ def refuse_missing_views(config: DistillConfig) -> None:
     """Checks that each image has the global views that the objective compares.
 
     Raises:
-        ValueError: there are too few.
+        ValueError: there are too few, or local views that it does not take.
     """
     num = config.views.crops["global"].num
     needed = lookup(OBJECTIVES, config.objective.name, "objective").min_global_views
@@ -107,6 +116,8 @@ def refuse_missing_views(config: DistillConfig) -> None:
             f"objective={config.objective.name} compares {needed} global views of an image; "
             f"views.crops.global.num is {num}"
         )
+    if needs_bags(config.objective):
+        require_global_only(config.views, f"objective={config.objective.name}")
 
 
 def label_of(config: DistillConfig) -> str:
@@ -170,6 +181,8 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
     device = distributed.local_device(config.device)
     dtype = teacher_dtype(dtype_of(config.precision, device), device.type)
     views = to_plain(config.views)
+    if not views["operations"]:  # the key of caches from before there were any
+        del views["operations"]
     reduction = teacher.reduction
     key = {
         "teacher": teacher.fingerprint,
@@ -179,6 +192,7 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         "data": train.fingerprint(),
         "views": {name: value for name, value in views.items() if name not in evaluation},
         "seed": config.seed,
+        **embedding_key(config),
         "precision": str(dtype).removeprefix("torch."),
         # Each rounds differently: the views' colours, and the teacher's layers.
         "device": device.type,

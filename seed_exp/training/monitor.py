@@ -88,7 +88,7 @@ class Monitor:
             return
         names = [name for name in self._students if name not in diverged]
         keys = [TABLE, *(f"{name}/{picture}" for name in names for picture in PICTURES)]
-        if self._last is None and distributed.everyones(tracker.missing(keys))[0]:
+        if self._last is None and distributed.gather_objects(tracker.missing(keys))[0]:
             self.evaluate(names)
         if self._last is not None:
             show_results(tracker, self._students, self._last, self._train, self._val)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from seed_exp.base.files import atomic_write, cache_folder
-from seed_exp.config.schema import DistillConfig, OnError, Reduce
+from seed_exp.config.schema import DistillConfig, OnError, Reduce, TeacherEmbedding
 from seed_exp.data.loader import load_batches
 from seed_exp.data.sources import Source
 from seed_exp.data.subsets import evenly_spaced
@@ -71,6 +74,7 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
         "reduce": [kind.value, dim, config.teacher.num_reduce_images],
         "data": train.fingerprint(),
         "views": eval_options(config.views),
+        **embedding_key(config),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "reductions" / f"{digest[:16]}.safetensors"
@@ -85,13 +89,41 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
     return state
 
 
-@torch.inference_mode()
+def embedding_key(config: DistillConfig) -> dict[str, str]:
+    """The part of a cache's key that says which output of the teacher is the embedding.
+
+    Nothing for the default, so that caches of versions without the choice stay valid.
+    """
+    embedding = config.teacher.embedding
+    return {} if embedding is TeacherEmbedding.head else {"embedding": embedding.value}
+
+
 def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) -> Tensor:
     """Teacher embeddings [n, D], float32 on the CPU, of evenly spaced training images."""
+    indices = evenly_spaced(len(train), config.teacher.num_reduce_images)
+    return of_images(teacher, teacher, config, train, indices)
+
+
+@torch.inference_mode()
+def of_images(
+    function: Callable[[Tensor], Tensor],
+    teacher: Teacher,
+    config: DistillConfig,
+    train: Source,
+    indices: NDArray[np.int64],
+) -> Tensor:
+    """Rows [n, D] that a function of the teacher's gives, float32 on the CPU.
+
+    Args:
+        function: Takes images [N, 3, S, S], which are evaluation views.
+        teacher: Moved to the run's device and back.
+        config: All options.
+        train: The training images.
+        indices: Numbers of images [n].
+    """
     device = local_device(config.device)
     teacher.to(device)
     views = EvalViews(config.views)
-    indices = evenly_spaced(len(train), config.teacher.num_reduce_images)
     order = [
         (0, indices[start : start + SAMPLE_BATCH]) for start in range(0, len(indices), SAMPLE_BATCH)
     ]
@@ -107,9 +139,12 @@ def sample_embeddings(teacher: Teacher, config: DistillConfig, train: Source) ->
             on_bad=on_bad,
         )
     ) as batches:
-        rows = [
-            teacher(views.device(batch)["global"][0]).cpu()
-            for batch in tqdm(batches, "teacher", len(order), leave=False)
-        ]
+        rows, done = torch.empty(0), 0
+        for batch in tqdm(batches, "teacher", len(order), leave=False):
+            found = function(views.device(batch)["global"][0])
+            if not done:  # one tensor for all: parts and their concatenation need twice the memory
+                rows = torch.empty(len(indices), found.shape[1])
+            rows[done : done + len(found)] = found
+            done += len(found)
     teacher.cpu()  # as it came: what is added to it is there too, until training moves all of it
-    return torch.cat(rows)
+    return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seed_exp.config.schema import ViewsConfig
+from seed_exp.views.operations import Operation
 
 NUM_PHOTOMETRIC_DRAWS = 10
 """Uniform numbers that the parameters of one view take."""
@@ -76,15 +77,22 @@ def draw_parameters(draws: NDArray[np.float64], config: ViewsConfig) -> Tensor:
     return torch.from_numpy(parameters)
 
 
-def photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Tensor:
+def photometric(
+    images: Tensor,
+    parameters: Tensor,
+    config: ViewsConfig,
+    operations: Sequence[Operation] = (),
+) -> Tensor:
     """Flip, colour jitter, grayscale, blur and normalisation of each view.
 
     Grayscale comes before the jitter if `config.grayscale_first`.
 
     Args:
         images: uint8 [M, 3, S, S].
-        parameters: float32 [M, len(Column)] from `draw_parameters`, on the same device.
+        parameters: float32 [M, len(Column)] from `draw_parameters`, on the same device; then the
+            uniform numbers of `operations`.
         config: The recipe.
+        operations: Operations of plug-ins, before the normalisation.
 
     Returns:
         float32 [M, 3, S, S].
@@ -94,10 +102,12 @@ def photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Tens
         max(1, _CHUNK_VALUES // images[0].numel()) if images.device.type == "cpu" else len(images)
     )
     pairs = zip(torch.split(images, chunk), torch.split(parameters, chunk), strict=True)
-    return torch.cat([_photometric(part, rows, config) for part, rows in pairs])
+    return torch.cat([_photometric(part, rows, config, operations) for part, rows in pairs])
 
 
-def _photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Tensor:
+def _photometric(
+    images: Tensor, parameters: Tensor, config: ViewsConfig, operations: Sequence[Operation]
+) -> Tensor:
     if config.flip_prob > 0:  # first, while a pixel is one byte; it commutes with everything below
         images = _apply(_flip, images.clone(), parameters[:, Column.FLIP] > 0)
     images = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
@@ -111,6 +121,10 @@ def _photometric(images: Tensor, parameters: Tensor, config: ViewsConfig) -> Ten
         sigma = parameters[:, Column.SIGMA]
         radius = math.ceil(3 * config.blur_sigma[1])
         images = _apply(lambda rows, s: gaussian_blur(rows, s, radius), images, sigma > 0, sigma)
+    column = len(Column)
+    for operation in operations:
+        images = operation.apply(images, parameters[:, column : column + operation.num_draws])
+        column += operation.num_draws
     return normalize(images, config)
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seed_exp.base.registry import lookup
 from seed_exp.config.schema import ViewsConfig
 from seed_exp.views.crops import (
     NUM_CROP_DRAWS,
@@ -19,6 +20,7 @@ from seed_exp.views.crops import (
     resize_center_crop,
 )
 from seed_exp.views.draws import uniforms
+from seed_exp.views.operations import VIEW_OPERATIONS
 from seed_exp.views.photometric import (
     NUM_PHOTOMETRIC_DRAWS,
     Column,
@@ -26,6 +28,9 @@ from seed_exp.views.photometric import (
     normalize,
     photometric,
 )
+
+_ADDED_STREAMS = 1 << 15
+"""First of the streams of random numbers for operations of plug-ins, one for each resolution."""
 
 
 class HostBatch(NamedTuple):
@@ -105,13 +110,17 @@ class TrainViews:
     def __init__(self, config: ViewsConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
+        self.operations = [
+            lookup(VIEW_OPERATIONS, name, "view operation") for name in config.operations
+        ]
+        self.num_added = sum(operation.num_draws for operation in self.operations)
 
     def empty(self, num: int) -> HostBatch:
         """A batch into which `host` can write `num` images; its contents are arbitrary."""
         views = {
             name: (crop.num, crop.size) for name, crop in self.config.crops.items() if crop.num > 0
         }
-        return HostBatch.empty(num, views, dict.fromkeys(views, len(Column)))
+        return HostBatch.empty(num, views, dict.fromkeys(views, len(Column) + self.num_added))
 
     def host(
         self,
@@ -145,7 +154,13 @@ class TrainViews:
             ):
                 for box, view in zip(image_boxes, image_views, strict=True):
                     crop_resize(image, box, view)
-            out.draws[name].copy_(draw_parameters(color_draws, self.config))
+            parameters = draw_parameters(color_draws, self.config)
+            if self.num_added:
+                stream, num = _ADDED_STREAMS + number, crop.num * self.num_added
+                added = uniforms(self.seed, epoch, indices, stream, num)
+                shaped = torch.from_numpy(added.astype(np.float32)).view(*parameters.shape[:2], -1)
+                parameters = torch.cat([parameters, shaped], dim=2)
+            out.draws[name].copy_(parameters)
         out.labels.copy_(torch.from_numpy(labels))
         out.indices.copy_(torch.from_numpy(indices))
 
@@ -158,9 +173,9 @@ class TrainViews:
         for name, views in batch.views.items():
             view_major = views.transpose(0, 1)
             parameters = batch.draws[name].transpose(0, 1).flatten(0, 1)
-            out[name] = photometric(view_major.flatten(0, 1), parameters, self.config).view(
-                view_major.shape
-            )
+            out[name] = photometric(
+                view_major.flatten(0, 1), parameters, self.config, self.operations
+            ).view(view_major.shape)
         return out
 
 
@@ -194,6 +209,12 @@ class StillViews(ABC):
             self.place(image, square)
         out.labels.copy_(torch.from_numpy(labels))
         out.indices.copy_(torch.from_numpy(indices))
+
+    def inputs(self, images: Sequence[Tensor]) -> Tensor:
+        """The networks' inputs, float32 [N, 3, S, S], for images in memory, uint8 [3, H, W]."""
+        batch, indices = self.empty(len(images)), np.arange(len(images))
+        self.host(images, np.full(len(images), -1), 0, indices, batch)
+        return self.device(batch)["global"][0]
 
 
 class EvalViews(StillViews):

@@ -14,7 +14,7 @@ from seed_exp import distill, knn, linear, pretrain, report
 from seed_exp.base.files import write_json
 from seed_exp.config.compose import compose
 from seed_exp.config.options import to_plain
-from seed_exp.config.report_line import spelled
+from seed_exp.config.report_line import as_overrides
 
 DATA = "data=digits data.num_workers=0 device=cpu"
 SWEEP = (
@@ -104,7 +104,7 @@ def test_folders_without_runs_are_a_report_that_says_so(
 def test_an_experiment_and_options_of_its_jobs_are_typed_as_for_the_training(
     line: str, sweeps: list[str] | None
 ) -> None:
-    config = compose("report", spelled(shlex.split(line)))
+    config = compose("report", as_overrides(shlex.split(line)))
     assert config.sweeps == (sweeps or [])
     assert config.runs == (["x"] if "runs=x" in line else ["runs"])
 
@@ -133,7 +133,7 @@ def test_a_wrong_command_line_is_one_line(
 def test_every_experiment_can_be_reported_before_anything_was_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    report.report(compose("report", spelled(["table1,table1_baseline", "runs=[.]"])))
+    report.report(compose("report", as_overrides(["table1,table1_baseline", "runs=[.]"])))
     other = [row for row in table() if row["does_not_compare"] == "published by another method"]
     rows = [row for row in table() if row not in other]
     assert {row["state"] for row in rows} == {"not run"}

@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from seed_exp import __main__, distill
-from seed_exp.config.command import command, spelled_out
+from seed_exp.config.command import command, flags_to_overrides
 from seed_exp.config.compose import compose, groups
 from seed_exp.config.deviations import DEVIATIONS
 from seed_exp.config.options import flatten, to_plain
@@ -226,8 +226,8 @@ def test_a_file_that_cannot_be_written_is_one_line(
     ],
 )
 def test_a_leading_word_and_flags_stand_for_options(arguments: str, expected: str) -> None:
-    assert spelled_out(arguments.split(), "bench", "bench") == expected.split()
-    assert spelled_out(arguments.split(), "knn", None) == arguments.split()
+    assert flags_to_overrides(arguments.split(), "bench", "bench") == expected.split()
+    assert flags_to_overrides(arguments.split(), "knn", None) == arguments.split()
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ def typed(module: str, *arguments: str) -> tuple[str, str, set[str]]:
     ("line", "printed"),
     [
         ("", "python -m seed_exp.COMMAND"),
+        (" distill studnt=resnet18", "did you mean 'student'?"),
+        (" distil", "no command 'distil'; did you mean 'distill'?"),
         (".distill --help", "objective.tau_teacher=0.01"),
         (".distill --cfg job", "tau_teacher: 0.01"),
         (".distill studnt=resnet18", "did you mean 'student'?"),
@@ -59,7 +61,7 @@ def test_help_and_errors_of_options_import_none_of_what_the_work_needs(
     line: str, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module, *arguments = f"seed_exp{line}".split()
+    module, *arguments = f"seed_exp{line}".split(" ")
     out, error, imported = typed(module, *arguments)
     assert printed in out + error
     assert imported & HEAVY == set()

@@ -158,7 +158,7 @@ def test_of_several_processes_one_that_runs_out_of_memory_says_so(
 ) -> None:
     """The others wait in the step's collectives, and would for ten minutes."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "everyones", lambda number: [number] * 2)
+    monkeypatch.setattr(distributed, "gather_objects", lambda number: [number] * 2)
     with pytest.raises(
         ValueError,
         match=r"a trial step of 256 images per process ran out of .* give a batch_size below 512",

@@ -22,7 +22,7 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine import distributed
 from seed_exp.evaluation.features import Extractor
 from seed_exp.exporting import feature_stream
-from seed_exp.exporting.feature_stream import FilesSource, in_parts
+from seed_exp.exporting.feature_stream import FilesSource, feature_parts
 from seed_exp.models.convnet import ConvNet
 from seed_exp.views.recipe import EvalViews
 
@@ -47,7 +47,7 @@ def together(
         first,
         4 * 16 * 100,
     )  # at most 100 images of 16 numbers
-    found = list(in_parts(extractor(folder), {"a": encoder()}, source))
+    found = list(feature_parts(extractor(folder), {"a": encoder()}, source))
     indices = [index for part in found for index in part.indices.tolist()]
     return (
         indices,
@@ -95,7 +95,7 @@ def test_an_image_that_cannot_be_read_has_no_features_and_lends_its_name_to_none
 
 
 def on_a_rank() -> tuple[int, list[int], list[float], list[int]]:
-    found = list(in_parts(extractor(), {"a": encoder()}, DigitsSource("val")))
+    found = list(feature_parts(extractor(), {"a": encoder()}, DigitsSource("val")))
     rows = [part.features["a"] for part in found if part.features]
     indices = [index for part in found for index in part.indices.tolist()]
     return (

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference
@@ -24,9 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seed_exp.config.compose import compose
-from seed_exp.config.schema import OBJECTIVE_CONFIGS, ObjectiveConfig
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, ObjectiveConfig, TeacherStatistics
 from seed_exp.engine.distributed import rank
 from seed_exp.methods import clustering, losses, streaming
+from seed_exp.methods.bags import BagSeed, any_bags, needs_bags
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.models.heads import head_layers, projection_head
@@ -59,6 +61,14 @@ FORMULAS: dict[str, tuple[Loss, Loss]] = {
     "binary_contrastive": (
         lambda s, t, d: losses.binary_contrastive_loss(s, t, d, temperature=0.07),
         lambda s, t, d: reference.binary_contrastive_loss(s, t, d, 0.07),
+    ),
+    "bag_loss": (
+        lambda s, t, d: losses.bag_loss(
+            s, t, t.roll(1, 0), d, own_share=torch.linspace(0, 1, len(s)), temperature=0.2
+        ),
+        lambda s, t, d: reference.bag_loss(
+            s, t, t.roll(1, 0), d, torch.linspace(0, 1, len(s)).tolist(), 0.2
+        ),
     ),
     "squared_distance": (
         lambda s, t, _: losses.squared_distance(s, t),
@@ -107,7 +117,7 @@ def test_only_the_student_gets_a_gradient(name: str, batch: tuple[Tensor, Tensor
     assert queue.grad is None
 
 
-@pytest.mark.parametrize("name", ["compress", "bingo", "binary_contrastive"])
+@pytest.mark.parametrize("name", ["compress", "bingo", "bag_loss", "binary_contrastive"])
 def test_no_loss_holds_the_similarity_matrix(name: str) -> None:
     student, teacher, queue = (
         tiny.embeddings(64, 8, 0).requires_grad_(),
@@ -253,7 +263,16 @@ def seed_method(
     dropout: float = 0.0,
 ) -> Seed:
     students = tiny.students(names, bn=bn, dropout=dropout)
+    if needs_bags(config):
+        bags = any_bags(40, 3)
+        return BagSeed(students, tiny.teacher(), config, ["global"], seed=3, bags=bags)
     return Seed(students, tiny.teacher(), config, ["global", "local"], seed=3)
+
+
+def prepared_by(method: Seed) -> Any:
+    """What the students share of a batch of five images, or pairs of images."""
+    num = 5 * method.rows_per_image
+    return method.prepare(views(num), tiny.host_batch(num))
 
 
 def views(num_images: int = 5, seed: int = 0) -> dict[str, Tensor]:
@@ -396,7 +415,7 @@ def test_disco_adds_the_students_own_contrast_to_the_distance() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_descending_its_gradient_lowers_the_loss_of_a_batch(name: str) -> None:
     method = build(name)
-    student, prepared = method.trainable["a"].train(), method.prepare(views(), BATCH)
+    student, prepared = method.trainable["a"].train(), prepared_by(method)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     curve = []
     for _ in range(20):
@@ -427,7 +446,8 @@ def test_a_run_interrupted_by_its_data_goes_on_bit_for_bit(name: str, tmp_path: 
     rows = [
         json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()
     ]
-    assert {"a/loss", "b/loss_local", "teacher_entropy", "b/embedding_rank"} <= rows[0].keys()
+    part = "b/loss_mixed" if OBJECTIVES[name].pairs else "b/loss_local"
+    assert {"a/loss", part, "teacher_entropy", "b/embedding_rank"} <= rows[0].keys()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -443,6 +463,7 @@ def test_only_what_an_objective_needs_goes_into_its_checkpoints() -> None:
     assert of_seed == {
         f"{name}.{key}" for name in ("global", "local") for key in ("embeddings", "_extra_state")
     }
+    assert set(build("bingo_bags").carried.state_dict()) < of_seed
     more = {
         name: {key.split(".")[0] for key in set(build(name).carried.state_dict()) - of_seed}
         for name in OBJECTIVES
@@ -477,7 +498,7 @@ def test_a_rehearsal_leaves_no_trace(name: str) -> None:
     method = build(name)
     before, weights = copy.deepcopy(method.carried.state_dict()), tiny.weights(method)
     twin = method.rehearsal()
-    twin.loss("a", twin.trainable["a"], twin.prepare(views(), BATCH))["loss"].backward()
+    twin.loss("a", twin.trainable["a"], prepared_by(twin))["loss"].backward()
     twin.after_step()
     tiny.assert_same(before, method.carried.state_dict())
     tiny.assert_same(weights, tiny.weights(method))
@@ -500,7 +521,7 @@ def test_the_deep_head_is_that_of_simreg() -> None:
 
 OUT_OF_RANGE: dict[str, list[float]] = {
     "queue_size": [0],
-    "hidden_dim": [0],
+    "hidden_dim": [-1],
     "tau_student": [0, math.nan],
     "tau_teacher": [0, math.nan],
     "weight": [-0.1, math.inf],
@@ -509,6 +530,7 @@ OUT_OF_RANGE: dict[str, list[float]] = {
     "num_clusters": [0],
     "cluster_every": [0],
     "bn_group_size": [1],
+    "own_epochs": [-1],
 }
 
 
@@ -517,7 +539,9 @@ OUT_OF_RANGE: dict[str, list[float]] = {
     [
         (name, option)
         for name, schema in OBJECTIVE_CONFIGS.items()
-        for option in sorted(options_of(schema) - {"name", "deep_head", "queue_init"})
+        for option in sorted(
+            options_of(schema) - {"name", "deep_head", "queue_init", "teacher_statistics"}
+        )
     ],
 )
 def test_an_option_out_of_its_range_is_refused_by_name(name: str, option: str) -> None:
@@ -531,7 +555,7 @@ def test_a_share_above_the_whole_is_refused() -> None:
         OBJECTIVE_CONFIGS["bingo"](**{"weight": 1.5})
 
 
-def recording(name: str, read: set[str], **options: float) -> ObjectiveConfig:
+def recording(name: str, read: set[str], **options: Any) -> ObjectiveConfig:
     """Options of an objective that note in `read` which of them are looked at."""
     schema = OBJECTIVE_CONFIGS[name]
 
@@ -548,14 +572,17 @@ def recording(name: str, read: set[str], **options: float) -> ObjectiveConfig:
 def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name: str) -> None:
     read: set[str] = set()
     clusters = {"num_clusters": 6} if "num_clusters" in options_of(OBJECTIVE_CONFIGS[name]) else {}
-    method = seed_method(recording(name, read, queue_size=21, **clusters))
-    method.loss("a", method.trainable["a"], method.prepare(views(), BATCH))
+    more = {"own_epochs": 0, "teacher_statistics": TeacherStatistics.batch}
+    of_teacher = {
+        key: value for key, value in more.items() if key in options_of(OBJECTIVE_CONFIGS[name])
+    }
+    method = seed_method(recording(name, read, queue_size=21, **clusters, **of_teacher))
+    method.loss("a", method.trainable["a"], prepared_by(method))
     method.after_step()
-    of_others = {
-        "hidden_dim",
-        "deep_head",
-        "queue_init",
-    }  # read by the students and before training
+    # Read by the students, and before training.
+    of_others = {"hidden_dim", "deep_head", "queue_init"} | (
+        {"bag_size"} if method.rows_per_image == 2 else set()
+    )
     schema = OBJECTIVE_CONFIGS[name]
     assert read & options_of(schema) == options_of(schema) - of_others
 
@@ -563,7 +590,7 @@ def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_diagnostics_take_the_teachers_temperature_or_that_of_seed(name: str) -> None:
     method = build(name)
-    prepared = method.prepare(views(), BATCH)
+    prepared = prepared_by(method)
     queue, teacher = method.queues["global"].embeddings, prepared.teacher["global"]
     tau = {"seed": 0.05, "seed_strong": 0.05, "online_clustering": 0.05, "compress": 0.2}
     entropy = losses.target_entropy(teacher, queue, tau_teacher=tau.get(name, 0.01)).mean()
@@ -587,7 +614,7 @@ def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it
     config = compose(
         "distill", [f"objective={name}", "views=swav_multicrop", "student=[resnet18,resnet34]"]
     )
-    needed = OBJECTIVES[name].symmetric or OBJECTIVES[name].contrast
+    needed = OBJECTIVES[name].min_global_views == 2
     assert {key: crop.num for key, crop in config.views.crops.items()} == {
         "global": 2 if needed else 1,
         "local": 6,
@@ -595,9 +622,9 @@ def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it
     assert {student.hidden_dim for student in config.students.values()} == {
         config.objective.hidden_dim
     }
-    assert config.objective.hidden_dim == {"seed_strong": 2048, "disco": 2048, "bingo": 2048}.get(
-        name
-    )
+    assert config.objective.hidden_dim == dict.fromkeys(
+        ("seed_strong", "disco", "bingo", "bingo_bags"), 2048
+    ).get(name)
     assert {student.deep_head for student in config.students.values()} == {name == "simreg"}
     layers = {head_layers(student.head) for student in build_students(config, 16).values()}
     assert layers == {
@@ -619,9 +646,10 @@ def test_one_view_is_refused_where_two_are_compared() -> None:
     assert {name for name, objective in OBJECTIVES.items() if objective.min_global_views == 2} == {
         "seed_strong",
         "disco",
+        "bingo_bags",
     }
     assert {objective.min_global_views for objective in OBJECTIVES.values()} == {1, 2}
-    for name in ("seed_strong", "disco"):
+    for name in ("seed_strong", "disco", "bingo_bags"):
         config = compose("distill", [f"objective={name}", "views.crops.global.num=1"])
         with pytest.raises(
             ValueError,

@@ -15,6 +15,12 @@ def test_hidden_width_null_is_the_feature_width(hidden_dim: int | None, hidden: 
     assert head_layers(head) == "Linear-ReLU-Linear"
 
 
+def test_hidden_width_0_is_one_linear_layer() -> None:
+    head = projection_head(6, 0, 4)
+    assert head_layers(head) == "Linear"
+    assert tuple(head[0].weight.shape) == (4, 6)
+
+
 @pytest.mark.parametrize(
     "head",
     [

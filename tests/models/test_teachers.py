@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from seed_exp.base.files import file_hash
-from seed_exp.config.schema import StudentConfig, TeacherConfig
+from seed_exp.config.schema import Reduce, StudentConfig, TeacherConfig, TeacherEmbedding
 from seed_exp.models import teachers
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.heads import head_layers, projection_head
@@ -93,6 +93,34 @@ def test_folding_changes_neither_embeddings_nor_what_a_teacher_is_called() -> No
 
 
 EVAL_VIEWS = {"eval_size": 32, "eval_resize": 32, "mean": [0.1] * 3, "std": [0.2] * 3}
+
+
+def test_features_are_the_pooled_encoder_output_at_unit_length() -> None:
+    teacher, images = _teacher(), torch.randn(3, 3, 16, 16)
+    pooled = teacher.encoder(images)
+    torch.testing.assert_close(teacher.features(images), pooled)
+    teacher.drop_head()
+    assert teacher.embedding_dim == pooled.shape[1] == 16
+    torch.testing.assert_close(teacher(images), torch.nn.functional.normalize(pooled, dim=1))
+
+
+@pytest.mark.parametrize(("reduce", "width"), [(None, 2048), (Reduce.pca, 128)])
+def test_a_teachers_features_can_be_the_embedding(reduce: Reduce | None, width: int) -> None:
+    config = TeacherConfig("moco_v2_r50", embedding=TeacherEmbedding.features, reduce=reduce)
+    with torch.device("meta"):
+        assert untrained_teacher(config, "moco_v2").embedding_dim == width
+
+
+def test_a_teacher_by_batch_needs_batch_norm_and_never_moves() -> None:
+    with pytest.raises(ValueError, match="teacher_statistics=batch is for teachers with batch"):
+        Teacher(torch.nn.Flatten(), torch.nn.Linear(12, 4), 4).normalise_by_batch()
+    teacher, images = _teacher(), torch.randn(6, 3, 16, 16)
+    alone = teacher(images[:3])
+    assert torch.equal(teacher(images)[:3], alone)
+    teacher.normalise_by_batch()
+    first = teacher.train()(images)
+    assert not torch.allclose(first[:3], teacher(images[:3]), atol=1e-3)
+    assert torch.equal(first, teacher(images))
 
 
 def test_a_network_of_our_own_run_is_a_teacher(tmp_path: Path) -> None:

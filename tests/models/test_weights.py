@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from seed_exp.models.students import exported_network, read_header
-from seed_exp.models.weights import first_keys, misfit, read_checkpoint, tensors_hash
+from seed_exp.models.weights import first_keys, mismatch, read_checkpoint, tensors_hash
 
 TENSORS = {"a.weight": torch.arange(6000.0).view(2, 3000), "a.bias": torch.ones(2)}
 
@@ -117,18 +117,18 @@ def test_what_is_no_dictionary_no_file_or_a_folder_is_refused(tmp_path: Path) ->
 
 
 def test_misfit_names_what_is_wrong() -> None:
-    assert misfit(TENSORS, TENSORS) == ""
+    assert mismatch(TENSORS, TENSORS) == ""
     given = {"a.weight": torch.ones(4), "b": 1, "c": 2, "d": 3, "e": 4}
     assert (
-        misfit(TENSORS, given)
+        mismatch(TENSORS, given)
         == "missing a.bias; unexpected b, c, d, ... (4 keys); a.weight is [4], expected [2, 3000]"
     )
-    assert misfit({"a": torch.ones(1)}, {"a": 5}) == "a is a int, expected a tensor"
+    assert mismatch({"a": torch.ones(1)}, {"a": 5}) == "a is a int, expected a tensor"
     assert (
-        misfit(TENSORS, {**TENSORS, "a.bias": torch.ones(2).int()})
+        mismatch(TENSORS, {**TENSORS, "a.bias": torch.ones(2).int()})
         == "a.bias is torch.int32, expected torch.float32"
     )
-    assert misfit({"num": torch.tensor(3)}, {"num": torch.tensor(3, dtype=torch.int32)}) == ""
+    assert mismatch({"num": torch.tensor(3)}, {"num": torch.tensor(3, dtype=torch.int32)}) == ""
     assert first_keys(["a", "b", "c"]) == "a, b, c"
     assert first_keys([0, None, "a\nb", "c"]) == "0, None, 'a\\nb', ... (4 keys)"
     assert len(first_keys(["a" * 10_000])) == 100

@@ -14,10 +14,10 @@ from seed_exp.reporting.page.plots import (
     WIDTH,
     Curve,
     Point,
+    axis_number,
+    downsampled,
     line_chart,
     scatter_chart,
-    short,
-    thin,
     ticks,
 )
 
@@ -35,7 +35,7 @@ def test_text_is_escaped_and_markup_is_not() -> None:
 
 def test_a_long_curve_is_thinned_to_means_of_neighbours() -> None:
     x, y = list(range(1, 1001)), [float(number % 7) for number in range(1000)]
-    steps, values = thin(x, y)
+    steps, values = downsampled(x, y)
     size = math.ceil(1000 / MAX_POINTS)
     assert len(steps) <= MAX_POINTS
     assert steps == [min(start + size, 1000) for start in range(0, 1000, size)]
@@ -43,7 +43,7 @@ def test_a_long_curve_is_thinned_to_means_of_neighbours() -> None:
         pytest.approx(sum(y[start : start + size]) / len(y[start : start + size]))
         for start in range(0, 1000, size)
     ]
-    assert thin([1, 2], [3, 4]) == ([1, 2], [3, 4])
+    assert downsampled([1, 2], [3, 4]) == ([1, 2], [3, 4])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_ticks_are_a_few_round_numbers_within(low: float, high: float) -> None:
 
 
 def test_numbers_beside_axes_are_short() -> None:
-    assert [short(number) for number in (0, 0.03, 57.6, 1626, 388_896, 11_176_512)] == [
+    assert [axis_number(number) for number in (0, 0.03, 57.6, 1626, 388_896, 11_176_512)] == [
         "0",
         "0.03",
         "57.6",

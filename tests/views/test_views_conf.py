@@ -11,7 +11,7 @@ from seed_exp.config.schema import CropConfig, ViewsConfig
 from seed_exp.views.recipe import EvalViews, TrainViews
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "views").glob("*.yaml"))
-ALL_VIEWS_DIFFER = {"mocov1", "mocov2", "simclr", "swav", "swav_multicrop"}
+ALL_VIEWS_DIFFER = {"mocov1", "mocov2", "simclr", "swav", "swav_multicrop", "weak"}
 
 
 def load(file: Path) -> ViewsConfig:
@@ -62,6 +62,7 @@ def test_every_recipe_says_where_it_is_from_and_makes_views(file: Path) -> None:
             [0.4, 0.4, 0.4, 0.1],
             (0.8, 0.2, 0.5, 0.5),
         ),
+        ("weak", {"global": (224, 1, [0.2, 1])}, [0, 0, 0, 0], (0, 0, 0, 0.5)),
         ("linear", {"global": (224, 1, [0.08, 1])}, [0, 0, 0, 0], (0, 0, 0, 0.5)),
     ],
 )

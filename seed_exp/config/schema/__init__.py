@@ -18,6 +18,8 @@ from seed_exp.config.schema.enums import (
     Resume,
     ScheduleName,
     SplitName,
+    TeacherEmbedding,
+    TeacherStatistics,
     TrackerMode,
 )
 from seed_exp.config.schema.evaluation import (
@@ -32,7 +34,9 @@ from seed_exp.config.schema.evaluation import (
 )
 from seed_exp.config.schema.objectives import (
     OBJECTIVE_CONFIGS,
+    BatchTeacherConfig,
     BinaryContrastiveConfig,
+    BingoBagsConfig,
     BingoConfig,
     ClusteringConfig,
     CompressConfig,
@@ -100,8 +104,10 @@ __all__ = [
     "SCHEMAS",
     "TRAINING",
     "WITHOUT_SCHEMA",
+    "BatchTeacherConfig",
     "BenchConfig",
     "BinaryContrastiveConfig",
+    "BingoBagsConfig",
     "BingoConfig",
     "ClusteringConfig",
     "CompressConfig",
@@ -148,7 +154,9 @@ __all__ = [
     "SplitName",
     "StudentConfig",
     "TeacherConfig",
+    "TeacherEmbedding",
     "TeacherSSLConfig",
+    "TeacherStatistics",
     "TrackerConfig",
     "TrackerMode",
     "VerifyConfig",

@@ -60,6 +60,20 @@ class Reduce(Enum):
     whiten = "whiten"  # gives all of them the same variance
 
 
+class TeacherEmbedding(Enum):
+    """Output of a teacher that students learn, at unit length."""
+
+    head = "head"  # behind its projection head, if it has one
+    features = "features"  # pooled encoder output
+
+
+class TeacherStatistics(Enum):
+    """Statistics by which a teacher's batch norm normalises."""
+
+    running = "running"  # those of its training
+    batch = "batch"  # those of the images at hand, as in DisCo's and BINGO's released code
+
+
 class QueueInit(Enum):
     """Content of the queue before the first step."""
 

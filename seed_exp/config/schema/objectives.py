@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema.enums import QueueInit
+from seed_exp.config.schema.enums import QueueInit, TeacherStatistics
 from seed_exp.config.schema.parts import StudentConfig, require, require_group_size
 
 
@@ -25,7 +25,7 @@ class ObjectiveConfig:
     queue_init: QueueInit = QueueInit.random
     """Queue before the first step: random vectors, or the teacher's embeddings of random images."""
     hidden_dim: int | None = None
-    """Hidden width of the projection head of students that name none; null = feature width."""
+    """Hidden width of students' heads that name none; 0 = one linear layer; null = as features."""
     deep_head: bool = False
     """Whether students that do not say it get SimReg's deeper projection head."""
 
@@ -37,6 +37,11 @@ class ObjectiveConfig:
         """
         return 0.01
 
+    @property
+    def has_batch_teacher(self) -> bool:
+        """Whether the teacher normalises by statistics of the images at hand."""
+        return False
+
     def __post_init__(self) -> None:
         own = type(self).name
         require(
@@ -46,8 +51,8 @@ class ObjectiveConfig:
         )
         _require_positive(self, "queue_size")
         require(
-            self.hidden_dim is None or self.hidden_dim >= 1,
-            f"objective.hidden_dim must be null or at least 1, got {self.hidden_dim}",
+            self.hidden_dim is None or self.hidden_dim >= 0,
+            f"objective.hidden_dim must be null, 0 or more, got {self.hidden_dim}",
         )
 
 
@@ -112,7 +117,30 @@ class CossConfig(PairwiseConfig):
 
 
 @dataclass
-class DiscoConfig(ObjectiveConfig):
+class BatchTeacherConfig(ObjectiveConfig):
+    """An objective whose released code leaves the teacher in training mode."""
+
+    teacher_statistics: TeacherStatistics = TeacherStatistics.running
+    """Statistics of the teacher's batch norm: of its training, or of bn_group_size images."""
+    bn_group_size: int | None = 32
+    """Images that the teacher's batch norm takes together; null = a view's in a process."""
+
+    @property
+    def has_batch_teacher(self) -> bool:
+        return self.teacher_statistics is TeacherStatistics.batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_group_size("objective", self.bn_group_size)
+        require(
+            not (self.has_batch_teacher and self.queue_init is QueueInit.teacher),
+            "objective.queue_init=teacher takes embeddings of single images, which "
+            "objective.teacher_statistics=batch does not have; leave one of them out",
+        )
+
+
+@dataclass
+class DiscoConfig(BatchTeacherConfig):
     name: str = "disco"
     """Key of methods.objectives.OBJECTIVES."""
     queue_size: int = 65536
@@ -126,14 +154,13 @@ class DiscoConfig(ObjectiveConfig):
     momentum: float = 0.999
     """Share of each student's momentum encoder that a step keeps."""
     bn_group_size: int | None = 32
-    """Keys that batch norm normalises together; null = all of a process, as their queries are."""
+    """Keys that batch norm takes together, and a batch teacher's images; null = a process's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "tau_student")
         _require_factor(self, "weight")
         _require_share(self, "momentum")
-        require_group_size("objective", self.bn_group_size)
 
 
 @dataclass
@@ -254,6 +281,32 @@ class BingoConfig(ObjectiveConfig):
         _require_at_least_one(self, "bag_size")
 
 
+@dataclass
+class BingoBagsConfig(BatchTeacherConfig):
+    name: str = "bingo_bags"
+    """Key of methods.objectives.OBJECTIVES."""
+    hidden_dim: int | None = 2048
+    """Hidden width of the projection head of students that name none; null = feature width."""
+    tau_student: float = 0.2
+    """Temperature of the student's similarity distribution."""
+    weight: float = 0.5
+    """Share of the other image of a pair in the loss, from 0 to 1; the view's own has the rest."""
+    bag_size: int = 5
+    """Nearest neighbours among all training images, of which each step draws one."""
+    own_epochs: int = 11
+    """First epochs in which a view that is not mixed has its own image as only positive."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "tau_student")
+        _require_share(self, "weight")
+        _require_at_least_one(self, "bag_size")
+        require(
+            self.own_epochs >= 0,
+            f"objective.own_epochs must not be negative, got {self.own_epochs}",
+        )
+
+
 OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "seed": SeedConfig,
     "seed_strong": SeedStrongConfig,
@@ -266,6 +319,7 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "simreg": SimRegConfig,
     "disco": DiscoConfig,
     "bingo": BingoConfig,
+    "bingo_bags": BingoBagsConfig,
     "coss": CossConfig,
 }
 """Options of each objective in methods.objectives.OBJECTIVES."""
@@ -278,6 +332,11 @@ def give_heads(students: dict[str, StudentConfig], objective: ObjectiveConfig) -
             student.hidden_dim = objective.hidden_dim
         if student.deep_head is None:
             student.deep_head = objective.deep_head
+        require(
+            not (student.deep_head and student.hidden_dim == 0),
+            "hidden_dim=0 is one linear layer, but the head is to be deep; "
+            "add objective.deep_head=false, or give another width",
+        )
 
 
 def _require_positive(config: ObjectiveConfig, *options: str) -> None:

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema.enums import OnError, Reduce, ScheduleName, TrackerMode
+from seed_exp.config.schema.enums import (
+    OnError,
+    Reduce,
+    ScheduleName,
+    TeacherEmbedding,
+    TrackerMode,
+)
 
 
 def require(condition: bool, message: str) -> None:
@@ -44,7 +50,7 @@ class StudentConfig:
     name: str | None = None
     """network=timm: model name in timm, which is the student's name too; student=timm/NAME."""
     hidden_dim: int | None = None
-    """Hidden width of the projection head; null = the objective's, else the feature width."""
+    """Hidden width of the head; 0 = one linear layer; null = objective's, else feature width."""
     deep_head: bool | None = None
     """SimReg's projection head (4 layers, batch norm) instead of 2 layers; null = objective's."""
     init: str | None = None
@@ -69,8 +75,8 @@ class StudentConfig:
             f"({', '.join(RELEASED_NETWORKS)}), not of network={self.network}; leave it out",
         )
         require(
-            self.hidden_dim is None or self.hidden_dim >= 1,
-            f"hidden_dim must be null or at least 1, got {self.hidden_dim}",
+            self.hidden_dim is None or self.hidden_dim >= 0,
+            f"hidden_dim must be null, 0 or more, got {self.hidden_dim}",
         )
         require(
             self.epochs is None or self.epochs >= 1,
@@ -88,6 +94,8 @@ class TeacherConfig:
     """Checkpoint file (network=run: run folder or student file); null = the official download."""
     student: str | None = None
     """network=run: name of the network, if the run trained several."""
+    embedding: TeacherEmbedding = TeacherEmbedding.head
+    """Output that students learn: behind the projection head, or features (before it)."""
     reduce: Reduce | None = None
     """Projection to narrower embeddings, fitted before training, then fixed; null = none."""
     embedding_dim: int | None = None
@@ -160,6 +168,8 @@ class ViewsConfig:
     """Smallest and largest standard deviation of the blur in pixels of the view."""
     flip_prob: float = 0.0
     """Probability of a horizontal flip, per view."""
+    operations: list[str] = field(default_factory=list)
+    """Keys of views.operations.VIEW_OPERATIONS, applied in this order after the blur."""
     eval_size: int = 224
     """Side of the evaluation view (centre crop) in pixels."""
     eval_resize: int = 256

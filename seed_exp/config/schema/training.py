@@ -162,6 +162,17 @@ class DistillConfig(EncoderFitConfig):
         super().__post_init__()
         require_command(self.command, "distill")
         give_heads(self.students, self.objective)
+        if self.objective.has_batch_teacher:
+            for option, value in (
+                ("teacher_cache", self.teacher_cache),
+                ("teacher.reduce", self.teacher.reduce and self.teacher.reduce.value),
+            ):
+                require(
+                    value is None,
+                    f"{option}={value} needs a teacher whose embedding of an image depends on "
+                    "nothing else, unlike objective.teacher_statistics=batch; "
+                    "leave one of them out",
+                )
 
 
 @dataclass

@@ -84,7 +84,7 @@ def style_of(group: int) -> str:
 
 def line_chart(title: str, curves: Sequence[Curve]) -> Html:
     """Returns a figure of the curves over optimiser steps; each needs at least one point."""
-    thinned = [Curve(curve.name, curve.group, *thin(curve.x, curve.y)) for curve in curves]
+    thinned = [Curve(curve.name, curve.group, *downsampled(curve.x, curve.y)) for curve in curves]
     axes = Axes(
         (0, max(x for curve in thinned for x in curve.x)),
         _padded([y for curve in thinned for y in curve.y]),
@@ -156,7 +156,7 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Html:
     return _figure(title, axes, join(*marks), f"{title}: {len(points)} points", x_label, None)
 
 
-def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+def downsampled(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     """Averages a curve to at most MAX_POINTS points.
 
     Each new point is the mean of equally many neighbours, and stands at the x of the last of them.
@@ -182,7 +182,7 @@ def ticks(low: float, high: float, num: int = 5) -> list[float]:
     ]
 
 
-def short(number: float) -> str:
+def axis_number(number: float) -> str:
     """Returns a number in short form for an axis: 1.2k, 34M, 0.01."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
@@ -198,9 +198,11 @@ def _figure(
     for value in ticks(*axes.y_range):
         y = _px(axes.y(value))
         grid.append(tag("line", x1=LEFT, x2=right, y1=y, y2=y, class_="grid"))
-        grid.append(tag("text", short(value), x=LEFT - 6, y=y, class_="tick y"))
+        grid.append(tag("text", axis_number(value), x=LEFT - 6, y=y, class_="tick y"))
     for value in _decade_ticks(axes.x_range) if axes.log_x else ticks(*axes.x_range):
-        grid.append(tag("text", short(value), x=_px(axes.x(value)), y=bottom + 14, class_="tick x"))
+        grid.append(
+            tag("text", axis_number(value), x=_px(axes.x(value)), y=bottom + 14, class_="tick x")
+        )
     grid.append(tag("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
     grid.append(tag("text", x_label, x=right, y=HEIGHT - 7, class_="tick label"))
     scale = {"x": axes.x_range, "left": LEFT, "right": right}

@@ -8,7 +8,7 @@ from seed_exp.reporting.comparison import Table
 from seed_exp.reporting.other_results import OtherResult
 from seed_exp.reporting.page.content import anchor_of, plural, shown_value
 from seed_exp.reporting.page.html import Html, join, tag
-from seed_exp.reporting.page.plots import short
+from seed_exp.reporting.page.plots import axis_number
 from seed_exp.reporting.table_cells import MEASURES, TableCell, Value
 from seed_exp.reporting.table_formats import (
     BEST,
@@ -45,7 +45,9 @@ def table_section(index: int, table: Table) -> Html:
         cells = [
             tag("th", row, scope="row"),
             tag(
-                "td", "" if size is None else short(size), title="" if size is None else f"{size:,}"
+                "td",
+                "" if size is None else axis_number(size),
+                title="" if size is None else f"{size:,}",
             ),
         ]
         for number in range(len(table.columns)):

@@ -1,0 +1,1 @@
+"""The doors for Python: the commands as functions, and trained encoders as objects."""
