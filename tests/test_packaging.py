@@ -96,6 +96,7 @@ def test_the_wheel_holds_the_package_conf_and_experiments_and_nothing_else(wheel
         for path in (REPOSITORY / "seed_exp").rglob(f"*.{suffix}")
     )
     package = {f"seed_exp/{path.relative_to(REPOSITORY / 'seed_exp')}" for path in files}
+    package.add("seed_exp/py.typed")
     config = {
         f"seed_exp/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")
     }

@@ -63,7 +63,7 @@ def fit(
             intervals to train, and name optimiser and schedule, the same for every network.
         evaluate: Called every `eval_every` epochs and at the end, with the names of the networks
             that have not diverged; what it returns is logged. A number that is not finite, called
-            <network>/..., says that this network has diverged.
+            `<network>/...`, says that this network has diverged.
         on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the
             steps that each network which has not diverged was trained for, copies of all networks'
             tensors, and the batch size.

@@ -46,18 +46,19 @@ def distill(
         ValueError: an option does not exist or has a wrong value, images or weights are absent, or
             the training failed; as the command says it.
 
-    >>> run = seed_exp.distill(
-    ...     student="convnet_w2", teacher="run", data="digits", views="digits", tracker="files",
-    ...     steps=2, batch_size=32, objective={"queue_size": 64},
-    ...     **{"teacher.checkpoint": teacher, "data.num_workers": 0})
-    >>> run.students
-    {'convnet_w2': PosixPath('runs/distill/.../students/convnet_w2.safetensors')}
-    >>> run.metrics[-1]["step"]
-    2
-    >>> seed_exp.distill(studnet="convnet_w2")
-    Traceback (most recent call last):
-        ...
-    ValueError: no option 'studnet'; did you mean 'student'? Known: ...
+    Examples:
+        >>> run = seed_exp.distill(
+        ...     student="convnet_w2", teacher="run", data="digits", views="digits", tracker="files",
+        ...     steps=2, batch_size=32, objective={"queue_size": 64},
+        ...     **{"teacher.checkpoint": teacher, "data.num_workers": 0})
+        >>> run.students
+        {'convnet_w2': PosixPath('runs/distill/.../students/convnet_w2.safetensors')}
+        >>> run.metrics[-1]["step"]
+        2
+        >>> seed_exp.distill(studnet="convnet_w2")
+        Traceback (most recent call last):
+            ...
+        ValueError: no option 'studnet'; did you mean 'student'? Known: ...
     """
     config = composed("distill", _given(options, student, teacher, data))
     # Late: errors of options need no torch.
@@ -96,11 +97,12 @@ def knn(run: PathLike, **options: Any) -> Evaluation:
     Raises:
         ValueError: as the command says it.
 
-    >>> result = seed_exp.knn(run, ks=[10])
-    >>> sorted(result.numbers["convnet_w2"])
-    ['knn10_majority', 'knn10_weighted']
-    >>> result.protocol["ks"]
-    [10]
+    Examples:
+        >>> result = seed_exp.knn(run, ks=[10])
+        >>> sorted(result.numbers["convnet_w2"])
+        ['knn10_majority', 'knn10_weighted']
+        >>> result.protocol["ks"]
+        [10]
     """
     config = composed("knn", {"run": run, **options})
     from seed_exp.protocols.knn import knn as measure
@@ -143,8 +145,9 @@ def embed(run: PathLike, *, data: PathLike | None = None, **options: Any) -> Emb
     Raises:
         ValueError: as the command says it.
 
-    >>> seed_exp.embed(run, output="features.npz").file
-    PosixPath('features.npz')
+    Examples:
+        >>> seed_exp.embed(run, output="features.npz").file
+        PosixPath('features.npz')
     """
     config = composed("embed", {"run": run, **_given(options, None, None, data)})
     from seed_exp.tools.embed import duplicates_file
@@ -186,8 +189,9 @@ def report(**options: Any) -> Report:
     Raises:
         ValueError: as the command says it.
 
-    >>> seed_exp.report(output="report").page
-    PosixPath('report/index.html')
+    Examples:
+        >>> seed_exp.report(output="report").page
+        PosixPath('report/index.html')
     """
     config = composed("report", options)
     from seed_exp.tools.report import report as write

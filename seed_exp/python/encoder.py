@@ -149,14 +149,15 @@ def load(
             version.
         FileNotFoundError: there is no such folder or file.
 
-    >>> encoder = seed_exp.load(run)  # a folder; here it is what seed_exp.distill returned
-    >>> encoder.info.network, encoder.info.num_features, encoder.info.method
-    ('convnet_w2', 16, 'distill, seed')
-    >>> features = encoder.features([photo, photo.rotate(90)])  # of PIL
-    >>> features.shape, features.dtype
-    (torch.Size([2, 16]), torch.float32)
-    >>> encoder.encoder(encoder.transform(photo)[None]).shape
-    torch.Size([1, 16])
+    Examples:
+        >>> encoder = seed_exp.load(run)  # a folder; here it is what seed_exp.distill returned
+        >>> encoder.info.network, encoder.info.num_features, encoder.info.method
+        ('convnet_w2', 16, 'distill, seed')
+        >>> features = encoder.features([photo, photo.rotate(90)])  # of PIL
+        >>> features.shape, features.dtype
+        (torch.Size([2, 16]), torch.float32)
+        >>> encoder.encoder(encoder.transform(photo)[None]).shape
+        torch.Size([1, 16])
     """
     with undisturbed():
         path = Path(run)

@@ -20,7 +20,7 @@ from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.schema import EVALUATIONS, TRAINING
 from seed_exp.models.students import read_header
 
-INSIDE = frozenset({"checkpoints", "students", "results", "media", "wandb"}) | {
+INSIDE = frozenset({"checkpoints", "students", "results", "media", "wandb", "export"}) | {
     name for name, kind in EVALUATIONS.items() if kind.trains
 }
 """Folders of a run in which no other run is looked for."""

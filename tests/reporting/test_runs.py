@@ -33,6 +33,9 @@ def read(*paths: Path) -> tuple[list[Run], list[str]]:
 
 
 def test_runs_are_found_at_any_depth_once_and_in_order(folder: Path) -> None:
+    exported = folder / "a" / "export" / "convnet_w2" / "config.json"
+    exported.parent.mkdir(parents=True)
+    exported.write_text('{"architecture": "resnet18"}')  # timm's, not a run's
     runs, problems = read(folder, folder / "x", folder)
     assert [run.folder.name for run in runs] == ["a", "b"]
     assert problems == []

@@ -181,7 +181,7 @@ class EvaluationKind:
     headline: str
     """The first number to look at; key in a file of results."""
     trains: bool = True
-    """Whether it trains networks; its run folders are then in the evaluated run, in <command>/."""
+    """Whether it trains networks; its run folders are then in the evaluated run's `<command>/`."""
     measures: tuple[Measure, ...] = ()
     """Its columns in reports; other results are listed below the table."""
     inherits: tuple[str, ...] = (
@@ -252,4 +252,4 @@ EVALUATIONS: dict[str, EvaluationKind] = {
         sources=SOURCES_WITH_OBJECTS,
     ),
 }
-"""Every command that measures a run's students; seed_exp/protocols/<command>.py does the work."""
+"""Every command that measures a run's students; `seed_exp/protocols/<command>.py` does the work."""

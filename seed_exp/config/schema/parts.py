@@ -40,7 +40,7 @@ RELEASED_NETWORKS = (
 )
 """Keys of models.students.STUDENTS that SEED released."""
 INIT_RULES = ("timm", "released")
-"""Values of students.<name>.init_rule."""
+"""Values of `students.<name>.init_rule`."""
 
 
 @dataclass

@@ -123,7 +123,7 @@ class ConvertConfig:
     to: DataFormat = MISSING
     """Target format."""
     output: str = MISSING
-    """Folder of the result, for both splits; read it with data=<to> data.root=<output>."""
+    """Folder of the result, for both splits; read it with `data=<to> data.root=<output>`."""
     shard_size: int = 10000
     """to=shards: images per file."""
 

@@ -30,7 +30,7 @@ class FitConfig:
     """Options that all training commands share (engine.fit)."""
 
     run_dir: str | None = None
-    """Run folder, resumed by the same command; null = runs/<command>/<label and hash>."""
+    """Run folder, resumed by the same command; null = `runs/<command>/<label and hash>`."""
     seed: int = 0
     """Seed of initial weights, image order, views and dropout."""
     epochs: int = 200
