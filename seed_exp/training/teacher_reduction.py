@@ -28,7 +28,7 @@ from seed_exp.engine.run import num_workers_of
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.models.reduction import Reduction, fit_reduction
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher
-from seed_exp.models.weights import misfit, refuse_long_header
+from seed_exp.models.weights import mismatch, refuse_long_header
 from seed_exp.views.recipe import EvalViews
 
 log = logging.getLogger("seed_exp")
@@ -115,7 +115,7 @@ def read_reduction(path: Path, in_dim: int, out_dim: int) -> dict[str, Tensor]:
         if lacks_memory(error):
             raise
         raise ValueError(f"{path} is damaged ({error})") from None
-    if problem := misfit(Reduction(in_dim, out_dim).state_dict(), state):
+    if problem := mismatch(Reduction(in_dim, out_dim).state_dict(), state):
         raise ValueError(f"{path} is damaged ({problem})")
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
