@@ -47,6 +47,7 @@ ROOMS = {
         "data.loader",
         "data.order",
         "data.sources",
+        "data.transfer",
         "views.recipe",
     },
     "evaluation": {"evaluation", "engine", "methods", "models", "data", "views"},

@@ -177,6 +177,7 @@ def test_the_draws_of_an_operation_change_no_other_random_number(
     import tiny
     import torch
 
+    from seed_exp.views.draws import uniforms
     from seed_exp.views.operations import VIEW_OPERATIONS, Operation
     from seed_exp.views.photometric import Column
     from seed_exp.views.recipe import TrainViews
@@ -203,6 +204,8 @@ def test_the_draws_of_an_operation_change_no_other_random_number(
         assert twice.draws[name].shape[-1] == len(Column) + 4
     values = torch.cat(seen).flatten()
     assert len(values.unique()) > 20
+    taken = np.concatenate([uniforms(1, 0, indices, stream, 64).ravel() for stream in range(4)])
+    assert not np.isin(values.numpy(), taken.astype(np.float32)).any()
     assert 0 <= values.min() < values.max() < 1
     with pytest.raises(ValueError, match="unknown view operation 'blur'"):
         TrainViews(tiny.views_config(operations=["blur"]), seed=1)

@@ -83,7 +83,8 @@ def temporary_beside(path: Path, make: Callable[[Path], None]) -> Iterator[Path]
     try:
         yield temporary
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # on a disk that can only be read; that error has been raised
+            _remove(temporary)
         os.close(held)
 
 

@@ -12,6 +12,7 @@ from seed_exp.benchmarks.bench_fleet import one_after_the_other
 from seed_exp.benchmarks.bench_step import synthetic_batch
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.config.schema import BenchConfig, FitConfig
+from seed_exp.data.transfer import moved
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.precision import autocast, resolve
@@ -63,11 +64,11 @@ def bench(config: BenchConfig) -> BenchReport:
         number = itertools.count()
 
         def step() -> None:
-            fleet.step(batch.map(lambda tensor: tensor.to(device)), next(number), measure=False)
+            fleet.step(moved(batch, device), next(number), measure=False)
 
         return step
 
-    images = views.device(batch.map(lambda tensor: tensor.to(device)))["global"][0]
+    images = views.device(moved(batch, device))["global"][0]
     ways = [
         Contender(
             "one evaluation per rate",

@@ -82,8 +82,12 @@ def bench(config: BenchConfig) -> BenchReport:
     """Measures images per second of one process, and of `config.processes` processes together.
 
     Each process has the same batch size.
+
+    Raises:
+        ValueError: there are more processes than GPUs.
     """
     device, num = local_device(config.device), config.batch_size
+    refuse_shared_gpus(device, config.processes)
     threads = config.threads or 1  # one process gets as many as each of several
     torch.set_num_threads(threads)
     with _Ranks(config, threads) as ranks:
@@ -120,6 +124,19 @@ def bench(config: BenchConfig) -> BenchReport:
         if device.type == "cuda"
     }
     return replace(report, facts=facts | machine(device))
+
+
+def refuse_shared_gpus(device: torch.device, processes: int) -> None:
+    """Checks that each process has a GPU of its own, where they train on GPUs.
+
+    Raises:
+        ValueError: there are fewer GPUs. NCCL does not join processes that share one.
+    """
+    if device.type == "cuda" and processes > (num := torch.cuda.device_count()):
+        raise ValueError(
+            f"bench=scaling measures one process per GPU; processes={processes}, and torch sees "
+            f"{num} of them; choose a machine with {processes} GPUs, or device=cpu"
+        )
 
 
 def _expected(step: Step, gpus: int, config: BenchConfig) -> str:

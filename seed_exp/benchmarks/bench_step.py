@@ -13,8 +13,9 @@ from torch import Tensor
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.benchmarks.references import PlainTraining
 from seed_exp.config.schema import BenchConfig, FitConfig, Precision, SeedConfig
+from seed_exp.data.transfer import moved
 from seed_exp.engine.distributed import local_device
-from seed_exp.engine.fleet import Fleet
+from seed_exp.engine.fleet import Fleet, is_compiled
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import autocast, resolve
 from seed_exp.methods.bags import needs_bags
@@ -52,7 +53,8 @@ def bench(config: BenchConfig) -> BenchReport:
         ),
     ]
     rows = interleave(ways, seconds=config.seconds, device=training.device)
-    kept = activation_bytes(forward_backward)
+    with torch.compiler.set_stance("force_eager"):  # autograd does not see into compiled code
+        kept = activation_bytes(forward_backward)
     facts = {
         "student": name,
         **training.facts(),
@@ -128,8 +130,7 @@ class TimedStep:
         number = itertools.count()
 
         def step() -> None:
-            batch = self.batch.map(lambda tensor: tensor.to(self.device, non_blocking=True))
-            fleet.step(batch, next(number), measure=False)
+            fleet.step(moved(self.batch, self.device), next(number), measure=False)
 
         return step
 
@@ -150,7 +151,7 @@ class TimedStep:
         return lambda: training.step(self.float_views)
 
     def teacher_forward(self) -> None:
-        """Makes our teacher's forward pass on all views."""
+        """Makes our teacher's forward pass on all views, compiled if `ours` is, which shares it."""
         with autocast(self.config.precision, self.device):
             for images in self.images.values():
                 self.teacher(images)
@@ -163,6 +164,8 @@ class TimedStep:
             .to(memory_format=torch.channels_last)
             .train()
         )
+        if is_compiled(self.config, self.device):
+            student.compile(dynamic=False)
 
         def run() -> None:
             with autocast(self.config.precision, self.device):

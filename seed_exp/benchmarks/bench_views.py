@@ -13,8 +13,10 @@ from seed_exp.benchmarks.references import PlainTsv, PlainViews, dali_views, kor
 from seed_exp.config.schema import BenchConfig
 from seed_exp.data.decode import decode
 from seed_exp.data.sources import load_source
+from seed_exp.data.transfer import moved
 from seed_exp.data.tsv import TsvSource
 from seed_exp.engine.distributed import local_device
+from seed_exp.engine.fleet import is_compiled
 from seed_exp.views.recipe import HostBatch, TrainViews
 
 
@@ -53,15 +55,15 @@ def bench(config: BenchConfig) -> BenchReport:
             else Image.fromarray(source.image(index).permute(1, 2, 0).numpy())
         )
 
-    def on_device(batch: HostBatch) -> HostBatch:
-        return batch.map(lambda tensor: tensor.to(device))
-
-    ready = on_device(host())
+    ready = moved(host(), device)
+    ours = views.device
+    if is_compiled(config, device):  # as in training
+        ours = torch.compile(views.device, dynamic=False)
     ways = [
         Contender("plain", lambda: plain_views([plain_image(index) for index in range(num)]), num),
         Contender("ours, host half", host, num),
-        Contender(f"ours, device half ({device.type})", lambda: views.device(ready), num),
-        Contender("ours, both halves", lambda: views.device(on_device(host())), num),
+        Contender(f"ours, device half ({device.type})", lambda: ours(ready), num),
+        Contender("ours, both halves", lambda: ours(moved(host(), device)), num),
     ]
     if kornia := kornia_views(config.views):
         pixels = [view.flatten(0, 1) for view in ready.views.values()]

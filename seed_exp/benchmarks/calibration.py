@@ -29,6 +29,7 @@ from seed_exp.config.schema import (
 from seed_exp.data.loader import load_batches
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
+from seed_exp.data.transfer import moved
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import resolve
@@ -236,7 +237,7 @@ def _stepper(
     Every step has the same `num` images.
     """
     views = TrainViews(config.views, seed=0)
-    batch = _noise(views, num * method.rows_per_image).map(lambda tensor: tensor.to(device))
+    batch = moved(_noise(views, num * method.rows_per_image), device)
     lengths = dict.fromkeys(method.trainable, _ENDLESS)
     fleet = Fleet(
         method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths

@@ -52,9 +52,6 @@ def command(
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-    @hydra.main(
-        version_base=VERSION_BASE, config_path=str(config_home() / "conf"), config_name=name
-    )
     @functools.wraps(run)
     def job(config: DictConfig) -> None:
         try:
@@ -86,8 +83,11 @@ def command(
         )
         with errors_in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
             refuse_choices_without_name(sys.argv[1:])
+            conf = str(config_home() / "conf")
+            # Here, because it sets the version base of all Hydra in a program that imports a door.
+            start = hydra.main(version_base=VERSION_BASE, config_path=conf, config_name=name)
             with _full_errors():
-                job()
+                start(job)()
 
     return main
 

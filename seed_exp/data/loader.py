@@ -157,12 +157,16 @@ def _host_batches(
         collate_fn=_unchanged,  # type: ignore[arg-type]
         worker_init_fn=_ignore_signals,
     )
-    locked = lock_pages(ring) if num_workers and device.type == "cuda" else []
+    locked: list[Tensor] = []
     known_bad: set[int] = set()
     watch = Watch(source, reading, num_workers)
     try:
         with closing(watch):
             for number, (part, bad, error) in enumerate(watch.over(loader)):
+                # Not before the workers have been forked: CUDA does not promise that a fork can
+                # use pages that its parent has locked.
+                if number == 0 and num_workers and device.type == "cuda":
+                    locked = lock_pages(ring)
                 for index, message in bad:
                     # Another worker may have reported it before.
                     if on_bad is not None and index not in known_bad:

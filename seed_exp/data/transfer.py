@@ -27,15 +27,13 @@ def prefetch_to_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, 
     try:
         for batch in batches:
             with torch.cuda.stream(stream):
-                moved = batch.map(lambda tensor: tensor.to(device, non_blocking=True))._replace(
-                    indices=batch.indices
-                )
+                on_device = moved(batch, device)
             copied = stream.record_event()
             torch.cuda.current_stream(device).wait_event(copied)
-            yield moved
+            yield on_device
             # All kernels that read the batch have been queued. Its memory belongs to the copying
             # stream, which does not know of them, so the batch is kept until they are done.
-            in_use.append((moved, torch.cuda.current_stream(device).record_event()))
+            in_use.append((on_device, torch.cuda.current_stream(device).record_event()))
             if len(in_use) == 2:
                 in_use.popleft()[1].synchronize()
             copied.synchronize()  # before the workers get the host's buffer back
@@ -44,6 +42,15 @@ def prefetch_to_gpu(batches: Iterable[B], device: torch.device) -> Generator[B, 
         # that ends the iteration.
         with suppress(RuntimeError):
             torch.cuda.synchronize(device)
+
+
+def moved(batch: B, device: torch.device) -> B:
+    """The batch on the device, except for its indices, by which the host reads files.
+
+    Nothing waits for copies from page-locked memory.
+    """
+    on_device = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
+    return on_device._replace(indices=batch.indices)
 
 
 def lock_pages(batch: Batch) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for the others in training before it gives up."""
 SETUP_TIMEOUT = datetime.timedelta(hours=12)
-"""How long the ranks wait for the first one to download, unpack and index."""
+"""How long the ranks wait for the first one to download, unpack, index, evaluate and write."""
 
 
 @contextmanager
@@ -82,6 +82,9 @@ def local_device(name: str) -> torch.device:
     # Convolutions would otherwise round float32 to 10 bits, and in some containers all products
     # would, the loss's too.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # deterministic=true needs it, and CUDA reads it once in a process: at its first product, which
+    # an earlier run of a local sweep may make. 32 MiB, what torch takes on a Hopper GPU anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return device
 
 
@@ -119,6 +122,25 @@ def rank0_first() -> Iterator[None]:
     dist.destroy_process_group(group)
 
 
+class Barrier:
+    """Lets the ranks wait for each other, for up to SETUP_TIMEOUT.
+
+    To be used after work of one rank alone, such as an evaluation or writing to a slow disk: in
+    the next collective the others would wait for TIMEOUT only, and then end the job.
+    """
+
+    def __init__(self) -> None:
+        # Not NCCL, whose timeout is that of the whole process group.
+        self._group: Any = (
+            dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT) if world_size() > 1 else None
+        )
+
+    def wait(self) -> None:
+        """Returns when all ranks have called it."""
+        if self._group is not None:
+            dist.barrier(self._group)
+
+
 @torch.no_grad()
 def all_gather(tensor: Tensor) -> Tensor:
     """The tensors [N, ...] of all ranks, concatenated in the order of ranks. No gradient.
@@ -132,6 +154,21 @@ def all_gather(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def exchange(rows: Tensor, to: Sequence[int], of: Sequence[int]) -> Tensor:
+    """The rows that all ranks send to this one, in the order of ranks. No gradient.
+
+    Args:
+        rows: Rows that this rank sends [N, ...], those for rank 0 first.
+        to: How many of them go to each rank.
+        of: How many each rank sends to this one.
+    """
+    rows = rows.contiguous()
+    received = rows.new_empty(sum(of), *rows.shape[1:])
+    dist.all_to_all_single(received, rows, list(of), list(to))
+    return received
 
 
 def mean(tensor: Tensor) -> Tensor:

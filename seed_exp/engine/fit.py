@@ -136,6 +136,7 @@ def fit(
 
     # 4. The loop.
     kept_steps = (config.keep_every or 0) * order.steps_per_epoch
+    barrier = distributed.Barrier()
 
     def is_kept(steps_done: int) -> bool:
         return kept_steps > 0 and steps_done % kept_steps == 0
@@ -144,6 +145,7 @@ def fit(
         for network in method.trainable.values():
             distributed.broadcast_buffers(network)
         results = evaluate([name for name in method.trainable if name not in fleet.diverged])
+        barrier.wait()  # rank 0 measures alone what all have computed
         if results := health.evaluated(results, steps_done):
             tracker.log(steps_done, results)
             log.info(
@@ -170,6 +172,7 @@ def fit(
         writer.submit(
             {**position, "trained": trained, "tracker": tracker.position(), **fleet.state()}
         )
+        barrier.wait()  # rank 0 may have waited for the disk
 
     remaining = range(first_step, num_steps)
     progress = Progress(first_step, num_steps, batch_size)
@@ -258,6 +261,7 @@ def fit(
             raise
         finally:
             writer.close(finished=finished)
+    barrier.wait()  # rank 0 has waited until the last checkpoint was on disk
     if stop_request.received:  # too late to stop a step; what follows must not begin
         raise Stopped(stop_request.received, folder, num_steps)
     return Fitted(fleet.diverged, batch_size)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from seed_exp.config.schema import FitConfig
+from seed_exp.config.schema import BenchConfig, FitConfig
+from seed_exp.data.transfer import moved
 from seed_exp.engine import distributed
 from seed_exp.engine.memory import largest_batch_size
 from seed_exp.engine.method import Method
@@ -70,10 +71,15 @@ class Fleet:
         method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
         for network in method.trainable.values():
             network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,unused-ignore]
+        # cuDNN tries its algorithms once for each shape, and takes the fastest; which one that is
+        # may differ from run to run.
+        torch.backends.cudnn.benchmark = method.fixed_shapes and not config.deterministic
         self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
-        if device.type == "cuda" if config.compile is None else config.compile:
+        if is_compiled(config, device):
             # All students share the code of one forward(), and each needs a graph of its own for
-            # each resolution.
+            # each resolution. The limit counts the graphs of this process, those of earlier runs
+            # (a local sweep) included, and code beyond it would run eagerly.
+            torch.compiler.reset()
             torch.compiler.config.recompile_limit = max(
                 torch.compiler.config.recompile_limit, 8 * len(method.trainable)
             )
@@ -127,10 +133,7 @@ class Fleet:
         names = self.training(step)
         accumulation, clip = self.config.accumulation, self.config.optimizer.clip_grad_norm
         means: dict[str, Tensor] = {}
-        statistics = {
-            name: [buffer.clone() for buffer in self.method.trainable[name].buffers()]
-            for name in names
-        }
+        statistics = {name: _Statistics(self.method.trainable[name]) for name in names}
         for part, part_batch in enumerate(_parts(batch, accumulation)):
             with torch.no_grad():
                 views = {
@@ -166,8 +169,7 @@ class Fleet:
             set_lr(optimizer, self.lr(name, step))
             step_unless(optimizer, skipped[name])
             optimizer.zero_grad(set_to_none=True)
-            for buffer, before in zip(network.buffers(), statistics[name], strict=True):
-                buffer.copy_(torch.where(skipped[name], before, buffer))
+            statistics[name].restore_where(skipped[name])
             for key in [key for key in means if key.startswith(f"{name}/")]:
                 means[key] = torch.where(skipped[name], 0.0, means[key])
             if measure:
@@ -199,6 +201,11 @@ class Fleet:
         self.diverged = dict(state["diverged"])
 
 
+def is_compiled(config: FitConfig | BenchConfig, device: torch.device) -> bool:
+    """Whether networks and views are compiled; without an option for it, on a GPU."""
+    return device.type == "cuda" if config.compile is None else config.compile
+
+
 def find_batch_size(
     method: Method, views: Views, config: FitConfig, device: torch.device, num_images: int
 ) -> int:
@@ -220,15 +227,48 @@ def find_batch_size(
         steps_per_epoch=1,
         num_steps=num_steps,
     )
+    torch.backends.cudnn.benchmark = False  # its trials would count as the step's memory
 
     def step(size: int) -> None:
-        empty = views.empty(size * method.rows_per_image)
-        batch = empty.map(torch.zeros_like)
-        fleet.step(batch.map(lambda tensor: tensor.to(device)), 0, measure=False)
+        batch = views.empty(size * method.rows_per_image).map(torch.zeros_like)
+        fleet.step(moved(batch, device), 0, measure=False)
 
     limit = num_images // distributed.world_size()
     size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
     return min(distributed.gather_objects(size)) * distributed.world_size()
+
+
+class _Statistics:
+    """A network's buffers as they are now, such as running statistics, to go back to.
+
+    All buffers of a dtype are handled at once: a kernel for each would take longer to start than to
+    run.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._before = {dtype: _joined(same) for dtype, same in _by_dtype(network.buffers())}
+
+    @torch.no_grad()
+    def restore_where(self, condition: Tensor) -> None:
+        """Gives the buffers these values if `condition` (bool []) is true, in place."""
+        for dtype, buffers in _by_dtype(self._network.buffers()):
+            chosen = torch.where(condition, self._before[dtype], _joined(buffers))
+            parts = torch.split(chosen, [buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(
+                buffers, [part.view(own.shape) for part, own in zip(parts, buffers, strict=True)]
+            )
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> Iterable[tuple[torch.dtype, list[Tensor]]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return groups.items()
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def derive_seed(*key: int | str) -> int:

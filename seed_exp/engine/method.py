@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ class Method(nn.Module):
     """The networks, by name; each has its own loss, gradient and optimiser."""
     carried: nn.Module
     """What else goes from step to step (queues, momentum encoders) and hence into checkpoints."""
+
+    fixed_shapes: ClassVar[bool] = True
+    """Whether the networks see tensors of the same few shapes in every step."""
 
     rows_per_image: int = 1
     """Rows of a batch for each image of a step, see `rows`."""

@@ -17,6 +17,7 @@ from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
+from seed_exp.engine.determinism import algorithms
 from seed_exp.engine.run_folder import claim_folder, folder_of, log_to, run_lock
 from seed_exp.engine.tracking import RunFacts, Tracker, build_tracker
 
@@ -90,6 +91,7 @@ def open_run(
     """
     folder = folder_of(command, label, config, inputs, root or Path("runs") / command)
     with ExitStack() as until_closed:
+        until_closed.enter_context(algorithms(deterministic=config.deterministic))
         with distributed.rank0_first():
             folder.mkdir(parents=True, exist_ok=True)
             # Before config.json is read or written: two commands must not both find it absent.

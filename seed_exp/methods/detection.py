@@ -27,6 +27,8 @@ class Detection(Method):
         seed: Seed that decides, with epoch and image index, which images are mirrored.
     """
 
+    fixed_shapes = False
+
     def __init__(
         self,
         detectors: Mapping[str, nn.Module],

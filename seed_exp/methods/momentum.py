@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from seed_exp.engine.distributed import all_gather, rank, world_size
+from seed_exp.engine.distributed import all_gather, exchange, rank, world_size
 from seed_exp.methods.grouped import forward_in_groups, has_batch_norm, number_of_groups
 from seed_exp.methods.losses import info_nce
 from seed_exp.methods.queue import Queue
@@ -101,13 +101,10 @@ class MomentumContrast(nn.Module):
         if num_groups == 1 or not has_batch_norm(encoder):
             keys: Tensor = encoder(views)
             return keys
-        # The order of the batch is random already, so dealing the images out in turn mixes them as
-        # well as a random permutation.
-        positions = torch.arange(ranks * num, device=views.device)
-        dealt = torch.argsort(positions % num_groups, stable=True)
+        images = dealt_out(views, num_groups)
+        gathered = all_gather(forward_in_groups(encoder, images, self.bn_group_size))
+        dealt = _places(ranks * num, num_groups, views.device)
         own = slice(rank() * num, (rank() + 1) * num)
-        embeddings = forward_in_groups(encoder, all_gather(views)[dealt[own]], self.bn_group_size)
-        gathered = all_gather(embeddings)
         return torch.empty_like(gathered).index_copy_(0, dealt, gathered)[own]
 
     def compile_encoders(self) -> None:
@@ -119,3 +116,36 @@ class MomentumContrast(nn.Module):
         queue = self.queues[name]
         assert isinstance(queue, Queue)
         return queue
+
+
+@torch.no_grad()
+def dealt_out(images: Tensor, num_groups: int) -> Tensor:
+    """This rank's share [N, ...] of all ranks' images, dealt out in turn to groups of equal size.
+
+    The order of the batch is random already, so dealing the images out in turn mixes them as well
+    as a random permutation. Each rank gets only the images that it needs.
+
+    Args:
+        images: Images of this rank [N, ...].
+        num_groups: Groups of all ranks together, which follow one another.
+    """
+    num, ranks = len(images), world_size()
+    own = slice(rank() * num, (rank() + 1) * num)
+    dealt = _places(ranks * num, num_groups, images.device)
+    if ranks == 1:
+        return images[dealt]
+    # On the device: the images in the order in which they are sent, and then are wanted.
+    sent = torch.argsort(torch.argsort(dealt)[own])
+    wanted = torch.argsort(torch.argsort(dealt[own] // num, stable=True))
+    # On the host: how many there are. To ask the device would wait for it.
+    on_host = _places(ranks * num, num_groups, torch.device("cpu"))
+    to, of = (
+        torch.bincount(places[own] // num, minlength=ranks).tolist()
+        for places in (torch.argsort(on_host), on_host)
+    )
+    return exchange(images[sent], to, of)[wanted]
+
+
+def _places(num: int, num_groups: int, device: torch.device) -> Tensor:
+    """Numbers [num] of the images, those of the first group first."""
+    return torch.argsort(torch.arange(num, device=device) % num_groups, stable=True)

@@ -238,8 +238,11 @@ class Seed(Method):
             self.cache is not None
             and (cached := self.cache.read(batch.epoch, batch.indices)) is not None
         ):
+            on_host = {name: cached[name].flatten(0, 1) for name in flat}
+            if flat["global"].is_cuda:  # only copies of page-locked memory are not waited for
+                on_host = {name: rows.pin_memory() for name, rows in on_host.items()}
             return {
-                name: cached[name].flatten(0, 1).to(view.device, non_blocking=True)
+                name: on_host[name].to(view.device, non_blocking=True)
                 for name, view in flat.items()
             }
         embeddings = {name: self._of_views(view) for name, view in views.items()}
@@ -248,7 +251,7 @@ class Seed(Method):
             by_view = {
                 name: embeddings[name].view(*view.shape[:2], -1) for name, view in views.items()
             }
-            self.cache.write(batch.epoch, batch.indices, by_view)
+            self.cache.write_soon(batch.epoch, batch.indices, by_view)
         return embeddings
 
     def _of_views(self, views: Tensor) -> Tensor:

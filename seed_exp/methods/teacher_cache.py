@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import zlib
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,9 @@ from tqdm import tqdm
 from seed_exp.base.files import no_link, write_json
 
 log = logging.getLogger("seed_exp")
+
+PENDING = 4
+"""Batches of embeddings that may wait to be written."""
 
 
 class TeacherCache:
@@ -82,6 +87,8 @@ class TeacherCache:
         if not (self.folder / "key.json").exists():
             write_json(self.folder / "key.json", content)
         self._writable = True
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher cache")
+        self._pending: deque[Future[None]] = deque()
         self._output: tuple[int, BinaryIO] | None = None
 
     @property
@@ -144,6 +151,34 @@ class TeacherCache:
                 self.folder,
                 error,
             )
+
+    def write_soon(self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor]) -> None:
+        """As `write`, in a thread: neither the GPU nor the disk is waited for.
+
+        Only where the disk is slower than the steps, the oldest of PENDING writes is waited for.
+        """
+        on_host = {
+            name: rows.to("cpu", non_blocking=True) for name, rows in embeddings.items()
+        }  # page-locked
+        is_on_gpu = any(rows.is_cuda for rows in embeddings.values())
+        copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
+        if copied is not None:
+            copied.record()
+        indices = indices.clone()  # the workers will write the next ones into its memory
+
+        def write() -> None:
+            if copied is not None:
+                copied.synchronize()
+            self.write(epoch, indices, on_host)
+
+        if len(self._pending) == PENDING:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(write))
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        while self._pending:
+            self._pending.popleft().result()
 
     def describe(self, num_epochs: int) -> str:
         """A line with the size for `num_epochs` epochs, the bytes present and the disk's room.

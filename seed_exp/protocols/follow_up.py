@@ -79,6 +79,7 @@ def run_evaluations(
             raises the original error at once.
     """
     failed = []
+    barrier = distributed.Barrier()
     record = folder / "evaluated.json"
     for line, run, config in evaluations:
         files = student_files(folder)
@@ -108,6 +109,7 @@ def run_evaluations(
         elif distributed.rank() == 0:
             others = {name_of(other): evaluated for other, evaluated in done.items()}
             write_json(record, {**others, name: students})
+        barrier.wait()  # rank 0 measures alone, and the next evaluation begins together
     if failed:
         raise ValueError(
             f"{folder}: the students are trained, but {' and '.join(map(repr, failed))} failed, "

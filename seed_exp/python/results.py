@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from seed_exp.base.files import json_lines
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from pandas import DataFrame
 
     from seed_exp.python.encoder import Encoder
 
@@ -51,7 +51,7 @@ class TrainedRun:
         """The lines of metrics.jsonl: step, losses, k-NN accuracy during training ..."""
         return json_lines((self.folder / "metrics.jsonl").read_text())
 
-    def dataframe(self) -> pd.DataFrame:
+    def dataframe(self) -> DataFrame:
         """The metrics, a row for each step that was logged."""
         return _dataframe(self.metrics).set_index("step")
 
@@ -73,7 +73,7 @@ class Evaluation:
         protocol: dict[str, Any] = json.loads(self.file.read_text())["protocol"]
         return protocol
 
-    def dataframe(self) -> pd.DataFrame:
+    def dataframe(self) -> DataFrame:
         """The numbers, a row for each network."""
         rows = [{"network": name, **values} for name, values in self.numbers.items()]
         return _dataframe(rows).set_index("network")
@@ -90,11 +90,11 @@ class EmbeddedImages:
     duplicates: Path | None
     """List of near-duplicates, if it was asked for."""
 
-    def dataframe(self) -> pd.DataFrame:
+    def dataframe(self) -> DataFrame:
         """A row for each image: name `key`, `label` (NaN = unlabelled), a vector per network."""
         pandas = _pandas()
         if self.file.suffix == ".parquet":
-            frame: pd.DataFrame = pandas.read_parquet(self.file)
+            frame: DataFrame = pandas.read_parquet(self.file)
             return frame
         import numpy as np
 
@@ -118,7 +118,7 @@ class ExportedNetworks:
     errors: dict[str, dict[str, float]]
     """Relative error of the features that each format gives, by network."""
 
-    def dataframe(self) -> pd.DataFrame:
+    def dataframe(self) -> DataFrame:
         """The errors, a row for each network and a column for each format."""
         rows = [{"network": name, **errors} for name, errors in self.errors.items()]
         return _dataframe(rows).set_index("network")
@@ -133,13 +133,13 @@ class Report:
     table: Path
     """The table as CSV; table.md and table.tex are beside it."""
 
-    def dataframe(self) -> pd.DataFrame:
+    def dataframe(self) -> DataFrame:
         """The table."""
         with self.table.open(newline="") as file:
             return _dataframe(csv.DictReader(file))
 
 
-def _dataframe(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def _dataframe(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
     return _pandas().DataFrame([dict(row) for row in rows])
 
 

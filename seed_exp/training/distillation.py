@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from seed_exp.config.schema.parts import require_global_only
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import newest_checkpoint
+from seed_exp.engine.fleet import is_compiled
 from seed_exp.engine.precision import dtype_of
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
@@ -94,7 +96,8 @@ def distill(config: DistillConfig) -> Path:
             if is_new and config.objective.queue_init is QueueInit.teacher:
                 start_queues(method.queues, teacher, config, images.train, device)
             # 4. The training.
-            diverged = train_encoders(run, method, students, images)
+            with nullcontext() if cache is None else closing(cache):
+                diverged = train_encoders(run, method, students, images)
             # 5. Whatever follows in the same job.
             finish(run, list(students), evaluations, diverged, images)
     return run.folder
@@ -191,6 +194,10 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         "seed": config.seed,
         **embedding_key(config),
         "precision": str(dtype).removeprefix("torch."),
+        # Each rounds differently: the views' colours, and the teacher's layers.
+        "device": device.type,
+        "compile": is_compiled(config, device),
+        "deterministic": config.deterministic,
         "version": __version__,
     }
     return TeacherCache(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from seed_exp.base.archives import lacks_memory
 from seed_exp.base.files import atomic_write, cache_folder
 from seed_exp.config.schema import DistillConfig, OnError, Reduce, TeacherEmbedding
 from seed_exp.data.loader import load_batches
@@ -24,9 +26,12 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.run import num_workers_of
 from seed_exp.evaluation.setup import eval_options
-from seed_exp.models.reduction import fit_reduction
+from seed_exp.models.reduction import Reduction, fit_reduction
 from seed_exp.models.teachers import EMBEDDING_DIM, Teacher
+from seed_exp.models.weights import mismatch, refuse_long_header
 from seed_exp.views.recipe import EvalViews
+
+log = logging.getLogger("seed_exp")
 
 SAMPLE_BATCH = 64
 """Images per forward pass of the teacher when a reduction of its embeddings is fitted."""
@@ -41,7 +46,7 @@ def kept_reduction(
     same one. The first of them fits it, on evaluation views of evenly spaced training images.
 
     Raises:
-        ValueError: the run has begun, but its reduction is gone; or as fit_reduction.
+        ValueError: the run has begun, but its reduction is gone or damaged; or as fit_reduction.
     """
     kept = folder / "reduction.safetensors"
     if not kept.exists() and (folder / "checkpoints").exists():
@@ -54,11 +59,10 @@ def kept_reduction(
         with atomic_write(kept) as file:
             file.write(save(state))
     try:
-        return load_file(kept)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{kept} is damaged ({error}); put back a good copy, or choose another run_dir"
-        ) from None
+        dim = config.teacher.embedding_dim or EMBEDDING_DIM
+        return read_reduction(kept, teacher.embedding_dim, dim)
+    except ValueError as error:
+        raise ValueError(f"{error}; put back a good copy, or choose another run_dir") from None
 
 
 def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Tensor]:
@@ -78,14 +82,43 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "reductions" / f"{digest[:16]}.safetensors"
-    with suppress(FileNotFoundError, SafetensorError):
-        return load_file(path)
+    with suppress(FileNotFoundError):
+        try:
+            return read_reduction(path, teacher.embedding_dim, dim)
+        except ValueError as error:
+            log.warning("%s; it is fitted anew", error)
     fitted = fit_reduction(
         sample_embeddings(teacher, config, train), dim, whiten=kind is Reduce.whiten
     )
     state: dict[str, Tensor] = fitted.state_dict()
-    with atomic_write(path) as file:
-        file.write(save(state))
+    try:
+        with atomic_write(path) as file:
+            file.write(save(state))
+    except OSError as error:
+        log.warning("the reduction is not kept for other runs (%s)", error)
+    return state
+
+
+def read_reduction(path: Path, in_dim: int, out_dim: int) -> dict[str, Tensor]:
+    """State of a reduction from `in_dim` to `out_dim` numbers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        refuse_long_header(path)
+        state = load_file(path)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, ValueError, OSError) as error:
+        if lacks_memory(error):
+            raise
+        raise ValueError(f"{path} is damaged ({error})") from None
+    if problem := mismatch(Reduction(in_dim, out_dim).state_dict(), state):
+        raise ValueError(f"{path} is damaged ({problem})")
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
     return state
 
 

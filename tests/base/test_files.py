@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import fill
+from disks import call, fill
 from PIL import Image
 
 from seed_exp.base.files import (
@@ -46,6 +46,18 @@ def test_an_error_of_the_disk_is_shown_as_such_whoever_writes(
         write()
     assert [other.name for other in small_disk.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_disk_that_can_only_be_read_meanwhile_is_named_with_the_file(small_disk: Path) -> None:
+    def write() -> None:
+        with atomic_write(small_disk / "file") as file:
+            file.write(b"x")
+            call("mount", "--bind", small_disk, small_disk)
+            call("mount", "-o", "remount,bind,ro", small_disk)
+
+    with pytest.raises(OSError, match=r"\[Errno 30\] Read-only file system: '.*/disk/file'"):
+        write()
+    call("umount", small_disk)
 
 
 def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from seed_exp.benchmarks.bench_scaling import Interconnect, Step, efficiency
+from seed_exp.benchmarks.bench_scaling import Interconnect, Step, efficiency, refuse_shared_gpus
 
 FAST = Interconnect(
     gpus_per_node=8,
@@ -44,3 +45,11 @@ def test_the_share_falls_with_the_number_of_gpus() -> None:
     step = Step(0.02, 46_800_000, 131_072)
     shares = [efficiency(step, Interconnect(), gpus) for gpus in (1, 2, 8, 16, 64, 512, 4096)]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_processes_that_would_share_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refuse_shared_gpus(torch.device("cpu"), 2)
+    refuse_shared_gpus(torch.device("cuda", 0), 1)
+    with pytest.raises(ValueError, match="processes=2, and torch sees 1 of them"):
+        refuse_shared_gpus(torch.device("cuda", 0), 2)

@@ -277,6 +277,8 @@ def test_a_teacher_cache_of_something_else_stays_beside_that_of_this_run(
         for number in range(32):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(home / "pictures" / f"{number}.png")
     (first,) = (home / "cache").iterdir()
+    key = json.loads((first / "key.json").read_text())
+    assert (key["device"], key["compile"], key["deterministic"]) == ("cpu", False, False)
     before = {path: path.read_bytes() for path in first.iterdir()}
     other = distill.distill(compose("distill", [*options, change, "run_dir=with_cache"]))
     assert len(list((home / "cache").iterdir())) == 2
@@ -462,6 +464,7 @@ def test_only_options_that_change_no_result_are_left_out_of_the_folders_name(hom
         "accumulation=2",
         "data.root=x",
         "views.flip_prob=0.1",
+        "deterministic=true",
     ):
         assert folder(override) != folder()
 

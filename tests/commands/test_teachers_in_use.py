@@ -26,6 +26,7 @@ from seed_exp.data.subsets import evenly_spaced
 from seed_exp.models.students import build_student, load_students, read_header
 from seed_exp.models.teachers import build_teacher
 from seed_exp.tools import plan as tools_plan
+from seed_exp.training.teacher_reduction import cached_reduction
 from seed_exp.views.crops import resize_center_crop
 
 VIT = ["teacher=timm", "teacher.name=test_vit", "teacher.checkpoint=vit.safetensors"]
@@ -179,6 +180,30 @@ def test_a_run_goes_on_with_the_reduction_that_it_began_with(home: Path) -> None
         ValueError, match=r"stopped/reduction\.safetensors is gone, which stopped was trained with"
     ):
         run(*options, "run_dir=stopped")
+
+
+@pytest.mark.parametrize("kind", ["other", "infinite", "pickle", "folder"])
+def test_a_cached_reduction_that_cannot_be_right_is_fitted_anew(
+    kind: str, home: Path, logged: list[str]
+) -> None:
+    config = compose("distill", [*DISTILL, "teacher.reduce=pca", "teacher.embedding_dim=6"])
+    teacher, source = build_teacher(config.teacher, ""), load_source(config.data, "train")
+    fitted = cached_reduction(teacher, config, source)
+    (file,) = (home / "cache" / "reductions").iterdir()
+    if kind == "other":
+        save_file({"mean": torch.zeros(3)}, file)
+    elif kind == "infinite":
+        save_file({**fitted, "mean": fitted["mean"] / 0}, file)
+    elif kind == "pickle":
+        torch.save({"mean": Path("x")}, file)
+    else:
+        file.unlink()
+        file.mkdir()
+    again = cached_reduction(teacher, config, source)
+    assert all(torch.equal(again[key], fitted[key]) for key in fitted)
+    assert [line for line in logged if f"{file} is damaged (" in line and "fitted anew" in line]
+    # A folder cannot be replaced; the run goes on, as on a disk that can only be read.
+    assert file.is_dir() == any("not kept for other runs" in line for line in logged)
 
 
 def test_embeddings_of_another_reduction_are_kept_beside_each_other(home: Path) -> None:

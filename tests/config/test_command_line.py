@@ -428,7 +428,11 @@ def test_each_published_value_can_be_set_and_differs(file: str, option: str, val
     assert {key for key in default if changed[key] != default[key]} == {option}
 
 
-def test_without_a_command_all_of_them_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_all_of_them_are_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["seed-exp"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     __main__.main()
     listed = dict(re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
     assert set(listed) == {*SCHEMAS, "plan", "sweep", "zoo"}

@@ -570,7 +570,8 @@ def swept_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n"
         "      objective.tau_teacher: 0.1,0.01\n"
     )
-    monkeypatch.setattr("seed_exp.config.compose.config_home", lambda: tmp_path)
+    for module in ("compose", "sweep"):
+        monkeypatch.setattr(f"seed_exp.config.{module}.config_home", lambda: tmp_path)
 
 
 def test_a_folder_beside_experiments_is_no_config_group(

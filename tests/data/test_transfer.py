@@ -63,6 +63,7 @@ class Gpu:
         self.now = 0.0
         self.compute, self.copies = Stream(self), Stream(self)
         self.locked: set[int] = set()
+        self.workers_when_locked: list[int] = []
         self.refuses_after: int | None = None
         self.faulty = False
         self.num_forgotten = 0
@@ -75,6 +76,7 @@ class Gpu:
         if address in self.locked or len(self.locked) == self.refuses_after:
             return 801
         self.locked.add(address)
+        self.workers_when_locked.append(len(other_children()))
         return 0
 
     def unregister(self, address: int) -> int:
@@ -198,6 +200,7 @@ def test_pages_are_locked_as_long_as_the_workers_live(gpu: Gpu, logged: list[str
     with closing(on_gpu(tiny.Images(), num_workers=1)) as batches:
         next(batches)
         assert len(gpu.locked) == len(tensors_of_a_batch())
+        assert set(gpu.workers_when_locked) == {1}  # a fork inherits no lock
     assert gpu.locked == set()
     assert_no_children()
     with closing(on_gpu(tiny.Images())) as batches:  # memory that nobody shares

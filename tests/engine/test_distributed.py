@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert (
         distributed.local_device("auto")
@@ -49,6 +52,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         == torch.device("cuda", 3)
     )
     assert chosen == [torch.device("cuda", 3)] * 2
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     monkeypatch.setattr(
         torch.cuda, "device_count", lambda: 1
     )  # a scheduler shows each process its own

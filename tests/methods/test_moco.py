@@ -11,7 +11,9 @@ from torch import Tensor
 
 from seed_exp.config.schema import MocoConfig
 from seed_exp.engine import distributed
+from seed_exp.methods import momentum
 from seed_exp.methods.moco import Moco
+from seed_exp.methods.momentum import dealt_out
 from seed_exp.models.students import Student
 
 BATCH = tiny.host_batch(5)
@@ -154,3 +156,41 @@ def test_batch_statistics_are_those_of_images_of_all_ranks(two_ranks: Ranks) -> 
     for rank, (keys, own) in enumerate(two_ranks.run(keys_here, True, True)):
         torch.testing.assert_close(keys, expected[rank * 6 : rank * 6 + 6])
         assert not torch.allclose(keys, own, atol=1e-3)
+
+
+def dealt_here(num: int, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Images that this rank is dealt, and those that it would take from all ranks' together."""
+    rank = distributed.rank()
+    mine = views(2 * num)["global"][1][rank * num :][:num].to(memory_format=torch.channels_last)
+    dealt = torch.argsort(torch.arange(2 * num) % num_groups, stable=True)
+    together = distributed.all_gather(mine)
+    return dealt_out(mine, num_groups), together[dealt[rank * num :][:num]]
+
+
+@pytest.mark.parametrize(("num", "num_groups"), [(6, 2), (6, 4), (5, 2), (7, 6), (1, 2)])
+def test_images_are_dealt_out_in_turn_to_the_groups(
+    num: int, num_groups: int, two_ranks: Ranks
+) -> None:
+    for dealt, expected in two_ranks.run(dealt_here, num, num_groups):
+        assert torch.equal(dealt, expected)
+        assert dealt.is_contiguous() == expected.is_contiguous()
+
+
+def gathered_shapes() -> list[tuple[int, ...]]:
+    """Shapes of what a rank sends to all others to make its keys."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return distributed.all_gather(tensor)
+
+    gather, momentum.all_gather = momentum.all_gather, noted
+    try:
+        keys_here(True, True)
+    finally:
+        momentum.all_gather = gather
+    return shapes
+
+
+def test_no_rank_gets_all_views(two_ranks: Ranks) -> None:
+    assert two_ranks.run(gathered_shapes) == [[(6, tiny.DIM)]] * 2

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -459,3 +460,30 @@ def test_an_image_with_an_embedding_that_is_not_finite_is_left_out(tmp_path: Pat
     found = ours.read(0, indices[1:])
     assert found is not None
     assert torch.equal(found["local"][:, 0], embeddings["local"][:, 1])
+
+
+def test_a_step_does_not_wait_for_the_disk_and_the_end_of_the_training_does(tmp_path: Path) -> None:
+    one, disk = cache(tmp_path), threading.Event()
+    write_at_once = one.write
+
+    def write(*args: Any) -> None:
+        assert disk.wait(60)
+        write_at_once(*args)
+
+    one.write = write  # type: ignore[method-assign]
+    batches = [torch.arange(10) + 10 * number for number in range(4)]
+    for indices in batches:
+        reused = indices.clone()
+        one.write_soon(0, reused, embed(0, indices))
+        reused.fill_(-1)  # the next batch's indices come into the same memory
+    assert held(one, 0) == 0
+    disk.set()
+    one.close()
+    assert held(one, 0) == 40
+
+
+def test_an_error_in_the_thread_is_not_lost(tmp_path: Path) -> None:
+    one = cache(tmp_path)
+    one.write_soon(0, torch.arange(2), {})
+    with pytest.raises(KeyError):
+        one.close()

@@ -83,7 +83,10 @@ def state() -> dict[str, Any]:
         "logging": {
             name: (log.level, log.propagate, list(log.handlers)) for name, log in loggers.items()
         },
-        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        # Not SIGCHLD: torch's DataLoader takes it with the first workers, and hands it on.
+        "signals": {
+            number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGCHLD}
+        },
         "folder": Path.cwd(),
         "hydra": GlobalHydra.instance().hydra,
         "version": VersionBase.instance().getbase(),
@@ -266,6 +269,8 @@ try:
     seed_exp.distill(studnet="x")
 except ValueError as error:
     print(error)
+from hydra import version
+assert version.getbase() is version._UNSPECIFIED_  # a program of somebody else sets its own
 """
 
 
@@ -283,6 +288,7 @@ def test_a_door_is_one_thing_whoever_imports_it_first(line: str) -> None:
         [sys.executable, "-c", BOTH_WAYS % line], capture_output=True, text=True, check=False
     )
     assert done.stdout.startswith("no option 'studnet'; did you mean 'student'?"), done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_package_lists_its_doors_and_imports_them_when_asked() -> None:

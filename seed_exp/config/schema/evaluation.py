@@ -184,7 +184,14 @@ class EvaluationKind:
     """Whether it trains networks; its run folders are then in the evaluated run's `<command>/`."""
     measures: tuple[Measure, ...] = ()
     """Its columns in reports; other results are listed below the table."""
-    inherits: tuple[str, ...] = ("data", "tracker", "device", "precision", "seed")
+    inherits: tuple[str, ...] = (
+        "data",
+        "tracker",
+        "device",
+        "precision",
+        "deterministic",
+        "seed",
+    )
     """Options that it takes from a training that it follows, where it has them."""
     takes_views: bool = True
     """Whether the sizes and the normalisation of the run's views are defaults of its `views`."""
@@ -240,7 +247,7 @@ EVALUATIONS: dict[str, EvaluationKind] = {
         DetectConfig,
         "detection",
         headline="box_ap",
-        inherits=("data", "tracker", "device", "seed"),
+        inherits=("data", "tracker", "device", "deterministic", "seed"),
         takes_views=False,
         sources=SOURCES_WITH_OBJECTS,
     ),

@@ -45,6 +45,8 @@ class FitConfig:
     """Number format of the forward pass."""
     compile: bool | None = None
     """torch.compile of networks and views: slower to start, faster to run; null = on a GPU."""
+    deterministic: bool = False
+    """Whether a GPU computes the same bits each time: slower, and not quite the bits of false."""
     device: str = "auto"
     """Device: auto = a GPU if there is one; or cpu, cuda."""
     log_every: int = 50
