@@ -253,7 +253,8 @@ class Attacks:
             wrong = [fault for end in ends if (fault := fault_of(hardship, *end)) is not None]
             if all(status != 0 for status, _ in ends):
                 ends.append(self._start(subject).ended())
-                if ends[-1][0] != 0:
+                # Killed after its last step: what it made is there, and is not overwritten.
+                if ends[-1][0] != 0 and "exists already" not in ends[-1][1]:
                     wrong.append(f"typed again: {ends[-1]}")
             wrong += differences(expected, self._results(subject))
         happened = ", then ".join(in_words(*end) for end in ends)
