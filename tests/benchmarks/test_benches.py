@@ -219,6 +219,7 @@ def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.slow  # it starts two more processes
 def test_scaling(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     printed = measured("scaling", *small, "student=[convnet_w2,convnet_w32]", capsys=capsys)
     assert printed["rows"] == ["one process", "2 processes"]

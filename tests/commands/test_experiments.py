@@ -95,7 +95,7 @@ def configs(name: str, scale: str, *options: str) -> list[Any]:
             name,
             scale,
             marks=pytest.mark.slow
-            if scale == "smoke" and name not in ("table1", "teachers")
+            if scale != "full" and name not in ("table1", "teachers")
             else (),
         )
         for name in NAMES

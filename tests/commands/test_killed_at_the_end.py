@@ -89,6 +89,7 @@ def test_maps_neighbours_and_table_of_a_training_appear_at_its_last_step(
     assert steps[-1][1] == {"embedding_map", "neighbours", "students"}
 
 
+@pytest.mark.slow
 def test_the_table_of_a_linear_evaluation_appears_at_its_last_step(tmp_path: Path) -> None:
     pretrain.pretrain(compose("pretrain", [*TRAIN, "tracker=files", "run_dir=run"]))
     options = [*LINEAR, *WANDB, "run=run"]

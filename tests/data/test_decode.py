@@ -233,7 +233,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / num
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB")
-@pytest.mark.parametrize("mode", ["1", "P", "I;16"])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("1", marks=pytest.mark.slow), pytest.param("P", marks=pytest.mark.slow), "I;16"],
+)
 def test_a_conversion_takes_little_more_than_the_pixels(mode: str, tmp_path: Path) -> None:
     side = 9000
     image = Image.new(mode, (side, side))
