@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from seed_exp.base.files import append_json, json_lines
+from seed_exp.base.stopping import WARNINGS
 
 log = logging.getLogger("seed_exp")
 
@@ -203,10 +205,19 @@ def _note(folder: Path, reason: str, step: int, restart: int) -> None:
 
 
 def _scontrol(*arguments: str) -> str:
-    done = subprocess.run(
-        ["scontrol", *arguments], check=True, capture_output=True, text=True, timeout=_PATIENCE_S
-    )
-    return done.stdout
+    # SLURM sends a warning to all processes of a step, often again and again: the child inherits
+    # the mask, and is not ended by it. What comes meanwhile reaches this process afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
+    try:
+        return subprocess.run(
+            ["scontrol", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+        ).stdout
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _show_job(job: str) -> dict[str, str]:

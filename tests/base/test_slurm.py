@@ -210,6 +210,17 @@ def test_outside_of_a_job_nobody_is_asked(
     assert controller.asked() == []
 
 
+def test_a_warning_to_the_whole_step_does_not_end_the_question(
+    controller: Controller, tmp_path: Path
+) -> None:
+    script = tmp_path / "scontrol"
+    lines = script.read_text().partition("\n")[2]
+    # Debian's sh unblocks all signals when it starts, bash none.
+    script.write_text(f"#!/usr/bin/env bash\nkill -USR2 $$\n{lines}")
+    slurm.requeue("SIGUSR2", None, None)
+    assert controller.asked() == ["requeue 12"]
+
+
 def test_a_controller_that_does_not_answer_is_no_error(
     controller: Controller, tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
