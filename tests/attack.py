@@ -199,8 +199,12 @@ def full(scene: Scene) -> list[Process]:
 def read_only(scene: Scene) -> list[Process]:
     """Nothing new can be opened to write, for a while; the kernel protects what is open."""
     process, place = scene.begun(), scene.disk.folder
-    call("mount", "--bind", place, place)
-    call("mount", "-o", "remount,bind,ro", place)
+    aside = place.with_name("read_only")
+    aside.mkdir(exist_ok=True)
+    call("mount", "--bind", place, aside)
+    call("mount", "-o", "remount,bind,ro", aside)  # refused where a file is being written
+    call("mount", "--bind", aside, place)
+    call("umount", aside)
     wait_for_end_or_relief(process, scene.dice)
     call("umount", "--lazy", place)
     return [process]
