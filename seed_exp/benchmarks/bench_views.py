@@ -16,7 +16,7 @@ from seed_exp.data.sources import load_source
 from seed_exp.data.transfer import moved
 from seed_exp.data.tsv import TsvSource
 from seed_exp.engine.distributed import local_device
-from seed_exp.engine.fleet import is_compiled
+from seed_exp.engine.fleet import device_half
 from seed_exp.views.recipe import HostBatch, TrainViews
 
 
@@ -56,9 +56,7 @@ def bench(config: BenchConfig) -> BenchReport:
         )
 
     ready = moved(host(), device)
-    ours = views.device
-    if is_compiled(config, device):  # as in training
-        ours = torch.compile(views.device, dynamic=False)
+    ours = device_half(views, config, device)
     ways = [
         Contender("plain", lambda: plain_views([plain_image(index) for index in range(num)]), num),
         Contender("ours, host half", host, num),

@@ -74,7 +74,7 @@ class Fleet:
         # cuDNN tries its algorithms once for each shape, and takes the fastest; which one that is
         # may differ from run to run.
         torch.backends.cudnn.benchmark = method.fixed_shapes and not config.deterministic
-        self._device_half: Callable[[HostBatch], dict[str, Tensor]] = views.device
+        self._device_half = device_half(views, config, device)
         if is_compiled(config, device):
             # All students share the code of one forward(), and each needs a graph of its own for
             # each resolution. The limit counts the graphs of this process, those of earlier runs
@@ -83,7 +83,6 @@ class Fleet:
             torch.compiler.config.recompile_limit = max(
                 torch.compiler.config.recompile_limit, 8 * len(method.trainable)
             )
-            self._device_half = torch.compile(views.device, dynamic=False)
             method.compile_shared()
             for network in method.trainable.values():
                 # Before DDP, whose reducer would break the graph; the keys stay the same.
@@ -199,6 +198,19 @@ class Fleet:
             self._optimizers[name].load_state_dict(state["optimizers"][name])
         self.method.carried.load_state_dict(state["carried"])
         self.diverged = dict(state["diverged"])
+
+
+def device_half(
+    views: Views, config: FitConfig | BenchConfig, device: torch.device
+) -> Callable[[HostBatch], dict[str, Tensor]]:
+    """`views.device`, compiled on a GPU if networks are.
+
+    On a CPU an operation takes only the rows that it changes. Each number of rows would be a graph,
+    and which of them are compiled would depend on the steps before.
+    """
+    if is_compiled(config, device) and device.type == "cuda":
+        return torch.compile(views.device, dynamic=False)
+    return views.device
 
 
 def is_compiled(config: FitConfig | BenchConfig, device: torch.device) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
+from seed_exp.engine import fleet
 from seed_exp.engine.fleet import Fleet
 from seed_exp.views import photometric
 from seed_exp.views.recipe import TrainViews
@@ -29,7 +30,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     """Counts the graphs that are compiled; they run as they are, without a C++ compiler."""
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    # The way of a GPU, which asks no tensor how many images are affected.
+    # The way of a GPU, which compiles the device half and asks no tensor how many images are
+    # affected.
+    monkeypatch.setattr(
+        fleet, "device_half", lambda views, *_: torch.compile(views.device, dynamic=False)
+    )
     monkeypatch.setattr(photometric, "_apply_to_rows", photometric._apply_and_select)
     torch.compiler.reset()
     counters.clear()
