@@ -213,8 +213,8 @@ def read_header(path: Path) -> dict[str, Any] | None:
         ) from None
     if newer:
         raise ValueError(
-            f"{path} describes its student by {', '.join(sorted(newer))}, which seed_exp "
-            f"{__version__} does not know: a newer version wrote it; update seed_exp"
+            f"{path} describes its student by {', '.join(map(repr, sorted(newer)))}, which "
+            f"seed_exp {__version__} does not know: a newer version wrote it; update seed_exp"
         )
     return header
 

@@ -157,5 +157,5 @@ def test_a_newer_version_s_file_is_said(run: Any, tmp_path: Path) -> None:
     header["student"]["gates"] = 3
     newer = tmp_path / "newer.safetensors"
     save_file(load_file(path), newer, {"seed_exp": json.dumps(header)})
-    with pytest.raises(ValueError, match=r"by gates, which seed_exp .* a newer version wrote it"):
+    with pytest.raises(ValueError, match=r"by 'gates', which seed_exp .* a newer version wrote it"):
         seed_exp.load(newer)
