@@ -142,7 +142,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a hardship has at hand."""
+    """Everything that a hardship may use."""
 
     disk: FailingDisk
     """That of the command's files."""

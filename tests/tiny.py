@@ -30,8 +30,8 @@ from seed_exp.engine.run import Run
 from seed_exp.methods.linear_probe import LinearProbe
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
-from seed_exp.models.teachers import Teacher
 from seed_exp.views.recipe import HostBatch, TrainViews
 
 DIM = 4

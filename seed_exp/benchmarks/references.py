@@ -23,8 +23,8 @@ from torch.utils.dlpack import from_dlpack
 from torchvision import transforms
 
 from seed_exp.config.schema import CropConfig, OptimizerConfig, SeedConfig, ViewsConfig
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
-from seed_exp.models.teachers import Teacher
 
 
 class PlainTsv:

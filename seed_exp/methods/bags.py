@@ -23,8 +23,8 @@ from seed_exp.methods.losses import bag_loss, info_nce
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
-from seed_exp.models.teachers import Teacher
 from seed_exp.views.cutmix import NUM_CUTMIX_DRAWS, cutmix, cutmix_boxes
 from seed_exp.views.draws import uniforms
 from seed_exp.views.recipe import HostBatch
@@ -87,7 +87,9 @@ class BagSeed(Seed):
         return np.stack([indices, self.bags[indices, places]], 1).reshape(-1)
 
     @torch.no_grad()
-    def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> PairTargets:  # type: ignore[override]
+    def prepare(  # type: ignore[override]
+        self, views: dict[str, Tensor], batch: HostBatch
+    ) -> PairTargets:
         """Views and teacher embeddings of pairs; views [V, 2 x N, 3, S, S], V at least 2."""
         own, other = _apart(views["global"][0])
         boxes, share = cutmix_boxes(
@@ -109,7 +111,9 @@ class BagSeed(Seed):
             batch.epoch < self.config.own_epochs,
         )
 
-    def loss(self, name: str, network: nn.Module, targets: PairTargets) -> dict[str, Tensor]:  # type: ignore[override]
+    def loss(  # type: ignore[override]
+        self, name: str, network: nn.Module, targets: PairTargets
+    ) -> dict[str, Tensor]:
         """The student's loss, the mean of its three parts; mean cosine and std of embeddings."""
         queue, tau = self.queues["global"].embeddings, self.config.tau_student
         one, two = targets.teacher["global"], targets.other_teacher

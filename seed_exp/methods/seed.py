@@ -19,8 +19,8 @@ from seed_exp.methods.losses import target_entropy
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.queue import Queue
 from seed_exp.methods.teacher_cache import TeacherCache
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
-from seed_exp.models.teachers import Teacher
 from seed_exp.views.recipe import HostBatch
 
 ONE_HOT = 1.01

@@ -217,7 +217,7 @@ def _given(
 
 
 def _call(command: str, run: Callable[[Any], T], config: Any) -> T:
-    """What the command's function returns for the config, in a process that stays as it was."""
+    """Result of the command's function for the config; leaves the process as it was."""
     from seed_exp.python.undisturbed import undisturbed
 
     if int((os.environ | slurm.torchrun_variables()).get("WORLD_SIZE", "1")) > 1:

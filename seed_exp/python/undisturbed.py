@@ -22,7 +22,7 @@ from seed_exp.config.from_python import own_hydra
 def undisturbed() -> Iterator[None]:
     """Puts back what a command changes: logging, random states, environment, flags of CUDA, Hydra.
 
-    What a command prints goes to stderr, as its log does: stdout is the caller's.
+    The printed lines of a command go to stderr, as its log does: stdout is the caller's.
 
     Raises:
         ValueError: Hydra refused an option.

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from seed_exp.base.files import atomic_write, cache_folder
 from seed_exp.config.schema import BingoBagsConfig, DistillConfig
 from seed_exp.data.sources import Source
 from seed_exp.engine.distributed import local_device
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.evaluation.votes import nearest
-from seed_exp.models.teachers import Teacher
-from seed_exp.training.teacher_reduction import of_images
+from seed_exp.models.frozen_teacher import Teacher
+from seed_exp.models.weights import mismatch
+from seed_exp.training.kept_state import State, cached_state, kept_state, read_state
+from seed_exp.training.teacher_pass import of_images
 
 log = logging.getLogger("seed_exp")
 
@@ -30,34 +26,11 @@ QUERIES = 1 << 16
 
 
 def kept_bags(folder: Path, teacher: Teacher, config: DistillConfig, train: Source) -> Tensor:
-    """Bags [M, bag size] from the run folder: a run that goes on needs the same ones.
-
-    A new run takes them from the cache, where all runs with this teacher and these images find the
-    same ones. The first of them finds them.
+    """Bags [M, bag size] of the run in `folder`; as `kept_state`.
 
     Raises:
-        ValueError: the run has begun, but its bags are gone; or as `find_bags`.
+        ValueError: there are too few images; or as `kept_state` and `find_bags`.
     """
-    kept = folder / "bags.safetensors"
-    if not kept.exists() and (folder / "checkpoints").exists():
-        raise ValueError(
-            f"{kept} is gone, which {folder} was trained with; put it back, or choose another "
-            "run_dir"
-        )
-    if not kept.exists():
-        found = cached_bags(teacher, config, train)
-        with atomic_write(kept) as file:
-            file.write(save({"bags": found.int()}))
-    try:
-        return load_file(kept)["bags"].long()
-    except SafetensorError as error:
-        raise ValueError(
-            f"{kept} is damaged ({error}); put back a good copy, or choose another run_dir"
-        ) from None
-
-
-def cached_bags(teacher: Teacher, config: DistillConfig, train: Source) -> Tensor:
-    """Bags from the cache; found and cached if missing or damaged. Errors as `find_bags`."""
     objective = config.objective
     assert isinstance(objective, BingoBagsConfig)
     refuse_few_images(objective, len(train))
@@ -68,16 +41,37 @@ def cached_bags(teacher: Teacher, config: DistillConfig, train: Source) -> Tenso
         "data": train.fingerprint(),
         "views": eval_options(config.views),
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = cache_folder() / "bags" / f"{digest[:16]}.safetensors"
-    with suppress(FileNotFoundError, SafetensorError):
-        return load_file(path)["bags"].long()
-    log.info("bags: looking for the %d neighbours of %d images", objective.bag_size, len(train))
-    features = of_images(teacher.features, teacher, config, train, np.arange(len(train)))
-    found = find_bags(features, objective.bag_size, local_device(config.device))
-    with atomic_write(path) as file:
-        file.write(save({"bags": found.int()}))
-    return found
+
+    def make() -> State:
+        log.info("bags: looking for the %d neighbours of %d images", objective.bag_size, len(train))
+        features = of_images(teacher.features, teacher, config, train, np.arange(len(train)))
+        found = find_bags(features, objective.bag_size, local_device(config.device))
+        return {"bags": found.int()}
+
+    def read(path: Path) -> State:
+        return read_bags(path, len(train), objective.bag_size)
+
+    kept = kept_state(
+        folder / "bags.safetensors", lambda: cached_state("bags", key, make, read), read
+    )
+    return kept["bags"].long()
+
+
+def read_bags(path: Path, num_images: int, bag_size: int) -> State:
+    """{"bags": [num_images, bag_size]} from a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else.
+    """
+    state = read_state(path)
+    expected = torch.empty(num_images, bag_size, dtype=torch.int32)
+    if problem := mismatch({"bags": expected}, state):
+        raise ValueError(f"{path} is damaged ({problem})")
+    bags = state["bags"]
+    if bags.dtype != torch.int32 or not ((bags >= 0) & (bags < num_images)).all():
+        raise ValueError(f"{path} is damaged (it names images that do not exist)")
+    return state
 
 
 def refuse_few_images(objective: BingoBagsConfig, num_images: int) -> None:

@@ -26,10 +26,11 @@ from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache, make_folder, refuse_without_room
 from seed_exp.models.cost import forward_flops
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.reduction import Reduction
 from seed_exp.models.students import Student
 from seed_exp.models.teacher_precision import teacher_dtype
-from seed_exp.models.teachers import EMBEDDING_DIM, Teacher, build_teacher
+from seed_exp.models.teachers import EMBEDDING_DIM, build_teacher
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
 from seed_exp.training.bags import kept_bags

@@ -12,25 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
-from seed_exp.config.schema import DistillConfig, OnError, PairwiseConfig, QueueInit
-from seed_exp.data.loader import load_batches
+from seed_exp.config.schema import DistillConfig, PairwiseConfig, QueueInit
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import autocast
-from seed_exp.engine.run import num_workers_of
 from seed_exp.methods.queue import Queue
-from seed_exp.models.teachers import Teacher
+from seed_exp.models.frozen_teacher import Teacher
+from seed_exp.training.teacher_pass import BATCH, device_views
 from seed_exp.views.recipe import TrainViews
 
 log = logging.getLogger("seed_exp")
 
 FIRST_EPOCH = 2**31
 """Epoch of the first views that fill a queue: no training gets there and meets them again."""
-BATCH = 64
-"""Images per forward pass of the teacher; always the same, because the size changes the bits."""
 
 
 def queue_advice(config: DistillConfig, num_images: int, embedding_dim: int) -> list[str]:
@@ -107,21 +103,10 @@ def first_embeddings(
     }
     views = TrainViews(dataclasses.replace(config.views, crops=crops), config.seed)
     order = list(_order(len(train), config.objective.queue_size, config.seed))
-    # Training lists the images that cannot be read.
-    on_bad = (lambda _index, _error: None) if config.data.on_error is OnError.skip else None
     rows: dict[str, list[Tensor]] = {}
-    with closing(
-        load_batches(
-            train,
-            views,
-            order,
-            num_workers=num_workers_of(config.data),
-            device=device,
-            on_bad=on_bad,
-        )
-    ) as batches:
-        for batch in tqdm(batches, "queue", len(order), leave=False):
-            for name, view in views.device(batch).items():
+    with closing(device_views(views, train, order, config, device, "queue")) as batches:
+        for batch in batches:
+            for name, view in batch.items():
                 with autocast(config.precision, device):
                     rows.setdefault(name, []).append(teacher(view[0]).float().cpu())
     return {name: torch.cat(parts) for name, parts in rows.items()}

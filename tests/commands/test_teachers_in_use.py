@@ -201,7 +201,7 @@ def test_a_cached_reduction_that_cannot_be_right_is_fitted_anew(
         file.mkdir()
     again = cached_reduction(teacher, config, source)
     assert all(torch.equal(again[key], fitted[key]) for key in fitted)
-    assert [line for line in logged if f"{file} is damaged (" in line and "fitted anew" in line]
+    assert [line for line in logged if f"{file} is damaged (" in line and "made anew" in line]
     # A folder cannot be replaced; the run goes on, as on a disk that can only be read.
     assert file.is_dir() == any("not kept for other runs" in line for line in logged)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import reference
 import tiny
 import torch
 from ranks import Ranks
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ from seed_exp.data.order import SampleOrder
 from seed_exp.methods.bags import CUTMIX_STREAM, BagSeed
 from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.training import bags as module
-from seed_exp.training.bags import find_bags, kept_bags
+from seed_exp.training.bags import find_bags, kept_bags, read_bags
 from seed_exp.training.distillation import distill
 from seed_exp.views.cutmix import NUM_CUTMIX_DRAWS, cutmix, cutmix_boxes
 from seed_exp.views.draws import uniforms
@@ -309,3 +311,22 @@ def test_the_views_of_an_image_in_a_bag_are_those_that_it_has_in_this_epoch() ->
         return host.device(out)["global"]
 
     assert torch.equal(made(rows)[:, 1], made(rows[1:2])[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bags: bags[:, :1], "bags"),  # another size
+        (lambda bags: bags + NUM, "images that do not exist"),
+        (lambda bags: -1 - bags, "images that do not exist"),
+    ],
+)
+def test_bags_that_cannot_be_right_are_refused(
+    change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bags.safetensors"
+    path.write_bytes(save({"bags": change(BAGS.int()).contiguous()}))
+    with pytest.raises(ValueError, match=rf"is damaged \(.*{message}"):
+        read_bags(path, NUM, BAGS.shape[1])
+    path.write_bytes(save({"bags": BAGS.int()}))
+    assert torch.equal(read_bags(path, NUM, BAGS.shape[1])["bags"].long(), BAGS)

@@ -270,7 +270,7 @@ def seed_method(
 
 
 def prepared_by(method: Seed) -> Any:
-    """What the students share of a batch of five images, or pairs of images."""
+    """The targets of a batch of five images, or of five pairs, which all students share."""
     num = 5 * method.rows_per_image
     return method.prepare(views(num), tiny.host_batch(num))
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seed_exp.models import teacher_precision, teachers
+from seed_exp.models import frozen_teacher, teacher_precision
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.teacher_precision import (
     Arriving,
     Overflow,
@@ -17,7 +18,6 @@ from seed_exp.models.teacher_precision import (
     computing_in,
     teacher_dtype,
 )
-from seed_exp.models.teachers import Teacher
 
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
 
@@ -74,7 +74,9 @@ class Scaled(nn.Module):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU stands for a GPU."""
-    monkeypatch.setattr(teachers, "teacher_dtype", lambda dtype, _: teacher_dtype(dtype, "cuda"))
+    monkeypatch.setattr(
+        frozen_teacher, "teacher_dtype", lambda dtype, _: teacher_dtype(dtype, "cuda")
+    )
 
 
 def teacher(scale: float) -> Teacher:

@@ -16,10 +16,11 @@ from seed_exp.base.files import file_hash
 from seed_exp.config.schema import Reduce, StudentConfig, TeacherConfig, TeacherEmbedding
 from seed_exp.models import teachers
 from seed_exp.models.convnet import ConvNet
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.heads import head_layers, projection_head
 from seed_exp.models.students import build_student, save_student
 from seed_exp.models.teacher_ssl import TEACHER_SSL
-from seed_exp.models.teachers import NETWORKS, TEACHERS, Teacher, build_teacher, untrained_teacher
+from seed_exp.models.teachers import NETWORKS, TEACHERS, build_teacher, untrained_teacher
 
 CONF = Path(__file__).parents[2] / "conf"
 

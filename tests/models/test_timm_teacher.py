@@ -19,7 +19,8 @@ from seed_exp.base.files import file_hash
 from seed_exp.config.schema import CropConfig, Reduce, TeacherConfig, ViewsConfig
 from seed_exp.models import encoders
 from seed_exp.models.encoders import input_spec, timm_encoder
-from seed_exp.models.teachers import Teacher, build_teacher, untrained_teacher
+from seed_exp.models.frozen_teacher import Teacher
+from seed_exp.models.teachers import build_teacher, untrained_teacher
 
 BEFORE_SWIN_TOOK_SIZES = pytest.mark.skipif(
     tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < (1, 0, 31),

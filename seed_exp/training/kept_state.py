@@ -1,0 +1,97 @@
+"""Tensors made before training: kept with the run, and in the cache for runs like it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from seed_exp.base.archives import lacks_memory
+from seed_exp.base.files import atomic_write, cache_folder
+from seed_exp.models.weights import refuse_long_header
+
+log = logging.getLogger("seed_exp")
+
+State = dict[str, Tensor]
+
+
+def kept_state(path: Path, make: Callable[[], State], read: Callable[[Path], State]) -> State:
+    """The state in the run folder: a run that goes on needs the same bits. A new run makes it.
+
+    Args:
+        path: The file, directly in the run folder.
+        make: Makes the state.
+        read: Reads and checks it; raises ValueError if it is damaged.
+
+    Raises:
+        ValueError: the run has begun, but its state is gone or damaged; or as `make`.
+    """
+    if not path.exists():
+        if (path.parent / "checkpoints").exists():
+            raise ValueError(
+                f"{path} is gone, which {path.parent} was trained with; put it back, or choose "
+                "another run_dir"
+            )
+        state = make()
+        with atomic_write(path) as file:
+            file.write(save(state))
+    try:
+        return read(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; put back a good copy, or choose another run_dir") from None
+
+
+def cached_state(
+    kind: str,
+    key: Mapping[str, Any],
+    make: Callable[[], State],
+    read: Callable[[Path], State],
+) -> State:
+    """The state from the cache, where all runs with this key find it; made if absent or damaged.
+
+    Args:
+        kind: Folder in the cache.
+        key: Everything that the state depends on.
+        make: As in `kept_state`; errors as its own.
+        read: As in `kept_state`.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / kind / f"{digest[:16]}.safetensors"
+    with suppress(FileNotFoundError):
+        try:
+            return read(path)
+        except ValueError as error:
+            log.warning("%s; it is made anew", error)
+    state = make()
+    try:
+        with atomic_write(path) as file:
+            file.write(save(state))
+    except OSError as error:
+        log.warning("%s is not kept for other runs (%s)", path, error)
+    return state
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a file in which others may have written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
+    """
+    try:
+        refuse_long_header(path)
+        return load_file(path)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, ValueError, OSError) as error:
+        if lacks_memory(error):
+            raise
+        raise ValueError(f"{path} is damaged ({error})") from None
