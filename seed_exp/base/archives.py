@@ -33,8 +33,12 @@ def lacks_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # torch raises a RuntimeError: "can't allocate memory", or "unable to mmap ...: Cannot
-    # allocate memory"; threads do too, and a library that does not fit is an ImportError.
-    said = re.search("allocate memory|failed to map segment|can't start new thread", str(error))
+    # allocate memory"; threads do too, and a library that does not fit is an ImportError. Python
+    # itself says "error return without exception set" when it had no memory for the exception.
+    said = re.search(
+        "allocate memory|failed to map segment|can't start new thread|without exception set",
+        str(error),
+    )
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError) and said is not None
+        isinstance(error, RuntimeError | ImportError | SystemError) and said is not None
     )

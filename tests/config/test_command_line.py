@@ -470,3 +470,14 @@ def test_short_memory_is_one_line(library: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "argv", ["knn.py", "run=x"])
     with pytest.raises(SystemExit, match=r"^error: too little memory \(.*\); free or ask for more"):
         command("knn", work, None)()
+
+
+def test_short_memory_of_the_interpreter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(_: Any) -> None:
+        # Python's own words where there was no memory for the exception; nothing provokes them
+        # dependably.
+        raise SystemError("error return without exception set")
+
+    monkeypatch.setattr(sys, "argv", ["knn.py", "run=x"])
+    with pytest.raises(SystemExit, match=r"^error: too little memory \(.*\); free or ask for more"):
+        command("knn", work, None)()
