@@ -21,6 +21,7 @@ from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint, newest
 from seed_exp.engine.fleet import Fleet, find_batch_size
 from seed_exp.engine.health import Health
 from seed_exp.engine.method import Method
+from seed_exp.engine.optimizers import HIGHEST_LRS
 from seed_exp.engine.progress import Progress
 from seed_exp.engine.run import Run
 from seed_exp.engine.schedules import peak_lr
@@ -110,6 +111,7 @@ def fit(
             "images of each process"
         )
     _warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
+    _warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
 
     # 3. What is trained.
     fleet = Fleet(
@@ -303,4 +305,16 @@ def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
             "optimizer.milestones %s lie beyond the end of the run after %.3g epochs",
             late,
             num_epochs,
+        )
+
+
+def _warn_of_rate(config: OptimizerConfig, lr: float) -> None:
+    highest = HIGHEST_LRS.get(config.name)
+    if highest is not None and lr >= highest:
+        log.warning(
+            "a learning rate of %g (at a batch of 256) is of SGD's scale: %s moves each weight by "
+            "about the learning rate in every step; its usual rates are 1e-4 to 1e-3, see "
+            "optimizer.lr",
+            lr,
+            config.name,
         )

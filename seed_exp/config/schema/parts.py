@@ -289,9 +289,11 @@ class OptimizerConfig:
     lr: float = MISSING
     """Peak learning rate at a global batch of 256; multiplied by batch_size / 256."""
     momentum: float = 0.9
-    """Momentum of the gradient."""
+    """sgd, lars: momentum of the gradient."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """adamw: shares that each step keeps of the gradient's mean and of its square's mean."""
     weight_decay: float = 1e-4
-    """L2 penalty, on every parameter for sgd, on matrices and kernels only for lars."""
+    """sgd, lars: L2 penalty; adamw: decay apart from the gradient; lars, adamw: not of vectors."""
     trust_coefficient: float = 0.001
     """LARS: ratio of the update's norm to the weight's norm at lr 1."""
     clip_grad_norm: float | None = None
@@ -313,6 +315,10 @@ class OptimizerConfig:
         )
         require(
             0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}"
+        )
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas must be two numbers in [0, 1), got {self.betas}",
         )
         require(
             self.weight_decay >= 0,
