@@ -177,6 +177,7 @@ def train(
     on_checkpoint: Callable[[Mapping[str, int], Any, int], None] = lambda *_: None,
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
+    mixup: bool = False,
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def train(
         fit(
             method,
             source or Images(),
-            TrainViews(views_config(), seed=1),
+            TrainViews(views_config(mixup=mixup), seed=1),
             run,
             evaluate=evaluate or norms,
             on_checkpoint=on_checkpoint,

@@ -110,6 +110,13 @@ def fit(
             f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} "
             "images of each process"
         )
+    if order.batch_size_per_rank // config.accumulation % views.images_together:
+        raise ValueError(
+            f"views.mixup=true mixes images in pairs, but batch_size={batch_size} leaves "
+            f"{order.batch_size_per_rank // config.accumulation} images to each of "
+            f"{distributed.world_size()} processes x accumulation={config.accumulation} parts; "
+            "choose a batch_size that leaves an even number"
+        )
     _warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
     _warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
 

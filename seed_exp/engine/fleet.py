@@ -246,7 +246,8 @@ def find_batch_size(
         fleet.step(moved(batch, device), 0, measure=False)
 
     limit = num_images // distributed.world_size()
-    size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
+    smallest = config.accumulation * views.images_together
+    size = largest_batch_size(step, limit=limit, multiple_of=smallest, device=device)
     return min(distributed.gather_objects(size)) * distributed.world_size()
 
 

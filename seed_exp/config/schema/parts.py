@@ -30,6 +30,13 @@ def require_global_only(views: ViewsConfig, command: str) -> None:
     )
 
 
+def require_unmixed(views: ViewsConfig, command: str, reason: str) -> None:
+    require(
+        not views.mixup,
+        f"{command} does not take views.mixup=true: {reason}; set views.mixup=false",
+    )
+
+
 RELEASED_NETWORKS = (
     "resnet18",
     "resnet34",
@@ -170,6 +177,8 @@ class ViewsConfig:
     """Probability of a horizontal flip, per view."""
     operations: list[str] = field(default_factory=list)
     """Keys of views.operations.VIEW_OPERATIONS, applied in this order after the blur."""
+    mixup: bool = False
+    """distill: whether each view is mixed with that of another image, in a uniform proportion."""
     eval_size: int = 224
     """Side of the evaluation view (centre crop) in pixels."""
     eval_resize: int = 256

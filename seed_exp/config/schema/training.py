@@ -19,6 +19,7 @@ from seed_exp.config.schema.parts import (
     ViewsConfig,
     require,
     require_global_only,
+    require_unmixed,
 )
 
 TRAINING = ("distill", "pretrain")
@@ -195,3 +196,5 @@ class PretrainConfig(EncoderFitConfig):
             f"views.crops.global.num is {num}",
         )
         require_global_only(self.views, "pretrain")
+        reason = "its two views of an image would be mixed in two proportions"
+        require_unmixed(self.views, "pretrain", reason)
