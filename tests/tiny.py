@@ -23,6 +23,7 @@ from seed_exp.config.schema import (
     TrackerConfig,
     ViewsConfig,
 )
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.method import Method
@@ -177,6 +178,7 @@ def train(
     on_checkpoint: Callable[[Mapping[str, int], Any, int], None] = lambda *_: None,
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
+    ema_decay: float | None = None,
     mixup: bool = False,
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
@@ -197,6 +199,9 @@ def train(
             for name, network in networks.items()
         }
 
+    averages = None
+    if ema_decay is not None:
+        averages = Averages(method.trainable, ema_decay, torch.device("cpu"))
     with run.tracked(list(method.trainable)):
         fit(
             method,
@@ -207,6 +212,7 @@ def train(
             on_checkpoint=on_checkpoint,
             epochs=epochs,
             lrs=lrs,
+            averages=averages,
         )
     return folder
 
