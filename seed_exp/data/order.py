@@ -54,7 +54,8 @@ class SampleOrder:
         """
         order = self._permutation(epoch)
         places = np.argsort(order)[images]
-        return order[np.minimum(places ^ 1, len(order) - 1)]
+        neighbours: NDArray[np.int64] = order[np.minimum(places ^ 1, len(order) - 1)]
+        return neighbours
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._cached is None or self._cached[0] != epoch:

@@ -25,7 +25,8 @@ def mixup(views: Tensor, shares: Tensor) -> Tensor:
     """
     num = views.shape[1] // 2 * 2
     own, share = views[:, :num], shares[:, :num, None, None, None]
-    other = own.unflatten(1, (-1, 2)).flip(2).flatten(1, 2)
+    pairs = own.reshape(len(own), num // 2, 2, *own.shape[2:])
+    other = pairs.flip(2).reshape(own.shape)
     # Not lerp, whose rounding depends on the place in memory and hence on the batch.
     mixed = share * own + (1 - share) * other
     return mixed if num == views.shape[1] else torch.cat([mixed, views[:, num:]], 1)

@@ -83,7 +83,7 @@ def built(method: Method, config: FitConfig, views: TrainViews, device: torch.de
         batch_size=NUM,
         steps_per_epoch=5,
         num_steps=lengths,
-        averages=Averages(method.trainable, 0.9, device),
+        averages=Averages(method.trainable, 0.9, device) if device == META else None,
     )
 
 
