@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
@@ -27,6 +28,11 @@ from seed_exp.config.compose import compose
 from seed_exp.engine import distributed
 from seed_exp.engine.method import Method
 
+PATIENT: dict[str, Any] = {
+    "optimizer": tiny.optimizer_config(name="adamw", lr=0.01),
+    "ema_decay": 0.8,
+    "mixup": True,
+}
 VARIANTS: dict[str, tuple[Callable[[], Method], int]] = {
     "single": (lambda: tiny.seed(["a"], dropout=0.3), 1),
     "fleet": (lambda: tiny.seed(["a", "b", "c"], dropout=0.3), 1),
@@ -34,6 +40,8 @@ VARIANTS: dict[str, tuple[Callable[[], Method], int]] = {
     "moco": (lambda: tiny.moco(["a"], dropout=0.3), 1),
     "linear": (tiny.probe, 1),
     "two processes": (lambda: tiny.seed(["a", "b"], dropout=0.3), 2),
+    "patient": (lambda: tiny.seed(["a", "b"], dropout=0.3), 2),
+    "patient, two processes": (lambda: tiny.seed(["a"], dropout=0.3), 1),
 }
 
 
@@ -68,7 +76,8 @@ def main() -> None:
         config = tiny.fit_config(
             steps=60, accumulation=accumulation, checkpoint_every=1, eval_every=0.8
         )
-        tiny.train(build(), folder, config, num_workers=1, on_checkpoint=students)
+        options = PATIENT if variant.startswith("patient") else {}
+        tiny.train(build(), folder, config, num_workers=1, on_checkpoint=students, **options)
 
 
 if __name__ == "__main__":

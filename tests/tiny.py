@@ -23,6 +23,7 @@ from seed_exp.config.schema import (
     TrackerConfig,
     ViewsConfig,
 )
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.method import Method
@@ -177,6 +178,8 @@ def train(
     on_checkpoint: Callable[[Mapping[str, int], Any, int], None] = lambda *_: None,
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
+    ema_decay: float | None = None,
+    mixup: bool = False,
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,16 +199,20 @@ def train(
             for name, network in networks.items()
         }
 
+    averages = None
+    if ema_decay is not None:
+        averages = Averages(method.trainable, ema_decay, torch.device("cpu"))
     with run.tracked(list(method.trainable)):
         fit(
             method,
             source or Images(),
-            TrainViews(views_config(), seed=1),
+            TrainViews(views_config(mixup=mixup), seed=1),
             run,
             evaluate=evaluate or norms,
             on_checkpoint=on_checkpoint,
             epochs=epochs,
             lrs=lrs,
+            averages=averages,
         )
     return folder
 

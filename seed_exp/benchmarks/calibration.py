@@ -30,6 +30,7 @@ from seed_exp.data.loader import load_batches
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.data.transfer import moved
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import resolve
@@ -63,7 +64,7 @@ class StepCost:
     checkpoint: int
     """Bytes of a checkpoint."""
     students: int
-    """Bytes of the students' weights."""
+    """Bytes of the students' weights and of their averages."""
     cached: int
     """Bytes that a teacher cache needs per image and epoch; 0 without a teacher."""
 
@@ -93,6 +94,7 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
         "accumulation": config.accumulation,
         "precision": config.precision,
         "compile": config.compile,
+        "ema_decay": None if config.ema_decay is None else 0.5,
     }
     if isinstance(config, PretrainConfig):
         moco = MocoConfig(queue_size=config.moco.queue_size)
@@ -169,7 +171,8 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
         cached = 4 * (
             1 + method.teacher.embedding_dim * sum(crop.num for crop in config.views.crops.values())
         )
-    return StepCost(row.rate, num, memory, _bytes(state), _bytes(state["networks"]), cached)
+    students = _bytes([state["networks"], state.get("averages", {})])
+    return StepCost(row.rate, num, memory, _bytes(state), students, cached)
 
 
 def rows_per_image(config: Config) -> int:
@@ -190,6 +193,7 @@ def _memory_on_gpu(method: Seed | Moco, config: Config, few: int, num: int) -> i
     gradients = [list(network.parameters()) for network in method.trainable.values()]
     return (
         _bytes([state["networks"], state["optimizers"], gradients, method.state_dict()])
+        + _bytes(state.get("averages", {}))
         + activations * num // few
     )
 
@@ -239,8 +243,18 @@ def _stepper(
     views = TrainViews(config.views, seed=0)
     batch = moved(_noise(views, num * method.rows_per_image), device)
     lengths = dict.fromkeys(method.trainable, _ENDLESS)
+    averages = None
+    if config.ema_decay is not None:
+        averages = Averages(method.trainable, config.ema_decay, device)
     fleet = Fleet(
-        method, views, config, device, batch_size=num, steps_per_epoch=_ENDLESS, num_steps=lengths
+        method,
+        views,
+        config,
+        device,
+        batch_size=num,
+        steps_per_epoch=_ENDLESS,
+        num_steps=lengths,
+        averages=averages,
     )
     number = itertools.count()
     return fleet, lambda: fleet.step(batch, next(number), measure=False)

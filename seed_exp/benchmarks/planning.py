@@ -267,7 +267,7 @@ def _assumptions(
         )
         facts["GPU memory"] = (
             "estimated: what autograd keeps of the batch in a GPU's precision, weights, gradients, "
-            "momentum, teacher, queues; work space comes on top"
+            "momentum, averages, teacher, queues; work space comes on top"
         )
     if any(config.batch_size == "auto" for config in configs):
         facts["batch_size=auto"] = f"taken for {AUTO_BATCH_SIZE} images per device"

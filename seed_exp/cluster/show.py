@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from seed_exp.base.averages import network_behind, with_averages
 from seed_exp.base.files import atomic_write
 from seed_exp.base.table import csv_text, markdown_table
 from seed_exp.cluster.sweep_cells import Cell, State, Status, last_lines
@@ -113,8 +114,11 @@ def outcome_table(outcomes: Sequence[dict[str, Any]]) -> str:
     evaluations = {name: kind.headline for name, kind in EVALUATIONS.items() if name in made}
     rows = []
     for one in outcomes:
-        for student in one["options"].get("students") or [""]:
-            found = [[one["metrics"].get(f"{student}/{key}")] for key in ("loss", "knn10")]
+        names = list(one["options"].get("students") or [""])
+        for student in with_averages(names, one["options"].get("ema_decay")):
+            network = network_behind(student, names)
+            keys = ("loss", "knn10") if network == student else ("", "knn10_ema")
+            found = [[one["metrics"].get(f"{network}/{key}")] for key in keys]
             found += [
                 [
                     result["results"].get(student, {}).get(key)

@@ -47,6 +47,16 @@ class SampleOrder:
         start = position * self.batch_size + self.rank * self.batch_size_per_rank
         return epoch, self._permutation(epoch)[start : start + self.batch_size_per_rank]
 
+    def neighbours(self, epoch: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The other image of each image's pair [N]; the last of an odd number is its own.
+
+        Images 0 and 1 of the epoch's order are a pair, 2 and 3, and so on.
+        """
+        order = self._permutation(epoch)
+        places = np.argsort(order)[images]
+        neighbours: NDArray[np.int64] = order[np.minimum(places ^ 1, len(order) - 1)]
+        return neighbours
+
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._cached is None or self._cached[0] != epoch:
             # Sorted random words and not Generator.permutation, whose result may change with

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from seed_exp.base.averages import average_of
 from seed_exp.base.slurm import note_restart
 from seed_exp.base.stopping import Stopped
 from seed_exp.config.schema import FitConfig, OptimizerConfig, Resume, ScheduleName
@@ -17,10 +18,12 @@ from seed_exp.data.loader import load_batches
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint
 from seed_exp.engine.fleet import Fleet, find_batch_size
 from seed_exp.engine.health import Health
 from seed_exp.engine.method import Method
+from seed_exp.engine.optimizers import HIGHEST_LRS
 from seed_exp.engine.progress import Progress
 from seed_exp.engine.run import Run
 from seed_exp.engine.schedules import peak_lr
@@ -28,6 +31,9 @@ from seed_exp.engine.signals import StopRequest
 from seed_exp.views.recipe import Views
 
 log = logging.getLogger("seed_exp")
+
+LARGEST_REST = 0.01
+"""Share of the initial weights in an average at the end from which on the user is told."""
 
 
 class Fitted(NamedTuple):
@@ -49,6 +55,7 @@ def fit(
     on_checkpoint: Callable[[Mapping[str, int], Mapping[str, dict[str, Tensor]], int], None],
     epochs: Mapping[str, int] | None = None,
     lrs: Mapping[str, float] | None = None,
+    averages: Averages[Any] | None = None,
 ) -> Fitted:
     """Trains `method.trainable` in place, from the start or from where the run folder is.
 
@@ -66,9 +73,10 @@ def fit(
             `<network>/...`, says that this network has diverged.
         on_checkpoint: Called on rank 0, in another thread, before a checkpoint is written: with the
             steps that each network which has not diverged was trained for, copies of all networks'
-            tensors, and the batch size.
+            tensors, and the batch size. Averages are among the networks, as NAME_ema.
         epochs: By network, how long it is trained where that is shorter than the run's epochs.
         lrs: Learning rate by network (at a batch of 256) where it is not the optimizer's.
+        averages: Averages of the networks, which follow them.
 
     Raises:
         ValueError: the batch size does not fit the data or the processes, no network's loss is
@@ -109,7 +117,17 @@ def fit(
             f"accumulation={config.accumulation} does not divide the {order.batch_size_per_rank} "
             "images of each process"
         )
+    if order.batch_size_per_rank // config.accumulation % views.images_together:
+        raise ValueError(
+            f"views.mixup=true mixes images in pairs, but batch_size={batch_size} leaves "
+            f"{order.batch_size_per_rank // config.accumulation} images to each of "
+            f"{distributed.world_size()} processes x accumulation={config.accumulation} parts; "
+            "choose a batch_size that leaves an even number"
+        )
     _warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
+    if averages is not None:
+        _warn_of_average(averages.decay, min(lengths.values()))
+    _warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
 
     # 3. What is trained.
     fleet = Fleet(
@@ -121,6 +139,7 @@ def fit(
         steps_per_epoch=order.steps_per_epoch,
         num_steps=lengths,
         lrs=lrs,
+        averages=averages,
     )
     longest = max(lengths, key=lengths.__getitem__)
     health = Health(fleet, folder, config.max_skipped)
@@ -142,7 +161,8 @@ def fit(
         return kept_steps > 0 and steps_done % kept_steps == 0
 
     def evaluate_and_log(steps_done: int) -> None:
-        for network in method.trainable.values():
+        copies = {} if averages is None else averages.networks
+        for network in (*method.trainable.values(), *copies.values()):
             distributed.broadcast_buffers(network)
         results = evaluate([name for name in method.trainable if name not in fleet.diverged])
         barrier.wait()  # rank 0 measures alone what all have computed
@@ -188,7 +208,12 @@ def fit(
 
     def write_others(state: dict[str, Any]) -> None:
         tracker.sync()
-        on_checkpoint(state["trained"], state["networks"], batch_size)
+        steps, networks = dict(state["trained"]), dict(state["networks"])
+        for name, average in state.get("averages", {}).items():
+            networks[average_of(name)] = average
+            if name in state["trained"]:
+                steps[average_of(name)] = steps[name]
+        on_checkpoint(steps, networks, batch_size)
 
     writer = CheckpointWriter(folder, keep=is_kept, before_write=write_others)
     steps_done, finished = first_step, False
@@ -303,4 +328,28 @@ def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
             "optimizer.milestones %s lie beyond the end of the run after %.3g epochs",
             late,
             num_epochs,
+        )
+
+
+def _warn_of_rate(config: OptimizerConfig, lr: float) -> None:
+    highest = HIGHEST_LRS.get(config.name)
+    if highest is not None and lr >= highest:
+        log.warning(
+            "a learning rate of %g (at a batch of 256) is of SGD's scale: %s moves each weight by "
+            "about the learning rate in every step; its usual rates are 1e-4 to 1e-3, see "
+            "optimizer.lr",
+            lr,
+            config.name,
+        )
+
+
+def _warn_of_average(decay: float, num_steps: int) -> None:
+    left = decay**num_steps
+    if left >= LARGEST_REST:
+        log.warning(
+            "the averages still have %.2g %% of the initial weights when the run ends after %d "
+            "steps; a lower ema_decay forgets them, such as %.6g",
+            100 * left,
+            num_steps,
+            (LARGEST_REST / 10) ** (1 / num_steps),
         )

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from seed_exp.config.schema import BenchConfig, FitConfig
 from seed_exp.data.transfer import moved
 from seed_exp.engine import distributed
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.memory import largest_batch_size
 from seed_exp.engine.method import Method
 from seed_exp.engine.optimizers import build_optimizer, set_lr, step_unless
@@ -49,6 +50,7 @@ class Fleet:
         steps_per_epoch: Steps per epoch, for the schedule.
         num_steps: Number of steps that each network is trained for, by name.
         lrs: Learning rate by network (at a batch of 256) where it is not `config.optimizer.lr`.
+        averages: Averages of the networks, which follow them.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Fleet:
         steps_per_epoch: int,
         num_steps: Mapping[str, int],
         lrs: Mapping[str, float] | None = None,
+        averages: Averages[Any] | None = None,
     ) -> None:
         self.method, self.config, self.device = method, config, device
+        self.averages = averages
         self.steps_per_epoch, self.num_steps = steps_per_epoch, dict(num_steps)
         self.diverged: dict[str, int] = {}
         """The step after which a network was found to have diverged; it is trained no further."""
@@ -169,6 +173,8 @@ class Fleet:
             step_unless(optimizer, skipped[name])
             optimizer.zero_grad(set_to_none=True)
             statistics[name].restore_where(skipped[name])
+            if self.averages is not None:
+                self.averages.update(name, network, skipped[name])
             for key in [key for key in means if key.startswith(f"{name}/")]:
                 means[key] = torch.where(skipped[name], 0.0, means[key])
             if measure:
@@ -189,6 +195,7 @@ class Fleet:
             },
             "carried": self.method.carried.state_dict(),
             "diverged": dict(self.diverged),
+            **({} if self.averages is None else {"averages": self.averages.state()}),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -197,6 +204,8 @@ class Fleet:
             network.load_state_dict(state["networks"][name])
             self._optimizers[name].load_state_dict(state["optimizers"][name])
         self.method.carried.load_state_dict(state["carried"])
+        if self.averages is not None:
+            self.averages.load(state["averages"])
         self.diverged = dict(state["diverged"])
 
 
@@ -246,7 +255,8 @@ def find_batch_size(
         fleet.step(moved(batch, device), 0, measure=False)
 
     limit = num_images // distributed.world_size()
-    size = largest_batch_size(step, limit=limit, multiple_of=config.accumulation, device=device)
+    smallest = config.accumulation * views.images_together
+    size = largest_batch_size(step, limit=limit, multiple_of=smallest, device=device)
     return min(distributed.gather_objects(size)) * distributed.world_size()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import OptimizerConfig
@@ -90,7 +91,7 @@ Groups = list[dict[str, Any]]
 """Parameters that are trained with the same multiple of the learning rate, as torch takes them."""
 
 
-def _sgd(config: OptimizerConfig, groups: Groups) -> Optimizer:
+def _sgd(config: OptimizerConfig, groups: Groups, _spared: Set[nn.Parameter]) -> Optimizer:
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = _is_fused(parameters)
     optimizer = SGD(
@@ -108,14 +109,33 @@ def _is_fused(parameters: list[nn.Parameter]) -> bool | None:
     return all(parameter.is_cuda for parameter in parameters) or None
 
 
-def _lars(config: OptimizerConfig, groups: Groups) -> Optimizer:
+def _lars(config: OptimizerConfig, groups: Groups, _spared: Set[nn.Parameter]) -> Optimizer:
     return Lars(groups, 0.0, config.momentum, config.weight_decay, config.trust_coefficient)
 
 
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Groups], Optimizer]] = {
+def _adamw(config: OptimizerConfig, groups: Groups, spared: Set[nn.Parameter]) -> Optimizer:
+    """AdamW (arXiv:1711.05101), which takes no weight decay of the parameters in `spared`."""
+    parts = [
+        {**group, "params": parameters, "weight_decay": decay}
+        for group in groups
+        for parameters, decay in (
+            ([one for one in group["params"] if one not in spared], config.weight_decay),
+            ([one for one in group["params"] if one in spared], 0.0),
+        )
+        if parameters
+    ]
+    fused = _is_fused([parameter for group in groups for parameter in group["params"]])
+    beta1, beta2 = config.betas
+    return AdamW(parts, lr=0.0, betas=(beta1, beta2), fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Groups, Set[nn.Parameter]], Optimizer]] = {
     "sgd": _sgd,
     "lars": _lars,
+    "adamw": _adamw,
 }
+HIGHEST_LRS = {"adamw": 0.01}
+"""Learning rates at a batch of 256 from which on the optimiser's scale was probably mistaken."""
 
 
 def build_optimizer(
@@ -130,7 +150,7 @@ def build_optimizer(
             trained with; all others are trained with the learning rate itself.
     """
     groups = _groups(module, lr_factors or {})
-    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, groups)
+    optimizer = lookup(OPTIMIZERS, config.name, "optimizer")(config, groups, _spared(module))
     optimizer.register_load_state_dict_pre_hook(_refuse_other_groups)
     optimizer.register_load_state_dict_post_hook(_adapt_to_device)
     return optimizer
@@ -148,6 +168,27 @@ def _groups(module: nn.Module, lr_factors: Mapping[str, float]) -> Groups:
         {"params": parameters, "lr_factor": lr_factors.get(part, 1.0)}
         for part, parameters in parts.items()
     ]
+
+
+def _spared(module: nn.Module) -> set[nn.Parameter]:
+    """Parameters that AdamW does not decay: vectors, biases, and those that networks of timm name.
+
+    Vectors are scales and shifts of normalisation, and scales of layers. timm's networks name
+    position embeddings and class tokens, or patterns of names, in `no_weight_decay`.
+    """
+    spared = {
+        parameter
+        for name, parameter in module.named_parameters()
+        if parameter.ndim <= 1 or name.endswith(".bias")
+    }
+    for part in module.modules():
+        patterns: Iterable[str] = getattr(part, "no_weight_decay", tuple)()
+        spared |= {
+            parameter
+            for name, parameter in part.named_parameters()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+    return spared
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -182,8 +223,8 @@ def _refuse_other_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
 def _adapt_to_device(optimizer: Optimizer) -> None:
     """Adapts a loaded state to this device, whichever it was written on.
 
-    Momentum gets the memory format of its parameter, because fused kernels go through both as if
-    they had the same.
+    Moments get the memory format of their parameter, because fused kernels go through both as if
+    they had the same. AdamW's number of steps is a scalar of its own.
     """
     for group in optimizer.param_groups:
         group.setdefault("lr_factor", 1.0)  # checkpoints of versions without factors lack it
@@ -191,4 +232,8 @@ def _adapt_to_device(optimizer: Optimizer) -> None:
             group["fused"] = _is_fused(group["params"])
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            state[key] = torch.empty_like(parameter).copy_(value)
+            state[key] = (
+                value.to(parameter.device)
+                if key == "step"
+                else torch.empty_like(parameter).copy_(value)
+            )

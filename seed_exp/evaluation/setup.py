@@ -24,7 +24,7 @@ class FrozenRun:
     views: ViewsConfig
     """Views that the students expect; only the options for evaluation are set."""
     record: dict[str, Any]
-    """Network, trained steps and file hash by student, for results files."""
+    """Network, trained steps, file hash and, of averages, decay by student, for results files."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def load_frozen(run: Path, names: list[str] | None, device: torch.device) -> Fro
             "step": header["step"],
             "command": header["command"],
             "sha256": header["sha256"],
+            **{key: header[key] for key in ("ema_decay",) if key in header},
         }
         for name, header in headers.items()
     }

@@ -12,6 +12,7 @@ from typing import Any
 import timm
 
 from seed_exp import __version__
+from seed_exp.base.averages import SUFFIX
 from seed_exp.base.redaction import redact
 from seed_exp.base.table import markdown_table
 from seed_exp.config.schema import EVALUATIONS
@@ -237,11 +238,20 @@ def _training(
     subject: Subject, origin: WeightsOrigin, options: Mapping[str, Any]
 ) -> list[tuple[str, Any]]:
     header = origin.header
-    epochs = options.get(f"students.{subject.name}.epochs")
-    rows = [("Steps trained", header.get("step")), ("Images", header.get("inputs", {}).get("data"))]
+    decay = header.get("ema_decay")
+    student = subject.name if decay is None else subject.name.removesuffix(SUFFIX)
+    epochs = options.get(f"students.{student}.epochs")
+    rows: list[tuple[str, Any]] = [
+        ("Steps trained", header.get("step")),
+        ("Images", header.get("inputs", {}).get("data")),
+    ]
     # The header has the number that batch_size=auto came to; the options say `auto`.
     found = {**options, "batch_size": header.get("batch_size", options.get("batch_size"))}
     rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
+    if options.get("views.mixup"):
+        rows.append(("Mixup", "each view with one of another image"))
+    if decay is not None:
+        rows.append(("Weights", f"moving average over the steps, of which each keeps {decay}"))
     if epochs is not None:
         rows.append(("Epochs of this network", epochs))
     if header["student"].get("init"):

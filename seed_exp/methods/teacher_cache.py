@@ -42,6 +42,9 @@ class TeacherCache:
     missing rows are computed again. The checksum covers key and epoch too, so a row under another
     key or another epoch counts as missing.
 
+    If views are mixed in pairs, the checksum also covers the other image of the pair. It is another
+    one than usual where one that cannot be read was replaced.
+
     Processes need not know of each other: each may read all rows and write those it computed.
 
     Args:
@@ -50,6 +53,8 @@ class TeacherCache:
         num_images: Images in an epoch.
         num_views: Views of an image, per resolution.
         embedding_dim: Width D of an embedding.
+        in_pairs: Whether an image's views also depend on its neighbour: of the `indices` of the
+            methods, numbers 0 and 1 are neighbours, 2 and 3, and so on.
 
     Raises:
         ValueError: as `make_folder`.
@@ -63,7 +68,9 @@ class TeacherCache:
         num_images: int,
         num_views: Mapping[str, int],
         embedding_dim: int,
+        in_pairs: bool = False,
     ) -> None:
+        self.in_pairs = in_pairs
         self.num_images, self.num_views, self.embedding_dim = (
             num_images,
             dict(num_views),
@@ -101,7 +108,7 @@ class TeacherCache:
 
         They are float32 [V, N, D] per resolution, on the CPU.
         """
-        size, start = self._row.itemsize, self._checksum_start(epoch)
+        size, starts = self._row.itemsize, self._checksum_starts(epoch, indices)
         offsets = [index * size for index in indices.tolist()]
         data = bytearray()
         try:
@@ -112,7 +119,7 @@ class TeacherCache:
                         os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
                 # pread, not a memory map: a map would read 128 kB around each row, and would end
                 # the process when the disk fails.
-                for offset in offsets:
+                for offset, start in zip(offsets, starts, strict=True):
                     row = os.pread(file.fileno(), size, offset)
                     if zlib.crc32(memoryview(row)[4:], start) != int.from_bytes(row[:4], "little"):
                         return None
@@ -137,8 +144,10 @@ class TeacherCache:
             rows[name] = embeddings[name].transpose(0, 1).cpu().numpy()
             finite &= np.isfinite(rows[name]).all((1, 2))
         raw: NDArray[np.uint8] = rows.view(np.uint8).reshape(len(rows), -1)
-        start = self._checksum_start(epoch)
-        rows["checksum"] = [zlib.crc32(row[4:], start) for row in raw]
+        starts = self._checksum_starts(epoch, indices)
+        rows["checksum"] = [
+            zlib.crc32(row[4:], start) for row, start in zip(raw, starts, strict=True)
+        ]
         try:
             file = self._open_output(epoch)
             for index, row, is_finite in zip(indices.tolist(), raw, finite, strict=True):
@@ -207,8 +216,13 @@ class TeacherCache:
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch_{epoch:04d}.bin"
 
-    def _checksum_start(self, epoch: int) -> int:
-        return zlib.crc32(f"{self._key} {epoch}".encode())
+    def _checksum_starts(self, epoch: int, indices: Tensor) -> list[int]:
+        """Checksum of everything but the embeddings themselves, for each of the images [N]."""
+        start = zlib.crc32(f"{self._key} {epoch}".encode())
+        if not self.in_pairs:
+            return [start] * len(indices)
+        others = indices.view(-1, 2).flip(1).flatten()
+        return [zlib.crc32(b"%d" % other, start) for other in others.tolist()]
 
     def _open_output(self, epoch: int) -> BinaryIO:
         """Returns the file of `epoch`, open for writing.

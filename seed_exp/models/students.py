@@ -382,7 +382,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _student_like(config: StudentConfig, run: Path) -> Path:
-    """The only student of the run that has the network of `config`."""
+    """The only student of the run that has the network of `config`; averages are passed over."""
     files = student_files(run)
     headers = {name: read_header(path) for name, path in files.items()}
     fitting = [
@@ -391,6 +391,7 @@ def _student_like(config: StudentConfig, run: Path) -> Path:
         if header
         and (header["student"]["network"], header["student"]["name"])
         == (config.network, config.name)
+        and "ema_decay" not in header
     ]
     if len(fitting) != 1:
         raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from seed_exp.base.averages import without_averages
 from seed_exp.base.files import file_hash
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TeacherConfig, TeacherEmbedding
@@ -345,7 +346,7 @@ def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: A
             "a run folder of pretrain or distill or a student file"
         )
     path = Path(config.checkpoint)
-    names = list(student_files(path))
+    names = without_averages(student_files(path))
     if config.student is None and len(names) > 1:
         raise ValueError(
             f"{path} holds several networks; choose one with teacher.student={'|'.join(names)}"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from seed_exp.base.averages import without_averages
 from seed_exp.config.schema import Precision, ViewsConfig
 from seed_exp.data.decode import decode, pixels_of
 from seed_exp.engine import distributed
@@ -141,7 +142,7 @@ def load(
     Args:
         run: A run folder of `distill` or `pretrain`, a student's file, a file that SEED released,
             or what `seed_exp.distill` returned.
-        student: Name of the student, where the run has several.
+        student: Name of the student, where the run has several, or NAME_ema of its average.
         device: auto = a GPU if there is one; or cpu, cuda.
 
     Raises:
@@ -162,12 +163,13 @@ def load(
     with undisturbed():
         path = Path(run)
         files = student_files(path)
-        if student is None and len(files) > 1:
+        own = without_averages(files)
+        if student is None and len(own) > 1:
             raise ValueError(
                 f"{path} holds several students; choose one with student=: {', '.join(files)}"
             )
         on = distributed.local_device(device)
-        frozen = load_frozen(path, None if student is None else [student], on)
+        frozen = load_frozen(path, own if student is None else [student], on)
         ((name, loaded),) = frozen.students.items()
         info = _info(name, files[name], loaded.encoder, frozen.record[name], frozen.views)
         return Encoder(loaded.encoder, Transform(frozen.views), info, on)

@@ -35,7 +35,10 @@ class TrainedRun:
 
     @property
     def students(self) -> dict[str, Path]:
-        """The trained networks by name: files for `load`, `knn`, `export` and other commands."""
+        """The trained networks by name: files for `load`, `knn`, `export` and other commands.
+
+        With `ema_decay` the average of each is among them, as NAME_ema.
+        """
         return {
             path.stem: path for path in sorted((self.folder / "students").glob("*.safetensors"))
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from seed_exp.base.averages import with_averages
 from seed_exp.base.redaction import redact
 from seed_exp.reporting.columns import TableColumn, columns_of
 from seed_exp.reporting.entries import (
@@ -75,7 +76,7 @@ def compare(
     found = [
         entry_of(run.command, run.options, name, None, run, folders)
         for run in runs
-        for name in run.students
+        for name in with_averages(run.students, run.options.get("ema_decay"))
     ]
     notes: list[str] = []
     if jobs is None:
@@ -86,7 +87,7 @@ def compare(
         planned = [
             entry_of(job.command, job.options, name, job, None, folders)
             for job in jobs
-            for name in students_of(job.options)
+            for name in with_averages(students_of(job.options), job.options.get("ema_decay"))
         ]
         entries = match_runs(planned, found, notes)
     labelled = columns_of([entry.setting for entry in entries])

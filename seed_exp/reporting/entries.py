@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_exp.base.averages import network_behind
 from seed_exp.models.teachers import TEACHERS
-from seed_exp.reporting.published import Comparable, network_of, objective_of
+from seed_exp.reporting.published import Comparable, network_of, objective_of, students_of
 from seed_exp.reporting.runs import Run
 
 WITHOUT_EFFECT = frozenset(
-    {"seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"}
+    {
+        *("seed", "data.root", "data.val_root", "eval_every", "knn_bank_size", "knn_query_size"),
+        "ema_decay",
+    }
 )
 """Options that may differ between runs of the same cell.
 
-They set the repetition, the places of the images, and evaluations during training.
+They set the repetition, the places of the images, evaluations during training, and averages, which
+have rows of their own.
 """
 NO_TEACHER = "no teacher (MoCo-V2)"
 WIDEST = 12
@@ -43,13 +48,13 @@ class Entry(NamedTuple):
     """A student of a run, or of a job without a run."""
 
     row: str
-    """Network of the student."""
+    """Network of the student, and the decay of an average."""
     setting: Setting
     """Options that decide the student's column."""
     seed: Any
     """Seed of the training."""
     name: str
-    """Name of the student in the options."""
+    """Name of the student in the options, or that of its average."""
     job: PlannedJob | None
     """Job that plans the student, if there is one."""
     run: Run | None
@@ -71,7 +76,7 @@ def entry_of(
     Args:
         command: Command of the run or job.
         options: Options of the run or job, flattened.
-        name: Name of the student in the options.
+        name: Name of the student in the options, or that of its average.
         job: Job that plans the student, if there is one.
         run: Run that trains the student, if there is one.
         folders: Resolved folder -> run in it, to find a teacher of our own.
@@ -81,7 +86,11 @@ def entry_of(
         for key, value in options.items()
         if key not in WITHOUT_EFFECT and not key.startswith(("students.", "teacher."))
     }
-    own = f"students.{name}."
+    student = network_behind(name, students_of(options))
+    row = network_of(options, name)
+    if student != name:
+        row += f" (EMA {options.get('ema_decay')})"
+    own = f"students.{student}."
     for key, value in options.items():
         if key.startswith(own) and key.removeprefix(own) not in ("network", "name"):
             setting[f"student.{key.removeprefix(own)}"] = value
@@ -95,7 +104,7 @@ def entry_of(
     setting = {
         key: value for key, value in setting.items() if value is not None and value is not False
     }
-    origin = Comparable(network_of(options, name), teacher, teacher_ssl, objective)
+    origin = Comparable(row, teacher, teacher_ssl, objective)
     return Entry(origin.student, setting, options.get("seed"), name, job, run, origin)
 
 

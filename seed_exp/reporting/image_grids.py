@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from seed_exp.base.files import atomic_write
+from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.reporting.colours import INK, MUTED, OTHER, SAME
@@ -33,14 +34,20 @@ def recipe_gallery(
 
     The images are evenly spread over the source.
     """
-    indices = evenly_spaced(len(source), num_images)
+    shown = evenly_spaced(len(source), num_images)
+    indices = shown
+    if views.config.mixup:
+        order = SampleOrder(len(source), 1, views.seed)
+        indices = np.stack([shown, order.neighbours(epoch, shown)], 1).reshape(-1)
     images = [source.image(index) for index in indices.tolist()]
     batch = views.empty(len(images))
     views.host(images, np.full(len(images), -1), epoch, indices, batch)
-    made = views.device(batch)
-    view_gallery(
-        images, {name: denormalize(view, views.config) for name, view in made.items()}, path
-    )
+    step = views.images_together
+    made = {
+        name: denormalize(view, views.config)[:, ::step]
+        for name, view in views.device(batch).items()
+    }
+    view_gallery(images[::step], made, path)
 
 
 def view_gallery(images: Sequence[Tensor], views: Mapping[str, Tensor], path: Path) -> None:

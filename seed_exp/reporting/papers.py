@@ -56,6 +56,7 @@ FEATURE_WIDTHS = {
 """Student -> hidden width of its head, in SEED and MoCo-V2: the width of its features."""
 EVAL_VIEWS: dict[str, Any] = {"views.eval_size": 224, "views.eval_resize": 256}
 COLOURS: dict[str, Any] = {
+    "views.mixup": False,
     "views.jitter": [0.4, 0.4, 0.4, 0.1],
     "views.jitter_prob": 0.8,
     "views.grayscale_prob": 0.2,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seed_exp.base.averages import network_behind
 from seed_exp.config.schema import OBJECTIVE_CONFIGS
 from seed_exp.models.teachers import TEACHERS
 from seed_exp.reporting.batch_statistics import group_reasons
@@ -164,7 +165,11 @@ def references(published: Sequence[Published], networks: Sequence[str]) -> list[
 
 
 def network_of(options: Mapping[str, Any], student: str) -> str:
-    """Network of the student: a name of timm, or of models.students.STUDENTS."""
+    """Network of the student, or of the one whose average it is.
+
+    It is a name of timm, or of models.students.STUDENTS.
+    """
+    student = network_behind(student, students_of(options))
     return str(
         options.get(f"students.{student}.name")
         or options.get(f"students.{student}.network")

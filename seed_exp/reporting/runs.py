@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from seed_exp.base.averages import network_behind
 from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.schema import EVALUATIONS, TRAINING
 from seed_exp.models.students import read_header
@@ -84,12 +85,13 @@ class Run:
         return max([0, *logged, *(network.step or 0 for network in self.networks.values())])
 
     def num_steps(self, student: str) -> int | None:
-        """Steps that the student is trained for.
+        """Steps that the student, or the one whose average it is, is trained for.
 
         None before the first line of metrics, which tells the length of an epoch.
         """
         if isinstance(steps := self.options.get("steps"), int):
             return steps
+        student = network_behind(student, self.students)
         epochs = self.options.get(f"students.{student}.epochs") or self.options.get("epochs")
         measured = [(row["step"], row["epoch"]) for row in self.metrics if row.get("epoch", 0) > 0]
         if not measured or not isinstance(epochs, int):

@@ -13,7 +13,7 @@ from seed_exp import __version__
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import DistillConfig, QueueInit
-from seed_exp.config.schema.parts import require_global_only
+from seed_exp.config.schema.parts import require_global_only, require_unmixed
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import newest_checkpoint
@@ -105,10 +105,11 @@ def distill(config: DistillConfig) -> Path:
 
 
 def refuse_missing_views(config: DistillConfig) -> None:
-    """Checks that each image has the global views that the objective compares.
+    """Checks that each image has the views that the objective compares.
 
     Raises:
-        ValueError: there are too few, or local views that it does not take.
+        ValueError: there are too few global views, local ones that it does not take, or views that
+            are mixed apart from each other.
     """
     num = config.views.crops["global"].num
     needed = lookup(OBJECTIVES, config.objective.name, "objective").min_global_views
@@ -117,6 +118,9 @@ def refuse_missing_views(config: DistillConfig) -> None:
             f"objective={config.objective.name} compares {needed} global views of an image; "
             f"views.crops.global.num is {num}"
         )
+    if needed > 1:
+        reason = f"it compares {needed} views of an image, which would be mixed in as many ways"
+        require_unmixed(config.views, f"objective={config.objective.name}", reason)
     if needs_bags(config.objective):
         require_global_only(config.views, f"objective={config.objective.name}")
 
@@ -182,8 +186,9 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
     device = distributed.local_device(config.device)
     dtype = teacher_dtype(dtype_of(config.precision, device), device.type)
     views = to_plain(config.views)
-    if not views["operations"]:  # the key of caches from before there were any
-        del views["operations"]
+    for added in ("operations", "mixup"):  # without them the key is that of earlier versions
+        if not views[added]:
+            del views[added]
     reduction = teacher.reduction
     key = {
         "teacher": teacher.fingerprint,
@@ -207,6 +212,7 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         num_images=len(train),
         num_views=numbers_of_views(config),
         embedding_dim=teacher.embedding_dim,
+        in_pairs=config.views.mixup,
     )
 
 

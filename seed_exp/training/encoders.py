@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seed_exp.base.announcement import announce
+from seed_exp.base.averages import average_of, is_average, network_behind
 from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.stopping import Stopped
@@ -28,6 +29,7 @@ from seed_exp.config.schema import (
 from seed_exp.config.words import word
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.fit import fit
 from seed_exp.engine.fleet import derive_seed
 from seed_exp.engine.memory import activation_bytes, available_memory
@@ -70,7 +72,8 @@ def train_encoders(
 ) -> dict[str, int]:
     """Trains the students in place, from the start or from where the run folder is.
 
-    Leaves students/<name>.safetensors, metrics.jsonl and checkpoints/ in the run folder.
+    Leaves students/<name>.safetensors, metrics.jsonl and checkpoints/ in the run folder, and with
+    `ema_decay` students/<name>_ema.safetensors.
 
     Args:
         run: Where they train.
@@ -90,7 +93,10 @@ def train_encoders(
         announce(run.folder)
     log.info("%d images", len(images.train))
     describe(students, config, run.device)
-    monitor = Monitor(run, students, *images)
+    averages = None
+    if config.ema_decay is not None:
+        averages = Averages(students, config.ema_decay, run.device)
+    monitor = Monitor(run, students, averages.networks if averages else {}, *images)
     if not monitor.has_labels:
         log.info("no labelled validation images: no k-NN evaluation during training")
 
@@ -106,9 +112,12 @@ def train_encoders(
         steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int
     ) -> None:
         for name, step in steps.items():
+            owner = network_behind(name, students)
             trained = {**facts, "step": step, "batch_size": batch_size}
-            student, options = students[name], config.students[name]
-            save_student(files[name], student, options, trained, networks[name])
+            if owner != name:
+                trained["ema_decay"] = config.ema_decay
+            path, options = student_file(run.folder, name), config.students[owner]
+            save_student(path, students[owner], options, trained, networks[name])
 
     views = TrainViews(config.views, config.seed)
     epochs = {name: student.epochs for name, student in config.students.items()}
@@ -122,6 +131,7 @@ def train_encoders(
             evaluate=monitor.evaluate,
             on_checkpoint=write_students,
             epochs={name: num for name, num in epochs.items() if num is not None},
+            averages=averages,
         )
         monitor.show(tracker, diverged)
     return diverged
@@ -156,7 +166,8 @@ def finish(
     with distributed.rank0_first():
         pass  # only rank 0's fit has waited for students/ to be written, which all read now
     try:
-        run_evaluations(evaluations, run.folder, diverged)
+        without = [*diverged, *map(average_of, diverged)]
+        run_evaluations(evaluations, run.folder, without)
     except Stopped as stopped:
         if stopped.folder is None:  # an evaluation that begins anew each time
             headers = [read_header(student_file(run.folder, name)) for name in students]
@@ -243,8 +254,10 @@ def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, St
     Each one's initial weights depend on the seed and its own name, not on the rest of the fleet.
 
     Raises:
-        ValueError: a student does not fit into memory; or as build_student and check_view_sizes.
+        ValueError: a student does not fit into memory, or has the name of another one's average;
+            or as build_student and check_view_sizes.
     """
+    refuse_names_of_averages(config)
     students = {}
     for name, student in config.students.items():
         torch.manual_seed(derive_seed(config.seed, "weights", name))
@@ -259,6 +272,20 @@ def build_students(config: EncoderFitConfig, embedding_dim: int) -> dict[str, St
             ) from None
     check_view_sizes(students, config.views)
     return students
+
+
+def refuse_names_of_averages(config: EncoderFitConfig) -> None:
+    """Checks that no student is called as another one's average will be.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in config.students:
+        if config.ema_decay is not None and is_average(name, config.students):
+            raise ValueError(
+                f"the student {name} has the name of the average of another one, which ema_decay="
+                f"{config.ema_decay:g} makes; give it another name, or leave ema_decay out"
+            )
 
 
 @torch.no_grad()

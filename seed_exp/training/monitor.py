@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seed_exp.base.averages import average_of
 from seed_exp.config.schema import EncoderFitConfig
 from seed_exp.data.sources import Source
 from seed_exp.data.subsets import evenly_spaced
@@ -36,6 +37,7 @@ class Monitor:
     Args:
         run: Where they train.
         students: By name.
+        averages: Averages of the students, by the student's name, where there are any.
         train: Training images, whose labels vote.
         val: Validation images with labels; None where there are none.
     """
@@ -44,10 +46,13 @@ class Monitor:
         self,
         run: Run[EncoderFitConfig],
         students: Mapping[str, Student],
+        averages: Mapping[str, Student],
         train: Source,
         val: Source | None,
     ) -> None:
         self._config, self._students, self._train = run.config, students, train
+        self._averages = {average_of(name): network for name, network in averages.items()}
+        self._networks = {**students, **self._averages}
         self._val = None if train.labels is None else val
         self._extract = run_extractor(run)
         self._last: Evaluated | None = None
@@ -60,19 +65,22 @@ class Monitor:
     def evaluate(self, names: Collection[str]) -> dict[str, float]:
         """Accuracies in percent, {<student>/knn10: ...}; NaN where features are not finite.
 
-        Nothing without labels, and on ranks other than 0.
+        Averages of students are called <student>/knn10_ema. Nothing without labels, and on ranks
+        other than 0.
         """
         if self._val is None:
             return {}
+        metrics = {name: f"{name}/knn10" for name in names}
+        metrics |= {average_of(name): f"{name}/knn10_ema" for name in names if self._averages}
         self._last = knn_during_training(
             self._extract,
-            {name: self._students[name] for name in names},
+            {name: self._networks[name] for name in metrics},
             self._train,
             self._val,
             self._config.knn_bank_size,
             self._config.knn_query_size,
         )
-        return self._last.accuracies
+        return {metrics[name]: value for name, value in self._last.accuracies.items()}
 
     def show(self, tracker: Tracker, diverged: Collection[str]) -> None:
         """Gives the tracker a map and a gallery of each student, and a table of all.
@@ -91,23 +99,24 @@ class Monitor:
         if self._last is None and distributed.gather_objects(tracker.missing(keys))[0]:
             self.evaluate(names)
         if self._last is not None:
-            show_results(tracker, self._students, self._last, self._train, self._val)
+            show_results(tracker, self._networks, names, self._last, self._train, self._val)
 
 
 class Evaluated(NamedTuple):
     """What an evaluation during training found; on other ranks than 0 nothing."""
 
     accuracies: dict[str, float]
-    """{<student>/knn10: percent}; NaN for a student whose features are not finite.
+    """Percent by network; NaN for one whose features are not finite.
 
-    With fewer images than `knn` uses, it is only comparable within a run.
+    An average is called <student>_ema. With fewer images than `knn` uses, a number is only
+    comparable within a run.
     """
     features: dict[str, Tensor]
-    """Features of the validation images [n, num_features], by student; finite ones only."""
+    """Features of the validation images [n, num_features], by network; finite ones only."""
     labels: Tensor
     """Of those images [n]."""
     neighbours: dict[str, Neighbours]
-    """Of a few of them among the training images, by student with features."""
+    """Of a few of them among the training images, by network with features."""
 
 
 def knn_during_training(
@@ -132,14 +141,14 @@ def knn_during_training(
     results, neighbours = {}, {}
     for name in students:
         if not (is_finite(bank[name]) and is_finite(queries[name])):
-            results[f"{name}/knn10"] = math.nan
+            results[name] = math.nan
             del queries[name]
             continue
         own_bank, own_queries = bank[name].to(extract.device), queries[name].to(extract.device)
         accuracies = knn_accuracy(
             own_bank, bank_labels, own_queries, query_labels, ks=[k], temperature=0.07
         )
-        results[f"{name}/knn10"] = accuracies[f"knn{k}_majority"]
+        results[name] = accuracies[f"knn{k}_majority"]
         cosines, found = nearest(own_bank, own_queries[torch.from_numpy(shown)], min(NUM_SHOWN, k))
         neighbours[name] = Neighbours(
             in_queries[shown].tolist(), in_bank[found.cpu().numpy()].tolist(), cosines.tolist()
@@ -148,19 +157,33 @@ def knn_during_training(
 
 
 def show_results(
-    tracker: Tracker, students: Mapping[str, Student], last: Evaluated, train: Source, val: Source
+    tracker: Tracker,
+    networks: Mapping[str, Student],
+    pictured: Collection[str],
+    last: Evaluated,
+    train: Source,
+    val: Source,
 ) -> None:
-    """Gives the tracker maps and galleries of the students' validation images, and a table."""
-    for name, features in last.features.items():
+    """Gives the tracker maps and galleries of the students' validation images, and a table.
+
+    Args:
+        tracker: Where to show them.
+        networks: Students and their averages, by name; all of them are in the table.
+        pictured: Names of networks with a map and a gallery.
+        last: What the last evaluation found.
+        train: Training images.
+        val: Validation images.
+    """
+    for name in (name for name in last.features if name in pictured):
+        features = last.features[name]
         draw = (
             partial(embedding_map, features, last.labels, name),
             partial(neighbours_gallery, val, train, last.neighbours[name]),
         )
         for picture, drawn in zip(PICTURES, draw, strict=True):
             tracker.log_picture(f"{name}/{picture}", drawn)
-    sizes = {
-        name: sum(parameter.numel() for parameter in students[name].encoder.parameters())
-        for name in last.features
-    }
-    rows = [[name, size, last.accuracies[f"{name}/knn10"]] for name, size in sizes.items()]
+    rows = []
+    for name in last.features:
+        size = sum(parameter.numel() for parameter in networks[name].encoder.parameters())
+        rows.append([name, size, last.accuracies[name]])
     tracker.log_table(TABLE, ["student", "parameters of the encoder", "10-NN top-1, %"], rows)

@@ -20,6 +20,7 @@ from seed_exp.views.crops import (
     resize_center_crop,
 )
 from seed_exp.views.draws import uniforms
+from seed_exp.views.mixup import mixup
 from seed_exp.views.operations import VIEW_OPERATIONS
 from seed_exp.views.photometric import (
     NUM_PHOTOMETRIC_DRAWS,
@@ -29,6 +30,8 @@ from seed_exp.views.photometric import (
     photometric,
 )
 
+_MIXUP_STREAMS = 1 << 14
+"""First of the streams of random numbers for shares of mixed views, one for each resolution."""
 _ADDED_STREAMS = 1 << 15
 """First of the streams of random numbers for operations of plug-ins, one for each resolution."""
 
@@ -39,7 +42,10 @@ class HostBatch(NamedTuple):
     views: dict[str, Tensor]
     """V views per image by resolution (global, local): uint8 [N, V, 3, S, S], channels last."""
     draws: dict[str, Tensor]
-    """Parameters of the device half by resolution: float32 [N, V, P], see photometric.Column."""
+    """Parameters of the device half by resolution: float32 [N, V, P].
+
+    See photometric.Column; then those of operations of plug-ins and the share of mixup, if any.
+    """
     labels: Tensor
     """Labels of the images, int64 [N]; -1 = unlabelled."""
     indices: Tensor
@@ -81,6 +87,9 @@ class HostBatch(NamedTuple):
 class Views(Protocol):
     """The views as training uses them; picklable."""
 
+    images_together: int
+    """Images of a batch that must not be parted, in the order of the batch."""
+
     def empty(self, num: int) -> HostBatch:
         """A batch into which `host` can write `num` images; its contents are arbitrary."""
         ...
@@ -114,13 +123,15 @@ class TrainViews:
             lookup(VIEW_OPERATIONS, name, "view operation") for name in config.operations
         ]
         self.num_added = sum(operation.num_draws for operation in self.operations)
+        self.images_together = 2 if config.mixup else 1
 
     def empty(self, num: int) -> HostBatch:
         """A batch into which `host` can write `num` images; its contents are arbitrary."""
         views = {
             name: (crop.num, crop.size) for name, crop in self.config.crops.items() if crop.num > 0
         }
-        return HostBatch.empty(num, views, dict.fromkeys(views, len(Column) + self.num_added))
+        num_parameters = len(Column) + self.num_added + self.config.mixup
+        return HostBatch.empty(num, views, dict.fromkeys(views, num_parameters))
 
     def host(
         self,
@@ -131,6 +142,7 @@ class TrainViews:
         out: HostBatch,
     ) -> None:
         """Fills `out` with crops of images, uint8 [3, H, W], and the parameters of `device`."""
+        mixed = int(self.config.mixup)
         heights, widths = (
             np.array([image.shape[side] for image in images], np.int64)[:, None] for side in (1, 2)
         )
@@ -154,28 +166,29 @@ class TrainViews:
             ):
                 for box, view in zip(image_boxes, image_views, strict=True):
                     crop_resize(image, box, view)
-            parameters = draw_parameters(color_draws, self.config)
-            if self.num_added:
-                stream, num = _ADDED_STREAMS + number, crop.num * self.num_added
-                added = uniforms(self.seed, epoch, indices, stream, num)
-                shaped = torch.from_numpy(added.astype(np.float32)).view(*parameters.shape[:2], -1)
-                parameters = torch.cat([parameters, shaped], dim=2)
-            out.draws[name].copy_(parameters)
+            parts = [draw_parameters(color_draws, self.config)]
+            for first, num in ((_ADDED_STREAMS, self.num_added), (_MIXUP_STREAMS, mixed)):
+                if num:
+                    added = uniforms(self.seed, epoch, indices, first + number, crop.num * num)
+                    shaped = torch.from_numpy(added.astype(np.float32))
+                    parts.append(shaped.view(len(images), crop.num, num))
+            out.draws[name].copy_(torch.cat(parts, dim=2))
         out.labels.copy_(torch.from_numpy(labels))
         out.indices.copy_(torch.from_numpy(indices))
 
     def device(self, batch: HostBatch) -> dict[str, Tensor]:
-        """Normalised views by resolution, float32 [V, N, 3, S, S].
+        """Normalised views by resolution, float32 [V, N, 3, S, S], mixed if the recipe says so.
 
         So `device(batch)["global"][0]` holds one view of each image.
         """
         out = {}
         for name, views in batch.views.items():
             view_major = views.transpose(0, 1)
-            parameters = batch.draws[name].transpose(0, 1).flatten(0, 1)
-            out[name] = photometric(
-                view_major.flatten(0, 1), parameters, self.config, self.operations
+            parameters = batch.draws[name].transpose(0, 1)
+            made = photometric(
+                view_major.flatten(0, 1), parameters.flatten(0, 1), self.config, self.operations
             ).view(view_major.shape)
+            out[name] = mixup(made, parameters[..., -1]) if self.config.mixup else made
         return out
 
 
@@ -183,6 +196,7 @@ class StillViews(ABC):
     """One view per image, a square with sides of `size` pixels, without any randomness."""
 
     size: int
+    images_together = 1
 
     @abstractmethod
     def place(self, image: Tensor, square: Tensor) -> None:

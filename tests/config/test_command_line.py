@@ -321,7 +321,7 @@ def test_help_says_what_there_is_and_what_it_means(
         "finetune": {"optimizer"},
         "detect": {"optimizer", "views"},
     }.get(name, set())
-    assert shown.keys() - {"experiments", "scale"} == expected - own_values
+    assert shown.keys() - {"experiments", "recipe", "scale"} == expected - own_values
     assert all(options == groups()[group] for group, options in shown.items())
 
     keys: list[str] = []

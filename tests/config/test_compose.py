@@ -82,6 +82,10 @@ def load(group: str, option: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key not in left}
 
 
+SEVERAL_PARTS = ("experiments", "recipe", "scale")
+"""Groups whose options set several parts of the config."""
+
+
 def groups_of(command: str) -> list[str]:
     """The config groups that a primary file lists."""
     defaults = OmegaConf.load(CONF / f"{command}.yaml").defaults
@@ -89,7 +93,7 @@ def groups_of(command: str) -> list[str]:
     return [
         group
         for group in groups
-        if not group.startswith(("override", "optional")) and group not in ("experiments", "scale")
+        if not group.startswith(("override", "optional")) and group not in SEVERAL_PARTS
     ]
 
 
@@ -117,8 +121,8 @@ def test_every_command_has_a_primary_file_and_every_group_a_command() -> None:
     assert {file.stem for file in CONF.glob("*.yaml")} == SCHEMAS.keys()
     folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {
         "hydra",
-        "scale",
         "crops",
+        *SEVERAL_PARTS,
     }
     assert {group for command in SCHEMAS for group in groups_of(command)} == folders
     assert config_home() == CONF.parent
@@ -256,6 +260,23 @@ def test_the_main_command_has_the_values_of_the_paper() -> None:
     assert config.data.source == "imagenet"
 
 
+@pytest.mark.parametrize("words", [[], ["scale=small"], ["experiments=table1"]])
+def test_the_patient_recipe_wins_over_scale_and_experiment(words: list[str]) -> None:
+    config = compose("distill", ["recipe=patient", "student=resnet18", *words])
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 2e-4, 1e-6)
+    assert (optimizer.clip_grad_norm, config.epochs, config.views.mixup) == (1, 800, True)
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain"])
+def test_a_smaller_scale_keeps_the_rate_of_adamw_and_the_command_line_wins(command: str) -> None:
+    optimizer = compose(command, ["optimizer=adamw", "scale=small"]).optimizer
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.warmup_epochs) == (5e-4, 0.04, 10)
+    assert compose(command, ["scale=small"]).optimizer.lr == 0.03
+    words = ["optimizer=adamw", "scale=small", "optimizer.lr=0.001"]
+    assert compose(command, words).optimizer.lr == 0.001
+
+
 def test_multi_crop_adds_six_local_views() -> None:
     views = compose("distill", ["views=swav_multicrop"]).views
     assert views.crops == {
@@ -362,6 +383,7 @@ FLOATS: list[
     (optimizer, "clip_grad_norm", 0, math.inf, "(]"),
     (optimizer, "warmup_epochs", 0, math.inf, "[]"),
     (optimizer, "gamma", 0, math.inf, "(]"),
+    (pretrain, "ema_decay", 0, 1, "()"),
     (SeedConfig, "tau_student", 0, math.inf, "(]"),
     (SeedConfig, "tau_teacher", 0, math.inf, "(]"),
     (MocoConfig, "temperature", 0, math.inf, "(]"),
@@ -493,6 +515,8 @@ def test_the_evaluation_crop_fits_into_the_resized_image(eval_size: int, eval_re
         (views, {"crops": {"global": CropConfig(num=0)}}, "at least one global view"),
         (views, {"mean": [0.5]}, "need 3 finite values each"),
         (views, {"std": [0.5, 0.5, 0.0]}, "std > 0"),
+        (optimizer, {"betas": [0.9]}, r"betas must be two numbers in \[0, 1\), got \[0.9\]"),
+        (optimizer, {"betas": [0.9, 1.0]}, r"betas must be two numbers in \[0, 1\)"),
         (pretrain, {"students": {}}, "no student to train; choose one, e.g. student=resnet18"),
         (linear, {"lrs": []}, r"positive learning rates, got \[\]"),
         (linear, {"lrs": [1.0, 0.0]}, r"positive learning rates, got \[1.0, 0.0\]"),

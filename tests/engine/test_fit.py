@@ -796,15 +796,51 @@ def test_clipping_is_per_student_and_the_logged_norm_is_that_before_it(tmp_path:
         ).norm().item() / lr == pytest.approx(0.01, rel=1e-2)
 
 
-def test_lars_trains_and_resumes_bit_for_bit(tmp_path: Path) -> None:
-    lars = OptimizerConfig("lars", lr=10.0, warmup_epochs=0.4)
-    tiny.train(tiny.seed(), tmp_path / "straight", optimizer=lars)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        OptimizerConfig("lars", lr=10.0, warmup_epochs=0.4),
+        OptimizerConfig("adamw", lr=0.005, weight_decay=0.1, warmup_epochs=0.4),
+    ],
+    ids=lambda one: one.name,
+)
+def test_other_optimisers_train_and_resume_bit_for_bit(
+    optimizer: OptimizerConfig, tmp_path: Path
+) -> None:
+    tiny.train(tiny.seed(), tmp_path / "straight", optimizer=optimizer)
     with pytest.raises(ValueError, match="unplugged"):
         tiny.train(
-            tiny.seed(), tmp_path / "broken", optimizer=lars, source=tiny.Images(fail_after=60)
+            tiny.seed(),
+            tmp_path / "broken",
+            optimizer=optimizer,
+            source=tiny.Images(fail_after=60),
         )
-    tiny.train(tiny.seed(), tmp_path / "broken", optimizer=lars)
+    tiny.train(tiny.seed(), tmp_path / "broken", optimizer=optimizer)
     assert_same_runs(tmp_path / "straight", tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "lrs", "is_warned"),
+    [
+        ("adamw", 0.03, None, True),
+        ("adamw", 0.001, None, False),
+        ("adamw", 1.0, {"a": 0.001}, False),  # multiples of lr, as linear evaluation has them
+        ("sgd", 0.03, None, False),
+    ],
+)
+def test_a_rate_of_sgds_scale_is_warned_of_with_adamw(
+    name: str,
+    lr: float,
+    lrs: dict[str, float] | None,
+    is_warned: bool,
+    tmp_path: Path,
+    logged: list[str],
+) -> None:
+    optimizer = OptimizerConfig(name, lr=lr, warmup_epochs=0)
+    tiny.train(tiny.seed(), tmp_path, tiny.fit_config(steps=1), optimizer, lrs=lrs)
+    assert any(f"learning rate of {lr:g}" in line and "adamw" in line for line in logged) is (
+        is_warned
+    )
 
 
 # --- what is logged -------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ import copy
 import math
 
 import pytest
+import timm
+import tiny
 import torch
 from torch import Tensor, nn
 
 from seed_exp.config.schema import OptimizerConfig
 from seed_exp.engine.optimizers import Lars, build_optimizer, set_lr
+from seed_exp.models.students import Student
 
 
 def config(name: str, **options: float) -> OptimizerConfig:
@@ -31,6 +34,23 @@ def gradients(module: nn.Module, step: int) -> None:
         parameter.grad = torch.empty_like(parameter).copy_(
             torch.randn(parameter.shape, dtype=parameter.dtype)
         )
+
+
+def adamw_algorithm_2(
+    w: list[float], gs: list[list[float]], rates: list[float], decay: float
+) -> list[float]:
+    """arXiv:1711.05101, Algorithm 2, a parameter's numbers one by one."""
+    beta1, beta2, epsilon = 0.8, 0.95, 1e-8
+    out = []
+    for start, *numbers in zip(w, *gs, strict=True):
+        value, m, v = start, 0.0, 0.0
+        for t, (g, rate) in enumerate(zip(numbers, rates, strict=True), 1):
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g * g
+            m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+            value -= rate * (m_hat / (math.sqrt(v_hat) + epsilon) + decay * value)
+        out.append(value)
+    return out
 
 
 RATES = [0.0, 0.5, 2.0, 1.0, 0.1]
@@ -87,6 +107,76 @@ def test_lars_equals_its_algorithm_over_several_steps() -> None:
         )
 
 
+def test_adamw_equals_its_algorithm_and_decays_neither_biases_nor_batch_norm() -> None:
+    module = network()
+    options = tiny.replaced(config("adamw", weight_decay=0.3), betas=[0.8, 0.95])
+    optimizer = build_optimizer(options, module, {"3": 20.0})
+    named = dict(module.named_parameters())
+    start = {name: parameter.detach().flatten().tolist() for name, parameter in named.items()}
+    history: dict[str, list[list[float]]] = {name: [] for name in named}
+    for step, rate in enumerate(RATES):
+        gradients(module, step)
+        for name, parameter in named.items():
+            history[name].append(parameter.grad.flatten().tolist())
+        set_lr(optimizer, rate)
+        optimizer.step()
+    for name, parameter in named.items():
+        rates = [rate * (20.0 if name.startswith("3.") else 1.0) for rate in RATES]
+        decay = 0.3 if name in ("0.weight", "3.weight") else 0.0
+        expected = adamw_algorithm_2(start[name], history[name], rates, decay)
+        torch.testing.assert_close(
+            parameter.detach().flatten(),
+            torch.tensor(expected, dtype=torch.float64),
+            rtol=1e-10,
+            atol=0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("vit_tiny_patch16_224", {"cls_token", "pos_embed"}),
+        ("swin_tiny_patch4_window7_224", {"relative_position_bias_table"}),
+        ("xcit_nano_12_p16_224", {"cls_token", "pos_embed.token_projection.weight", "temperature"}),
+        ("resnet18", set()),
+    ],
+)
+def test_adamw_spares_vectors_and_what_networks_of_timm_name(name: str, spared: set[str]) -> None:
+    with torch.device("meta"):
+        encoder = timm.create_model(name, num_classes=0)
+        student = Student(encoder, None, 8)
+    optimizer = build_optimizer(config("adamw"), student)
+    decayed, undecayed = (
+        {id(parameter) for parameter in group["params"]} for group in optimizer.param_groups
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    named = dict(student.named_parameters())
+    assert {id(parameter) for parameter in named.values()} == decayed | undecayed
+    for key, parameter in named.items():
+        is_spared = parameter.ndim <= 1 or any(key.endswith(one) for one in spared)
+        assert (id(parameter) in undecayed) is is_spared, key
+
+
+def test_a_skipped_step_leaves_adamw_as_it_was_on_a_gpu_too() -> None:
+    module = network()
+    optimizer = build_optimizer(config("adamw"), module)
+    for group in optimizer.param_groups:
+        group["fused"] = True  # the kernel of a GPU, here on the CPU
+    set_lr(optimizer, 0.1)
+    states = []
+    for step, skip in enumerate([1.0, 0.0, 1.0]):
+        gradients(module, step)
+        if skip:
+            module[0].weight.grad.fill_(torch.nan)
+        optimizer.found_inf = torch.tensor(skip)  # as `step_unless` has it
+        optimizer.step()
+        states.append(copy.deepcopy((module.state_dict(), optimizer.state_dict()["state"])))
+    tiny.assert_same(states[0][0], network().state_dict())
+    tiny.assert_same(*(states[number][0] for number in (1, 2)))
+    tiny.assert_same(*(states[number][1] for number in (1, 2)))
+    assert all(state["step"] == 1 for state in optimizer.state.values())
+
+
 def test_sgd_is_that_of_torch() -> None:
     ours, reference = network(), network()
     optimizer = build_optimizer(config("sgd"), ours)
@@ -102,7 +192,7 @@ def test_sgd_is_that_of_torch() -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 @pytest.mark.parametrize("gradient", [0.0, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
@@ -131,19 +221,19 @@ def test_lars_leaves_what_has_no_gradient() -> None:
     assert not torch.equal(used, torch.ones(2, 2))
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_frozen_parameters_are_left_out_and_nothing_moves_before_set_lr(name: str) -> None:
     module = network()
     module[0].requires_grad_(False)
     optimizer = build_optimizer(config(name), module)
-    assert len(optimizer.param_groups[0]["params"]) == 4
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
     before = [parameter.detach().clone() for parameter in module.parameters()]
     gradients(module, 0)
     optimizer.step()
     assert all(torch.equal(one, two) for one, two in zip(before, module.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_state_goes_on_in_another_optimizer(name: str) -> None:
     def steps(module: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> list[Tensor]:
         for step in numbers:
@@ -162,7 +252,7 @@ def test_state_goes_on_in_another_optimizer(name: str) -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_a_part_with_a_factor_moves_as_if_it_were_alone_with_that_rate(name: str) -> None:
     ours, reference = network(), network()
     optimizer = build_optimizer(config(name), ours, {"0": 0.5, "3": 20.0})
@@ -193,25 +283,27 @@ def test_a_state_without_factors_is_taken_and_one_with_other_groups_refused() ->
         build_optimizer(config("sgd"), network(), {"3": 20.0}).load_state_dict(state)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("saved", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("loaded", [torch.contiguous_format, torch.channels_last])
 def test_state_goes_on_in_another_memory_format(
-    fused: bool, saved: torch.memory_format, loaded: torch.memory_format
+    name: str, fused: bool, saved: torch.memory_format, loaded: torch.memory_format
 ) -> None:
     def trained(module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> nn.Module:
-        optimizer.param_groups[0]["fused"] = fused
+        for group in optimizer.param_groups:
+            group["fused"] = fused
         gradients(module, step)
         set_lr(optimizer, 0.5)
         optimizer.step()
         return module
 
     first = network().to(memory_format=saved)
-    before = build_optimizer(config("sgd"), first)
+    before = build_optimizer(config(name), first)
     trained(first, before, 0)
     second = network().to(memory_format=loaded)
     second.load_state_dict(first.state_dict())
-    after = build_optimizer(config("sgd"), second)
+    after = build_optimizer(config(name), second)
     after.load_state_dict(copy.deepcopy(before.state_dict()))
     for one, two in zip(
         trained(second, after, 1).parameters(), trained(first, before, 1).parameters(), strict=True
@@ -243,11 +335,12 @@ def test_lars_gives_the_same_in_any_memory_format() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_one_kernel_updates_all_as_on_the_cpu() -> None:
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_on_a_gpu_one_kernel_updates_all_as_on_the_cpu(name: str) -> None:
     module, reference = network().cuda(), network()
     optimizer, expected = (
-        build_optimizer(config("sgd"), module),
-        build_optimizer(config("sgd"), reference),
+        build_optimizer(config(name), module),
+        build_optimizer(config(name), reference),
     )
     assert optimizer.defaults["fused"]
     assert not expected.defaults["fused"]

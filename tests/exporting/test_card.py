@@ -112,6 +112,17 @@ def test_it_names_method_teacher_data_input_licence_and_how_to_load(tmp_path: Pa
         assert fact in text, fact
 
 
+def test_an_average_is_said_to_be_one_and_mixup_is_named(tmp_path: Path) -> None:
+    options = {**OPTIONS, "views.mixup": True, "students.small.epochs": 50}
+    average = card(tmp_path, name="small_ema", ema_decay=0.999, options=options)
+    assert "- Weights: `moving average over the steps, of which each keeps 0.999`" in average
+    assert "- Mixup: `each view with one of another image`" in average
+    assert "- Epochs of this network: `50`" in average
+    plain = card(tmp_path)
+    assert "average" not in plain
+    assert "Mixup" not in plain
+
+
 def test_a_network_that_timm_has_only_nearly_is_not_offered_as_timms(tmp_path: Path) -> None:
     text = card(tmp_path, "mobilenetv3_large")
     assert "library_name" not in front(text)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seed_exp.config.schema import FitConfig, Precision, StudentConfig
 from seed_exp.data.transfer import moved
 from seed_exp.engine import fleet
+from seed_exp.engine.averages import Averages
 from seed_exp.engine.fleet import Fleet, Outcome, find_batch_size
 from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
@@ -25,7 +26,7 @@ from seed_exp.models.students import build_student
 from seed_exp.views.recipe import HostBatch, TrainViews
 
 GPU, META = torch.device("cuda", 0), torch.device("meta")
-VIEWS = {"blur_prob": 0.5, "grayscale_prob": 0.2}
+VIEWS = {"blur_prob": 0.5, "grayscale_prob": 0.2, "mixup": True}
 NUM = 8
 METHODS: dict[str, Callable[[], Method]] = {
     "one student": lambda: tiny.seed(["a"]),
@@ -75,7 +76,14 @@ def config_and_views(**options: Any) -> tuple[FitConfig, TrainViews]:
 def built(method: Method, config: FitConfig, views: TrainViews, device: torch.device) -> Fleet:
     lengths = dict.fromkeys(method.trainable, 9)
     return Fleet(
-        method, views, config, device, batch_size=NUM, steps_per_epoch=5, num_steps=lengths
+        method,
+        views,
+        config,
+        device,
+        batch_size=NUM,
+        steps_per_epoch=5,
+        num_steps=lengths,
+        averages=Averages(method.trainable, 0.9, device) if device == META else None,
     )
 
 
@@ -102,6 +110,9 @@ def test_a_step_never_waits_for_the_gpu(name: str, monkeypatch: pytest.MonkeyPat
     kept = [*trained.method.carried.buffers()]
     for network in trained.method.trainable.values():
         kept += [*network.parameters(), *network.buffers()]
+    assert trained.averages is not None
+    for average in trained.averages.networks.values():
+        kept += [*average.parameters(), *average.buffers()]
     assert {tensor.device for tensor in [*numbers, *kept]} == {META}
 
 

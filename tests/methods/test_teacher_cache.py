@@ -36,8 +36,16 @@ def cache(
     dim: int = 4,
     num_images: int = 40,
     num_views: dict[str, int] = NUM_VIEWS,
+    in_pairs: bool = False,
 ) -> TeacherCache:
-    return TeacherCache(folder, key, num_images=num_images, num_views=num_views, embedding_dim=dim)
+    return TeacherCache(
+        folder,
+        key,
+        num_images=num_images,
+        num_views=num_views,
+        embedding_dim=dim,
+        in_pairs=in_pairs,
+    )
 
 
 def embed(epoch: int, indices: Tensor, *, dim: int = 4, seed: int = 0) -> dict[str, Tensor]:
@@ -82,6 +90,23 @@ def refuse_to_open_for_writing(
     if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return open_(path, flags, *args, **options)
+
+
+def test_the_embedding_of_a_mixed_view_is_that_of_the_same_pair_only(tmp_path: Path) -> None:
+    mixed, plain = cache(tmp_path / "mixed", in_pairs=True), cache(tmp_path / "plain")
+    written = torch.tensor([3, 8, 20, 1])
+    for one in (mixed, plain):
+        one.write(0, written, embed(0, written))
+    for found in ([20, 1, 3, 8], [8, 3]):  # other batches, the other order
+        indices = torch.tensor(found)
+        assert same(mixed.read(0, indices), embed(0, indices))
+    replaced = torch.tensor([3, 9, 20, 1])  # image 8 cannot be read any more
+    mixed.write(1, written, embed(1, written))
+    mixed.write(1, replaced[:2], embed(1, replaced[:2], seed=5))
+    assert mixed.read(1, written) is None  # 3 is now mixed with 9
+    assert same(mixed.read(1, replaced[:2]), embed(1, replaced[:2], seed=5))
+    assert mixed.read(0, torch.tensor([3, 20])) is None
+    assert same(plain.read(0, torch.tensor([3, 20])), embed(0, torch.tensor([3, 20])))
 
 
 def test_what_is_written_is_read_bit_for_bit_in_any_order_by_any_process(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from seed_exp.base.averages import network_behind, with_averages
 from seed_exp.config.compose import compose
 from seed_exp.config.options import to_plain
 
@@ -63,10 +64,12 @@ def make_run(
     for name, lines in (("metrics", rows), ("speed", speed)):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
     if finished:
-        for name, student in options["students"].items():
+        for name in with_averages(options["students"], options.get("ema_decay")):
+            network = network_behind(name, options["students"])
+            student = options["students"][network]
             header = {"student": student, "embedding_dim": 128, "step": step, "command": command}
             encoder = {
-                "encoder.weight": torch.zeros(PARAMETERS.get(name, 10)),
+                "encoder.weight": torch.zeros(PARAMETERS.get(network, 10)),
                 "encoder.bn.running_mean": torch.zeros(7),
             }
             path = folder / "students" / f"{name}.safetensors"

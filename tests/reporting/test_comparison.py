@@ -127,6 +127,36 @@ def test_what_differs_between_jobs_makes_columns_and_seeds_a_mean_with_its_sprea
         )
 
 
+def test_averages_have_rows_of_their_own_beside_their_students(tmp_path: Path) -> None:
+    averaged = [*options(128, 0), "ema_decay=0.99"]
+    folder = make_run(tmp_path / "averaged", "distill", averaged)
+    values = {"convnet_w2": 50.0, "convnet_w2_ema": 52.0, "convnet_w32": 60.0}
+    add_results(folder, {name: (value - 5, value, 99) for name, value in values.items()})
+    # With another decay it is another network, and the student is the same.
+    other = make_run(
+        tmp_path / "other", "distill", [*options(128, 1, "student=convnet_w2"), "ema_decay=0.9"]
+    )
+    add_results(other, {"convnet_w2": (46, 51, 99), "convnet_w2_ema": (47, 53, 99)})
+    made = table(tmp_path)
+    rows = ["convnet_w2", "convnet_w2 (EMA 0.99)", "convnet_w32", "convnet_w32 (EMA 0.99)"]
+    assert made.rows == [*rows, "convnet_w2 (EMA 0.9)"]
+    assert [column.label for column in made.columns] == ["all runs"]
+    means = [ours(made, row, 0).mean for row in made.rows]
+    assert means == [50.5, 52.0, 60.0, None, 53.0]
+    assert made.parameters["convnet_w2 (EMA 0.99)"] == 1626
+    assert made.cells["convnet_w32 (EMA 0.99)", 0].state == "no knn and no linear"
+    assert made.cells["convnet_w2 (EMA 0.99)", 0].state == ""
+
+
+def test_a_run_with_averages_fills_the_cells_of_one_without(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "distill", [*options(128, 0), "ema_decay=0.99"])
+    add_results(folder, {"convnet_w2": (45, 50, 99), "convnet_w2_ema": (47, 52, 99)})
+    made = table(tmp_path, PLAN)
+    assert made.rows == ["convnet_w2", "convnet_w32"]
+    assert ours(made, "convnet_w2", 0).mean == 50
+    assert made.notes == []
+
+
 def test_fine_tuning_with_few_labels_has_columns_where_there_is_any_and_is_never_missing(
     tmp_path: Path,
 ) -> None:

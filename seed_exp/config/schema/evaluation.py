@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import Precision
-from seed_exp.config.schema.parts import DataConfig, require, require_global_only
+from seed_exp.config.schema.parts import (
+    DataConfig,
+    require,
+    require_global_only,
+    require_unmixed,
+)
 from seed_exp.config.schema.training import FitConfig
 
 
@@ -45,6 +50,7 @@ class LinearConfig(FitConfig, OfRunConfig):
             f"linear evaluation uses one view of an image; views.crops.global.num is {num}",
         )
         require_global_only(self.views, "linear")
+        require_unmixed(self.views, "linear", "the label would be that of one of the two images")
 
 
 @dataclass
@@ -66,6 +72,7 @@ class FinetuneConfig(FitConfig, OfRunConfig):
         num = self.views.crops["global"].num
         require(num == 1, f"fine-tuning uses one view of an image; views.crops.global.num is {num}")
         require_global_only(self.views, "finetune")
+        require_unmixed(self.views, "finetune", "the label would be that of one of the two images")
 
 
 SOURCES_WITH_OBJECTS = ("voc", "coco")
@@ -95,6 +102,7 @@ class DetectConfig(FitConfig, OfRunConfig):
             f"without data.fraction and data.subset; got data={data.source} "
             f"data.fraction={data.fraction:g} data.subset={data.subset}",
         )
+        require_unmixed(self.views, "detect", "its images stay whole")
         sides = self.short_sides
         require(
             len(sides) > 0 and min(sides) >= 32,

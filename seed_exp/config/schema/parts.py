@@ -30,6 +30,13 @@ def require_global_only(views: ViewsConfig, command: str) -> None:
     )
 
 
+def require_unmixed(views: ViewsConfig, command: str, reason: str) -> None:
+    require(
+        not views.mixup,
+        f"{command} does not take views.mixup=true: {reason}; set views.mixup=false",
+    )
+
+
 RELEASED_NETWORKS = (
     "resnet18",
     "resnet34",
@@ -170,6 +177,8 @@ class ViewsConfig:
     """Probability of a horizontal flip, per view."""
     operations: list[str] = field(default_factory=list)
     """Keys of views.operations.VIEW_OPERATIONS, applied in this order after the blur."""
+    mixup: bool = False
+    """distill: whether each view is mixed with that of another image, in a uniform proportion."""
     eval_size: int = 224
     """Side of the evaluation view (centre crop) in pixels."""
     eval_resize: int = 256
@@ -289,9 +298,11 @@ class OptimizerConfig:
     lr: float = MISSING
     """Peak learning rate at a global batch of 256; multiplied by batch_size / 256."""
     momentum: float = 0.9
-    """Momentum of the gradient."""
+    """sgd, lars: momentum of the gradient."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """adamw: shares that each step keeps of the gradient's mean and of its square's mean."""
     weight_decay: float = 1e-4
-    """L2 penalty, on every parameter for sgd, on matrices and kernels only for lars."""
+    """sgd, lars: L2 penalty; adamw: decay apart from the gradient; lars, adamw: not of vectors."""
     trust_coefficient: float = 0.001
     """LARS: ratio of the update's norm to the weight's norm at lr 1."""
     clip_grad_norm: float | None = None
@@ -313,6 +324,10 @@ class OptimizerConfig:
         )
         require(
             0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}"
+        )
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas must be two numbers in [0, 1), got {self.betas}",
         )
         require(
             self.weight_decay >= 0,

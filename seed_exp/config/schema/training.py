@@ -19,6 +19,7 @@ from seed_exp.config.schema.parts import (
     ViewsConfig,
     require,
     require_global_only,
+    require_unmixed,
 )
 
 TRAINING = ("distill", "pretrain")
@@ -109,6 +110,8 @@ class EncoderFitConfig(FitConfig):
     """Validation images that k-NN during training classifies, at most."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
     """Networks to train, by name; each has the options of the group student."""
+    ema_decay: float | None = None
+    """Share that each step keeps of an average of a student's weights, NAME_ema; null = none."""
     evaluations: list[str] = field(default_factory=list)
     """Evaluations after training, each with its own options: [knn, "linear lrs=[30]"]."""
     command: str | None = None
@@ -119,6 +122,10 @@ class EncoderFitConfig(FitConfig):
         for option in ("knn_bank_size", "knn_query_size"):
             value = getattr(self, option)
             require(value >= 1, f"{option} must be at least 1, got {value}")
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"ema_decay must be null or between 0 and 1, such as 0.999, got {self.ema_decay}",
+        )
         require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
         for name, student in self.students.items():
             if student.epochs is not None:
@@ -195,3 +202,5 @@ class PretrainConfig(EncoderFitConfig):
             f"views.crops.global.num is {num}",
         )
         require_global_only(self.views, "pretrain")
+        reason = "its two views of an image would be mixed in two proportions"
+        require_unmixed(self.views, "pretrain", reason)

@@ -20,6 +20,7 @@ MOST_PICTURES = 24
 CURVES = {
     "loss": "Loss",
     "knn10": "10-NN top-1 during training, %",
+    "knn10_ema": "10-NN top-1 of averages during training, %",
     "teacher_cosine": "Cosine of student and teacher",
     "teacher_entropy": "Entropy of the teacher's target, nats",
     "effective_neighbours": "Effective neighbours in the teacher's target",
