@@ -91,7 +91,7 @@ class TimedStep:
         self.device = local_device(config.device)
         torch.manual_seed(0)
         self.plain_teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
-        self.plain_teacher.adapt_to(config.views)
+        self.plain_teacher.adapt_to(config.views, config.teacher.size)
         self.teacher = copy.deepcopy(self.plain_teacher).to(self.device)
         if not config.objective.has_batch_teacher:
             self.teacher.fold_batch_norm()

@@ -126,6 +126,7 @@ def _published_equivalent(teacher: TeacherConfig) -> TeacherConfig:
         reduce=teacher.reduce,
         embedding_dim=teacher.embedding_dim,
     )
+        size=teacher.size,
 
 
 def measure_step(config: Config, device: torch.device, seconds: float) -> StepCost:
@@ -217,7 +218,7 @@ def _build(config: Config) -> Seed | Moco:
         }
         return Moco(students, config.moco, seed=0)
     teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
-    teacher.adapt_to(config.views)
+    teacher.adapt_to(config.views, config.teacher.size)
     if not config.objective.has_batch_teacher:
         teacher.fold_batch_norm()
     students = {

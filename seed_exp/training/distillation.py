@@ -65,7 +65,7 @@ def distill(config: DistillConfig) -> Path:
         with distributed.rank0_first():
             images = load_images(config.data)
             teacher = build_teacher(config.teacher, config.teacher_ssl.name)
-            teacher.adapt_to(config.views)
+            teacher.adapt_to(config.views, config.teacher.size)
             if not config.objective.has_batch_teacher:
                 teacher.fold_batch_norm()
             dim = embedding_dim(config, teacher)

@@ -96,6 +96,8 @@ class TeacherConfig:
     """network=run: name of the network, if the run trained several."""
     embedding: TeacherEmbedding = TeacherEmbedding.head
     """Output that students learn: behind the projection head, or features (before it)."""
+    size: int | None = None
+    """Side to which global views are resized for it, others in proportion; null = as it needs."""
     reduce: Reduce | None = None
     """Projection to narrower embeddings, fitted before training, then fixed; null = none."""
     embedding_dim: int | None = None
@@ -110,6 +112,10 @@ class TeacherConfig:
         )
         dim, num = self.embedding_dim, self.num_reduce_images
         require(
+        require(
+            self.size is None or self.size >= 2,
+            f"teacher.size must be null or at least 2 pixels, got {self.size}",
+        )
             dim is None or self.reduce is not None,
             f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: "
             "without it embeddings are as wide as the teacher's",
