@@ -139,7 +139,7 @@ class TimedStep:
         config, objective = self.config, self.config.objective
         # The plain way is SEED's, whatever ours minimises.
         if not isinstance(objective, SeedConfig):
-            objective = SeedConfig(queue_size=objective.queue_size)
+            objective = SeedConfig(queue_size=objective.queue_length)
         training = PlainTraining(
             self.students[name],
             self.plain_teacher,
@@ -214,7 +214,7 @@ class TimedStep:
         return {
             "teacher": self.config.teacher.name or self.config.teacher.network,
             "batch": f"{self.config.batch_size} images, views {shapes}",
-            "queue": str(self.config.objective.queue_size),
+            "queue": str(self.config.objective.queue_length),
             "precision": resolve(self.config.precision, self.device).value,
         }
 

@@ -106,7 +106,7 @@ def train_encoders(
         steps: Mapping[str, int], networks: Mapping[str, dict[str, Tensor]], batch_size: int
     ) -> None:
         for name, step in steps.items():
-            trained = {**facts, "step": step, "batch_size": batch_size}
+            trained = {**facts, "step": step, "batch_size": batch_size, **method.found()}
             student, options = students[name], config.students[name]
             save_student(files[name], student, options, trained, networks[name])
 
