@@ -37,7 +37,7 @@ def bench(config: BenchConfig) -> BenchReport:
     torch.manual_seed(0)
     student, teacher, queue = (
         F.normalize(torch.randn(num, EMBEDDING_DIM, device=device), dim=1)
-        for num in (config.rows, config.rows, config.objective.queue_size)
+        for num in (config.rows, config.rows, config.objective.queue_length)
     )
     options, objective = config.objective, SEED
 

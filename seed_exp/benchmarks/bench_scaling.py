@@ -140,7 +140,7 @@ def refuse_shared_gpus(device: torch.device, processes: int) -> None:
 
 
 def _expected(step: Step, gpus: int, config: BenchConfig) -> str:
-    together, queue_size = gpus * config.batch_size, config.objective.queue_size
+    together, queue_size = gpus * config.batch_size, config.objective.queue_length
     full = (
         f"; {together} images per step fill the queue of {queue_size} at once"
         if together >= queue_size

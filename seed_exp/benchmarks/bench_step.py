@@ -91,7 +91,7 @@ class TimedStep:
         self.device = local_device(config.device)
         torch.manual_seed(0)
         self.plain_teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
-        self.plain_teacher.adapt_to(config.views)
+        self.plain_teacher.adapt_to(config.views, config.teacher.size)
         self.teacher = copy.deepcopy(self.plain_teacher).to(self.device)
         if not config.objective.has_batch_teacher:
             self.teacher.fold_batch_norm()
@@ -139,7 +139,7 @@ class TimedStep:
         config, objective = self.config, self.config.objective
         # The plain way is SEED's, whatever ours minimises.
         if not isinstance(objective, SeedConfig):
-            objective = SeedConfig(queue_size=objective.queue_size)
+            objective = SeedConfig(queue_size=objective.queue_length)
         training = PlainTraining(
             self.students[name],
             self.plain_teacher,
@@ -214,7 +214,7 @@ class TimedStep:
         return {
             "teacher": self.config.teacher.name or self.config.teacher.network,
             "batch": f"{self.config.batch_size} images, views {shapes}",
-            "queue": str(self.config.objective.queue_size),
+            "queue": str(self.config.objective.queue_length),
             "precision": resolve(self.config.precision, self.device).value,
         }
 

@@ -37,6 +37,7 @@ from seed_exp.engine.precision import resolve
 from seed_exp.methods.bags import BagSeed, any_bags, needs_bags
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
+from seed_exp.methods.temperature import neighbours_of
 from seed_exp.models.students import build_student
 from seed_exp.models.teachers import TEACHERS, untrained_teacher
 from seed_exp.views.recipe import HostBatch, TrainViews
@@ -97,10 +98,13 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
         "ema_decay": None if config.ema_decay is None else 0.5,
     }
     if isinstance(config, PretrainConfig):
-        moco = MocoConfig(queue_size=config.moco.queue_size)
+        moco = MocoConfig(queue_size=config.moco.queue_length)
         return PretrainConfig(**options, embedding_dim=config.embedding_dim, moco=moco)
     names = {field.name for field in fields(config.objective)}
-    factors: dict[str, Any] = dict.fromkeys(names & {"tau_student", "tau_teacher", "weight"}, 1.0)
+    any_value = names & {"tau_student", "tau_teacher", "weight"}
+    if neighbours_of(config.objective) is not None:  # which choose it
+        any_value.remove("tau_teacher")
+    factors: dict[str, Any] = dict.fromkeys(any_value, 1.0)
     objective = replace(config.objective, **factors)
     return DistillConfig(
         **options,
@@ -124,6 +128,7 @@ def _published_equivalent(teacher: TeacherConfig) -> TeacherConfig:
     first = next(name for name, shape in shapes.items() if shape == shapes[teacher.network])
     return TeacherConfig(
         first,
+        size=teacher.size,
         embedding=teacher.embedding,
         reduce=teacher.reduce,
         embedding_dim=teacher.embedding_dim,
@@ -221,7 +226,7 @@ def _build(config: Config) -> Seed | Moco:
         }
         return Moco(students, config.moco, seed=0)
     teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
-    teacher.adapt_to(config.views)
+    teacher.adapt_to(config.views, config.teacher.size)
     if not config.objective.has_batch_teacher:
         teacher.fold_batch_norm()
     students = {

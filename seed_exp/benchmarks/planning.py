@@ -117,6 +117,7 @@ def make_plan(
         raise ValueError("some jobs are for a GPU and some for the CPU; plan them separately")
     (device,) = devices
     images = known_images(configs, num_images)
+    configs = [config.sized_for(found.num) for config, found in zip(configs, images, strict=True)]
     phases = [
         split_into_phases(config, found.num, gpus)
         for config, found in zip(configs, images, strict=True)
@@ -135,7 +136,7 @@ def make_plan(
             [(part.images, costs[repr(part.options)]) for part in parts],
             gpus,
         )
-        for (label, config), found, parts in zip(jobs, images, phases, strict=True)
+        for (label, _), config, found, parts in zip(jobs, configs, images, phases, strict=True)
     ]
     caches = {
         _cache_of(config): row.teacher_cache for config, row in zip(configs, rows, strict=True)

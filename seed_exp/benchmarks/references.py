@@ -140,7 +140,7 @@ class PlainTraining:
         self.objective = objective
         dim = teacher.embedding_dim
         self.queues = {
-            name: F.normalize(torch.randn(objective.queue_size, dim, device=device), dim=1)
+            name: F.normalize(torch.randn(objective.queue_length, dim, device=device), dim=1)
             for name in resolutions
         }
         self.position = 0
@@ -179,7 +179,8 @@ class PlainTraining:
                 self.queues[name]
             )
             self.queues[name][rows] = key
-        self.position = (self.position + len(next(iter(keys.values())))) % self.objective.queue_size
+        num = len(next(iter(keys.values())))
+        self.position = (self.position + num) % self.objective.queue_length
 
 
 def kornia_views(config: ViewsConfig) -> Callable[[Tensor], Tensor] | None:

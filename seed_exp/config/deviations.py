@@ -33,7 +33,10 @@ DEVIATIONS: dict[str, dict[str, Published]] = {
     "linear": {"lrs": Published("MoCo", "[30]")},
     "finetune": {"lrs": Published("SwAV's code", "[0.01]", "for 10 % of the labels")},
     "detect": {"detector": Published("MoCo", "c4")},
-    "objective/seed": {"objective.tau_teacher": Published("SEED's code", "1e-4")},
+    "objective/seed": {
+        "objective.tau_teacher": Published("SEED's code", "1e-4"),
+        "objective.queue_size": Published("SEED's code", "65536"),
+    },
     "views/simclr": {
         "views.crops.global.scale": Published("SEED's code", "[0.2,1]"),
         "views.jitter": Published("SEED's code", "[0.4,0.4,0.4,0.4]"),

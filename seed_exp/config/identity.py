@@ -65,6 +65,9 @@ CHANGED_DEFAULTS: dict[str, ChangedDefault] = {
     "DiscoConfig.bn_group_size": ChangedDefault("0.2.0", None),
     # Without dropout in MobileNetV3-Large and with timm's initialisation.
     "StudentConfig.init_rule": ChangedDefault("0.2.0", "timm"),
+    # A run records the number that auto stands for: with as many images it is the same run.
+    "ObjectiveConfig.queue_size": ChangedDefault("0.3.0", 65536),
+    "MocoConfig.queue_size": ChangedDefault("0.3.0", 65536),
 }
 """By class and field in config.schema, such as "FitConfig.max_skipped"; subclasses are included."""
 

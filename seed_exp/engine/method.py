@@ -87,6 +87,10 @@ class Method(nn.Module):
         """
         return None
 
+    def found(self) -> dict[str, float]:
+        """Numbers that no option says and the training goes by, for the networks' files."""
+        return {}
+
     def after_step(self) -> None:
         """Called when the optimisers have made their step.
 

@@ -46,6 +46,7 @@ _MADE = {
     "Objective": "objective.name",
     "tau_student": "objective.tau_student",
     "tau_teacher": "objective.tau_teacher",
+    "Effective neighbours that chose it": "objective.effective_neighbours",
     "Queue": "objective.queue_size",
     "Views": "views.name",
     "Epochs asked for": "epochs",
@@ -245,8 +246,10 @@ def _training(
         ("Steps trained", header.get("step")),
         ("Images", header.get("inputs", {}).get("data")),
     ]
-    # The header has the number that batch_size=auto came to; the options say `auto`.
+    # The header has the numbers that batch_size=auto and effective_neighbours came to.
     found = {**options, "batch_size": header.get("batch_size", options.get("batch_size"))}
+    if "tau_teacher" in header:
+        found["objective.tau_teacher"] = header["tau_teacher"]
     rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
     if options.get("views.mixup"):
         rows.append(("Mixup", "each view with one of another image"))

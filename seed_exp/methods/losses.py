@@ -70,7 +70,7 @@ def seed_loss(
 
 
 @torch.no_grad()
-def seed_target(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor:
+def seed_target(teacher: Tensor, queue: Tensor, *, tau_teacher: float | Tensor) -> Tensor:
     """Mean of D+ = [own teacher; queue] under the teacher's distribution: all that `seed_loss`
     needs of it.
 
@@ -79,7 +79,7 @@ def seed_target(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor
     Args:
         teacher: Embeddings [N, D], unit length.
         queue: Teacher embeddings of earlier instances [K, D], unit length.
-        tau_teacher: Temperature > 0.
+        tau_teacher: Temperature > 0, one for all or one for each row [N].
 
     Returns:
         [N, D], float32, of length up to 1: 1 where all weight is on one embedding.
@@ -88,10 +88,12 @@ def seed_target(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor
         ValueError: shapes disagree (they are named in the message), or the temperature is not
             positive.
     """
-    _check_temperature("tau_teacher", tau_teacher)
     _check_shapes(teacher=teacher, queue=queue)
     with torch.autocast(teacher.device.type, enabled=False):
         teacher = teacher.float()
+        if isinstance(tau_teacher, Tensor):  # which is not looked at: that would wait for the GPU
+            return expectation(teacher / tau_teacher[:, None], teacher, queue.float(), 1.0)[1]
+        _check_temperature("tau_teacher", tau_teacher)
         return expectation(teacher, teacher, queue.float(), tau_teacher)[1]
 
 
@@ -346,14 +348,14 @@ def coss_loss(student: Tensor, teacher: Tensor, *, weight: float) -> Tensor:
 
 
 @torch.no_grad()
-def target_entropy(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Tensor:
+def target_entropy(teacher: Tensor, queue: Tensor, *, tau_teacher: float | Tensor) -> Tensor:
     """Entropy of each row's target distribution softmax(t_i . D+ / tau_teacher) over
     D+ = [own teacher; queue].
 
     Args:
         teacher: Embeddings [N, D], unit length.
         queue: Teacher embeddings of earlier instances [K, D], unit length.
-        tau_teacher: Temperature > 0.
+        tau_teacher: Temperature > 0, one for all or one for each row [N].
 
     Returns:
         [N] in nats, from 0 (one-hot) to log(K + 1); its exponential is the effective number of
@@ -361,10 +363,11 @@ def target_entropy(teacher: Tensor, queue: Tensor, *, tau_teacher: float) -> Ten
     """
     with torch.autocast(teacher.device.type, enabled=False):
         teacher, queue = teacher.float(), queue.float()
+        per_row = tau_teacher[:, None] if isinstance(tau_teacher, Tensor) else tau_teacher
         target = RunningSoftmax((teacher * teacher).sum(1) / tau_teacher)
         mean_logit = target.maximum.clone()
         for chunk in torch.split(queue, chunk_length(teacher)):
-            logits = teacher @ chunk.T / tau_teacher
+            logits = teacher @ chunk.T / per_row
             weights, rescale = target.add(logits.clone())
             mean_logit = mean_logit * rescale + (weights * logits).sum(1)
         return target.log_normaliser() - mean_logit / target.total

@@ -34,7 +34,7 @@ class Moco(Method):
             students,
             temperature=config.temperature,
             momentum=config.momentum,
-            queue_size=config.queue_size,
+            queue_size=config.queue_length,
             bn_group_size=config.bn_group_size,
             seed=seed,
         )

@@ -36,6 +36,7 @@ from seed_exp.methods.losses import (
     squared_distance,
 )
 from seed_exp.methods.momentum import MomentumContrast
+from seed_exp.methods.temperature import teacher_temperature
 from seed_exp.models.students import Student
 
 Options = TypeVar("Options", bound=ObjectiveConfig)
@@ -75,7 +76,7 @@ def _own_contrast(
         students,
         temperature=config.tau_student,
         momentum=config.momentum,
-        queue_size=config.queue_size,
+        queue_size=config.queue_length,
         bn_group_size=config.bn_group_size,
         seed=seed,
     )
@@ -86,7 +87,7 @@ SEED = Objective[SeedConfig](
     lambda s, t, m, d, config: seed_loss(
         s, t, d, tau_student=config.tau_student, tau_teacher=config.tau_teacher, target=m
     ),
-    lambda t, d, config: seed_target(t, d, tau_teacher=config.tau_teacher),
+    lambda t, d, config: seed_target(t, d, tau_teacher=teacher_temperature(t, d, config)),
 )
 DISTANCE = Objective[ObjectiveConfig](lambda s, t, _m, _d, _config: squared_distance(s, t))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from seed_exp.methods.losses import target_entropy
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.queue import Queue
 from seed_exp.methods.teacher_cache import TeacherCache
+from seed_exp.methods.temperature import Temperature, neighbours_of, teacher_temperature
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
 from seed_exp.views.recipe import HostBatch
@@ -26,7 +28,9 @@ from seed_exp.views.recipe import HostBatch
 ONE_HOT = 1.01
 """Effective neighbours below which the target is one-hot, the image itself."""
 NUM_ONE_HOT = 5
-"""Log lines in a row with such targets after which the user is told."""
+"""Log lines in a row with such targets after which the user is told; 1 for general encoders."""
+SUGGESTED_NEIGHBOURS = 10
+"""Effective neighbours that the user is told to try; the image itself is one of them."""
 
 
 class Targets(NamedTuple):
@@ -75,7 +79,7 @@ class Seed(Method):
             teacher.normalise_by_batch()
         self.cache = cache
         self.queues = {
-            name: Queue(config.queue_size, teacher.embedding_dim, seed) for name in resolutions
+            name: Queue(config.queue_length, teacher.embedding_dim, seed) for name in resolutions
         }
         clusters = self.objective.clusters
         self.clusters = (
@@ -86,6 +90,9 @@ class Seed(Method):
         contrast = self.objective.contrast
         self.contrast = None if contrast is None else contrast(students, config, seed)
         self.carried = nn.ModuleDict(self.queues)
+        self.temperature: Temperature | None = None
+        if neighbours_of(config) is not None:
+            self.temperature = self.carried["temperature"] = Temperature()
         if self.clusters:
             self.carried["clusters"] = nn.ModuleDict(self.clusters)
         if self.contrast is not None:
@@ -93,6 +100,20 @@ class Seed(Method):
         self._new: dict[str, list[Tensor]] = {name: [] for name in self.queues}
         self._seen: dict[str, Tensor] = {}
         self._num_one_hot = 0
+
+    def found(self) -> dict[str, float]:
+        """The calibrated temperature, if there is one."""
+        value = None if self.temperature is None else self.temperature.value
+        return {} if value is None else {"tau_teacher": value}
+
+    def options(self) -> ObjectiveConfig:
+        """The objective's options, with the temperature that was found if one was asked for."""
+        if self.temperature is None or self.temperature.value is None:
+            return self.config
+        found = copy.copy(self.config)
+        assert isinstance(found, SeedConfig)
+        found.tau_teacher = self.temperature.value
+        return found
 
     @torch.no_grad()
     def prepare(self, views: dict[str, Tensor], batch: HostBatch) -> Targets:
@@ -148,12 +169,16 @@ class Seed(Method):
     def diagnostics(self, targets: Targets) -> dict[str, Tensor]:
         """Mean entropy of the target (nats), effective neighbours, each student's effective rank.
 
-        All of them for global views.
+        All of them for global views. The teacher's temperature too, where it is calibrated.
         """
-        queue = self.queues["global"].embeddings
-        entropy = target_entropy(
-            targets.teacher["global"], queue, tau_teacher=self.config.diagnostic_tau
-        )
+        config, queue = self.options(), self.queues["global"].embeddings
+        teacher = targets.teacher["global"]
+        tau: float | Tensor = config.diagnostic_tau
+        chosen: dict[str, Tensor] = {}
+        if isinstance(config, SeedConfig) and self.temperature is not None:
+            tau = teacher_temperature(teacher, queue, config)
+            chosen["tau_teacher"] = (queue.new_ones(()) * tau).mean()
+        entropy = target_entropy(teacher, queue, tau_teacher=tau)
         ranks = {
             f"{name}/embedding_rank": effective_rank(embeddings)
             for name, embeddings in self._seen.items()
@@ -161,31 +186,35 @@ class Seed(Method):
         return {
             "teacher_entropy": entropy.mean(),
             "effective_neighbours": entropy.exp().mean(),
+            **chosen,
             **ranks,
         }
 
     def advice(self, shown: Mapping[str, float], *, num_seen: int, num_images: int) -> str | None:
         """Says once that the target has no neighbours, when the queue has had its chance.
 
-        It has when no random vectors are left in it, or every image has been in it.
+        It has when no random vectors are left in it, or every image has been in it. A calibrated
+        temperature gives the target its neighbours. A teacher without a head is a general encoder,
+        to which the paper's temperature does not fit: its first log line is enough.
         """
         config = self.config
         is_random = config.queue_init is QueueInit.random
-        if not isinstance(config, SeedConfig) or (
-            is_random and num_seen < min(config.queue_size, num_images)
-        ):
+        if not isinstance(config, SeedConfig) or self.temperature is not None:
             return None
-        if self._num_one_hot < NUM_ONE_HOT:
+        if is_random and num_seen < min(config.queue_length, num_images):
+            return None
+        enough = 1 if isinstance(self.teacher.head, nn.Identity) else NUM_ONE_HOT
+        if self._num_one_hot < enough:
             is_one_hot = shown.get("effective_neighbours", math.inf) < ONE_HOT
             self._num_one_hot = self._num_one_hot + 1 if is_one_hot else 0
-            if self._num_one_hot == NUM_ONE_HOT:
+            if self._num_one_hot == enough:
                 return (
                     f"the target is one-hot (effective_neighbours below {ONE_HOT} in "
-                    f"{NUM_ONE_HOT} log lines): at objective.tau_teacher={config.tau_teacher:g} "
+                    f"{enough} log lines): at objective.tau_teacher={config.tau_teacher:g} "
                     "no image of the queue resembles another, and the students learn no "
-                    "similarities, only to tell images apart (InfoNCE). Try a higher "
-                    f"objective.tau_teacher, e.g. {10 * config.tau_teacher:g}, until "
-                    "effective_neighbours is well above 1"
+                    "similarities, only to tell images apart (InfoNCE). "
+                    "objective.effective_neighbours=K chooses a higher one, at which the target "
+                    f"has K neighbours, e.g. K={SUGGESTED_NEIGHBOURS}"
                 )
         return None
 
@@ -206,7 +235,7 @@ class Seed(Method):
     def _target(self, resolution: str, teacher: Tensor) -> Tensor:
         if self.clusters:
             return self.clusters[resolution].target(teacher)
-        return self.objective.target(teacher, self.queues[resolution].embeddings, self.config)
+        return self.objective.target(teacher, self.queues[resolution].embeddings, self.options())
 
     def _compare(self, resolution: str, student: Tensor, targets: Targets) -> Tensor:
         """The loss between embeddings and targets of the same views.
@@ -227,7 +256,7 @@ class Seed(Method):
         for shift in range(num_views):  # view v of the student with view v - shift of the teacher
             teacher = torch.roll(targets.teacher[resolution], shift * targets.num_images, 0)
             target = torch.roll(targets.target[resolution], shift * targets.num_images, 0)
-            losses.append(self.objective.loss(student, teacher, target, memory, self.config))
+            losses.append(self.objective.loss(student, teacher, target, memory, self.options()))
         return torch.stack(losses).mean()
 
     def _embeddings(

@@ -83,22 +83,37 @@ class Teacher(nn.Module):
             features: Tensor = self.encoder(self.inputs(views))
         return features.clone()
 
-    def adapt_to(self, views: ViewsConfig) -> None:
+    def adapt_to(self, views: ViewsConfig, side: int | None = None) -> None:
         """Prepares the teacher for views of a recipe, which is made for the students.
 
+        Args:
+            views: The recipe.
+            side: Side in pixels to which it resizes global views; None = as the network needs.
+
         Raises:
-            ValueError: the network does not take one of the view sizes.
+            ValueError: the network does not take one of the view sizes, or not that side.
         """
         self.inputs.normalised_with(views.mean, views.std)
+        if side is not None:
+            self._resize_to(side, views.crops["global"].size)
         for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
             try:
                 with torch.inference_mode():
                     self.encoder(self.inputs(torch.zeros(1, 3, size, size)))
             except (AssertionError, RuntimeError, ValueError) as error:
+                seen = self.inputs.size(size)
+                resized = "" if seen == size else f", resized to {seen} x {seen}"
                 raise ValueError(
-                    f"the teacher does not take views of {size} x {size} pixels: "
+                    f"the teacher does not take views of {size} x {size} pixels{resized}: "
                     f"{first_line(error)}"
                 ) from None
+
+    def _resize_to(self, side: int, of: int) -> None:
+        only, multiple = self.inputs.spec.size, self.inputs.spec.multiple_of
+        if (only is not None and side != only) or side % multiple:
+            takes = f"{only} pixels only" if only is not None else f"multiples of {multiple} pixels"
+            raise ValueError(f"teacher.size={side}: this teacher takes {takes}; choose another")
+        self.inputs.resized_by(side, of)
 
     def reduce_by(self, reduction: Reduction) -> None:
         """Passes all further embeddings through `reduction`."""

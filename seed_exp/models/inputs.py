@@ -36,8 +36,8 @@ class Inputs(nn.Module):
 
     Views that fit already pass unchanged, bit for bit. Views are normalised anew if
     `normalised_with` said that their normalisation differs. They are resized to the network's only
-    size, or up to the next multiple of its patches: a ViT with patches of 14 px sees a view of
-    96 px as 98.
+    size, or by the factor that `resized_by` set, and up to the next multiple of its patches: a ViT
+    with patches of 14 px sees a view of 96 px as 98.
     """
 
     scale: Tensor | None
@@ -46,6 +46,7 @@ class Inputs(nn.Module):
     def __init__(self, spec: InputSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.factor = 1, 1
         self.register_buffer("scale", None)
         self.register_buffer("shift", None)
 
@@ -61,9 +62,15 @@ class Inputs(nn.Module):
         self.scale = (ours[1] / theirs[1]).float()
         self.shift = ((ours[0] - theirs[0]) / theirs[1]).float()
 
+    def resized_by(self, to: int, of: int) -> None:
+        """Makes views of `of` pixels `to` pixels wide, and others wider in proportion."""
+        self.factor = to, of
+
     def size(self, size: int) -> int:
         """Side in pixels to which views of `size` pixels are resized."""
-        return self.spec.size or math.ceil(size / self.spec.multiple_of) * self.spec.multiple_of
+        to, of = self.factor
+        wanted, multiple = round(size * to / of), self.spec.multiple_of
+        return self.spec.size or max(1, math.ceil(wanted / multiple)) * multiple
 
     def forward(self, views: Tensor) -> Tensor:
         """Images [N, 3, T, T], float32, from views [N, 3, S, S]; T is `size(S)`."""

@@ -16,6 +16,7 @@ from seed_exp.reporting.entries import (
     images_of,
     key_of,
     match_runs,
+    sized_as_found,
 )
 from seed_exp.reporting.published import Published, references, students_of
 from seed_exp.reporting.runs import Run
@@ -89,7 +90,7 @@ def compare(
             for job in jobs
             for name in with_averages(students_of(job.options), job.options.get("ema_decay"))
         ]
-        entries = match_runs(planned, found, notes)
+        entries = match_runs(sized_as_found(planned, found), found, notes)
     labelled = columns_of([entry.setting for entry in entries])
     columns = list(dict.fromkeys(labelled[key_of(entry.setting)].label for entry in entries))
     # The baseline first, otherwise in the given order.

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from seed_exp.base.averages import network_behind
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, MocoConfig
+from seed_exp.config.schema.queues import WithQueue, auto_queue_size
 from seed_exp.models.teachers import TEACHERS
-from seed_exp.reporting.published import Comparable, network_of, objective_of, students_of
+from seed_exp.reporting.published import (
+    Comparable,
+    network_of,
+    num_images,
+    objective_of,
+    students_of,
+)
 from seed_exp.reporting.runs import Run
 
 WITHOUT_EFFECT = frozenset(
@@ -96,6 +104,8 @@ def entry_of(
             setting[f"student.{key.removeprefix(own)}"] = value
     objective, teacher, teacher_ssl = objective_of(command, options), "", ""
     setting |= {"command": command, "objective.name": objective, "teacher": NO_TEACHER}
+    if options.get("objective.effective_neighbours") is not None:
+        setting["objective.tau_teacher"] = "calibrated"
     if command == "distill":
         teacher, about = _teacher(options, folders)
         teacher_ssl = str(options.get("teacher_ssl.name"))
@@ -134,6 +144,39 @@ def _teacher(options: Mapping[str, Any], folders: Mapping[Path, Run]) -> tuple[s
         "teacher": f"{made.row} (ours)",
         **{f"teacher's {key}": value for key, value in made.setting.items()},
     }
+
+
+def sized_as_found(planned: Sequence[Entry], found: Sequence[Entry]) -> list[Entry]:
+    """Planned entries, with the number that queue_size=auto stands for.
+
+    Runs record that number. It depends on the number of images: that of most runs on such data; of
+    no runs the published number.
+    """
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in found:
+        counted[_data_of(entry)][images_of(entry)] += 1
+    sized = []
+    for entry in planned:
+        setting = dict(entry.setting)
+        options: dict[str, type[WithQueue] | None] = {
+            "objective.queue_size": OBJECTIVE_CONFIGS.get(str(setting.get("objective.name"))),
+            "moco.queue_size": MocoConfig,
+        }
+        for option, kind in options.items():
+            if setting.get(option) == "auto" and kind is not None:
+                images = counted[_data_of(entry)].most_common(1)
+                num, largest = (
+                    num_images(images[0][0]) if images else None,
+                    kind.published_queue_size,
+                )
+                setting[option] = auto_queue_size(largest if num is None else num, largest)
+        sized.append(entry._replace(setting=setting))
+    return sized
+
+
+def _data_of(entry: Entry) -> str:
+    """Text that is the same for entries with the same options of the data."""
+    return key_of({key: value for key, value in entry.setting.items() if key.startswith("data.")})
 
 
 def match_runs(planned: Sequence[Entry], found: Sequence[Entry], notes: list[str]) -> list[Entry]:

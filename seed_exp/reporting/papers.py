@@ -22,6 +22,7 @@ PAPERS: dict[str, dict[str, Any]] = {
         "objective.queue_size": 65536,
         "objective.tau_student": 0.2,
         "objective.tau_teacher": (0.01, 1e-4),
+        "objective.effective_neighbours": None,
         "views.crops.global.num": 1,
     },
     "seed_strong": {
@@ -29,6 +30,7 @@ PAPERS: dict[str, dict[str, Any]] = {
         "objective.queue_size": 65536,
         "objective.tau_student": 0.2,
         "objective.tau_teacher": 0.01,
+        "objective.effective_neighbours": None,
         "views.crops.global.num": 2,
     },
     "moco_v2": {

@@ -285,6 +285,8 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
         reasons.append(f"the teacher's embeddings are reduced by {reduce}")
     if options.get("teacher.embedding") == "features" and row.objective in PAPERS:
         reasons.append("the students learn the teacher's features, published: its head's output")
+    if size := options.get("teacher.size"):
+        reasons.append(f"the teacher sees global views at {size} pixels")
     teacher = options.get("teacher.network")
     if row.teacher and teacher in TEACHERS and row.teacher_ssl in TEACHER_EPOCHS:
         epochs, published = TEACHERS[str(teacher)].epochs, TEACHER_EPOCHS[row.teacher_ssl]

@@ -12,7 +12,7 @@ from pathlib import Path
 from seed_exp import __version__
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import DistillConfig, QueueInit
+from seed_exp.config.schema import DistillConfig
 from seed_exp.config.schema.parts import require_global_only, require_unmixed
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
@@ -33,6 +33,7 @@ from seed_exp.models.teacher_precision import teacher_dtype
 from seed_exp.models.teachers import EMBEDDING_DIM, build_teacher
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
+from seed_exp.training.advice import length_advice, queue_advice
 from seed_exp.training.bags import kept_bags
 from seed_exp.training.encoders import (
     build_students,
@@ -42,7 +43,7 @@ from seed_exp.training.encoders import (
     refuse_large_queue,
     train_encoders,
 )
-from seed_exp.training.queue_start import queue_advice, start_queues
+from seed_exp.training.queue_start import start_from_images
 from seed_exp.training.teacher_reduction import embedding_key, kept_reduction
 
 log = logging.getLogger("seed_exp")
@@ -54,8 +55,8 @@ def distill(config: DistillConfig) -> Path:
     Raises:
         ValueError: the objective compares other views than there are; its queues do not fit into
             memory; images have too few neighbours for bags; the teacher does not take the views or
-            cannot be reduced; the teacher cache has no room; or as `open_run`, `build_students`,
-            `train_encoders` and `finish`.
+            cannot be reduced; the teacher cache has no room; no temperature gives the target its
+            neighbours; or as `open_run`, `build_students`, `train_encoders` and `finish`.
     """
     refuse_missing_views(config)
     evaluations = plan_evaluations(config)
@@ -64,13 +65,14 @@ def distill(config: DistillConfig) -> Path:
         # 1. Images and networks. The first rank downloads and indexes, the others find it done.
         with distributed.rank0_first():
             images = load_images(config.data)
+            config = config.sized_for(len(images.train))
             teacher = build_teacher(config.teacher, config.teacher_ssl.name)
-            teacher.adapt_to(config.views)
+            teacher.adapt_to(config.views, config.teacher.size)
             if not config.objective.has_batch_teacher:
                 teacher.fold_batch_norm()
             dim = embedding_dim(config, teacher)
             students = build_students(config, dim)
-            size, num_queues = config.objective.queue_size, len(numbers_of_views(config))
+            size, num_queues = config.objective.queue_length, len(numbers_of_views(config))
             refuse_large_queue("objective.queue_size", size, dim, num_queues)
             inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
             inputs |= {"data": images.train.fingerprint()}
@@ -87,15 +89,19 @@ def distill(config: DistillConfig) -> Path:
                     bags = kept_bags(run.folder, teacher, config, images.train)
             if cache is not None:
                 log.info("%s", cache_costs(cache, config, students, teacher, images.train))
-            # 3. The queue, whose content is in every checkpoint.
-            for sentence in queue_advice(config, len(images.train), teacher.embedding_dim):
-                log.warning("%s", sentence)
+            # 3. The queue and the temperature, which are in every checkpoint.
+            for sentence in (
+                *queue_advice(config, len(images.train), teacher.embedding_dim),
+                *length_advice(config, len(images.train)),
+            ):
+                log.warning("warning: %s", sentence)
+            size = config.objective.queue_length
+            log.info("queue: %s places, %s training images", f"{size:,}", f"{len(images.train):,}")
             num_views = numbers_of_views(config)
             parts = (students, teacher, config.objective, num_views, config.seed, cache)
             method = Seed(*parts) if bags is None else BagSeed(*parts, bags=bags)
-            is_new = newest_checkpoint(run.folder) is None
-            if is_new and config.objective.queue_init is QueueInit.teacher:
-                start_queues(method.queues, teacher, config, images.train, device)
+            if newest_checkpoint(run.folder) is None:
+                start_from_images(method, teacher, config, images.train, device)
             # 4. The training.
             with nullcontext() if cache is None else closing(cache):
                 diverged = train_encoders(run, method, students, images)

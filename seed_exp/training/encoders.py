@@ -113,7 +113,7 @@ def train_encoders(
     ) -> None:
         for name, step in steps.items():
             owner = network_behind(name, students)
-            trained = {**facts, "step": step, "batch_size": batch_size}
+            trained = {**facts, "step": step, "batch_size": batch_size, **method.found()}
             if owner != name:
                 trained["ema_decay"] = config.ema_decay
             path, options = student_file(run.folder, name), config.students[owner]

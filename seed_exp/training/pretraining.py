@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from seed_exp.config.schema import PretrainConfig
@@ -9,6 +10,7 @@ from seed_exp.engine import distributed
 from seed_exp.engine.run import open_run
 from seed_exp.methods.moco import Moco
 from seed_exp.protocols.follow_up import plan_evaluations
+from seed_exp.training.advice import large_queue_advice, length_advice
 from seed_exp.training.encoders import (
     build_students,
     finish,
@@ -17,6 +19,8 @@ from seed_exp.training.encoders import (
     refuse_large_queue,
     train_encoders,
 )
+
+log = logging.getLogger("seed_exp")
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -33,12 +37,20 @@ def pretrain(config: PretrainConfig) -> Path:
         # 1. Images and networks. The first rank downloads and indexes, the others find it done.
         with distributed.rank0_first():
             images = load_images(config.data)
+            config = config.sized_for(len(images.train))
             students = build_students(config, config.embedding_dim)
-            size, dim = config.moco.queue_size, config.embedding_dim
+            size, dim = config.moco.queue_length, config.embedding_dim
             refuse_large_queue("moco.queue_size", size, dim, len(students))
             inputs = {**init_inputs(config.students), "data": images.train.fingerprint()}
         with open_run("pretrain", label, config, inputs, device) as run:
             # 2. The training.
+            num, num_bytes = len(images.train), size * dim * 4 * len(students)
+            for sentence in (
+                *large_queue_advice("moco.queue_size", config.moco, num, num_bytes),
+                *length_advice(config, num),
+            ):
+                log.warning("warning: %s", sentence)
+            log.info("queue: %s places, %s training images", f"{size:,}", f"{num:,}")
             method = Moco(students, config.moco, config.seed)
             diverged = train_encoders(run, method, students, images)
             # 3. Whatever follows in the same job.

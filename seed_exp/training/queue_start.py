@@ -1,10 +1,10 @@
-"""The queue at the start of a run: filled with the teacher's embeddings, and of a fitting size."""
+"""Queue and temperature at the start of a run, from the teacher's embeddings of its images."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 
@@ -13,86 +13,77 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seed_exp.config.schema import DistillConfig, PairwiseConfig, QueueInit
+from seed_exp.config.schema import DistillConfig, QueueInit
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.precision import autocast
-from seed_exp.methods.queue import Queue
+from seed_exp.methods.seed import Seed
+from seed_exp.methods.temperature import calibrated_temperature, neighbours_of
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.training.teacher_pass import BATCH, device_views
 from seed_exp.views.recipe import TrainViews
 
 log = logging.getLogger("seed_exp")
 
+NUM_ROWS = 256
+"""Views on which a temperature is chosen."""
 FIRST_EPOCH = 2**31
 """Epoch of the first views that fill a queue: no training gets there and meets them again."""
 
 
-def queue_advice(config: DistillConfig, num_images: int, embedding_dim: int) -> list[str]:
-    """A sentence for each way in which the queue's size does not fit the run, with the remedy.
-
-    Args:
-        config: All options.
-        num_images: Training images.
-        embedding_dim: Width of an embedding.
-    """
-    size, advice = config.objective.queue_size, []
-    smaller = f"objective.queue_size={2 ** (num_images.bit_length() - 1)}"
-    if size > num_images:
-        num_queues = sum(crop.num > 0 for crop in config.views.crops.values())
-        advice.append(
-            f"the queue is larger than the data: its {size:,} embeddings are of {num_images:,} "
-            f"images, and each checkpoint has {size * embedding_dim * 4 * num_queues / 1e6:,.0f} "
-            f"MB of them; {smaller} holds each image once"
-        )
-    if isinstance(config.batch_size, int):
-        num_steps = config.steps or config.epochs * (num_images // config.batch_size)
-        seen = num_steps * config.batch_size
-        is_compared = not isinstance(config.objective, PairwiseConfig)
-        if config.objective.queue_init is QueueInit.random and is_compared and seen < size:
-            smallest = smaller if size > num_images else "a smaller objective.queue_size"
-            advice.append(
-                f"the queue is never filled: the run puts {seen:,} embeddings into it, the other "
-                f"{size - seen:,} stay random vectors, which no image resembles; "
-                f"choose {smallest}, or objective.queue_init=teacher"
-            )
-    return advice
-
-
-def start_queues(
-    queues: Mapping[str, Queue],
-    teacher: Teacher,
-    config: DistillConfig,
-    train: Source,
-    device: torch.device,
+def start_from_images(
+    method: Seed, teacher: Teacher, config: DistillConfig, train: Source, device: torch.device
 ) -> None:
-    """Fills the queues with `first_embeddings`, the same bits on every rank; errors as these.
+    """Fills the queues and finds the temperature, as far as `config` asks for it.
 
-    The first rank computes them, so that the number of processes changes nothing.
+    The same bits on every rank: the first one computes them, so that the number of processes
+    changes nothing.
+
+    Raises:
+        ValueError: as `first_embeddings` and `calibrated_temperature`.
     """
+    fills = config.objective.queue_init is QueueInit.teacher
+    size, neighbours = config.objective.queue_length, neighbours_of(config.objective)
+    if not fills and neighbours is None:
+        return
+    found: float | None = None
     with distributed.rank0_first():
         if distributed.rank() == 0:
             teacher.to(device)  # where training moves it, too
-            for name, embeddings in first_embeddings(teacher, config, train, device).items():
-                queues[name].enqueue(embeddings)
-    for queue in queues.values():
-        distributed.broadcast_buffers(queue.to(device))
-    log.info(
-        "queue: starts with the teacher's %s embeddings of %s random images",
-        f"{config.objective.queue_size:,}",
-        f"{min(config.objective.queue_size, len(train)):,}",
-    )
+            more = 0 if neighbours is None else NUM_ROWS
+            embeddings = first_embeddings(teacher, config, train, device, more=more)
+            if fills:
+                for name, rows in embeddings.items():
+                    method.queues[name].enqueue(rows[:size])
+            if neighbours is not None:
+                rows = embeddings["global"].to(device)
+                found = calibrated_temperature(rows[size:], rows[:size], neighbours)
+    if fills:
+        for queue in method.queues.values():
+            distributed.broadcast_buffers(queue.to(device))
+        log.info(
+            "queue: starts with the teacher's %s embeddings of %s random images",
+            f"{size:,}",
+            f"{min(size, len(train)):,}",
+        )
+    if method.temperature is not None:
+        method.temperature.value = distributed.gather_objects(found)[0]
+        log.info(
+            "temperature: tau_teacher=%g gives the target %g effective neighbours on average "
+            "(%d images, a queue of %s)",
+            *(method.temperature.value, neighbours, NUM_ROWS, f"{size:,}"),
+        )
 
 
 @torch.inference_mode()
 def first_embeddings(
-    teacher: Teacher, config: DistillConfig, train: Source, device: torch.device
+    teacher: Teacher, config: DistillConfig, train: Source, device: torch.device, *, more: int = 0
 ) -> dict[str, Tensor]:
     """The teacher's embeddings [K, D] of one view of K random images, by resolution, on the CPU.
 
     A pure function of seed, images, views and teacher. A queue with more places than there are
-    images gets other views of the same images.
+    images gets other views of the same images. `more` embeddings follow those of the queue.
 
     Raises:
         ValueError: as `load_batches`.
@@ -102,7 +93,7 @@ def first_embeddings(
         for name, crop in config.views.crops.items()
     }
     views = TrainViews(dataclasses.replace(config.views, crops=crops), config.seed)
-    order = list(_order(len(train), config.objective.queue_size, config.seed))
+    order = list(_order(len(train), config.objective.queue_length + more, config.seed))
     rows: dict[str, list[Tensor]] = {}
     with closing(device_views(views, train, order, config, device, "queue")) as batches:
         for batch in batches:

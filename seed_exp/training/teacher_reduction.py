@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from seed_exp.config.schema import DistillConfig, Reduce, TeacherEmbedding
 from seed_exp.data.sources import Source
@@ -68,10 +69,18 @@ def read_reduction(path: Path, in_dim: int, out_dim: int) -> State:
     return state
 
 
-def embedding_key(config: DistillConfig) -> dict[str, str]:
+def embedding_key(config: DistillConfig) -> dict[str, Any]:
     """The part of a cache's key that says which output of the teacher is the embedding.
 
     Nothing for the default, so that caches of versions without the choice stay valid.
     """
     embedding = config.teacher.embedding
-    return {} if embedding is TeacherEmbedding.head else {"embedding": embedding.value}
+    named = {} if embedding is TeacherEmbedding.head else {"embedding": embedding.value}
+    return named | size_key(config)
+
+
+def size_key(config: DistillConfig) -> dict[str, Any]:
+    """The part of a cache's key that says how large the teacher sees views; as `embedding_key`."""
+    if config.teacher.size is None:
+        return {}
+    return {"size": [config.teacher.size, config.views.crops["global"].size]}

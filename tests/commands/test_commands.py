@@ -732,6 +732,41 @@ def test_a_queue_of_the_teachers_embeddings_is_the_same_with_a_cache_and_after_a
         tiny.assert_same(first[part], second[part])
 
 
+@pytest.mark.parametrize("per", ["run", "row"])
+def test_a_calibrated_run_with_an_automatic_queue_goes_on_bit_for_bit(home: Path, per: str) -> None:
+    words = [*DISTILL, "student=convnet_w2", "steps=6", "checkpoint_every=2", "log_every=1"]
+    words += ["objective.queue_size=auto", "objective.queue_init=teacher"]
+    words += ["teacher.size=40", "teacher_cache=cache"]
+    words += ["objective.effective_neighbours=9", f"objective.effective_neighbours_per={per}"]
+    whole = distill.distill(compose("distill", [*words, "run_dir=whole"]))
+    log = (whole / "log.txt").read_text()
+    (tau,) = re.findall(r"temperature: tau_teacher=(\S+) gives the target 9 effective", log)
+    assert "recommended for so few are about" in log
+    folder = distill.distill(compose("distill", [*words, "run_dir=killed"]))
+    (folder / "checkpoints/step_00000006.pt").unlink()
+    (folder / "done.json").unlink()
+    before = len((folder / "log.txt").read_text())
+    distill.distill(compose("distill", [*words, "run_dir=killed"]))
+    again = (folder / "log.txt").read_text()[before:]
+    assert "resuming after step 4" in again
+    assert "temperature:" not in again
+    first, second = map(tiny.last_checkpoint, (whole, folder))
+    for part in ("carried", "networks", "optimizers"):
+        tiny.assert_same(first[part], second[part])
+    assert first["carried"]["global.embeddings"].shape[0] == 512
+    options = json.loads((folder / "config.json").read_text())["options"]
+    assert options["objective"]["queue_size"] == 512
+    header = read_header(folder / "students/convnet_w2.safetensors")
+    assert header is not None
+    assert header["tau_teacher"] == float(tau)
+    rows = [row for row in metrics(folder) if "tau_teacher" in row]
+    assert len(rows) == 6
+    if per == "run":
+        assert {row["tau_teacher"] for row in rows} == {pytest.approx(float(tau))}
+    else:
+        assert [row["effective_neighbours"] for row in rows] == 6 * [pytest.approx(9, rel=0.5)]
+
+
 def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_written(
     home: Path,
 ) -> None:

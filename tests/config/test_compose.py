@@ -237,7 +237,7 @@ def test_the_main_command_has_the_values_of_the_paper() -> None:
     objective = config.objective
     assert (objective.name, objective.queue_size, objective.tau_student, objective.tau_teacher) == (
         "seed",
-        65536,
+        "auto",
         0.2,
         0.01,
     )

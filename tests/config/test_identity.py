@@ -161,6 +161,20 @@ def test_a_changed_default_that_nobody_entered_is_refused_in_old_runs(
     assert line == f"knn_query_size was {config.knn_query_size}, now 4000"
 
 
+@pytest.mark.parametrize("command", ["distill", "pretrain"])
+def test_an_automatic_queue_on_many_images_is_the_run_of_earlier_versions(command: str) -> None:
+    part = {"distill": "objective", "pretrain": "moco"}[command]
+    words = ["data=digits", "student=convnet_w2"]
+    old = compose(command, [*words, f"{part}.queue_size=65536"])
+    many, few = (compose(command, words).sized_for(num) for num in (1_281_167, 5000))
+    assert_same_run(old, many)
+    content = recorded(many)
+    assert content["options"][part].pop("queue_size") == 65536
+    assert differences(content, many, INPUTS) == [], "one that does not name it had 65536"
+    assert_other_run(old, few, f"{part}.queue_size was 65536, now 2048")
+    assert_same_run(compose(command, [*words, f"{part}.queue_size=2048"]), few)
+
+
 # --- a removed option ---------------------------------------------------------------------------
 
 

@@ -531,6 +531,7 @@ OUT_OF_RANGE: dict[str, list[float]] = {
     "cluster_every": [0],
     "bn_group_size": [1],
     "own_epochs": [-1],
+    "effective_neighbours": [1, 0.5],
 }
 
 
@@ -540,7 +541,8 @@ OUT_OF_RANGE: dict[str, list[float]] = {
         (name, option)
         for name, schema in OBJECTIVE_CONFIGS.items()
         for option in sorted(
-            options_of(schema) - {"name", "deep_head", "queue_init", "teacher_statistics"}
+            options_of(schema)
+            - {"name", "deep_head", "queue_init", "teacher_statistics", "effective_neighbours_per"}
         )
     ],
 )
@@ -579,12 +581,14 @@ def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name
     method = seed_method(recording(name, read, queue_size=21, **clusters, **of_teacher))
     method.loss("a", method.trainable["a"], prepared_by(method))
     method.after_step()
-    # Read by the students, and before training.
-    of_others = {"hidden_dim", "deep_head", "queue_init"} | (
-        {"bag_size"} if method.rows_per_image == 2 else set()
+    # Read by the students, before training, and with a number of effective neighbours.
+    of_others = (
+        {"hidden_dim", "deep_head", "queue_init"}
+        | {"effective_neighbours_per"}
+        | ({"bag_size"} if method.rows_per_image == 2 else set())
     )
     schema = OBJECTIVE_CONFIGS[name]
-    assert read & options_of(schema) == options_of(schema) - of_others
+    assert read & options_of(schema) - of_others == options_of(schema) - of_others
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

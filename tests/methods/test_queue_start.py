@@ -12,16 +12,18 @@ from ranks import Ranks
 from torch import Tensor
 
 from seed_exp.config.compose import compose
-from seed_exp.config.schema import DistillConfig
-from seed_exp.methods.queue import Queue
-from seed_exp.training.queue_start import FIRST_EPOCH, first_embeddings, queue_advice, start_queues
+from seed_exp.config.schema import OBJECTIVE_CONFIGS, DistillConfig, MocoConfig, SeedConfig
+from seed_exp.methods.losses import target_entropy
+from seed_exp.methods.seed import Seed
+from seed_exp.training.advice import length_advice, queue_advice
+from seed_exp.training.queue_start import FIRST_EPOCH, first_embeddings, start_from_images
 from seed_exp.views.recipe import TrainViews
 
 CPU = torch.device("cpu")
 RECIPE = ["views=swav_multicrop", "views.crops.global.size=8", "views.crops.local.size=6"]
 
 
-def config(*words: str, size: int = 100) -> DistillConfig:
+def config(*words: str, size: int | str = 100) -> DistillConfig:
     options = ["data=digits", "data.num_workers=0", "student=convnet_w2", "device=cpu", "seed=5"]
     composed: DistillConfig = compose(
         "distill", [*options, *RECIPE, f"objective.queue_size={size}", *words]
@@ -66,10 +68,27 @@ def test_it_depends_on_seed_and_images_only() -> None:
     assert not torch.equal(first["global"], other["global"])
 
 
+STARTS = ["objective.queue_init=teacher", "objective.effective_neighbours=7"]
+
+
 def started() -> dict[str, Any]:
-    queues = {name: Queue(100, tiny.DIM, seed=1) for name in ("global", "local")}
-    start_queues(queues, tiny.teacher(), config(), tiny.Images(40), CPU)
-    return {name: queue.state_dict() for name, queue in queues.items()}
+    options = config(*STARTS)
+    method = Seed(
+        tiny.students(), tiny.teacher(), options.objective, ["global", "local"], options.seed
+    )
+    start_from_images(method, tiny.teacher(), options, tiny.Images(40), CPU)
+    return {**method.carried.state_dict(), **method.found()}
+
+
+def test_the_temperature_is_that_of_views_after_those_of_the_queue() -> None:
+    found = started()
+    rows = first_embeddings(tiny.teacher(), config(*STARTS), tiny.Images(40), CPU, more=256)
+    assert torch.equal(found["global.embeddings"], rows["global"][:100])
+    entropy = target_entropy(
+        rows["global"][100:], rows["global"][:100], tau_teacher=found["tau_teacher"]
+    )
+    assert entropy.exp().mean().item() == pytest.approx(7, rel=1e-2)
+    assert entropy.shape == (256,)
 
 
 def test_it_is_the_same_in_one_process_and_in_each_of_two(two_ranks: Ranks) -> None:
@@ -86,10 +105,11 @@ def test_it_is_the_same_in_one_process_and_in_each_of_two(two_ranks: Ranks) -> N
         (
             "objective.queue_size=65536 epochs=20",
             [
-                "65,536 embeddings are of 2,000 images, and each checkpoint has 671 MB of them; "
-                "objective.queue_size=1024 holds",
+                "65,536 embeddings are of 2,000 images, each of which is in it about 32.8 times, "
+                "and each checkpoint has 671 MB of them; objective.queue_size=512 (that is auto) "
+                "holds each image at most once",
                 "puts 35,840 embeddings into it, the other 29,696 stay random vectors, "
-                "which no image resembles; choose objective.queue_size=1024, or",
+                "which no image resembles; choose objective.queue_size=512 (that is auto), or",
             ],
         ),
         ("objective.queue_size=65536 epochs=20 objective.queue_init=teacher", ["larger than"]),
@@ -97,12 +117,66 @@ def test_it_is_the_same_in_one_process_and_in_each_of_two(two_ranks: Ranks) -> N
         ("objective.queue_size=65536 batch_size=auto", ["larger than"]),
         ("objective.queue_size=1024 steps=3", ["puts 768 embeddings into it, the other 256 stay"]),
         ("objective=l2 objective.queue_size=1024 steps=3", []),
+        ("epochs=20", []),
     ],
 )
 def test_a_queue_that_does_not_fit_the_run_is_named_with_the_remedy(
     words: str, expected: list[str]
 ) -> None:
-    advice = queue_advice(config(*words.split()), num_images=2000, embedding_dim=1280)
+    options = config(*words.split(), size="auto").sized_for(2000)
+    advice = queue_advice(options, num_images=2000, embedding_dim=1280)
     assert len(advice) == len(expected)
     for sentence, part in zip(advice, expected, strict=True):
         assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "sizes"),
+    [
+        (1_281_167, 65536, {"compress": 128000, "online_clustering": 3840}),
+        (65536, 65536, {"compress": 32768, "binary_contrastive": 16384}),
+        (65535, 16384, {}),
+        (50000, 16384, {"binary_contrastive": 16384, "online_clustering": 3840}),
+        (2000, 512, {"online_clustering": 512}),
+        (1023, 256, {}),
+        (3, 1, {}),
+        (1, 1, {}),
+    ],
+)
+def test_an_automatic_queue_is_the_papers_or_holds_no_image_twice(
+    images: int, size: int, sizes: dict[str, int]
+) -> None:
+    assert SeedConfig().sized_for(images).queue_size == size
+    assert MocoConfig().sized_for(images).queue_size == size
+    assert SeedConfig(queue_size=7).sized_for(images).queue_size == 7
+    for name, expected in sizes.items():
+        clusters = {"num_clusters": 1} if "clustering" in name else {}
+        objective = OBJECTIVE_CONFIGS[name](**clusters)
+        assert objective.sized_for(images).queue_size == expected
+
+
+def test_more_clusters_than_an_automatic_queue_holds_are_refused_with_the_number() -> None:
+    with pytest.raises(ValueError, match=r"num_clusters=3000 exceeds objective\.queue_size=2048"):
+        OBJECTIVE_CONFIGS["k_means"]().sized_for(5000)
+
+
+@pytest.mark.parametrize(
+    ("words", "images", "expected"),
+    [
+        ("epochs=200", 2000, "1,400 steps of 256 images are 200 epochs of 2,000 images; "),
+        ("epochs=200", 2000, "recommended for so few are about 14,000 steps (epochs=2000;"),
+        ("epochs=1999 batch_size=64", 2000, "about 62,000 steps"),
+        ("epochs=2000", 2000, None),
+        ("steps=14000", 2000, None),
+        ("epochs=200", 50000, "about 78,000 steps (epochs=400;"),
+        ("epochs=400", 50000, None),
+        ("epochs=200", 99_999, "(epochs=201;"),
+        ("epochs=1", 100_000, None),
+        ("epochs=1 batch_size=auto", 2000, None),
+    ],
+)
+def test_a_short_training_of_few_images_is_told_the_recommended_steps(
+    words: str, images: int, expected: str | None
+) -> None:
+    (sentence,) = length_advice(config(*words.split()), images) or [None]
+    assert sentence is None if expected is None else expected in (sentence or "")

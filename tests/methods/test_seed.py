@@ -158,10 +158,14 @@ def test_an_unknown_objective_is_refused() -> None:
         Seed(tiny.students(), tiny.teacher(), Mistyped(), ["global"], seed=0)
 
 
-def advised(values: list[float], *, queue_size: int = 16, **options: Any) -> list[int]:
+def advised(
+    values: list[float], *, queue_size: int = 16, head: bool = True, **options: Any
+) -> list[int]:
     """The log lines, from 1, at which `Seed` says that the target is one-hot; 8 images each."""
-    config = SeedConfig(queue_size=queue_size, **options)
-    method = Seed(tiny.students(), tiny.teacher(), config, ["global"], seed=0)
+    config, teacher = SeedConfig(queue_size=queue_size, **options), tiny.teacher()
+    if not head:
+        teacher.drop_head()
+    method = Seed(tiny.students(), teacher, config, ["global"], seed=0)
     advice = [
         method.advice({"effective_neighbours": value}, num_seen=8 * (line + 1), num_images=40)
         for line, value in enumerate(values)
@@ -177,6 +181,7 @@ def test_a_one_hot_target_is_named_once_when_the_queue_holds_no_random_vectors()
     assert advised(ones, queue_size=65536) == [9], "every image has been in the queue at line 5"
     assert advised([1.0, 1.0, 1.5] * 7, queue_init=queue) == []
     assert advised([1.0, 1.0, 1.5, *ones], queue_init=queue) == [8]
+    assert advised([1.5, *ones], queue_init=queue, head=False) == [2], "a general encoder"
 
 
 def test_objectives_without_a_tempered_target_of_their_own_are_not_called_one_hot() -> None:

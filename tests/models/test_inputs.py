@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
 
@@ -68,6 +69,27 @@ def test_sizes_are_rounded_up_to_what_the_patches_divide(
     inputs = Inputs(spec)
     assert inputs.size(size) == expected
     assert inputs(torch.zeros(1, 3, size, size)).shape[-2:] == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "sizes", "expected"),
+    [
+        (1, [32, 16, 20], [128, 64, 80]),
+        (14, [32, 16, 20], [140, 70, 98]),
+        (32, [2], [32]),
+    ],
+)
+def test_views_are_resized_in_proportion(
+    multiple: int, sizes: list[int], expected: list[int]
+) -> None:
+    inputs = Inputs(InputSpec([], [], multiple_of=multiple, interpolation="bilinear"))
+    inputs.resized_by(140 if multiple == 14 else 128, 32)
+    assert [inputs.size(size) for size in sizes] == expected
+    view = pixels(sizes[0], 1)
+    torch.testing.assert_close(
+        inputs(view),
+        F.interpolate(view, size=2 * [expected[0]], mode="bilinear", antialias=True),
+    )
 
 
 @pytest.mark.parametrize(

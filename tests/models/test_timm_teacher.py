@@ -5,6 +5,7 @@ Its weights are timm's or those of its authors' files.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -80,6 +81,21 @@ def test_images_are_what_the_network_was_trained_on_whatever_the_views_are(file:
     torch.testing.assert_close(
         teacher((pixels - 0.45) / 0.22), pooled(network(), expected), atol=1e-5, rtol=0
     )
+
+
+def test_a_teacher_sees_global_views_at_its_own_size_and_others_in_proportion(file: str) -> None:
+    teacher, as_it_needs = built(file), built(file)
+    teacher.adapt_to(views(64, 40), 160)
+    as_it_needs.adapt_to(views(64, 40))
+    assert [teacher.inputs.size(size) for size in (64, 40)] == [160, 112]
+    seen = torch.randn(2, 3, 64, 64)
+    large = F.interpolate(seen, size=(160, 160), mode="bicubic", antialias=True)
+    torch.testing.assert_close(teacher(seen), as_it_needs(large), atol=1e-5, rtol=0)
+    for size, only, takes in ((150, None, "multiples of 16"), (160, 224, "224 pixels only")):
+        refusing = built(file)
+        refusing.inputs.spec = dataclasses.replace(refusing.inputs.spec, size=only)
+        with pytest.raises(ValueError, match=rf"teacher\.size={size}: this teacher takes {takes}"):
+            refusing.adapt_to(views(64, 40), size)
 
 
 @pytest.mark.parametrize(

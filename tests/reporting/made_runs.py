@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from seed_exp.base.averages import network_behind, with_averages
 from seed_exp.config.compose import compose
 from seed_exp.config.options import to_plain
+from seed_exp.config.schema import TRAINING
+from seed_exp.reporting.published import num_images
 
 DIGITS = ["data=digits", "views=digits", "steps=100", "batch_size=32"]
 STUDENTS = "student=[convnet_w2,convnet_w32]"
@@ -31,9 +33,10 @@ LINEAR = {
 
 
 @functools.cache
-def composed(command: str, overrides: tuple[str, ...]) -> Any:
-    """The nested options, composed once for all tests: it takes a while."""
-    return to_plain(compose(command, list(overrides)))
+def composed(command: str, overrides: tuple[str, ...], num: int = 1_281_167) -> Any:
+    """The nested options for `num` images, composed once for all tests: it takes a while."""
+    config = compose(command, list(overrides))
+    return to_plain(config.sized_for(num) if command in TRAINING else config)
 
 
 def make_run(
@@ -46,7 +49,7 @@ def make_run(
     finished: bool = True,
 ) -> Path:
     """The run of the command with these options, trained for `step` steps."""
-    options = composed(command, tuple(overrides))
+    options = composed(command, tuple(overrides), num_images(images[0]) or 1)
     folder.mkdir(parents=True)
     inputs = {"data": images[0], **({"teacher": "7" * 64} if command == "distill" else {})}
     content = {"command": command, "version": "0.1.0", "options": options, "inputs": inputs}

@@ -307,6 +307,23 @@ def test_a_teacher_of_our_own_is_known_by_how_it_was_made_not_by_its_folder(tmp_
     assert [source.value for source in ours(made, "convnet_w2", 1).sources] == [2, 3]
 
 
+@pytest.mark.parametrize("more", ["", "objective.effective_neighbours=9"])
+def test_runs_of_an_automatic_queue_fill_the_cells_that_were_planned_for_it(
+    tmp_path: Path, more: str
+) -> None:
+    line = [*DIGITS, STUDENTS, "teacher=moco_v2_r50", *more.split()]
+    run = make_run(tmp_path / "a", "distill", line)
+    add_results(run, {"convnet_w2": (1, 2, 3)})
+    for plan in ("", " objective.queue_size=auto,128"):
+        made = table(tmp_path, f"distill {' '.join(line)}{plan}")
+        assert ours(made, "convnet_w2", 0).mean == 2
+        assert not any("not of this experiment" in note for note in made.notes)
+        labels = [column.label for column in made.columns]
+        assert labels == (
+            ["objective.queue_size 512", "objective.queue_size 128"] if plan else ["all runs"]
+        )
+
+
 def imagenet(
     folder: Path, *more: str, images: Sequence[str] = IMAGENET_IMAGES, **linear: object
 ) -> Value:
@@ -336,6 +353,18 @@ def test_a_published_number_of_the_same_images_training_and_protocol_compares(
             "objective.queue_size=128, published: 65536",
         ),
         (["epochs=100"], IMAGENET_IMAGES, {}, "100 epochs, published: 200"),
+        (
+            ["objective.effective_neighbours=9"],
+            IMAGENET_IMAGES,
+            {},
+            "objective.effective_neighbours=9.0, published: None",
+        ),
+        (
+            ["teacher.size=448"],
+            IMAGENET_IMAGES,
+            {},
+            "the teacher sees global views at 448 pixels",
+        ),
         (["steps=100"], IMAGENET_IMAGES, {}, "100 steps, not epochs"),
         (["views=simclr"], IMAGENET_IMAGES, {}, "views simclr, published: mocov2"),
         ([], DIGITS_IMAGES, {}, "trained on digits:train:1437, not on imagenet"),

@@ -43,7 +43,7 @@ def test_runs_are_found_at_any_depth_once_and_in_order(folder: Path) -> None:
     assert done.students == ["convnet_w2", "convnet_w32"]
     assert done.networks["convnet_w2"].parameters == 1626  # without head and statistics
     assert [done.is_done(name) for name in done.students] == [True, True]
-    assert done.options["objective.queue_size"] == 65536
+    assert done.options["objective.queue_size"] == 512
     assert "run_dir" not in done.options
     assert [
         result.values["convnet_w32"] for result in done.results if result.evaluation == "linear"

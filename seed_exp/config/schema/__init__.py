@@ -11,6 +11,7 @@ from typing import Any
 from seed_exp.config.schema.enums import (
     DataFormat,
     FeatureType,
+    NeighboursPer,
     OnError,
     Precision,
     QueueInit,
@@ -133,6 +134,7 @@ __all__ = [
     "LinearConfig",
     "Measure",
     "MocoConfig",
+    "NeighboursPer",
     "ObjectiveConfig",
     "OfRunConfig",
     "OnError",

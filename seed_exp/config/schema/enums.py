@@ -81,6 +81,13 @@ class QueueInit(Enum):
     teacher = "teacher"  # the teacher's embeddings of random training images
 
 
+class NeighboursPer(Enum):
+    """Part of a training that one calibrated temperature of the teacher serves."""
+
+    run = "run"  # all of it: found before the first step
+    row = "row"  # one view: found in each step
+
+
 class FeatureType(Enum):
     """Number format of stored features."""
 

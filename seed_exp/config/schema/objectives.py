@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema.enums import QueueInit, TeacherStatistics
-from seed_exp.config.schema.parts import StudentConfig, require, require_group_size
+from seed_exp.config.schema.enums import NeighboursPer, QueueInit, TeacherStatistics
+from seed_exp.config.schema.parts import (
+    StudentConfig,
+    require,
+    require_group_size,
+)
+from seed_exp.config.schema.queues import WithQueue
 
 
 @dataclass
-class ObjectiveConfig:
+class ObjectiveConfig(WithQueue):
     """Options that all objectives share."""
 
     name: str = MISSING
     """Key of methods.objectives.OBJECTIVES."""
-    queue_size: int = 65536
-    """Teacher embeddings kept, per resolution."""
+    queue_size: Any = "auto"
+    """Teacher embeddings kept, per resolution; auto = 65536, or up to half of fewer images."""
     queue_init: QueueInit = QueueInit.random
     """Queue before the first step: random vectors, or the teacher's embeddings of random images."""
     hidden_dim: int | None = None
@@ -49,7 +55,7 @@ class ObjectiveConfig:
             f"objective.name={self.name} does not go with the options of {own}; "
             f"choose the objective with objective={self.name}",
         )
-        _require_positive(self, "queue_size")
+        self.require_queue_size("objective")
         require(
             self.hidden_dim is None or self.hidden_dim >= 0,
             f"objective.hidden_dim must be null, 0 or more, got {self.hidden_dim}",
@@ -64,6 +70,10 @@ class SeedConfig(ObjectiveConfig):
     """Temperature of the student's similarity distribution."""
     tau_teacher: float = 0.01
     """Temperature of the teacher's similarity distribution; towards 0 the loss becomes InfoNCE."""
+    effective_neighbours: float | None = None
+    """Number that chooses tau_teacher: mean exp(entropy) of the target; null = none does."""
+    effective_neighbours_per: NeighboursPer = NeighboursPer.run
+    """Reach of a chosen tau_teacher: found once before training, or for each view in each step."""
 
     @property
     def diagnostic_tau(self) -> float:
@@ -72,6 +82,30 @@ class SeedConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "tau_student", "tau_teacher")
+        neighbours = self.effective_neighbours
+        if neighbours is None:
+            require(
+                self.effective_neighbours_per is NeighboursPer.run,
+                "objective.effective_neighbours_per=row needs a number of "
+                "objective.effective_neighbours, which is null",
+            )
+            return
+        require(
+            1 < neighbours < math.inf,
+            "objective.effective_neighbours must be more than 1, which is the image itself, got "
+            f"{neighbours:g}",
+        )
+        require(
+            isinstance(self.queue_size, str) or neighbours < self.queue_size + 1,
+            f"objective.effective_neighbours={neighbours:g} cannot be reached with the image "
+            f"itself and a queue of {self.queue_size}; choose fewer, or a longer queue",
+        )
+        require(
+            self.tau_teacher == SeedConfig.tau_teacher,
+            f"objective.tau_teacher={self.tau_teacher:g} and "
+            f"objective.effective_neighbours={neighbours:g} both choose the temperature; leave one "
+            "of them out",
+        )
 
 
 @dataclass
@@ -86,8 +120,8 @@ class SeedStrongConfig(SeedConfig):
 class PairwiseConfig(ObjectiveConfig):
     """An objective that compares student and teacher without a memory of other images."""
 
-    queue_size: int = 65536
-    """Teacher embeddings kept, per resolution, for the diagnostics only."""
+    queue_size: Any = "auto"
+    """Teacher embeddings kept for the diagnostics only; auto = 65536, or half of fewer images."""
 
 
 @dataclass
@@ -143,8 +177,8 @@ class BatchTeacherConfig(ObjectiveConfig):
 class DiscoConfig(BatchTeacherConfig):
     name: str = "disco"
     """Key of methods.objectives.OBJECTIVES."""
-    queue_size: int = 65536
-    """Each student's own keys kept as negatives; as many of the teacher's, for the diagnostics."""
+    queue_size: Any = "auto"
+    """Each student's keys kept, and the teacher's; auto = 65536, or up to half of fewer images."""
     hidden_dim: int | None = 2048
     """Hidden width of the projection head of students that name none; null = feature width."""
     tau_student: float = 0.2
@@ -177,10 +211,10 @@ class ClusteringConfig(ObjectiveConfig):
         _require_positive(self, "tau_student")
         _require_at_least_one(self, "num_clusters")
         require(
-            self.num_clusters <= self.queue_size,
+            isinstance(self.queue_size, str) or self.num_clusters <= self.queue_size,
             f"objective.num_clusters={self.num_clusters} exceeds "
             f"objective.queue_size={self.queue_size}, in which they are found; "
-            "lower the first or raise the second",
+            "lower the first or raise the second (queue_size=auto takes up to half of the images)",
         )
 
 
@@ -200,8 +234,9 @@ class KMeansConfig(ClusteringConfig):
 class OnlineClusteringConfig(ClusteringConfig):
     name: str = "online_clustering"
     """Key of methods.objectives.OBJECTIVES."""
-    queue_size: int = 3840
-    """Teacher embeddings kept, per resolution."""
+    queue_size: Any = "auto"
+    """Teacher embeddings kept, per resolution; auto = 3840, or up to half of fewer images."""
+    published_queue_size: ClassVar[int] = 3840
     tau_teacher: float = 0.05
     """SwAV's epsilon: temperature of the teacher's assignment to prototypes."""
     momentum: float = 0.99
@@ -221,8 +256,9 @@ class OnlineClusteringConfig(ClusteringConfig):
 class BinaryContrastiveConfig(ObjectiveConfig):
     name: str = "binary_contrastive"
     """Key of methods.objectives.OBJECTIVES."""
-    queue_size: int = 16384
-    """Teacher embeddings kept as negatives, per resolution."""
+    queue_size: Any = "auto"
+    """Negatives kept, per resolution; auto = 16384, or up to half of fewer images."""
+    published_queue_size: ClassVar[int] = 16384
     tau_student: float = 0.07
     """Temperature of the similarities between student and teacher."""
 
@@ -247,8 +283,9 @@ class InfoNCEConfig(ObjectiveConfig):
 class CompressConfig(ObjectiveConfig):
     name: str = "compress"
     """Key of methods.objectives.OBJECTIVES."""
-    queue_size: int = 128000
-    """Teacher embeddings kept, per resolution."""
+    queue_size: Any = "auto"
+    """Teacher embeddings kept, per resolution; auto = 128000, or up to half of fewer images."""
+    published_queue_size: ClassVar[int] = 128000
     tau_student: float = 0.04
     """Temperature of both similarity distributions, the student's and the teacher's."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -14,6 +15,7 @@ from seed_exp.config.schema.enums import (
     TeacherEmbedding,
     TrackerMode,
 )
+from seed_exp.config.schema.queues import WithQueue
 
 
 def require(condition: bool, message: str) -> None:
@@ -101,6 +103,8 @@ class TeacherConfig:
     """Checkpoint file (network=run: run folder or student file); null = the official download."""
     student: str | None = None
     """network=run: name of the network, if the run trained several."""
+    size: int | None = None
+    """Side to which global views are resized for it, others in proportion; null = as it needs."""
     embedding: TeacherEmbedding = TeacherEmbedding.head
     """Output that students learn: behind the projection head, or features (before it)."""
     reduce: Reduce | None = None
@@ -114,6 +118,10 @@ class TeacherConfig:
         require(
             self.name is None or self.network == "timm",
             f"teacher.name={self.name} is only for teacher=timm; this teacher is {self.network}",
+        )
+        require(
+            self.size is None or self.size >= 2,
+            f"teacher.size must be null or at least 2 pixels, got {self.size}",
         )
         dim, num = self.embedding_dim, self.num_reduce_images
         require(
@@ -357,20 +365,20 @@ def require_group_size(owner: str, size: int | None) -> None:
 
 
 @dataclass
-class MocoConfig:
+class MocoConfig(WithQueue):
     temperature: float = 0.2
     """Temperature of InfoNCE."""
     momentum: float = 0.999
     """Share of the momentum encoder that each step keeps."""
-    queue_size: int = 65536
-    """Keys kept as negatives."""
+    queue_size: Any = "auto"
+    """Keys kept as negatives; auto = 65536, or a power of two up to half of fewer images."""
     bn_group_size: int | None = 32
     """Images that batch norm normalises together, keys with others than queries; null = all."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"moco.temperature must be positive, got {self.temperature}")
         require(0 <= self.momentum <= 1, f"moco.momentum must be in [0, 1], got {self.momentum}")
-        require(self.queue_size > 0, f"moco.queue_size must be positive, got {self.queue_size}")
+        self.require_queue_size("moco")
         require_group_size("moco", self.bn_group_size)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -181,6 +181,13 @@ class DistillConfig(EncoderFitConfig):
                     "leave one of them out",
                 )
 
+    def sized_for(self, num_images: int) -> DistillConfig:
+        """The options with the number that objective.queue_size=auto stands for.
+
+        Errors as `ObjectiveConfig.sized_for`.
+        """
+        return replace(self, objective=self.objective.sized_for(num_images))
+
 
 @dataclass
 class PretrainConfig(EncoderFitConfig):
@@ -204,3 +211,7 @@ class PretrainConfig(EncoderFitConfig):
         require_global_only(self.views, "pretrain")
         reason = "its two views of an image would be mixed in two proportions"
         require_unmixed(self.views, "pretrain", reason)
+
+    def sized_for(self, num_images: int) -> PretrainConfig:
+        """The options with the number that moco.queue_size=auto stands for."""
+        return replace(self, moco=self.moco.sized_for(num_images))

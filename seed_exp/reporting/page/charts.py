@@ -24,6 +24,7 @@ CURVES = {
     "teacher_cosine": "Cosine of student and teacher",
     "teacher_entropy": "Entropy of the teacher's target, nats",
     "effective_neighbours": "Effective neighbours in the teacher's target",
+    "tau_teacher": "Temperature of the teacher, where it is calibrated",
     "embedding_std": "Standard deviation of the embedding",
     "embedding_rank": "Effective rank of the embedding",
     "grad_norm": "Norm of the gradient",
