@@ -36,6 +36,7 @@ ROOMS = {
         "methods.momentum",
         "methods.objectives",
         "methods.queue",
+        "methods.temperature",
         "methods.streaming",
         "methods.teacher_cache",
         "engine.distributed",

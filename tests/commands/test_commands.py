@@ -737,10 +737,10 @@ def test_a_calibrated_run_with_an_automatic_queue_goes_on_bit_for_bit(home: Path
     words = [*DISTILL, "student=convnet_w2", "steps=6", "checkpoint_every=2", "log_every=1"]
     words += ["objective.queue_size=auto", "objective.queue_init=teacher"]
     words += ["teacher.size=40", "teacher_cache=cache"]
-    words += ["objective.effective_neighbours=9", f"objective.effective_neighbours_per={per}"]
+    words += ["objective.effective_neighbours=300", f"objective.effective_neighbours_per={per}"]
     whole = distill.distill(compose("distill", [*words, "run_dir=whole"]))
     log = (whole / "log.txt").read_text()
-    (tau,) = re.findall(r"temperature: tau_teacher=(\S+) gives the target 9 effective", log)
+    (tau,) = re.findall(r"temperature: tau_teacher=(\S+) gives the target 300 effective", log)
     assert "recommended for so few are about" in log
     folder = distill.distill(compose("distill", [*words, "run_dir=killed"]))
     (folder / "checkpoints/step_00000006.pt").unlink()
@@ -764,7 +764,7 @@ def test_a_calibrated_run_with_an_automatic_queue_goes_on_bit_for_bit(home: Path
     if per == "run":
         assert {row["tau_teacher"] for row in rows} == {pytest.approx(float(tau))}
     else:
-        assert [row["effective_neighbours"] for row in rows] == 6 * [pytest.approx(9, rel=0.5)]
+        assert [row["effective_neighbours"] for row in rows] == 6 * [pytest.approx(300, rel=0.1)]
 
 
 def test_a_student_that_cannot_take_a_view_size_is_refused_before_anything_is_written(

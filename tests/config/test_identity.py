@@ -267,8 +267,8 @@ def test_effective_options_are_what_this_version_would_have_recorded(
     options["gone"], options["kept"] = 1, 2
     monkeypatch.setitem(module.REMOVED, "gone", Removed("0.2.0", (1,)))
     old = options if nested else decisive_options(options)
-    # A version without the options of batch norm's groups had none.
-    expected = {**full, "moco.bn_group_size": None, "kept": 2}
+    # A version without the options of batch norm's groups had none, and its queue had a size.
+    expected = {**full, "moco.bn_group_size": None, "moco.queue_size": 65536, "kept": 2}
     assert effective_options("pretrain", old) == expected
 
 
