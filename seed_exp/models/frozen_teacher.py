@@ -17,7 +17,7 @@ from seed_exp.models.teacher_precision import (
     computing_in,
     teacher_dtype,
 )
-from seed_exp.models.weights import first_line
+from seed_exp.models.trial import features_of_empty_image
 
 
 class Teacher(nn.Module):
@@ -87,18 +87,14 @@ class Teacher(nn.Module):
         """Prepares the teacher for views of a recipe, which is made for the students.
 
         Raises:
-            ValueError: the network does not take one of the view sizes.
+            ValueError: the network does not take one of the view sizes, or returns no features.
         """
         self.inputs.normalised_with(views.mean, views.std)
+        width: int | None = getattr(self.encoder, "num_features", None)
         for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
-            try:
-                with torch.inference_mode():
-                    self.encoder(self.inputs(torch.zeros(1, 3, size, size)))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                raise ValueError(
-                    f"the teacher does not take views of {size} x {size} pixels: "
-                    f"{first_line(error)}"
-                ) from None
+            features_of_empty_image(
+                lambda images: self.encoder(self.inputs(images)), size, "the teacher", width
+            )
 
     def reduce_by(self, reduction: Reduction) -> None:
         """Passes all further embeddings through `reduction`."""

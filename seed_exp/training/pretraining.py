@@ -12,9 +12,9 @@ from seed_exp.protocols.follow_up import plan_evaluations
 from seed_exp.training.encoders import (
     build_students,
     finish,
-    init_inputs,
     load_images,
     refuse_large_queue,
+    student_inputs,
     train_encoders,
 )
 
@@ -36,7 +36,10 @@ def pretrain(config: PretrainConfig) -> Path:
             students = build_students(config, config.embedding_dim)
             size, dim = config.moco.queue_size, config.embedding_dim
             refuse_large_queue("moco.queue_size", size, dim, len(students))
-            inputs = {**init_inputs(config.students), "data": images.train.fingerprint()}
+            inputs = {
+                **student_inputs(config.students, students),
+                "data": images.train.fingerprint(),
+            }
         with open_run("pretrain", label, config, inputs, device) as run:
             # 2. The training.
             method = Moco(students, config.moco, config.seed)

@@ -23,7 +23,8 @@ from seed_exp.data.sources import load_source
 from seed_exp.engine.run_folder import folder_of
 from seed_exp.evaluation.results import with_best
 from seed_exp.models.frozen_teacher import Teacher
-from seed_exp.models.students import load_students, read_header
+from seed_exp.models.student_header import read_header
+from seed_exp.models.students import load_students
 from seed_exp.training.encoders import build_students
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]

@@ -153,7 +153,8 @@ def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines
     config = compose(line[1], [f"experiments={file.stem}"])
     assert flatten(to_plain(config)) != flatten(to_plain(compose(line[1])))
     teacher = getattr(config, "teacher", None)
-    assert teacher is None or config.teacher_ssl.name == TEACHERS[teacher.network].teacher_ssl
+    brought = None if teacher is None else TEACHERS[teacher.network].teacher_ssl
+    assert brought is None or config.teacher_ssl.name == brought
     assert compose(line[1], [f"experiments={file.stem}", "seed=7"]).seed == 7
 
 
@@ -173,13 +174,19 @@ def test_every_experiment_composes_and_types_with_the_command_in_its_first_lines
 def test_option_files_and_registry_keys_are_the_same_set(
     group: str, registry: dict[str, Any]
 ) -> None:
-    assert options_of(group) == sorted(registry)
     key = {"student": "network", "teacher": "network", "data": "source", "bench": "bench"}.get(
         group, "name"
     )
-    assert {name: load(group, name)[key] for name in options_of(group)} == {
-        name: name for name in registry
-    }
+    found = {name: load(group, name)[key] for name in options_of(group)}
+    if group in ("student", "teacher"):
+        assert found.pop("custom") == "???"
+    if group == "student":  # some are a network of timm under a shorter name
+        found = {
+            name: network
+            for name, network in found.items()
+            if name == "timm" or network != "timm" or not load(group, name)["name"]
+        }
+    assert found == {name: name for name in registry}
 
 
 @pytest.mark.parametrize("name", options_of("student"))
@@ -189,7 +196,7 @@ def test_each_student_file_puts_itself_under_its_own_name(name: str) -> None:
     ] == f"# @package students.{name}"
 
 
-@pytest.mark.parametrize("name", sorted(TEACHERS.keys() - {"run", "timm"}))
+@pytest.mark.parametrize("name", [name for name, spec in TEACHERS.items() if spec.teacher_ssl])
 def test_a_teacher_brings_its_convention_and_the_command_line_wins(name: str) -> None:
     brought = TEACHERS[name].teacher_ssl
     assert compose("distill", [f"teacher={name}"]).teacher_ssl.name == brought
