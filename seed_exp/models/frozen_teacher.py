@@ -103,7 +103,7 @@ class Teacher(nn.Module):
 
     def drop_head(self) -> None:
         """Makes the pooled encoder output the embedding."""
-        self.head = nn.Identity()
+        self.head = nn.Identity().eval()
         self.embedding_dim = self.encoder.num_features  # type: ignore[assignment]
 
     def normalise_by_batch(self) -> None:
