@@ -2,6 +2,8 @@
 
   python -m seed_exp.zoo list
       # all, with licence, hash and state in the cache
+  python -m seed_exp.zoo list licence=permissive
+      # those with a licence that allows nearly everything (MIT, Apache-2.0)
   python -m seed_exp.zoo show swav_r50w2
       # all of one: addresses, sources, how to use it
   python -m seed_exp.zoo fetch swav_r50 moco_v2_r50
@@ -12,7 +14,8 @@
       # a file that you have
 
 The entries are the teachers, and the students that SEED released. With --json
-each action prints JSON. The cache is $SEED_CACHE or ~/.cache/seed_exp.
+each action prints JSON. The cache is $SEED_CACHE or ~/.cache/seed_exp; weights
+of timm are in the Hugging Face hub's.
 $SEED_MIRROR lists addresses of folders with such files, which are asked first:
 https://HOST/FOLDER, or file:///FOLDER where there is no network.
 """

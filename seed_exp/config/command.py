@@ -32,6 +32,7 @@ from seed_exp.config.compose import (
 from seed_exp.config.errors import errors_in_one_line, is_for_user, last_words, words_of
 from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.words import with_open_args
 
 
 def command(
@@ -69,7 +70,7 @@ def command(
     def main() -> None:
         with errors_in_one_line():
             groups()  # imports plug-ins; what is wrong with one of them is said first
-        sys.argv[1:] = flags_to_overrides(sys.argv[1:], name, word)
+        sys.argv[1:] = with_open_args(flags_to_overrides(sys.argv[1:], name, word))
         if {"-h", "--help"} & set(sys.argv[1:]):
             with errors_in_one_line():
                 print(help_text(name, description or "", sys.argv[1:]))

@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from seed_exp.config.of_run import inherited_words
 from seed_exp.config.plugins import plugin_folders
 from seed_exp.config.schema import OBJECTIVE_CONFIGS, SCHEMAS, OfRunConfig
-from seed_exp.config.timm_students import TimmStudents, named_by_network
+from seed_exp.config.timm_students import TimmStudents, named_by_network, option_folders
+from seed_exp.config.words import with_open_args
 
 VERSION_BASE = "1.3"
 
@@ -120,7 +121,8 @@ def typed(config: DictConfig) -> Any:
     if unknown := _unknown_options(result, ""):
         raise ValueError(f"no option {unknown[0]!r}; leave out the + to see the closest one")
     if hasattr(result, "students"):
-        result.students = named_by_network(result.students, groups()["student"])
+        folders = option_folders(config_home() / "conf")
+        result.students = named_by_network(result.students, folders)
     return result
 
 
@@ -144,11 +146,12 @@ def _unknown_options(config: Any, prefix: str) -> list[str]:
 
 def compose(command: str, overrides: list[str] | None = None) -> Any:
     """The typed config that `python -m seed_exp.<command> <overrides>` runs with."""
-    refuse_choices_without_name(overrides or [])
+    words = with_open_args(overrides or [])
+    refuse_choices_without_name(words)
     if GlobalHydra.instance().is_initialized():  # a command that Hydra started calls this
-        return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
+        return typed(of_its_run(command, hydra_compose(command, words), words))
     with initialize_config_dir(str(config_home() / "conf"), version_base=VERSION_BASE):
-        return typed(of_its_run(command, hydra_compose(command, overrides or []), overrides or []))
+        return typed(of_its_run(command, hydra_compose(command, words), words))
 
 
 def of_its_run(command: str, config: DictConfig, overrides: list[str]) -> DictConfig:

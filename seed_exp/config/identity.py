@@ -252,6 +252,8 @@ def _walk(
                 given = own.get(name, inner) if isinstance(own, dict) else inner
                 fields = entry if isinstance(entry, dict) else {}
                 yield from _walk(given, fields, f"{path}.{name}.", inner)
+        elif typing.get_origin(hints[field.name]) is dict:
+            pass  # whatever is in it is an option without a first value, like one that is not known
         elif dataclasses.is_dataclass(own):
             yield from _walk(own, nested, f"{path}.", inner)
         elif inner is not None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from seed_exp.base.registry import lookup
 from seed_exp.config.compose import VERSION_BASE, compose, config_home
 from seed_exp.config.errors import explain
+from seed_exp.config.words import with_open_args
 
 
 def jobs(command: str, overrides: list[str]) -> list[list[str]]:
@@ -32,7 +33,8 @@ def jobs(command: str, overrides: list[str]) -> list[list[str]]:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         # hydra.compose() refuses sweeps; these are the steps of Hydra itself for -m.
-        config = hydra.compose_config(command, overrides, RunMode.MULTIRUN, from_shell=False).hydra
+        words = with_open_args(overrides)
+        config = hydra.compose_config(command, words, RunMode.MULTIRUN, from_shell=False).hydra
         swept = [f"{key}={values}" for key, values in (config.sweeper.params or {}).items()]
         parser = OverridesParser.create(hydra.config_loader)
         (expanded,) = BasicSweeper.split_arguments(

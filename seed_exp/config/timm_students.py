@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,22 +20,35 @@ GROUP = "student/timm"
 """Config group with an option for every network of timm."""
 
 
-def student_name(network: str, own: Collection[str]) -> str:
+def option_folders(conf: Path) -> list[Path]:
+    """The folders with options of the config group `student`: ours in `conf`, and plug-ins'."""
+    return [home / "student" for home in (conf, *plugin_folders(conf.parent).values())]
+
+
+def student_name(network: str, folders: Sequence[Path]) -> str:
     """The name of a student with this network of timm, fit for files and for students.NAME.
 
     Args:
         network: Name in timm, or a place where timm finds the network: hf-hub:ORG/MODEL.
-        own: Options of the config group `student`. A network of the same name in timm may be
-            another one, as efficientnet_b0 is.
+        folders: Those of `option_folders`. An option of the same name may be another network, as
+            efficientnet_b0 is, or the same one, as convnext_atto is.
     """
     name = re.sub(r"\W+", "_", network)
-    return f"timm_{name}" if name in own else name
+    files = [folder / f"{name}.yaml" for folder in folders]
+    is_another = any(
+        OmegaConf.select(OmegaConf.load(file), "name") != network for file in files if file.exists()
+    )
+    return f"timm_{name}" if is_another else name
 
 
 def named_by_network(
-    students: Mapping[str, StudentConfig], own: Collection[str]
+    students: Mapping[str, StudentConfig], folders: Sequence[Path]
 ) -> dict[str, StudentConfig]:
     """The students, with the one called `timm` under the name of its network.
+
+    Args:
+        students: By name.
+        folders: Those of `option_folders`.
 
     Raises:
         ValueError: two students would have the same name.
@@ -43,7 +56,7 @@ def named_by_network(
     named: dict[str, StudentConfig] = {}
     for key, student in students.items():
         is_unnamed = key == "timm" and student.network == "timm" and student.name is not None
-        name = student_name(student.name or "", own) if is_unnamed else key
+        name = student_name(student.name or "", folders) if is_unnamed else key
         if name in named or (is_unnamed and name in students):
             raise ValueError(
                 f"two students are called {name}: students.{name} and students.timm with "
@@ -67,14 +80,12 @@ class TimmStudents(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """Content of the file."""
         network = config_path.removeprefix(f"{GROUP}/")
-        conf = Path(self.path)
-        homes = [conf, *plugin_folders(conf.parent).values()]
-        own = {file.stem for home in homes for file in (home / "student").glob("*.yaml")}
+        name = student_name(network, option_folders(Path(self.path)))
         return ConfigResult(
             provider=self.provider,
             path=self.full_path(),
             config=OmegaConf.create({"network": "timm", "name": network}),
-            header={"package": f"students.{student_name(network, own)}"},
+            header={"package": f"students.{name}"},
         )
 
     def available(self) -> bool:

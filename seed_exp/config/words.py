@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
+
+_IN_ARGS = re.compile(r"students\.[^.=]+\.args[.=]")
 
 
 def word(key: str, value: Any) -> str:
@@ -22,6 +26,11 @@ def value_of_word(value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value)
     return value if _is_read_back(value) else QuotedString(value, Quote.double).with_quotes()
+
+
+def with_open_args(words: Iterable[str]) -> list[str]:
+    """The words, with ++ before options in students.NAME.args, whose names Hydra cannot know."""
+    return [f"++{word}" if _IN_ARGS.match(word) else word for word in words]
 
 
 def _is_read_back(text: str) -> bool:

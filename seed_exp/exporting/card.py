@@ -18,7 +18,8 @@ from seed_exp.base.table import markdown_table
 from seed_exp.config.schema import EVALUATIONS
 from seed_exp.evaluation.results import results_about
 from seed_exp.exporting.formats import Format, Subject
-from seed_exp.exporting.loaders import CHANGES, architecture_of
+from seed_exp.exporting.loaders import CHANGES
+from seed_exp.models.folding import has_branches
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
 
 HUB_LICENCES = frozenset(
@@ -117,6 +118,7 @@ def model_card(
             ["format", "file", "error"],
             [[name, each.file, f"{errors[name]:.1e}"] for name, each in formats.items()],
         ),
+        *_branches(subject, formats),
         "## Licence",
         why,
         "## Citation",
@@ -124,6 +126,23 @@ def model_card(
         f"Made with seed_exp {__version__}.",
     ]
     return redact("\n\n".join(sections) + "\n")
+
+
+def _branches(subject: Subject, formats: Mapping[str, Format]) -> list[str]:
+    """Sentences on layers that have parallel branches in training only."""
+    if not has_branches(subject.student.encoder):
+        return []
+    programs = [each.file for each in formats.values() if each.is_program]
+    weights = [each.file for each in formats.values() if not each.is_program]
+    sentences = ["The network was trained with parallel branches that one layer can replace."]
+    if programs:
+        sentences.append(f"They are replaced in {' and '.join(programs)} (reparameterised).")
+    if weights:
+        sentences.append(
+            f"{weights[0]} has them, for further training; "
+            "`timm.utils.reparameterize_model(model.eval())` replaces them."
+        )
+    return [" ".join(sentences)]
 
 
 _WHAT = {
@@ -139,13 +158,45 @@ def licence_of(header: Mapping[str, Any]) -> tuple[str, str]:
     Args:
         header: Header of the network's file.
     """
-    options: Mapping[str, Any] = header.get("options", {})
     if header["student"].get("init") is not None:
         return (
             _UNKNOWN,
             "Unknown: the network started from other weights. Find out their licence before you "
             "publish it.",
         )
+    if header["student"].get("pretrained"):
+        return _of_two(header)
+    return _of_training(header)
+
+
+def _of_two(header: Mapping[str, Any]) -> tuple[str, str]:
+    """As `licence_of`, for a network that started from timm's weights."""
+    start, known = _pretrained(header["student"])
+    begin = f"The network started from timm's weights {_code(start)}, whose licence is"
+    if known is None:
+        return _UNKNOWN, f"{begin} unknown. Find it out before you publish this network."
+    identifier = known if known in HUB_LICENCES else "other"
+    if header["command"] != "distill":
+        return identifier, f"{begin} {known}."
+    inherited, why = _of_training(header)
+    if inherited == _UNKNOWN:
+        return _UNKNOWN, f"{begin} {known}. {why}"
+    return identifier if identifier == inherited else "other", f"{begin} {known}. {why}"
+
+
+def _pretrained(student: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Name of the weights of timm that a student started from, and their licence if known."""
+    name = str(student["name"])
+    config = None if ":" in name else timm.models.get_pretrained_cfg(name)
+    if config is None:
+        return name, None
+    tag = "" if "." in name or not config.tag else f".{config.tag}"
+    return f"{name}{tag}", config.license
+
+
+def _of_training(header: Mapping[str, Any]) -> tuple[str, str]:
+    """As `licence_of`, for a network that started from random weights."""
+    options: Mapping[str, Any] = header.get("options", {})
     if header["command"] != "distill":
         return (
             _UNKNOWN,
@@ -191,10 +242,10 @@ def _front_matter(
 def _summary(subject: Subject, command: str, options: Mapping[str, Any]) -> str:
     encoder = subject.student.encoder
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    architecture = architecture_of(encoder)
-    network = (
-        _code(subject.config.network) if architecture is None else f"timm's {_code(architecture)}"
-    )
+    name = subject.architecture
+    network = _code(subject.config.network) if name is None else f"timm's {_code(name)}"
+    if subject.config.args:
+        network += f" with {_code(json.dumps(subject.config.args))}"
     if subject.config.network in CHANGES:
         network += f" with {CHANGES[subject.config.network][0]}"
     teacher = _code(options.get("teacher.network", _UNKNOWN))
@@ -221,7 +272,7 @@ def _loading(subject: Subject, formats: Mapping[str, Format]) -> str:
         f"{views['std']}. In this folder, with `images` [N, 3, {size}, {size}]:"
     ]
     if subject.config.network in CHANGES and "timm" in formats:
-        plain = _code(architecture_of(subject.student.encoder))
+        plain = _code(subject.architecture)
         parts.append(
             f"**timm's own {plain} takes these weights without an error and gives other features: "
             "load.py is needed.**"
@@ -259,6 +310,9 @@ def _training(
         rows.append(("Epochs of this network", epochs))
     if header["student"].get("init"):
         rows.append(("Started from", Path(header["student"]["init"]).name))
+    if header["student"].get("pretrained"):
+        start, licence = _pretrained(header["student"])
+        rows.append(("Started from", f"timm's weights {start}, {licence or _UNKNOWN}"))
     hidden = header["student"].get("hidden_dim")
     return [
         *rows,

@@ -30,6 +30,7 @@ from seed_exp.exporting.loaders import (
 )
 from seed_exp.exporting.optional import optional
 from seed_exp.exporting.parity import LIMIT, relative_error, results_of
+from seed_exp.models.folding import reparameterised
 from seed_exp.models.students import Student
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
@@ -51,6 +52,11 @@ class Subject:
     """Images prepared in this way [N, 3, S, S], N >= 2, float32."""
     head: bool
     """Whether formats that hold a whole program return embeddings too."""
+
+    @property
+    def architecture(self) -> str | None:
+        """Name of the network in timm; None if timm does not have it."""
+        return architecture_of(self.config, self.student.encoder)
 
 
 @dataclass(frozen=True)
@@ -147,15 +153,16 @@ def hub_config(subject: Subject) -> dict[str, Any]:
     if math.floor(size / crop_pct) < resize:  # timm resizes to floor(size / crop_pct)
         crop_pct = math.nextafter(crop_pct, 0)
     known: dict[str, Any] = encoder.pretrained_cfg  # type: ignore[assignment]
-    options = timm_options(encoder)
+    options = timm_options(subject.config, encoder)
+    takes_sizes = bool(options.get("dynamic_img_size"))
     return {
-        "architecture": architecture_of(encoder),
+        "architecture": architecture_of(subject.config, encoder),
         "num_classes": options.pop("num_classes"),
         "num_features": subject.student.num_features,
         "model_args": options,
         "pretrained_cfg": {
             "input_size": [3, size, size],
-            "fixed_input_size": bool(known.get("fixed_input_size")) and not options,
+            "fixed_input_size": bool(known.get("fixed_input_size")) and not takes_sizes,
             "interpolation": "bilinear",
             "crop_pct": crop_pct,
             "crop_mode": "center",
@@ -169,11 +176,15 @@ def hub_config(subject: Subject) -> dict[str, Any]:
 
 
 class _Program(nn.Module):
-    """Maps images to their features and, if the head is wanted, their embeddings."""
+    """Maps images to their features and, if the head is wanted, their embeddings.
+
+    Parallel branches of the encoder are one layer each.
+    """
 
     def __init__(self, student: Student, head: bool) -> None:
         super().__init__()
-        self.encoder, self.head = student.encoder, student.head if head else None
+        self.encoder = reparameterised(student.encoder)
+        self.head = student.head if head else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = self.encoder(images)
@@ -242,7 +253,7 @@ def _left_side(subject: Subject) -> str:
 FORMATS: dict[str, Format] = {
     "timm": Format(
         WEIGHTS,
-        has=lambda subject: architecture_of(subject.student.encoder) is not None,
+        has=lambda subject: subject.architecture is not None,
         write=_write_weights,
         lines=lambda subject: (
             timm_lines(subject.config, subject.student.encoder) + "\nfeatures = model(images)"
@@ -252,11 +263,12 @@ FORMATS: dict[str, Format] = {
         WEIGHTS,
         has=lambda subject: (
             subject.config.network not in CHANGES
-            and architecture_of(subject.student.encoder) in IN_TORCHVISION
+            and not subject.config.args
+            and subject.architecture in IN_TORCHVISION
         ),
         write=_write_weights,
         lines=lambda subject: (
-            torchvision_lines(subject.student.encoder) + "\nfeatures = model(images)"
+            torchvision_lines(subject.architecture) + "\nfeatures = model(images)"
         ),
     ),
     "onnx": Format(

@@ -13,6 +13,7 @@ import timm
 from torch import nn
 
 from seed_exp.config.schema import StudentConfig
+from seed_exp.config.schema.parts import is_place
 
 WEIGHTS = "model.safetensors"
 LOADER = "load.py"
@@ -76,21 +77,25 @@ def load(path=Path(__file__).with_name("{weights}")):
 '''
 
 
-def architecture_of(encoder: nn.Module) -> str | None:
-    """Name of the network in timm; None for one that timm does not have."""
-    config: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
-    name = config.get("architecture")
+def architecture_of(config: StudentConfig, encoder: nn.Module) -> str | None:
+    """Name of the network in timm; None for one that timm does not have.
+
+    A custom network has none, even if its factory makes one of timm's: it may change it.
+    """
+    known: dict[str, Any] = getattr(encoder, "pretrained_cfg", {})
+    name = None if is_place(config.network) else known.get("architecture")
     return name if name is not None and timm.is_model(name) else None
 
 
-def timm_options(encoder: nn.Module) -> dict[str, Any]:
-    """Arguments of timm.create_model besides the name.
+def timm_options(config: StudentConfig, encoder: nn.Module) -> dict[str, Any]:
+    """Arguments of timm.create_model besides the name: those of the student.
 
     A ViT needs one to take images of several sizes, as the student does.
     """
     return {
         "num_classes": 0,
         **({"dynamic_img_size": True} if getattr(encoder, "dynamic_img_size", False) else {}),
+        **config.args,
     }
 
 
@@ -99,7 +104,11 @@ def loader_file(config: StudentConfig, encoder: nn.Module) -> str | None:
     if config.network not in CHANGES:
         return None
     difference, lines = CHANGES[config.network]
-    facts = {"architecture": architecture_of(encoder), "difference": difference, "lines": lines}
+    facts = {
+        "architecture": architecture_of(config, encoder),
+        "difference": difference,
+        "lines": lines,
+    }
     return _LOADER.format(weights=WEIGHTS, num_features=encoder.num_features, **facts)
 
 
@@ -116,17 +125,17 @@ def timm_lines(config: StudentConfig, encoder: nn.Module, folder: Path | None = 
         if folder is None:
             return f"from {LOADER.removesuffix('.py')} import load\nmodel = load()"
         return f'import runpy\nmodel = runpy.run_path({_quoted(folder / LOADER)})["load"]()'
-    options = "".join(f", {name}={value}" for name, value in timm_options(encoder).items())
+    options = "".join(f", {key}={value!r}" for key, value in timm_options(config, encoder).items())
     weights = _quoted(WEIGHTS if folder is None else folder / WEIGHTS)
-    arguments = f"{_quoted(architecture_of(encoder))}{options}, checkpoint_path={weights}"
+    arguments = f"{_quoted(architecture_of(config, encoder))}{options}, checkpoint_path={weights}"
     return f"import timm\nmodel = timm.create_model({arguments}).eval()"
 
 
-def torchvision_lines(encoder: nn.Module) -> str:
-    """Lines of Python that load the encoder with torchvision, as `model`."""
+def torchvision_lines(architecture: str | None) -> str:
+    """Lines of Python that load an encoder of IN_TORCHVISION with torchvision, as `model`."""
     return f"""import torch, torchvision
 from safetensors.torch import load_file
-model = torchvision.models.{architecture_of(encoder)}()
+model = torchvision.models.{architecture}()
 model.fc = torch.nn.Identity()
 model.load_state_dict(load_file({_quoted(WEIGHTS)}))
 model.eval()"""

@@ -12,6 +12,7 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from seed_exp.base.registry import suggestion
+from seed_exp.config.schema.parts import is_place
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from seed_exp.models.weights import first_line, mismatch, with_counters
 
@@ -33,11 +34,13 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
     Args:
         name: Name in timm, or a place where timm finds the network: hf-hub:ORG/MODEL,
             local-dir:PATH.
-        options: Options of timm.create_model; `pretrained` downloads weights.
+        options: Options of timm.create_model, its architecture's included; `pretrained` downloads
+            weights.
 
     Raises:
         UnknownNetworkError: timm knows no such network; names the closest one, if any is close.
-        ValueError: timm cannot make the network or cannot get the files for it.
+        ValueError: timm cannot make the network, the network does not take the options, or timm
+            cannot get the files for it.
     """
     if name is None:
         raise UnknownNetworkError(
@@ -50,16 +53,25 @@ def timm_encoder(name: str | None, **options: Any) -> nn.Module:
         raise UnknownNetworkError(
             f"timm has no network {name!r}; {hint}timm.list_models() names all of them"
         )
+    given = {key: value for key, value in options.items() if key != "pretrained"}
     options = {"pretrained": False, "num_classes": 0, **options}
     try:
         try:
-            encoder: nn.Module = timm.create_model(name, dynamic_img_size=True, **options)
+            encoder: nn.Module = timm.create_model(name, **{"dynamic_img_size": True, **options})
         # Only networks with position embeddings know the option; others take all view sizes anyway.
         except TypeError:
             encoder = timm.create_model(name, **options)
-    except Exception as error:  # from timm, from the hub's client or from the network
+    except TypeError as error:
+        if not given:
+            raise
         raise ValueError(
-            f"timm cannot load {name} ({first_line(error)}); check name and connection"
+            f"timm's {name} does not take all of {given} ({first_line(error)}); leave out what "
+            "its architecture has no option for"
+        ) from error
+    except Exception as error:  # from timm, from the hub's client or from the network
+        checked = f"name, {given}" if given else "name"
+        raise ValueError(
+            f"timm cannot load {name} ({first_line(error)}); check {checked} and connection"
         ) from error
     # If there are layers between pooling and classifier (MobileNetV3), timm's num_features is the
     # width before them.
@@ -80,6 +92,24 @@ def input_spec(encoder: nn.Module) -> InputSpec:
         std,
         multiple_of=patch if isinstance(patch, int) else patch[0],
         interpolation=interpolation,
+    )
+
+
+def patch_advice(encoder: nn.Module, size: int, option: str) -> str:
+    """End of an error about views whose size a ViT's patches do not divide; empty for others.
+
+    Args:
+        encoder: The network.
+        size: Side of the views in pixels.
+        option: Option with the arguments of timm.create_model.
+    """
+    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if not isinstance(side, int) or size % side == 0:
+        return ""
+    return (
+        f"; its patches have {side} px: choose sizes that {side} divides, or "
+        f"{option}={{dynamic_img_pad: true}}, which pads views with zeros"
     )
 
 
@@ -108,7 +138,8 @@ def load_encoder(
     if problem := mismatch(encoder.state_dict(), own):
         own = _without_classifier(encoder, _converted(encoder, tensors))
         if mismatch(encoder.state_dict(), own):
-            raise ValueError(f"{source} does not fit the encoder {name} (timm's names): {problem}")
+            names = "" if is_place(name) else " (timm's names)"
+            raise ValueError(f"{source} does not fit the encoder {name}{names}: {problem}")
     encoder.load_state_dict(own)
 
 

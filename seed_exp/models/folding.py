@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from copy import deepcopy
 
+from timm.utils.model import reparameterize_model
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -44,6 +45,23 @@ def fold_batch_norm(network: nn.Module) -> None:
     for name, module in list(network.named_modules(remove_duplicate=False)):
         if module in folded:
             network.set_submodule(name, folded[module])
+
+
+def has_branches(network: nn.Module) -> bool:
+    """Whether some layers of timm have parallel branches that one layer can replace (FastViT)."""
+    steps = ("fuse", "reparameterize", "switch_to_deploy")
+    return any(hasattr(module, step) for module in network.modules() for step in steps)
+
+
+def reparameterised(network: nn.Module) -> nn.Module:
+    """A copy whose parallel branches are one layer each; the network itself if it has none.
+
+    The network must be in evaluation mode. The outputs stay the same up to float32 rounding.
+    """
+    if not has_branches(network):
+        return network
+    fused: nn.Module = reparameterize_model(network)
+    return fused
 
 
 def _layer(node: fx.Node) -> str:

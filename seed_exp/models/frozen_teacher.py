@@ -17,7 +17,7 @@ from seed_exp.models.teacher_precision import (
     computing_in,
     teacher_dtype,
 )
-from seed_exp.models.weights import first_line
+from seed_exp.models.trial import features_of_empty_image
 
 
 class Teacher(nn.Module):
@@ -91,22 +91,22 @@ class Teacher(nn.Module):
             side: Side in pixels to which it resizes global views; None = as the network needs.
 
         Raises:
-            ValueError: the network does not take one of the view sizes, or not that side.
+            ValueError: the network does not take one of the view sizes, or not that side, or it
+                returns no features.
         """
         self.inputs.normalised_with(views.mean, views.std)
         if side is not None:
             self._resize_to(side, views.crops["global"].size)
+        width: int | None = getattr(self.encoder, "num_features", None)
         for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
-            try:
-                with torch.inference_mode():
-                    self.encoder(self.inputs(torch.zeros(1, 3, size, size)))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                seen = self.inputs.size(size)
-                resized = "" if seen == size else f", resized to {seen} x {seen}"
-                raise ValueError(
-                    f"the teacher does not take views of {size} x {size} pixels{resized}: "
-                    f"{first_line(error)}"
-                ) from None
+            seen = self.inputs.size(size)
+            features_of_empty_image(
+                lambda images: self.encoder(self.inputs(images)),
+                size,
+                "the teacher",
+                width,
+                "" if seen == size else f" (resized to {seen} x {seen})",
+            )
 
     def _resize_to(self, side: int, of: int) -> None:
         only, multiple = self.inputs.spec.size, self.inputs.spec.multiple_of
@@ -122,7 +122,7 @@ class Teacher(nn.Module):
 
     def drop_head(self) -> None:
         """Makes the pooled encoder output the embedding."""
-        self.head = nn.Identity()
+        self.head = nn.Identity().eval()
         self.embedding_dim = self.encoder.num_features  # type: ignore[assignment]
 
     def normalise_by_batch(self) -> None:

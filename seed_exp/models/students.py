@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seed_exp import __version__
 from seed_exp.base.files import atomic_write, file_hash
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import Registry, lookup
-from seed_exp.config.schema import CropConfig, StudentConfig, ViewsConfig
+from seed_exp.config.schema import StudentConfig
+from seed_exp.config.schema.parts import is_place
 from seed_exp.models.convnet import ConvNet
+from seed_exp.models.custom import custom_encoder, refuse_untrusted, source_hash
 from seed_exp.models.encoders import (
     EFFICIENTNET_TRAINING,
     MOBILENET_DROP_RATE,
@@ -32,7 +32,8 @@ from seed_exp.models.heads import projection_head
 from seed_exp.models.initialisation import initialise_as_released
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from seed_exp.models.released import RELEASED, is_released, released_tensors
-from seed_exp.models.weights import mismatch, read_checkpoint, refuse_long_header
+from seed_exp.models.student_header import exported_network, read_header, recorded_config
+from seed_exp.models.weights import mismatch, read_checkpoint, tensors_hash
 
 # Encoders: forward(images [N, 3, H, W]) returns pooled features [N, num_features].
 _STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
@@ -44,7 +45,7 @@ _STUDENTS: dict[str, Callable[[StudentConfig], nn.Module]] = {
     ),
     "efficientnet_b0": lambda _: timm_encoder("tf_efficientnet_b0", **EFFICIENTNET_TRAINING),
     "efficientnet_b1": lambda _: efficientnet_b1(),
-    "timm": lambda config: timm_encoder(config.name),
+    "timm": lambda config: timm_encoder(config.name, pretrained=config.pretrained, **config.args),
     "convnet_w2": lambda _: ConvNet(width=2),
     "convnet_w32": lambda _: ConvNet(width=32),
 }
@@ -78,6 +79,9 @@ class Student(nn.Module):
         self.num_features: int = encoder.num_features  # type: ignore[assignment]
         self.embedding_dim = embedding_dim
         self.head = projection_head(self.num_features, hidden_dim, embedding_dim, deep=deep_head)
+        self.fingerprints: dict[str, str] = {}
+        """Hash of what it is made of, besides this package and files, by option: custom code, or
+        pretrained weights."""
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features [N, num_features] of images [N, 3, H, W]."""
@@ -92,12 +96,14 @@ class Student(nn.Module):
 def build_student(config: StudentConfig, embedding_dim: int) -> Student:
     """A student with random weights, or with those of `config.init` in its encoder.
 
-    Random weights follow the rule `config.init_rule`.
+    Random weights follow the rule `config.init_rule`. The encoder of a custom network is what its
+    factory returns, which is imported: the caller answers for `config.network`.
     The head starts from `config.init` too if that is a student whose head has the same widths;
     otherwise it is random.
 
     Raises:
-        ValueError: unknown network, or the weights of `init` do not fit it.
+        ValueError: unknown network, a factory that returns none, or the weights of `init` do not
+            fit it or cannot be downloaded.
         FileNotFoundError: `init` does not exist.
     """
     if config.name is not None and config.network != "timm":
@@ -105,8 +111,17 @@ def build_student(config: StudentConfig, embedding_dim: int) -> Student:
             f"students.<name>.name={config.name} is only for network=timm; "
             f"this network is {config.network}"
         )
-    encoder = lookup(STUDENTS, config.network, "student network")(config)
+    is_custom = is_place(config.network)
+    encoder = (
+        custom_encoder(config.network, config.args, "students.<name>.network")
+        if is_custom
+        else lookup(STUDENTS, config.network, "student network")(config)
+    )
     student = Student(encoder, config.hidden_dim, embedding_dim, deep_head=bool(config.deep_head))
+    if is_custom:
+        student.fingerprints["network"] = source_hash(config.network, encoder)
+    if config.pretrained:
+        student.fingerprints["pretrained"] = tensors_hash(encoder.state_dict())
     if config.init_rule == "released":
         initialise_as_released(config.network, student.encoder, student.head)
     if config.init is not None:
@@ -124,7 +139,7 @@ def save_student(
     """Writes a student into one safetensors file, atomically.
 
     The header's entry `seed_exp` is JSON: `metadata` with the additional keys `student` (the
-    config) and `embedding_dim`.
+    config), `embedding_dim` and, for a custom network, `source` (the hash of its code).
 
     Args:
         path: The file.
@@ -134,6 +149,8 @@ def save_student(
         tensors: A `state_dict()` of the student to write; None = its present weights.
     """
     header = {**metadata, "student": asdict(config), "embedding_dim": student.embedding_dim}
+    if source := student.fingerprints.get("network"):
+        header["source"] = source
     header = redact_all(header)  # these files are published; addresses in options may be signed
     present = student.state_dict() if tensors is None else tensors
     # Copies, because some networks tie weights and safetensors refuses tensors that share memory.
@@ -157,8 +174,9 @@ def load_students(
         names: Names of the students to load; None = all.
 
     Raises:
-        ValueError: `run` holds no students or none of that name, or a file is broken or holds no
-            student.
+        ValueError: `run` holds no students or none of that name, a file is broken or holds no
+            student, or its network is code of yours that you did not say you trust, or that has
+            changed.
         FileNotFoundError: there is no such folder or file.
     """
     files = student_files(run)
@@ -190,54 +208,6 @@ def student_files(run: Path) -> dict[str, Path]:
     return files
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
-    """The header that `save_student` wrote into the file at `path`; None if the file has none.
-
-    Raises:
-        ValueError: the header does not describe a student.
-    """
-    metadata = _metadata(path)
-    if "seed_exp" not in metadata:
-        return None
-    try:
-        header: dict[str, Any] = json.loads(metadata["seed_exp"])
-        newer = {**header["student"]}.keys() - {option.name for option in fields(StudentConfig)}
-        if not newer:
-            recorded_config(header)
-        _ = header["embedding_dim"] + 0
-        if "eval_views" in header:
-            header["eval_views"] = _checked_views(header["eval_views"])
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(
-            f"{path} has a header that describes no student ({type(error).__name__})"
-        ) from None
-    if newer:
-        raise ValueError(
-            f"{path} describes its student by {', '.join(map(repr, sorted(newer)))}, which "
-            f"seed_exp {__version__} does not know: a newer version wrote it; update seed_exp"
-        )
-    return header
-
-
-def _checked_views(recorded: dict[str, Any]) -> dict[str, Any]:
-    """The preparation of images that a header records, with the defaults of what it lacks.
-
-    Raises:
-        ValueError, TypeError: it is none.
-    """
-    views = ViewsConfig(name="eval", crops={"global": CropConfig()}, **recorded)
-    sizes = {"eval_size": views.eval_size, "eval_resize": views.eval_resize}
-    if not all(type(size) is int for size in sizes.values()):
-        raise TypeError("sizes must be whole numbers")
-    return {**sizes, "mean": [*map(float, views.mean)], "std": [*map(float, views.std)]}
-
-
-def recorded_config(header: Mapping[str, Any]) -> StudentConfig:
-    """The options of a student from the header of its file."""
-    # Files from before 0.2.0 lack the rule: their students have timm's, and hence its dropout.
-    return StudentConfig(**{"init_rule": "timm", **header["student"]})
-
-
 def _load_whole(path: Path) -> tuple[Student, dict[str, Any]]:
     """The student and its header with the file's hash.
 
@@ -260,14 +230,22 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
             f"{path} is no student file; "
             "expected <run>/students/<name>.safetensors of distill or pretrain"
         )
-    config = replace(recorded_config(header), init=None)
+    config = replace(recorded_config(header), init=None, pretrained=False)
+    if is_place(config.network):
+        refuse_untrusted(config.network, path)
     try:
         # On the meta device, so that huge sizes in a bad header take no memory.
         with torch.device("meta"):
-            expected = build_student(config, header["embedding_dim"]).state_dict()
+            twin = build_student(config, header["embedding_dim"])
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} has a header that describes no student ({reason})") from None
+    if (source := twin.fingerprints.get("network")) != header.get("source"):
+        raise ValueError(
+            f"{path} was trained with other code of {config.network} (hash {header.get('source')}) "
+            f"than there is now ({source}); check out the code that trained it"
+        )
+    expected = twin.state_dict()
     if problem := mismatch(expected, tensors):
         raise ValueError(f"{path} does not fit its own network {config.network}: {problem}")
     student = build_student(config, header["embedding_dim"])
@@ -364,21 +342,6 @@ def refuse_near_twin(path: Path, network: str, found: str | None) -> None:
         "and compute different features. Take timm's with network=timm and its name there, "
         f"SEED's from a student file of {twin}"
     )
-
-
-def exported_network(path: Path) -> str | None:
-    """The network that `export` noted in the metadata of a student's weights; None otherwise."""
-    return _metadata(path).get("network")
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file; empty for any other file."""
-    refuse_long_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError:
-        return {}
 
 
 def _student_like(config: StudentConfig, run: Path) -> Path:

@@ -13,20 +13,21 @@ from seed_exp.base.averages import without_averages
 from seed_exp.base.files import file_hash
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TeacherConfig, TeacherEmbedding
+from seed_exp.config.schema.parts import is_place
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
-from seed_exp.models.encoders import UnknownNetworkError, input_spec, load_encoder, timm_encoder
 from seed_exp.models.frozen_teacher import Teacher
+from seed_exp.models.headless_teachers import custom_teacher, timm_teacher
 from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import InputSpec
 from seed_exp.models.reduction import Reduction
 from seed_exp.models.students import (
-    exported_network,
     load_students,
-    refuse_near_twin,
     student_files,
 )
 from seed_exp.models.teacher_ssl import MLP, TEACHER_SSL, load_weights
-from seed_exp.models.weights import read_checkpoint, tensors_hash
+from seed_exp.models.timm_teachers import FAMILIES, TIMM_TEACHERS
+from seed_exp.models.tokens import TOKENS, TokenPooling
+from seed_exp.models.weights import read_checkpoint
 from seed_exp.models.wide_resnet import WideResNet
 
 _MOCO = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints"
@@ -54,7 +55,9 @@ NETWORKS: dict[str, Callable[[], WideResNet]] = {
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Facts about a published teacher; None = unknown. Empty for `timm` and `run`."""
+    """Facts about a published teacher; None = unknown. Empty for `timm` and `run`, and nearly so
+    for those of TIMM_TEACHERS, whose facts stand there.
+    """
 
     network: str | None = None
     """Key of NETWORKS."""
@@ -260,7 +263,13 @@ _TEACHERS: dict[str, TeacherSpec] = {
         hash_source=f"{_VISIONLAB}/barlowtwins",
     ),
     "resnet50": TeacherSpec("resnet50", "torchvision"),
-    "timm": TeacherSpec(build=lambda config, trained: _timm_teacher(config, trained)),
+    **{
+        name: TeacherSpec(
+            top1=facts.top1, licence=FAMILIES[facts.family].licence, build=timm_teacher
+        )
+        for name, facts in TIMM_TEACHERS.items()
+    },
+    "timm": TeacherSpec(build=timm_teacher),
     "run": TeacherSpec(build=lambda config, trained: _teacher_of_run(config, trained)),
 }
 TEACHERS: Registry[TeacherSpec] = Registry("TEACHERS", _TEACHERS)
@@ -274,25 +283,24 @@ def build_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     reduction on.
 
     Args:
-        config: `network` is a key of TEACHERS; for `run`, `checkpoint` is a run folder or student
-            file.
+        config: `network` is a key of TEACHERS, or the place of a factory, which is imported; for
+            `run`, `checkpoint` is a run folder or student file.
         teacher_ssl: Key of TEACHER_SSL, the convention of the checkpoint; `run` and `timm` ignore
             it.
 
     Raises:
-        ValueError: no file is given or can be downloaded, or it does not fit the network or the
-            convention.
+        ValueError: no file is given or can be downloaded, it does not fit the network or the
+            convention, or the network has no such embedding.
         FileNotFoundError: `config.checkpoint` does not exist.
     """
     teacher = _trained_teacher(config, teacher_ssl)
-    if config.embedding is TeacherEmbedding.features:
-        teacher.drop_head()
+    _embed_by(teacher, config.embedding)
     return teacher
 
 
 def _trained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     """The teacher with its head; arguments and errors as `build_teacher`."""
-    spec = lookup(TEACHERS, config.network, "teacher")
+    spec = _spec(config.network)
     if spec.build is not None:
         return spec.build(config, True)
     path = (
@@ -318,7 +326,7 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
     what network it is. Arguments are as in `build_teacher`, but the embeddings have the width that
     `config.reduce` gives them.
     """
-    spec = lookup(TEACHERS, config.network, "teacher")
+    spec = _spec(config.network)
     if spec.build is not None:
         teacher = spec.build(config, False)
     else:
@@ -332,11 +340,24 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         teacher = Teacher(
             encoder, head_from_layers(layers, encoder.num_features, spec.hidden_dim, dim), dim
         )
-    if config.embedding is TeacherEmbedding.features:
-        teacher.drop_head()
+    _embed_by(teacher, config.embedding)
     if config.reduce is not None:
         teacher.reduce_by(Reduction(teacher.embedding_dim, config.embedding_dim or EMBEDDING_DIM))
     return teacher
+
+
+def _spec(network: str) -> TeacherSpec:
+    if is_place(network):
+        return TeacherSpec(build=custom_teacher)
+    return lookup(TEACHERS, network, "teacher")
+
+
+def _embed_by(teacher: Teacher, embedding: TeacherEmbedding) -> None:
+    """Makes another output than the head's the embedding, if asked to."""
+    if embedding in TOKENS:
+        teacher.encoder = TokenPooling(teacher.encoder, embedding).eval()
+    if embedding is not TeacherEmbedding.head:
+        teacher.drop_head()
 
 
 def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: ARG001
@@ -356,31 +377,6 @@ def _teacher_of_run(config: TeacherConfig, trained: bool) -> Teacher:  # noqa: A
     expects = InputSpec(header["eval_views"]["mean"], header["eval_views"]["std"])
     teacher = Teacher(student.encoder, student.head, student.embedding_dim, expects)
     teacher.fingerprint = header["sha256"]
-    return teacher
-
-
-def _timm_teacher(config: TeacherConfig, trained: bool) -> Teacher:
-    """A network of timm; its embedding is its pooled feature."""
-    downloaded = trained and config.checkpoint is None
-    try:
-        encoder = timm_encoder(config.name, pretrained=downloaded)
-    except UnknownNetworkError:
-        raise
-    except ValueError as error:
-        raise ValueError(
-            f"{error}, "
-            "or give its name in timm and a file with its weights: teacher.checkpoint=PATH"
-        ) from error
-    fingerprint = tensors_hash(encoder.state_dict()) if downloaded else ""
-    if trained and config.checkpoint is not None:
-        path = Path(config.checkpoint)
-        tensors = read_checkpoint(path)
-        refuse_near_twin(path, "timm", exported_network(path))
-        load_encoder(encoder, tensors, str(config.name), path)
-        fingerprint = file_hash(path)
-    num_features: int = encoder.num_features  # type: ignore[assignment]
-    teacher = Teacher(encoder, nn.Identity(), num_features, input_spec(encoder))
-    teacher.fingerprint = fingerprint
     return teacher
 
 

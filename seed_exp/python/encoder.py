@@ -21,7 +21,8 @@ from seed_exp.engine.precision import autocast
 from seed_exp.evaluation.results import results_about, run_home
 from seed_exp.evaluation.setup import load_frozen
 from seed_exp.exporting.card import licence_of
-from seed_exp.models.students import read_header, student_files
+from seed_exp.models.student_header import read_header
+from seed_exp.models.students import student_files
 from seed_exp.python.undisturbed import undisturbed
 from seed_exp.views.recipe import EvalViews
 

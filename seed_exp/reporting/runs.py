@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from seed_exp.base.averages import network_behind
 from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.schema import EVALUATIONS, TRAINING
-from seed_exp.models.students import read_header
+from seed_exp.models.student_header import read_header
 
 INSIDE = frozenset({"checkpoints", "students", "results", "media", "wandb", "export"}) | {
     name for name, kind in EVALUATIONS.items() if kind.trains

@@ -17,7 +17,8 @@ from seed_exp.exporting.folders import atomic_folder, refuse_existing
 from seed_exp.exporting.formats import FILES, Subject, export_formats, formats_of
 from seed_exp.exporting.hub import check_repository, push
 from seed_exp.exporting.loaders import timm_lines
-from seed_exp.models.students import load_students, recorded_config
+from seed_exp.models.student_header import recorded_config
+from seed_exp.models.students import load_students
 from seed_exp.views.recipe import EvalViews
 
 NUM_IMAGES = 16

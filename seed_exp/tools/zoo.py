@@ -40,6 +40,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
     for name, action_description in DESCRIPTIONS.items():
         action = actions.add_parser(name, description=action_description, allow_abbrev=False)
         action.add_argument("--json", action="store_true", help="print JSON")
+        if name == "list":
+            action.add_argument(
+                "filters",
+                nargs="*",
+                metavar="licence=KIND",
+                help="only permissive, non-commercial, own-terms or unknown licences",
+            )
         if name == "show":
             action.add_argument("name", metavar="NAME")
         if name in ("fetch", "verify"):

@@ -15,12 +15,14 @@ from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import lookup
 from seed_exp.base.table import markdown_table
 from seed_exp.config.errors import last_words
-from seed_exp.models.zoo import ZooEntry, cache_state, fetch, num_parameters, verify, zoo
+from seed_exp.models.zoo import cache_state, fetch, num_parameters, verify
+from seed_exp.models.zoo_entries import LICENCES, ZooEntry, zoo
 
 
 def list_all(given: argparse.Namespace) -> None:
-    """A line for each entry."""
-    entries = list(zoo().values())
+    """A line for each entry, or for those with a kind of licence."""
+    kinds = _kinds(given.filters)
+    entries = [entry for entry in zoo().values() if entry.kind_of_licence in kinds]
     if given.json:
         _print_json([_facts(entry) for entry in entries])
         return
@@ -145,13 +147,29 @@ def _facts(entry: ZooEntry) -> dict[str, Any]:
     """What is known of an entry, of the machine too; without secrets."""
     facts = asdict(entry) | {
         "parameters": num_parameters(entry),
+        "float32_bytes": 4 * num_parameters(entry),
         "forbids_commercial_use": entry.forbids_commercial_use,
+        "kind_of_licence": entry.kind_of_licence,
         "path": str(entry.path),
         "cache": cache_state(entry),
     }
     facts["use"] = f"python -m seed_exp.{entry.use}"
     plain: dict[str, Any] = redact_all(facts)
     return plain
+
+
+def _kinds(filters: list[str]) -> set[str]:
+    """The kinds of licences that words such as licence=permissive choose; all for no words."""
+    chosen = set()
+    for word in filters:
+        key, _, kind = word.partition("=")
+        if key != "licence" or kind not in LICENCES:
+            raise ValueError(
+                f"zoo list takes licence={'|'.join(LICENCES)}, several to see all of them; "
+                f"got {word}"
+            )
+        chosen.add(kind)
+    return chosen or set(LICENCES)
 
 
 def _named(names: list[str]) -> list[ZooEntry]:

@@ -18,7 +18,7 @@ from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.weights import mismatch
 from seed_exp.training.kept_state import State, cached_state, kept_state, read_state
 from seed_exp.training.teacher_pass import of_images
-from seed_exp.training.teacher_reduction import size_key
+from seed_exp.training.teacher_reduction import embedding_key
 
 log = logging.getLogger("seed_exp")
 
@@ -41,7 +41,7 @@ def kept_bags(folder: Path, teacher: Teacher, config: DistillConfig, train: Sour
         "bag_size": objective.bag_size,
         "data": train.fingerprint(),
         "views": eval_options(config.views),
-        **size_key(config),
+        **embedding_key(config),
     }
 
     def make() -> State:

@@ -38,9 +38,9 @@ from seed_exp.training.bags import kept_bags
 from seed_exp.training.encoders import (
     build_students,
     finish,
-    init_inputs,
     load_images,
     refuse_large_queue,
+    student_inputs,
     train_encoders,
 )
 from seed_exp.training.queue_start import start_from_images
@@ -74,7 +74,7 @@ def distill(config: DistillConfig) -> Path:
             students = build_students(config, dim)
             size, num_queues = config.objective.queue_length, len(numbers_of_views(config))
             refuse_large_queue("objective.queue_size", size, dim, num_queues)
-            inputs = {"teacher": teacher.fingerprint, **init_inputs(config.students)}
+            inputs = {"teacher": teacher.fingerprint, **student_inputs(config.students, students)}
             inputs |= {"data": images.train.fingerprint()}
         with open_run("distill", label_of(config), config, inputs, device) as run:
             # 2. The teacher's embeddings: narrower if asked for, and kept if asked for; bags.

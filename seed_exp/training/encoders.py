@@ -37,7 +37,10 @@ from seed_exp.engine.method import Method
 from seed_exp.engine.precision import autocast
 from seed_exp.engine.run import Run
 from seed_exp.evaluation.setup import eval_options
-from seed_exp.models.students import Student, build_student, read_header, save_student
+from seed_exp.models.encoders import patch_advice
+from seed_exp.models.student_header import read_header
+from seed_exp.models.students import Student, build_student, save_student
+from seed_exp.models.trial import features_of_empty_image
 from seed_exp.protocols.follow_up import PlannedEvaluation, run_evaluations
 from seed_exp.reporting.image_grids import recipe_gallery
 from seed_exp.training.monitor import Monitor
@@ -288,25 +291,19 @@ def refuse_names_of_averages(config: EncoderFitConfig) -> None:
             )
 
 
-@torch.no_grad()
 def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
     """Passes one empty image of each size through each student.
 
     Raises:
-        ValueError: a network does not take a size; better said before the data has been read.
+        ValueError: a network does not take a size, or returns something else than features.
     """
     sizes = {crop.size for crop in views.crops.values() if crop.num > 0} | {views.eval_size}
     for name, student in students.items():
-        student.eval()
         for size in sorted(sizes):
-            try:
-                student(torch.zeros(1, 3, size, size))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                reason = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"student {name} does not take views of {size} x {size} pixels: {reason}"
-                ) from None
-        student.train()
+            advice = patch_advice(student.encoder, size, f"students.{name}.args")
+            features_of_empty_image(
+                student.encoder, size, f"student {name}", student.num_features, advice
+            )
 
 
 def activations_per_image(
@@ -329,9 +326,20 @@ def activations_per_image(
     return activation_bytes(forward) // 2
 
 
-def init_inputs(configs: dict[str, StudentConfig]) -> dict[str, str]:
-    """Fingerprints of the files that students start from."""
+def student_inputs(
+    configs: Mapping[str, StudentConfig], students: Mapping[str, Student]
+) -> dict[str, str]:
+    """Fingerprints of the files and pretrained weights that students start from, and of their code.
+
+    Args:
+        configs: Options of the students, by name.
+        students: The students made by them.
+    """
     files = {name: Path(config.init) for name, config in configs.items() if config.init is not None}
     return {
         f"students.{name}.init": file_hash(path) for name, path in files.items() if path.is_file()
+    } | {
+        f"students.{name}.{option}": fingerprint
+        for name, student in students.items()
+        for option, fingerprint in student.fingerprints.items()
     }

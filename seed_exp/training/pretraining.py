@@ -14,9 +14,9 @@ from seed_exp.training.advice import large_queue_advice, length_advice
 from seed_exp.training.encoders import (
     build_students,
     finish,
-    init_inputs,
     load_images,
     refuse_large_queue,
+    student_inputs,
     train_encoders,
 )
 
@@ -41,7 +41,10 @@ def pretrain(config: PretrainConfig) -> Path:
             students = build_students(config, config.embedding_dim)
             size, dim = config.moco.queue_length, config.embedding_dim
             refuse_large_queue("moco.queue_size", size, dim, len(students))
-            inputs = {**init_inputs(config.students), "data": images.train.fingerprint()}
+            inputs = {
+                **student_inputs(config.students, students),
+                "data": images.train.fingerprint(),
+            }
         with open_run("pretrain", label, config, inputs, device) as run:
             # 2. The training.
             num, num_bytes = len(images.train), size * dim * 4 * len(students)

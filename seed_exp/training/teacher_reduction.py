@@ -70,17 +70,13 @@ def read_reduction(path: Path, in_dim: int, out_dim: int) -> State:
 
 
 def embedding_key(config: DistillConfig) -> dict[str, Any]:
-    """The part of a cache's key that says which output of the teacher is the embedding.
+    """The part of a cache's key that says how the teacher is used: its output, and its views' size.
 
-    Nothing for the default, so that caches of versions without the choice stay valid.
+    Nothing for the defaults, so that caches of versions without the choices stay valid.
     """
-    embedding = config.teacher.embedding
-    named = {} if embedding is TeacherEmbedding.head else {"embedding": embedding.value}
-    return named | size_key(config)
-
-
-def size_key(config: DistillConfig) -> dict[str, Any]:
-    """The part of a cache's key that says how large the teacher sees views; as `embedding_key`."""
-    if config.teacher.size is None:
-        return {}
-    return {"size": [config.teacher.size, config.views.crops["global"].size]}
+    key: dict[str, Any] = {}
+    if config.teacher.embedding is not TeacherEmbedding.head:
+        key["embedding"] = config.teacher.embedding.value
+    if config.teacher.size is not None:
+        key["size"] = [config.teacher.size, config.views.crops["global"].size]
+    return key

@@ -23,7 +23,8 @@ from seed_exp.data.sources import load_source
 from seed_exp.engine.run_folder import folder_of
 from seed_exp.evaluation.results import with_best
 from seed_exp.models.frozen_teacher import Teacher
-from seed_exp.models.students import load_students, read_header
+from seed_exp.models.student_header import read_header
+from seed_exp.models.students import load_students
 from seed_exp.training.encoders import build_students
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]
@@ -762,7 +763,7 @@ def test_a_calibrated_run_with_an_automatic_queue_goes_on_bit_for_bit(home: Path
     rows = [row for row in metrics(folder) if "tau_teacher" in row]
     assert len(rows) == 6
     if per == "run":
-        assert {row["tau_teacher"] for row in rows} == {pytest.approx(float(tau))}
+        assert [row["tau_teacher"] for row in rows] == 6 * [pytest.approx(float(tau))]
     else:
         assert [row["effective_neighbours"] for row in rows] == 6 * [pytest.approx(300, rel=0.1)]
 

@@ -13,7 +13,7 @@ import torch
 
 from seed_exp import distill, pretrain
 from seed_exp.config.compose import compose
-from seed_exp.models.students import read_header
+from seed_exp.models.student_header import read_header
 from seed_exp.tools import plan as tools_plan
 
 DATA = ["data=digits", "data.num_workers=0", "device=cpu"]

@@ -23,7 +23,8 @@ from seed_exp.base.files import file_hash
 from seed_exp.config.compose import compose
 from seed_exp.data.sources import load_source
 from seed_exp.data.subsets import evenly_spaced
-from seed_exp.models.students import build_student, load_students, read_header
+from seed_exp.models.student_header import read_header
+from seed_exp.models.students import build_student, load_students
 from seed_exp.models.teachers import build_teacher
 from seed_exp.tools import plan as tools_plan
 from seed_exp.training.teacher_reduction import cached_reduction

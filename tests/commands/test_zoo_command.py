@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from seed_exp import zoo
 from seed_exp.models.teachers import NETWORKS, TEACHERS, TeacherSpec
+from seed_exp.tools import zoo_actions
 
 NAMES = ("moco_v1_r9", "moco_v1_r8")
 
@@ -22,6 +24,7 @@ NAMES = ("moco_v1_r9", "moco_v1_r8")
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache with the file of one of two published teachers of a few hundred weights."""
     monkeypatch.setenv("SEED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("SEED_MIRROR", raising=False)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setitem(NETWORKS, "tiny", lambda: tiny.Encoder(6, bn=True))
@@ -74,6 +77,39 @@ def test_the_list_has_a_line_for_each_with_what_is_known(typed: Typed) -> None:
         "---",
         "-" * max(map(len, lines)),
     }
+
+
+def test_the_list_can_be_of_those_with_one_kind_of_licence(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo_actions, "num_parameters", lambda _: 1)  # to count takes seconds
+    found = {
+        kind: {entry["name"] for entry in json.loads(typed("list", f"licence={kind}", "--json")[0])}
+        for kind in ("permissive", "non-commercial", "own-terms", "unknown")
+    }
+    assert sum(map(len, found.values())) == len(json.loads(typed("list", "--json")[0]))
+    assert {"moco_v2_r50", "dino_r50", "dinov2_s", "siglip2_so400m"} <= found["permissive"]
+    assert {"swav_r50", "eupe_s", "mobileclip2_s0"} <= found["non-commercial"]
+    assert {"dinov3_s", "dinov3_convnext_l"} <= found["own-terms"]
+    assert "simclr_r50" in found["unknown"]
+    both = json.loads(typed("list", "licence=permissive", "licence=own-terms", "--json")[0])
+    assert {entry["name"] for entry in both} == found["permissive"] | found["own-terms"]
+    _, error = typed("list", "licence=free")
+    assert "zoo list takes licence=permissive|non-commercial|own-terms|unknown" in error
+
+
+def test_weights_of_timm_are_shown_with_licence_gate_and_size(typed: Typed) -> None:
+    out, _ = typed("show", "dinov3_s")
+    for words in (
+        "vit_small_patch16_dinov3.lvd1689m",
+        "DINOv3-License",
+        "Meta gives its own files on request only",
+        "21,586,944",
+        "86,347,776",
+        "https://huggingface.co/timm/vit_small_patch16_dinov3.lvd1689m",
+        "own-terms",
+    ):
+        assert words in out
 
 
 def test_one_is_shown_with_its_use_and_its_sources(typed: Typed) -> None:

@@ -300,3 +300,32 @@ def test_an_entry_names_an_option_whose_default_is_another_value(entry: str) -> 
     owner = getattr(__import__("seed_exp.config.schema", fromlist=[schema]), schema)
     (field,) = (field for field in dataclasses.fields(owner) if field.name == name)
     assert to_plain(field.default) != CHANGED_DEFAULTS[entry].before
+
+
+def test_options_of_an_architecture_tell_runs_apart_once_and_none_is_what_versions_before_did(
+    config: PretrainConfig,
+) -> None:
+    def students(**args: Any) -> dict[str, StudentConfig]:
+        return {"vit": StudentConfig("timm", "test_vit", args=args)}
+
+    plain, other = (
+        dataclasses.replace(config, students=students(**args))
+        for args in ({}, {"drop_path_rate": 0.1, "depth": 3})
+    )
+    old = recorded(plain)
+    del old["options"]["students"]["vit"]["args"]
+    assert differences(old, plain, INPUTS) == []
+    assert not any(".args" in key for key in identity(plain, INPUTS))
+    assert {key for key in identity(other, INPUTS) if ".args" in key} == {
+        "students.vit.args.depth",
+        "students.vit.args.drop_path_rate",
+    }
+    assert_other_run(
+        plain,
+        other,
+        "students.vit.args.depth was absent, now 3",
+        "students.vit.args.drop_path_rate was absent, now 0.1",
+    )
+    full = decisive_options(to_plain(other))
+    assert effective_options("pretrain", full) == full
+    assert differences(recorded(other), other, INPUTS) == []

@@ -75,11 +75,54 @@ def test_two_students_of_one_name_are_refused() -> None:
 
 def test_a_name_that_the_user_chose_stays() -> None:
     mine = {"mine": StudentConfig("timm", name="levit_128s")}
-    assert named_by_network(mine, ["resnet18", "timm"]) == mine
+    assert named_by_network(mine, []) == mine
+
+
+@pytest.mark.parametrize("network", ["convnext_atto", "efficientvit_b0", "fastvit_t8", "resnet10t"])
+def test_an_option_that_is_timms_network_of_that_name_is_the_same_student(network: str) -> None:
+    """Runs from before there was the option have this name, and go on."""
+    by_name, by_option = (
+        compose("distill", ["data.root=/x", f"student={spelling}"])
+        for spelling in (f"timm/{network}", network)
+    )
+    assert by_name == by_option
+    assert list(by_name.students) == [network]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["students.convnext_atto.args={drop_path_rate: 0.1, use_grn: true}"],
+        [f"students.convnext_atto.args.{one}" for one in ("drop_path_rate=0.1", "use_grn=true")],
+        [f"++students.convnext_atto.args.{one}" for one in ("drop_path_rate=0.1", "use_grn=true")],
+    ],
+)
+def test_args_need_no_plus_and_their_values_keep_their_types(words: list[str]) -> None:
+    config = compose("distill", ["data.root=/x", "student=timm/convnext_atto", *words])
+    assert config.students["convnext_atto"].args == {"drop_path_rate": 0.1, "use_grn": True}
+
+
+def test_args_are_added_to_those_of_an_option_file() -> None:
+    words = ["data.root=/x", "student=vit_tiny", "students.vit_tiny.args={drop_path_rate: 0.1}"]
+    found = compose("distill", words).students["vit_tiny"].args
+    assert found == {"dynamic_img_pad": True, "drop_path_rate": 0.1}
+    assert jobs("distill", [*words[:2], "students.vit_tiny.args.drop_path_rate=0,0.1"]) == [
+        [*words[:2], f"++students.vit_tiny.args.drop_path_rate={rate}"] for rate in ("0", "0.1")
+    ]
+
+
+@pytest.mark.parametrize("group", ["student", "teacher"])
+def test_a_network_of_the_users_must_be_named(group: str) -> None:
+    option = {"student": "students.custom.network", "teacher": "teacher.network"}[group]
+    with pytest.raises(ValueError, match=f"missing option {option}: add {option}=VALUE"):
+        compose("distill", ["data.root=/x", f"{group}=custom"])
+    config = compose("distill", ["data.root=/x", f"{group}=custom", f"{option}=my_nets.nets:build"])
+    owner = config.students["custom"] if group == "student" else config.teacher
+    assert owner.network == "my_nets.nets:build"
 
 
 @pytest.mark.parametrize("command", ["pretrain", "bench bench=fleet"])
 def test_every_command_that_trains_knows_them(command: str) -> None:
     name, *words = command.split()
-    config = compose(name, [*words, "data.root=/x", "student=[timm/levit_128s,timm/vit_tiny]"])
+    config = compose(name, [*words, "data.root=/x", "student=[timm/levit_128s,vit_tiny]"])
     assert list(config.students) == ["levit_128s", "vit_tiny"]

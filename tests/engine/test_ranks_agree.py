@@ -14,7 +14,7 @@ from seed_exp.config.compose import compose
 from seed_exp.engine import checkpoint, distributed, memory
 from seed_exp.engine.fleet import find_batch_size
 from seed_exp.methods.moco import Moco
-from seed_exp.models.students import read_header
+from seed_exp.models.student_header import read_header
 from seed_exp.training import encoders, monitor, pretraining
 from seed_exp.training.encoders import build_students
 from seed_exp.views.recipe import TrainViews

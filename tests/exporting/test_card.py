@@ -6,6 +6,7 @@ Neither secrets nor markup get through it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,47 @@ def test_the_licence_is_the_teachers_or_unknown(
     found, sentence = licence_of(header(options=options))
     assert found == identifier
     assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("teacher", "name", "identifier", "words"),
+    [
+        (
+            "dinov2_s",
+            "convnext_atto",
+            "apache-2.0",
+            "convnext_atto.d2_in1k`, .* apache-2.0. Apache",
+        ),
+        ("swav_r50", "convnext_atto", "other", r"apache-2.0\. CC-BY-NC-4.0, inherited"),
+        ("dinov2_s", "fastvit_t8", "other", r"fastvit-license\. Apache-2.0, inherited"),
+        ("run", "convnext_atto", "unknown", r"apache-2.0\. Unknown: the teacher's weights"),
+        ("dinov2_s", "test_nothing", "unknown", "whose licence is unknown. Find it out"),
+        ("dinov3_s", None, "other", "DINOv3-License, inherited"),
+    ],
+)
+def test_weights_of_timm_that_a_student_started_from_have_their_say(
+    teacher: str, name: str | None, identifier: str, words: str
+) -> None:
+    student = {**header()["student"], "network": "timm", "name": name, "pretrained": bool(name)}
+    found, why = licence_of(header(options={"teacher.network": teacher}, student=student))
+    assert found == identifier
+    assert re.search(words, why)
+    if name == "convnext_atto":
+        alone = licence_of(header(command="pretrain", options={}, student=student))
+        assert alone[0] == "apache-2.0"
+
+
+def test_options_of_the_architecture_and_branches_are_on_the_card(tmp_path: Path) -> None:
+    config = StudentConfig("timm", "fastvit_t8", args={"drop_path_rate": 0.1})
+    student = build_student(config, 8).eval()
+    subject = Subject("fast", student, config, VIEWS, torch.zeros(3, 3, 8, 8), False)
+    formats = {name: FORMATS[name] for name in ("timm", "onnx", "torch_export")}
+    origin = WeightsOrigin(header(), SHA, tmp_path)
+    text = model_card(subject, origin, formats, dict.fromkeys(formats, 0.0), "x")
+    assert 'timm\'s `fastvit_t8` with `{"drop_path_rate": 0.1}`' in text
+    assert "replaced in model.onnx and model.pt2 (reparameterised). model.safetensors has" in text
+    assert "num_classes=0, drop_path_rate=0.1, checkpoint_path=" in text
+    assert "reparameterised" not in card(tmp_path)
 
 
 def test_every_teacher_that_can_be_downloaded_has_a_licence_the_card_can_name() -> None:

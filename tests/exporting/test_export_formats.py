@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from seed_exp.exporting.parity import LIMIT, relative_error
 from seed_exp.models.students import build_student
 from seed_exp.views.recipe import EvalViews
 
+VIT = "test_vit"  # timm's smallest: patches of 16 px
 PAPERS = [
     "resnet18",
     "resnet34",
@@ -49,10 +51,15 @@ def views(size: int, resize: int) -> dict[str, Any]:
 
 
 def subject(
-    network: str, name: str | None = None, *, size: int = 64, head: bool = False
+    network: str,
+    name: str | None = None,
+    *,
+    size: int = 64,
+    head: bool = False,
+    args: dict[str, Any] | None = None,
 ) -> Subject:
     torch.manual_seed(0)
-    config = StudentConfig(network, name)
+    config = StudentConfig(network, name, args=args or {})
     student = build_student(config, 16).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
     images = F.interpolate(
@@ -153,12 +160,37 @@ def test_a_changed_network_exported_as_timms_own_is_an_error_with_the_number(
 def test_timms_own_network_with_a_changed_ones_weights_is_far_off() -> None:
     for network in CHANGES:
         given = subject(network)
-        plain = timm.create_model(
-            loaders.architecture_of(given.student.encoder), num_classes=0
-        ).eval()
+        plain = timm.create_model(given.architecture, num_classes=0).eval()
         plain.load_state_dict(given.student.encoder.state_dict())
         with torch.no_grad():
             assert relative_error(plain(given.images), own_features(given)) > 100 * LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("fastvit_t8", {}), (VIT, {"dynamic_img_pad": True, "img_size": 96, "global_pool": "avg"})],
+)
+def test_networks_of_timm_are_exported_with_their_options_and_without_their_branches(
+    name: str, args: dict[str, Any], tmp_path: Path
+) -> None:
+    given = subject("timm", name, size=72, args=args)
+    errors = export_formats(given, formats_of(given, None), tmp_path)
+    assert errors.keys() == {"timm", "onnx", "torch_export"}
+    own = sum(parameter.numel() for parameter in given.student.encoder.parameters())
+    program = torch.export.load(tmp_path / "model.pt2")
+    exported = sum(tensor.numel() for tensor in program.state_dict.values())
+    assert (exported < own) == (name == "fastvit_t8")
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(given.images), own_features(given), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_the_users_has_programs_only_even_if_timm_has_one_of_its_name() -> None:
+    given = subject("timm", VIT)
+    assert formats_of(given, None).keys() == {"timm", "onnx", "torch_export"}
+    own = replace(given, config=replace(given.config, network="my_nets:build", name=None))
+    assert formats_of(own, None).keys() == {"onnx", "torch_export"}
 
 
 def test_resnets_load_in_torchvision(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from seed_exp.base.files import file_hash
 from seed_exp.config.schema import CropConfig, StudentConfig, TeacherConfig, ViewsConfig
 from seed_exp.exporting.loaders import CHANGES
 from seed_exp.models import students
+from seed_exp.models.student_header import read_header
 from seed_exp.models.students import (
     NEAR_TWINS,
     STUDENTS,
     Student,
     build_student,
     load_students,
-    read_header,
     save_student,
 )
 from seed_exp.models.teachers import build_teacher
@@ -50,10 +50,13 @@ def test_each_network_that_is_nearly_timms_has_its_loader() -> None:
 
 
 def test_every_student_has_an_option_file_and_the_other_way_round() -> None:
-    assert {path.stem for path in (CONF / "student").glob("*.yaml")} == set(STUDENTS)
-    for path in (CONF / "student").glob("*.yaml"):
-        assert path.read_text().startswith(f"# @package students.{path.stem}\n")
-        assert f"\nnetwork: {path.stem}\n" in path.read_text()
+    files = {path.stem: path.read_text() for path in (CONF / "student").glob("*.yaml")}
+    of_timm = {name for name, text in files.items() if "\nnetwork: timm\nname: " in text}
+    assert files.keys() - of_timm - {"custom"} == set(STUDENTS)
+    for name, text in files.items():
+        assert text.startswith(f"# @package students.{name}\n")
+        network = "timm" if name in of_timm else "???" if name == "custom" else name
+        assert f"\nnetwork: {network}\n" in text
 
 
 @pytest.mark.parametrize("network", TIMM_NAMES)

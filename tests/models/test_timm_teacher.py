@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,11 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_exp.base.files import file_hash
-from seed_exp.config.schema import CropConfig, Reduce, TeacherConfig, ViewsConfig
+from seed_exp.config.schema import (
+    CropConfig,
+    Reduce,
+    TeacherConfig,
+    TeacherEmbedding,
+    ViewsConfig,
+)
 from seed_exp.models import encoders
 from seed_exp.models.encoders import input_spec, timm_encoder
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.teachers import build_teacher, untrained_teacher
+from seed_exp.models.tokens import TokenPooling
 
 BEFORE_SWIN_TOOK_SIZES = pytest.mark.skipif(
     tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < (1, 0, 31),
@@ -131,6 +139,62 @@ def test_a_vit_14_sees_224_as_it_is_and_96_as_98() -> None:
     inputs = Teacher(nn.Identity(), nn.Identity(), 3, spec).inputs
     assert [inputs.size(size) for size in (224, 98, 96, 84)] == [224, 98, 98, 84]
     assert (spec.mean, spec.interpolation) == ([0.485, 0.456, 0.406], "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "num_prefix"),
+    [
+        ("test_vit", {}, 1),
+        ("test_vit", {"reg_tokens": 2}, 3),
+        ("test_vit", {"global_pool": "avg"}, 1),  # the norm is behind the pooling
+        ("vit_tiny_patch16_dinov3_qkvb", {"depth": 2}, 5),
+    ],
+)
+@pytest.mark.parametrize("part", ["cls", "mean_patch", "cls+mean_patch"])
+def test_an_embedding_of_tokens_is_what_timm_pools(
+    name: str, options: dict[str, Any], num_prefix: int, part: str
+) -> None:
+    torch.manual_seed(0)
+    vit = timm_encoder(name, **options).eval()
+    for parameter in vit.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        tokens = vit.forward_features(images)
+        assert tokens.shape[1] == num_prefix + 16
+        mean = sum(tokens[:, num_prefix + number] for number in range(16)) / 16
+        parts = {"cls": tokens[:, 0], "mean_patch": mean}
+        expected = torch.cat([vit.fc_norm(parts[one]) for one in part.split("+")], 1)
+        features = TokenPooling(vit, TeacherEmbedding[part])(images)
+        torch.testing.assert_close(features, expected)
+        if {"token": "cls", "avg": "mean_patch"}[vit.global_pool] == part:
+            torch.testing.assert_close(features, vit(images))
+
+
+def test_an_embedding_of_tokens_has_its_own_width_and_key(file: str) -> None:
+    images = torch.randn(2, 3, 160, 160)
+    found = {}
+    for part in TeacherEmbedding:
+        config = TeacherConfig("timm", NAME, checkpoint=file, embedding=part)
+        teacher = build_teacher(config, "")
+        teacher.adapt_to(views(64, 40))
+        assert teacher.embedding_dim == untrained_teacher(config, "").embedding_dim
+        assert teacher(images).shape == (2, teacher.embedding_dim)
+        assert not any(module.training for module in teacher.modules())
+        found[part.value] = teacher(images)
+    assert found["cls+mean_patch"].shape == (2, 128)
+    assert torch.equal(found["head"], found["features"])
+    assert not torch.allclose(found["cls"], found["mean_patch"], atol=1e-2)
+
+
+def test_a_network_without_such_tokens_is_refused_with_what_it_has() -> None:
+    config = TeacherConfig("timm", "test_resnet", embedding=TeacherEmbedding["mean_patch"])
+    with pytest.raises(ValueError, match=r"ResNet has no tokens of patches: .*embedding=features"):
+        untrained_teacher(config, "")
+    without_class = timm_encoder("test_vit2")  # its only prefix is a register
+    with pytest.raises(ValueError, match=r"needs a class token.*embedding=mean_patch or features"):
+        TokenPooling(without_class, TeacherEmbedding["cls+mean_patch"])
+    assert TokenPooling(without_class, TeacherEmbedding["mean_patch"]).num_features == 64
 
 
 @pytest.mark.parametrize("container", [None, "state_dict", "model"])

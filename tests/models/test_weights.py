@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seed_exp.models.students import exported_network, read_header
+from seed_exp.models.student_header import exported_network, read_header
 from seed_exp.models.weights import first_keys, mismatch, read_checkpoint, tensors_hash
 
 TENSORS = {"a.weight": torch.arange(6000.0).view(2, 3000), "a.bias": torch.ones(2)}

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import timm
 import tiny
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save
 from test_download import Server, server  # noqa: F401
 from torch import Tensor, nn
 
 from seed_exp.config.schema import TeacherConfig
+from seed_exp.models import hub as module_hub
 from seed_exp.models import zoo as module
 from seed_exp.models.students import STUDENTS
-from seed_exp.models.teachers import NETWORKS, TEACHERS, TeacherSpec, build_teacher
-from seed_exp.models.zoo import cache_state, fetch, num_parameters, verify, zoo
+from seed_exp.models.teachers import (
+    NETWORKS,
+    TEACHERS,
+    TeacherSpec,
+    build_teacher,
+    untrained_teacher,
+)
+from seed_exp.models.timm_teachers import FAMILIES, TIMM_TEACHERS, TimmTeacher
+from seed_exp.models.zoo import cache_state, fetch, num_parameters, verify
+from seed_exp.models.zoo_entries import zoo
 
 NAME = "moco_v1_r9"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty cache, and a published teacher of a few hundred weights."""
     monkeypatch.setenv("SEED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("SEED_MIRROR", raising=False)
     monkeypatch.setitem(NETWORKS, "tiny", lambda: tiny.Encoder(6, bn=True))
     monkeypatch.setitem(
@@ -63,7 +78,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 def test_every_published_teacher_and_the_eight_students_are_there() -> None:
     entries = zoo()
     teachers = [name for name, entry in entries.items() if entry.kind == "teacher"]
-    assert teachers == [name for name in TEACHERS if name not in ("resnet50", "timm", "run")]
+    assert set(teachers) == set(TEACHERS) - {"resnet50", "timm", "run"}
     students = [entry for entry in entries.values() if entry.kind == "student"]
     assert [
         (entry.network, entry.method.removeprefix("SEED from "), entry.epochs) for entry in students
@@ -77,11 +92,13 @@ def test_every_published_teacher_and_the_eight_students_are_there() -> None:
         ("efficientnet_b1", "ResNet-152 SwAV", 200),
         ("resnet50", "ResNet-50W4 SwAV with local views", 400),
     ]
-    assert len({entry.file_name for entry in entries.values()}) == len(entries)
+    assert len({entry.path for entry in entries.values()}) == len(entries)
 
 
 def test_what_is_said_has_a_source_and_what_is_unknown_is_not_said() -> None:
     for name, entry in zoo().items():
+        if entry.hub is not None:
+            continue
         assert entry.network in (NETWORKS if entry.kind == "teacher" else STUDENTS)
         assert (entry.top1 is None) == (entry.top1_source is None), name
         assert (entry.hash is None) == (entry.hash_source is None), name
@@ -98,6 +115,88 @@ def test_what_is_said_has_a_source_and_what_is_unknown_is_not_said() -> None:
         in zoo()["seed_resnet18_swav_r50w2"].note
     )
     assert "CC-BY-NC" not in zoo()["seed_resnet18_moco_v2_r50"].note
+
+
+def test_facts_about_weights_of_timm_are_timms() -> None:
+    for name, facts in TIMM_TEACHERS.items():
+        entry, config = zoo()[name], timm.models.get_pretrained_cfg(facts.name)
+        assert config is not None, name
+        assert (entry.hub, entry.licence.lower()) == (config.hf_hub_id, config.license)
+        assert entry.url == f"https://huggingface.co/{entry.hub}"
+        assert bool(entry.note) == (entry.kind_of_licence != "permissive")
+    assert zoo()["dinov2_s"].kind_of_licence == "permissive"
+    assert "on request only" in str(zoo()["dinov3_b"].gate)
+    assert zoo()["eupe_b"].forbids_commercial_use is True
+    assert zoo()["siglip2_b"].gate is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM_TEACHERS)
+def test_teachers_of_timm_take_all_views_and_have_the_stated_size(name: str) -> None:
+    config = TeacherConfig(name)
+    with torch.device("meta"):
+        teacher = untrained_teacher(config, "").to("meta")
+        for size in (224, 96):
+            assert teacher.embed(torch.zeros(1, 3, size, size)).shape == (1, teacher.embedding_dim)
+    assert sum(parameter.numel() for parameter in teacher.parameters()) == num_parameters(
+        zoo()[name]
+    )
+    text = (CONF / "teacher" / f"{name}.yaml").read_text()
+    assert f"embedding of {teacher.embedding_dim} numbers" in text
+
+
+def test_option_files_of_timms_teachers_say_what_the_tables_say() -> None:
+    for name, facts in TIMM_TEACHERS.items():
+        family = FAMILIES[facts.family]
+        text = (CONF / "teacher" / f"{name}.yaml").read_text()
+        assert f"({family.paper}), timm's {facts.name}.\n" in text
+        assert f"# {facts.parameters / 1e6:,.1f} M parameters, " in text
+        assert re.search(rf"of the weights: {family.licence.replace('-License', '.License')}", text)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with one teacher's file, named and linked as the hub's client does."""
+    monkeypatch.setitem(TIMM_TEACHERS, "dinov2_s", TimmTeacher("test_vit", "dinov2", parameters=1))
+    torch.manual_seed(0)
+    content = save(timm.create_model("test_vit", num_classes=0).state_dict())
+    folder = tmp_path / "hub" / "models--timm--test_vit"
+    blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+    for each in ("blobs", "refs", "snapshots/abc"):
+        (folder / each).mkdir(parents=True)
+    blob.write_bytes(content)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "model.safetensors").symlink_to(blob)
+    return blob
+
+
+def test_weights_in_the_hubs_cache_are_found_and_compared_with_the_hubs_hash(hub: Path) -> None:
+    entry = zoo()["dinov2_s"]
+    assert cache_state(entry) == "in the hub's cache"
+    assert cache_state(zoo()["dinov2_b"]) == "absent"
+    assert fetch(entry).resolve() == hub  # without a connection
+    found = verify(entry)
+    assert found.published == f"sha256:{hub.name}"
+    assert (found.sha256, found.embedding_dim) == (hub.name, 64)
+    hub.write_bytes(hub.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="not the published file"):
+        verify(entry)
+
+
+def test_a_download_from_the_hub_that_fails_is_one_line_with_what_a_gate_needs(
+    hub: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise OSError("401 Client Error\nmuch more")
+
+    monkeypatch.setattr(module_hub, "hf_hub_download", refused)
+    with pytest.raises(
+        ValueError,
+        match=r"of timm/vit_base\w+\.lvd142m .*\(401 Client Error\).*"
+        r"accept its terms at https://huggingface\.co/timm/vit_base",
+    ):
+        fetch(zoo()["dinov2_b"])
 
 
 def test_sizes_of_networks_are_those_of_the_papers() -> None:

@@ -60,11 +60,21 @@ class Reduce(Enum):
     whiten = "whiten"  # gives all of them the same variance
 
 
-class TeacherEmbedding(Enum):
-    """Output of a teacher that students learn, at unit length."""
+TeacherEmbedding = Enum(
+    "TeacherEmbedding",
+    {
+        "head": "head",
+        "features": "features",
+        "cls": "cls",
+        "mean_patch": "mean_patch",
+        "cls+mean_patch": "cls+mean_patch",
+    },
+)  # not a class: `cls+mean_patch` is no name in Python
+"""Output of a teacher that students learn, at unit length.
 
-    head = "head"  # behind its projection head, if it has one
-    features = "features"  # pooled encoder output
+`head` is behind its projection head, if it has one. `features` is the pooled encoder output. The
+others are of vision transformers: the class token, the mean of the patches, both side by side.
+"""
 
 
 class TeacherStatistics(Enum):
