@@ -247,7 +247,17 @@ class DataConfig:
     subset: str | None = None
     """File of training images to use, one name a line (SimCLR's 1percent.txt); null = all."""
     name: str | None = None
-    """source=torchvision: class in torchvision.datasets, e.g. CIFAR10."""
+    """source=torchvision: class in torchvision.datasets, e.g. CIFAR10; hf: hub's OWNER/NAME."""
+    config: str | None = None
+    """source=hf: configuration of a data set that has several."""
+    train_split: str | None = None
+    """source=hf, parquet: split with the training images; null = train, or the only one."""
+    val_split: str | None = None
+    """source=hf, parquet: split with the validation images; null = validation, val, dev or test."""
+    image_column: str | None = None
+    """source=hf, parquet: column of the images; null = the only one that can be."""
+    label_column: str | None = None
+    """source=hf, parquet: column of the labels; null = the only one that can be, or no labels."""
     download: bool = False
     """source=torchvision: whether absent files are downloaded."""
     num_workers: int | None = None
