@@ -206,6 +206,8 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_door() -> None:
         ("hydra", {"config"}),
         ("omegaconf", {"config"}),
         ("wandb", {"engine.wandb_process"}),
+        ("tensorboard", {"engine.tensorboard_process"}),
+        ("mlflow", {"engine.mlflow_process"}),
         ("torch.distributed", {"engine.distributed"}),
         ("torch.nn.parallel", {"engine.distributed"}),
         ("nn.parallel", {"engine.distributed"}),

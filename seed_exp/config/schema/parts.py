@@ -374,14 +374,14 @@ class TrackerConfig:
     name: str = MISSING
     """Key of engine.tracking.TRACKERS; metrics.jsonl is always written."""
     project: str = "seed_exp"
-    """W&B project."""
+    """W&B project, MLflow experiment."""
     entity: str | None = None
     """W&B team or user; null = the account's default."""
     group: str | None = None
-    """W&B group of runs; an experiment sets its name; null = beginning of the run folder's name."""
+    """W&B group, MLflow tag; an experiment sets it; null = beginning of the run folder's name."""
     tags: list[str] = field(default_factory=list)
-    """W&B tags."""
+    """Tags of W&B and MLflow."""
     mode: TrackerMode = TrackerMode.auto
     """Mode of W&B: auto = online if logged in and the server answers, otherwise offline."""
     artifacts: bool = False
-    """Whether W&B also gets the students' files with every checkpoint."""
+    """Whether W&B or MLflow also gets the students' files with every checkpoint."""
