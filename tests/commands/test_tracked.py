@@ -64,6 +64,7 @@ def test_a_fleet_and_its_linear_evaluation_leave_a_run_per_student(tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 def test_a_run_typed_again_with_another_tracker_sends_it_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

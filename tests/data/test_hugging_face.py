@@ -274,7 +274,7 @@ def test_the_missing_library_is_named_with_the_extra(
         load("hf", root=tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["parquet", "cached"])
+@pytest.mark.parametrize("layout", ["parquet", pytest.param("cached", marks=pytest.mark.slow)])
 def test_the_command_line_trains_from_it_offline_with_workers_and_again(
     layout: str, tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ FACTS = RunFacts("distill", "a+b-teacher", ["a", "b"], OPTIONS)
 
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(FollowedTracker, "PATIENCE_S", 100)  # the machine may be busy
+    monkeypatch.setattr(FollowedTracker, "PATIENCE_S", 300)  # the machine may be busy
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "store"))
     return tmp_path / "store"
@@ -68,7 +68,7 @@ def log(tracker: FileTracker, *steps: int) -> None:
 def set_times(tracker: FollowedTracker, **seconds: float) -> None:
     """Gives the tracker's process other times than those in engine.follower."""
     module = f"{tracker.NAME}_process"
-    times = {"LINGER_S": 100.0, **seconds}  # the machine may be busy
+    times = {"LINGER_S": 300.0, **seconds}  # the machine may be busy
     changes = "".join(f"follower.{name} = {value}; " for name, value in times.items())
     code = f"from seed_exp.engine import follower, {module} as own; {changes}own.main()"
     tracker._command = [sys.executable, "-c", code, *tracker._command[3:]]
