@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
@@ -65,14 +65,16 @@ def decode(data: bytes, key: str) -> Tensor:
             return pixels_of(image)
     # Pillow's readers let errors of their parsers escape: SyntaxError, struct.error, IndexError ...
     except Exception as error:
-        reason = (
-            "the file is empty"
-            if not data
-            else str(error).splitlines()[0]
-            if str(error)
-            else type(error).__name__
-        )
+        reason = _reason(data, error)
         raise ValueError(f"cannot decode image {key!r} ({len(data)} bytes): {reason}") from error
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):  # it names an object in memory
+        return "an unknown format, or channels that are neither grey nor RGB"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def pixels_of(image: Image.Image) -> Tensor:

@@ -131,3 +131,18 @@ def known_labels(
         good = np.flatnonzero(~bad)
         stored = stored[good[np.searchsorted(good, np.arange(len(stored))) % len(good)]]
     return stored if (stored != -1).any() else None
+
+
+def check_labels(labels: NDArray[np.int64], where: str) -> NDArray[np.int64] | None:
+    """The labels [n]; None if no image has one.
+
+    Raises:
+        ValueError: one is neither the number of a class nor -1.
+    """
+    wrong = labels[(labels < -1) | (labels > _LARGEST_LABEL)]
+    if len(wrong):
+        raise ValueError(
+            f"{where}: a label must be the number of a class from 0 on or -1 for none, "
+            f"got {wrong[0]}"
+        )
+    return labels if (labels != -1).any() else None

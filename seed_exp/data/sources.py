@@ -17,6 +17,7 @@ from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import DataConfig, OnError
 from seed_exp.data.detection_sets import load_coco, load_voc
 from seed_exp.data.digits import DigitsSource
+from seed_exp.data.hugging_face import Splits, hub_splits, parquet_splits
 from seed_exp.data.image_folder import ImageFolderSource, class_names
 from seed_exp.data.photos import PhotosSource
 from seed_exp.data.shards import ShardsSource, find_shards
@@ -238,6 +239,10 @@ def _torchvision(config: DataConfig, split: Split) -> Source:
     return _choose(config, split, lambda: load(None), None)
 
 
+def _of_splits(splits: Splits, config: DataConfig, split: Split) -> Source:
+    return _choose(config, split, splits.train, splits.val)
+
+
 def _imagenet(config: DataConfig, split: Split) -> Source:
     trial = (
         "set either to a folder with train.tsv and val.tsv, or with train/ and val/; "
@@ -265,8 +270,10 @@ def _imagenet(config: DataConfig, split: Split) -> Source:
 _SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
     "coco": lambda config, split: load_coco(_root(config), split),
     "digits": _digits,
+    "hf": lambda config, split: _of_splits(hub_splits(config), config, split),
     "image_folder": _image_folder,
     "imagenet": _imagenet,
+    "parquet": lambda config, split: _of_splits(parquet_splits(config), config, split),
     "photos": _photos,
     "shards": _shards,
     "torchvision": _torchvision,
@@ -284,8 +291,9 @@ def _choose(
     if config.val_fraction > 0:
         return hold_out(train(), config.val_fraction, split)
     if split == "val":
+        place = config.root or config.name
         raise NoValidationError(
-            f"data source {config.source!r} has no validation images in {config.root}; "
+            f"data source {config.source!r} has no validation images in {place}; "
             "set data.val_root=PATH, or hold some out with data.val_fraction=0.2"
         )
     return train()

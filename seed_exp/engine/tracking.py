@@ -1,6 +1,6 @@
 """Trackers, which take metrics and pictures.
 
-Files in the run folder always get them, Weights & Biases too unless it is not wanted.
+Files in the run folder always get them, and so does one service at most.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from seed_exp.base.files import write_json
+from seed_exp.base.optional import require_library
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TrackerConfig
@@ -126,6 +127,14 @@ class FileTracker(Tracker):
         self._media = folder / "media"
         self._step = 0
 
+    @classmethod
+    def require(cls) -> None:
+        """Checks that the libraries of this tracker are installed.
+
+        Raises:
+            ValueError: one is not; says how to install it.
+        """
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step = step
         self._write("metrics.jsonl", step, metrics)
@@ -222,16 +231,20 @@ class FileTracker(Tracker):
             raise
 
 
-class WandbTracker(FileTracker):
-    """Also starts a process that sends everything to Weights & Biases: one run per student.
+class FollowedTracker(FileTracker):
+    """Also starts a process that sends everything to a service: one run per student.
 
-    That process (engine.wandb_process) reads the run folder. Training hands nothing over to it, so
-    training neither waits for it nor fails with it. Its instructions are in wandb.json, with the
+    That process (engine.follower) reads the run folder. Training hands nothing over to it, so
+    training neither waits for it nor fails with it. Its instructions are in <NAME>.json, with the
     ids of the runs, under which a resumed run goes on.
     """
 
+    NAME: str
+    """Name of the service in files, modules and `tracker=`."""
+    TITLE: str
+    """Name of the service for people."""
     PATIENCE_S = 10
-    """Seconds that the end of a run waits for W&B."""
+    """Seconds that the end of a run waits for the service."""
 
     def __init__(self, folder: Path, config: TrackerConfig, facts: RunFacts) -> None:
         super().__init__(folder, config, facts)
@@ -239,11 +252,11 @@ class WandbTracker(FileTracker):
         self._command = [
             sys.executable,
             "-m",
-            "seed_exp.engine.wandb_process",
+            f"seed_exp.engine.{self.NAME}_process",
             os.fspath(folder),
-            config.mode.value,
+            *self.arguments(config),
         ]
-        file = folder / "wandb.json"
+        file = folder / f"{self.NAME}.json"
         known = json.loads(file.read_text())["ids"] if file.exists() else {}
         about = {
             "project": config.project,
@@ -263,6 +276,10 @@ class WandbTracker(FileTracker):
         }
         write_json(file, redact_all(about))
 
+    def arguments(self, config: TrackerConfig) -> list[str]:  # noqa: ARG002
+        """Arguments of the process, behind the run folder."""
+        return []
+
     def rewind(self, position: Mapping[str, int]) -> None:
         """Removes what was logged after `position` was taken, then starts to send the rest."""
         super().rewind(position)
@@ -272,10 +289,10 @@ class WandbTracker(FileTracker):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a signal to the whole job must not cut off W&B
+                start_new_session=True,  # a signal to the whole job must not cut off the service
             )
         except OSError as error:
-            log.warning("W&B does not start (%s); metrics.jsonl has everything", error)
+            log.warning("%s does not start (%s); metrics.jsonl has everything", self.TITLE, error)
             return
         self._reports = threading.Thread(
             target=self._pass_on_reports, args=(self._process,), daemon=True
@@ -303,16 +320,18 @@ class WandbTracker(FileTracker):
             ended = self._process.wait(self.PATIENCE_S)
         except subprocess.TimeoutExpired:
             log.warning(
-                "W&B did not finish within %d s; a process of its own goes on for a minute or two, "
+                "%s did not finish within %d s; a process of its own goes on for a minute or two, "
                 "what is missing then is sent by the same command, typed again",
+                self.TITLE,
                 self.PATIENCE_S,
             )
             return
         self._reports.join(1)
         if ended != 0:
             log.warning(
-                "W&B ended with status %d; metrics.jsonl has everything, "
+                "%s ended with status %d; metrics.jsonl has everything, "
                 "the same command sends what is missing",
+                self.TITLE,
                 ended,
             )
 
@@ -320,14 +339,56 @@ class WandbTracker(FileTracker):
         assert process.stdout is not None
         for line in process.stdout:
             level, text = json.loads(line)
-            log.log(level, "W&B: %s", text)
+            log.log(level, "%s: %s", self.TITLE, text)
 
 
-_TRACKERS: dict[str, type[FileTracker]] = {"files": FileTracker, "wandb": WandbTracker}
+class WandbTracker(FollowedTracker):
+    """Also sends everything to Weights & Biases, or writes it for `wandb sync`."""
+
+    NAME, TITLE = "wandb", "W&B"
+
+    def arguments(self, config: TrackerConfig) -> list[str]:
+        """The mode."""
+        return [config.mode.value]
+
+
+class TensorboardTracker(FollowedTracker):
+    """Also writes event files for TensorBoard, in tensorboard/ of the run folder."""
+
+    NAME, TITLE = "tensorboard", "TensorBoard"
+
+    @classmethod
+    def require(cls) -> None:
+        """Checks that TensorBoard is installed."""
+        require_library("tensorboard", "tracker=tensorboard", "tensorboard")
+
+
+class MlflowTracker(FollowedTracker):
+    """Also sends everything to MLflow, wherever MLFLOW_TRACKING_URI says."""
+
+    NAME, TITLE = "mlflow", "MLflow"
+
+    @classmethod
+    def require(cls) -> None:
+        """Checks that MLflow is installed, or its client alone."""
+        require_library("mlflow", "tracker=mlflow", "mlflow")
+
+
+_TRACKERS: dict[str, type[FileTracker]] = {
+    "files": FileTracker,
+    "mlflow": MlflowTracker,
+    "tensorboard": TensorboardTracker,
+    "wandb": WandbTracker,
+}
 TRACKERS: Registry[type[FileTracker]] = Registry("TRACKERS", _TRACKERS)
 
 
 def build_tracker(folder: Path, config: TrackerConfig, facts: RunFacts) -> Tracker:
-    """The tracker of this rank for the run in `folder`."""
+    """The tracker of this rank for the run in `folder`.
+
+    Raises:
+        ValueError: unknown tracker, or its library is not installed; on every rank.
+    """
     tracker = lookup(TRACKERS, config.name, "tracker")
+    tracker.require()
     return tracker(folder, config, facts) if distributed.rank() == 0 else Tracker()

@@ -1,72 +1,57 @@
-"""Sends what a run logs to Weights & Biases, in a process for which training never waits.
+"""Sends what a run logs to Weights & Biases, as `engine.follower` says.
 
-  python -m seed_exp.engine.wandb_process FOLDER auto|offline
-
-`engine.tracking` starts it and writes FOLDER/wandb.json. The run folder is the queue: this process
-follows metrics.jsonl, speed.jsonl and media/index.json and sends each step once, as a whole. It
-begins behind the last step that was delivered, by this process or an earlier one. So nothing is
-dropped and nothing is sent twice, whatever was killed when. The next process that is started for
-the run sends what has not got through.
+Called as `python -m seed_exp.engine.wandb_process FOLDER auto|offline`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import select
 import shlex
-import signal
 import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import wandb
 
-from seed_exp.base.files import open_lock
 from seed_exp.base.redaction import redact
-from seed_exp.base.stopping import REQUEUE_STATUS, WARNINGS
+from seed_exp.base.stopping import REQUEUE_STATUS
+from seed_exp.engine.follower import (
+    StudentRun,
+    Trainer,
+    follow,
+    ignore_signals,
+    reason_of,
+    run_folder,
+    sole_sender,
+)
 
-POLL_S = 0.5
-"""Seconds between two looks at the files."""
 INIT_TIMEOUT_S = 30
 """Seconds that the server may take to answer at first; after that the run is written offline."""
 FLUSH_S = 5
 """Seconds after the end of an offline run in which W&B may still write its file."""
 GRACE_S = 3
 """Seconds that the server may still take to answer when the training has ended."""
-LINGER_S = 60
-"""Seconds that this process goes on when the training has ended."""
 
 
-class Trainer:
-    """The connection to the process that trains: hears how it ends, passes lines to its user.
-
-    Args:
-        status: Exit status of the training, if it is known already.
-    """
+class WandbTrainer(Trainer):
+    """The connection to the process that trains, from a process that may go offline."""
 
     def __init__(self, status: int | None) -> None:
-        self.pid, self.status = os.getppid(), status
-        self.ended = threading.Event()
         self.server_answered = threading.Event()
         self._leaving = threading.Lock()
-        # A number of its own for the pipe: what W&B prints goes nowhere, and its service does not
-        # keep the pipe open.
-        self._pipe = os.dup(1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        threading.Thread(target=self._listen, daemon=True).start()
+        super().__init__(status)
 
-    def show_line(self, level: int, text: str) -> None:
-        """Shows one line to the user, while the training is there to show it."""
-        with suppress(OSError):
-            os.write(self._pipe, f"{json.dumps([level, text])}\n".encode())
+    def hurry(self) -> None:
+        """Goes offline if the server has not answered until now."""
+        if not self.server_answered.wait(GRACE_S):
+            self.go_offline(logging.WARNING, "the server has not answered yet")
 
     def go_offline(self, level: int, reason: str) -> None:
         """Runs this program anew, offline: wandb cannot forget a run that failed to begin."""
@@ -79,28 +64,13 @@ class Trainer:
         status = [] if self.status is None else [str(self.status)]
         os.execv(sys.executable, [*sys.orig_argv[: -len(sys.argv[2:])], "offline", *status])
 
-    def _listen(self) -> None:
-        while self.status is None:
-            if select.select([0], [], [], 1)[0]:
-                self.status = int(os.read(0, 16) or 1)
-            elif os.getppid() != self.pid:  # killed; workers that it forked may keep the pipe open
-                self.status = 1
-        self.ended.set()
-        if not self.server_answered.wait(GRACE_S):
-            self.go_offline(logging.WARNING, "the server has not answered yet")
-        time.sleep(LINGER_S)
-        os._exit(1)
 
-
-class WandbRun:
-    """A student's run at W&B; it begins when there is something to send.
+class WandbRun(StudentRun):
+    """A student's run at W&B.
 
     Args:
-        student: Name of the student.
-        about: Content of wandb.json.
-        folder: Run folder.
+        student, about, folder, training: As for all services.
         offline: Whether the run is written to disk, for `wandb sync`.
-        training: The process that trains.
         stats: Whether the load of GPU, memory and so on is recorded with this run.
     """
 
@@ -109,58 +79,72 @@ class WandbRun:
         student: str,
         about: Mapping[str, Any],
         folder: Path,
+        training: WandbTrainer,
         *,
         offline: bool,
-        training: Trainer,
         stats: bool,
     ) -> None:
-        self._student, self._about, self._folder, self._offline = student, about, folder, offline
-        self._training, self._stats = training, stats
+        super().__init__(student, about, folder, training)
+        self._offline, self._server_answered, self._stats = offline, training.server_answered, stats
         self._run: Any = None
-        self._delivered = last_step(folder, about["ids"][student]) if offline else -1
-        self._weights = Path(about["weights"][student]) if student in about["weights"] else None
-        self._sent_weights: int | None = None
+        if offline:
+            self.delivered = last_step(folder, self.id)
 
-    def send(self, step: int, row: Mapping[str, Any]) -> None:
-        """Sends the student's part of a step: its own metrics, and those of no student."""
-        if step <= self._delivered:
-            return
-        if self._run is None:
-            self._begin()
-            if step <= self._delivered:
-                return
-        others = tuple(f"{name}/" for name in self._about["ids"] if name != self._student)
-        mine = {
-            key.removeprefix(f"{self._student}/"): value
-            for key, value in row.items()
-            if not key.startswith(others)
-        }
+    def begin(self) -> int:
+        """Begins the run, or goes on with it; returns the last step that W&B has."""
+        about = self.about
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,  # the address of a repository and a diff may hold secrets
+            disable_code=True,
+            init_timeout=INIT_TIMEOUT_S,
+            x_disable_stats=not self._stats,
+            x_disable_meta=is_secret(self.folder),
+            x_stats_pid=self.training.pid,
+        )
+        self._run = wandb.init(
+            project=about["project"],
+            entity=about["entity"],
+            group=about["group"],
+            job_type=about["job_type"],
+            tags=about["tags"],
+            name=about["names"][self.student],
+            id=self.id,
+            config={"student": self.student, **about["config"]},
+            resume="allow",
+            reinit="create_new",  # beside those of the other students
+            dir=str(self.folder),
+            mode="offline" if self._offline else None,  # None: online, or as WANDB_MODE says
+            settings=settings,
+        )
+        self._server_answered.set()
+        if self._run.offline:  # as asked for here, or by WANDB_MODE
+            return last_step(self.folder, self.id)
+        self.training.show_line(logging.INFO, f"{self.student}: {self._run.url}")
+        return int(self._run.starting_step) - 1
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """Sends numbers, pictures and tables."""
         self._run.log(
             {
                 key: self._media(value) if isinstance(value, dict) else value
-                for key, value in mine.items()
+                for key, value in row.items()
             },
             step=step,
         )
-        self._delivered = step
 
-    def send_weights(self) -> None:
-        """Sends the student's file if it has changed since the last time."""
-        if self._run is None or self._weights is None or not self._weights.exists():
-            return
-        written = self._weights.stat().st_mtime_ns
-        if written != self._sent_weights:
-            artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
-            artifact.add_file(str(self._weights))
-            self._run.log_artifact(artifact)
-            self._sent_weights = written
+    def write_weights(self, path: Path) -> None:
+        """Sends the student's file as an artifact."""
+        artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
 
-    def finish(self, status: int) -> None:
-        """Sends what is left, and ends the run with this exit status of the training."""
-        if self._run is not None:
-            if status == REQUEUE_STATUS:
-                self._run.mark_preempting()
-            self._run.finish(exit_code=status)
+    def end(self, status: int) -> None:
+        """Ends the run with the exit status of the training."""
+        if status == REQUEUE_STATUS:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=status)
 
     def is_torn(self) -> bool:
         """Whether a full disk has cut off what was written for W&B on this machine.
@@ -169,100 +153,16 @@ class WandbRun:
         the last lines: only what is missing after FLUSH_S is lost.
         """
         deadline = time.monotonic() + FLUSH_S
-        while last_step(self._folder, self._about["ids"][self._student]) < self._delivered:
+        while last_step(self.folder, self.id) < self.delivered:
             if time.monotonic() > deadline:
                 return True
             time.sleep(0.1)
         return False
 
-    def _begin(self) -> None:
-        about = self._about
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,  # the address of a repository and a diff may hold secrets
-            disable_code=True,
-            init_timeout=INIT_TIMEOUT_S,
-            x_disable_stats=not self._stats,
-            x_disable_meta=is_secret(self._folder),
-            x_stats_pid=self._training.pid,
-        )
-        self._run = wandb.init(
-            project=about["project"],
-            entity=about["entity"],
-            group=about["group"],
-            job_type=about["job_type"],
-            tags=about["tags"],
-            name=about["names"][self._student],
-            id=about["ids"][self._student],
-            config={"student": self._student, **about["config"]},
-            resume="allow",
-            reinit="create_new",  # beside those of the other students
-            dir=str(self._folder),
-            mode="offline" if self._offline else None,  # None: online, or as WANDB_MODE says
-            settings=settings,
-        )
-        self._training.server_answered.set()
-        if self._run.offline:  # as asked for here, or by WANDB_MODE
-            self._delivered = last_step(self._folder, about["ids"][self._student])
-        else:
-            self._delivered = self._run.starting_step - 1
-            self._training.show_line(logging.INFO, f"{self._student}: {self._run.url}")
-
     def _media(self, entry: Mapping[str, Any]) -> Any:
         if "picture" in entry:
-            return wandb.Image(str(self._folder / "media" / entry["picture"]))
+            return wandb.Image(str(self.picture(entry)))
         return wandb.Table(columns=entry["columns"], data=entry["rows"])
-
-
-class Lines:
-    """Lines of a JSONL file that another process writes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._position = path, 0
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """The whole lines that were added since the last call."""
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            for line in file:
-                if line.endswith(b"\n"):
-                    self._position += len(line)
-                    yield json.loads(line)
-
-
-def follow(folder: Path, runs: list[WandbRun], training: Trainer) -> None:
-    """Sends the content of the run folder, and what is added, until the training has ended.
-
-    The last step waits for the one after it, or for the end of a training that was not interrupted,
-    because more may be logged of it.
-    """
-    metrics, speed = Lines(folder / "metrics.jsonl"), Lines(folder / "speed.jsonl")
-    rows: dict[int, dict[str, Any]] = {}
-    shown: set[str] = set()
-    newest = -1
-    ended = False
-    while not ended:
-        ended = training.ended.wait(POLL_S)
-        # Before the other files: they then hold all that belongs to steps before the newest.
-        for line in metrics.read():
-            newest = line["step"]
-            rows.setdefault(newest, {}).update(line)
-        for line in speed.read():
-            rows.setdefault(line["step"], {}).update(line)
-        index = folder / "media" / "index.json"
-        media = json.loads(index.read_text()) if index.exists() else {}
-        for key in media.keys() - shown:
-            rows.setdefault(media[key]["step"], {})[key] = media[key]
-        shown |= media.keys()
-        done = ended and training.status == 0
-        for step in sorted(step for step in rows if step < newest or done):
-            row = rows.pop(step)
-            row.pop("step", None)
-            for run in runs:
-                run.send(step, row)
-        for run in runs:
-            run.send_weights()
 
 
 def is_secret(folder: Path) -> bool:
@@ -307,16 +207,6 @@ def _records(content: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-@contextmanager
-def upload_lock(folder: Path) -> Iterator[None]:
-    """Context in which no other process sends this run; waits for one that still does."""
-    (folder / "wandb").mkdir(exist_ok=True)
-    with open_lock(folder / "wandb" / "lock") as file:
-        with suppress(OSError):  # a network file system without locks
-            fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
-
-
 def _teardown() -> None:
     with suppress(Exception):
         wandb.teardown(exit_code=1)
@@ -324,37 +214,28 @@ def _teardown() -> None:
 
 def main() -> None:
     """Follows the run folder until its training has ended; goes offline where online fails."""
-    for number in (signal.SIGINT, *WARNINGS):
-        # They are meant for the training, which then says that it ends.
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     # Otherwise the exit may wait for that server.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Seconds that a kill may cost.
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
-    folder, mode, *status = sys.argv[1:]
+    folder, (mode, *status) = run_folder(), sys.argv[2:]
     offline = mode == "offline"
-    training = Trainer(int(status[0]) if status else None)
-    sync = f"to send this run: wandb sync {shlex.quote(folder)}/wandb/offline-run-*"
-    about = json.loads((Path(folder) / "wandb.json").read_text())
+    training = WandbTrainer(int(status[0]) if status else None)
+    sync = f"to send this run: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"
+    about = json.loads((folder / "wandb.json").read_text())
     if offline:
         training.server_answered.set()  # it is not asked
         training.show_line(logging.INFO, f"written offline; {sync}")
-    if is_secret(Path(folder)):
+    if is_secret(folder):
         logging.disable(logging.INFO)  # of W&B's own log, which says where it is
     try:
-        with upload_lock(Path(folder)):
+        with sole_sender(folder / "wandb"):
             runs = [
-                WandbRun(
-                    student,
-                    about,
-                    Path(folder),
-                    offline=offline,
-                    training=training,
-                    stats=number == 0,
-                )
+                WandbRun(student, about, folder, training, offline=offline, stats=number == 0)
                 for number, student in enumerate(about["ids"])
             ]
-            follow(Path(folder), runs, training)
+            follow(folder, runs, training)
             for run in runs:
                 run.finish(training.status or 0)
             if offline and any(run.is_torn() for run in runs):
@@ -364,7 +245,7 @@ def main() -> None:
                     "again, writes what is missing",
                 )
     except Exception as error:  # whatever goes wrong there
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = reason_of(error)
         if offline:
             training.show_line(
                 logging.WARNING,

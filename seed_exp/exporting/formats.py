@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seed_exp.base.files import atomic_write, write_json
+from seed_exp.base.optional import optional
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import StudentConfig
 from seed_exp.exporting.loaders import (
@@ -28,7 +29,6 @@ from seed_exp.exporting.loaders import (
     timm_options,
     torchvision_lines,
 )
-from seed_exp.exporting.optional import optional
 from seed_exp.exporting.parity import LIMIT, relative_error, results_of
 from seed_exp.models.folding import reparameterised
 from seed_exp.models.students import Student

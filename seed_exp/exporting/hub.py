@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Collection
 from pathlib import Path
 
+from seed_exp.base.optional import optional
 from seed_exp.base.redaction import redact
-from seed_exp.exporting.optional import optional
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seed_exp.base.files import atomic_write
+from seed_exp.base.optional import optional
 from seed_exp.base.registry import lookup
 from seed_exp.data.sources import Source
-from seed_exp.exporting.optional import optional
 
 
 class Rows(NamedTuple):

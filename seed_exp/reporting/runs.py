@@ -21,9 +21,9 @@ from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.schema import EVALUATIONS, TRAINING
 from seed_exp.models.student_header import read_header
 
-INSIDE = frozenset({"checkpoints", "students", "results", "media", "wandb", "export"}) | {
-    name for name, kind in EVALUATIONS.items() if kind.trains
-}
+INSIDE = frozenset(
+    {"checkpoints", "students", "results", "media", "export", "wandb", "tensorboard", "mlflow"}
+) | {name for name, kind in EVALUATIONS.items() if kind.trains}
 """Folders of a run in which no other run is looked for."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Suffixes of the names of tensors that are no parameters."""

@@ -115,6 +115,49 @@ def test_floating_point_pixels_are_refused() -> None:
         to_tensor(Image.fromarray(np.ones((4, 4), np.float32)))
 
 
+def tiff(pixels: np.ndarray, photometric: int) -> bytes:
+    """A TIFF of integers [H, W, C] in one strip; further channels have no meaning."""
+    height, width, channels = pixels.shape
+    data = pixels.tobytes()
+    tags = {256: [width], 257: [height], 258: [pixels.itemsize * 8] * channels, 259: [1]}
+    tags |= {262: [photometric], 273: [8], 277: [channels], 278: [height], 279: [len(data)]}
+    tags |= {338: [0] * (channels - (3 if photometric == 2 else 1)), 339: [1] * channels}
+    entries = b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, data = struct.pack("<I", 8 + len(data)), data + packed + bytes(-len(packed) % 4)
+        entries += struct.pack("<HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    end = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + end
+
+
+@pytest.mark.parametrize(
+    ("photometric", "channels", "used"),
+    [(2, 4, [0, 1, 2]), (2, 5, [0, 1, 2]), (2, 6, [0, 1, 2]), (1, 2, [0, 0, 0])],
+)
+def test_channels_of_a_tiff_beside_grey_or_rgb_are_left_out(
+    photometric: int, channels: int, used: list[int]
+) -> None:
+    pixels = np.arange(12 * channels, dtype=np.uint8).reshape(3, 4, channels)
+    image = decode(tiff(pixels, photometric), "x")
+    assert np.array_equal(image.numpy(), pixels[..., used].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(3, np.uint8), (5, np.uint8), (2, np.uint16)])
+def test_a_tiff_whose_channels_have_no_meaning_is_refused(channels: int, kind: type) -> None:
+    pixels = np.ones((3, 4, channels), kind)
+    with pytest.raises(ValueError, match="channels that are neither grey nor RGB") as caught:
+        decode(tiff(pixels, photometric=1), "x")
+    assert "object at" not in str(caught.value)
+
+
+def test_sixteen_bit_colours_lose_their_lower_half() -> None:
+    pixels = np.arange(0, 36 * 1800, 1800, dtype=np.uint16).reshape(3, 4, 3)
+    image = decode(tiff(pixels, photometric=2), "x")
+    assert np.array_equal(image.numpy(), (pixels >> 8).transpose(2, 0, 1))
+
+
 JPEG, PNG = encode(photo(), "JPEG"), encode(photo(), "PNG")
 BROKEN = {
     "empty": b"",
@@ -270,7 +313,7 @@ def test_formats_for_which_pillow_starts_other_programs_are_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started a program"))
-    with pytest.raises(ValueError, match="cannot identify image file"):
+    with pytest.raises(ValueError, match="an unknown format"):
         decode(encode(photo(), "EPS"), "x")
 
 

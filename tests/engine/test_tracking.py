@@ -500,7 +500,8 @@ def train(folder: Path) -> WandbTracker:
 def lingering(folder: Path, seconds: float) -> WandbTracker:
     """A tracker whose process is less patient than usual when the training has ended."""
     tracker = to_wandb(folder)
-    code = f"from seed_exp.engine import wandb_process as own; own.LINGER_S = {seconds}; own.main()"
+    code = f"from seed_exp.engine import follower; follower.LINGER_S = {seconds}; "
+    code += "from seed_exp.engine import wandb_process; wandb_process.main()"
     tracker._command = [sys.executable, "-c", code, str(folder), "auto"]
     return tracker
 

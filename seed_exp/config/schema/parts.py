@@ -326,7 +326,17 @@ class DataConfig:
     subset: str | None = None
     """File of training images to use, one name a line (SimCLR's 1percent.txt); null = all."""
     name: str | None = None
-    """source=torchvision: class in torchvision.datasets, e.g. CIFAR10."""
+    """source=torchvision: class in torchvision.datasets, e.g. CIFAR10; hf: hub's OWNER/NAME."""
+    config: str | None = None
+    """source=hf: configuration of a data set that has several."""
+    train_split: str | None = None
+    """source=hf, parquet: split with the training images; null = train, or the only one."""
+    val_split: str | None = None
+    """source=hf, parquet: split with the validation images; null = validation, val, dev or test."""
+    image_column: str | None = None
+    """source=hf, parquet: column of the images; null = the only one that can be."""
+    label_column: str | None = None
+    """source=hf, parquet: column of the labels; null = the only one that can be, or no labels."""
     download: bool = False
     """source=torchvision: whether absent files are downloaded."""
     num_workers: int | None = None
@@ -449,14 +459,14 @@ class TrackerConfig:
     name: str = MISSING
     """Key of engine.tracking.TRACKERS; metrics.jsonl is always written."""
     project: str = "seed_exp"
-    """W&B project."""
+    """W&B project, MLflow experiment."""
     entity: str | None = None
     """W&B team or user; null = the account's default."""
     group: str | None = None
-    """W&B group of runs; an experiment sets its name; null = beginning of the run folder's name."""
+    """W&B group, MLflow tag; an experiment sets it; null = beginning of the run folder's name."""
     tags: list[str] = field(default_factory=list)
-    """W&B tags."""
+    """Tags of W&B and MLflow."""
     mode: TrackerMode = TrackerMode.auto
     """Mode of W&B: auto = online if logged in and the server answers, otherwise offline."""
     artifacts: bool = False
-    """Whether W&B also gets the students' files with every checkpoint."""
+    """Whether W&B or MLflow also gets the students' files with every checkpoint."""
