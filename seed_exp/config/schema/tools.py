@@ -134,13 +134,25 @@ class ConvertConfig:
 @dataclass
 class ExportConfig(OfRunConfig):
     formats: list[str] | None = None
-    """Keys of exporting.formats.FORMATS; null = all that the network supports."""
+    """Keys of exporting.formats.FORMATS; null = all that the network has, in float32."""
     output: str | None = None
     """Folder with a subfolder for each network; null = export/ in the run folder."""
     head: bool = False
     """Whether onnx and torch_export also return embeddings (output of the projection head)."""
+    maps: bool = False
+    """Whether onnx and torch_export also return feature maps [N, C, H, W], as before pooling."""
     push: str | None = None
     """OWNER/NAME of a Hugging Face repository to upload the network to; null = no upload."""
+    calibration_images: int = 256
+    """onnx_int8: training images with which the ranges of activations are measured, at most."""
+    min_cosine: float | None = None
+    """Smallest mean cosine of features in fewer bits; null = 0.999 for onnx_fp16, 0.95 for int8."""
+    max_knn_drop: float = 2.0
+    """Percentage points of k-NN accuracy that a format of fewer bits may lose."""
+    knn_bank_size: int = 5000
+    """Formats of fewer bits: labelled training images that k-NN searches, at most."""
+    knn_query_size: int = 1000
+    """Formats of fewer bits: images whose features are compared and that k-NN classifies."""
     data: DataConfig = MISSING
     """Images on which each exported file must reproduce the features of the run's network."""
 
@@ -148,6 +160,16 @@ class ExportConfig(OfRunConfig):
         super().__post_init__()
         require(
             self.formats != [], "formats=[] leaves nothing to export; name some, or null for all"
+        )
+        for option in ("calibration_images", "knn_bank_size", "knn_query_size"):
+            value = getattr(self, option)
+            require(value >= 1, f"{option} must be at least 1, got {value}")
+        require(
+            self.min_cosine is None or -1 <= self.min_cosine <= 1,
+            f"min_cosine must be null or a cosine from -1 to 1, got {self.min_cosine}",
+        )
+        require(
+            self.max_knn_drop >= 0, f"max_knn_drop must not be negative, got {self.max_knn_drop}"
         )
 
 
