@@ -55,6 +55,7 @@ ROOMS = {
     "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},
     "benchmarks": {
         "benchmarks",
+        "exporting",
         "reporting",
         "evaluation",
         "engine",

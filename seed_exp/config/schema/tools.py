@@ -59,6 +59,10 @@ class QuickstartConfig:
 class BenchConfig:
     bench: str = MISSING
     """Key of tools.bench.BENCHES: what is measured."""
+    run: str | None = None
+    """latency: run folder or student file; null = a student with random weights."""
+    networks: list[str] | None = None
+    """latency: name of the student of the run; null = its only one."""
     seconds: float = 60
     """Seconds of measurement, after the warm-up."""
     batch_size: int = 32
@@ -76,13 +80,13 @@ class BenchConfig:
     processes: int = 2
     """scaling: processes that train together."""
     threads: int | None = None
-    """CPU threads, of each process for scaling; null = PyTorch's choice, for scaling 1."""
+    """CPU threads (scaling: of each process); null = as PyTorch; scaling: 1; latency: 1 and all."""
     device: str = "auto"
     """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of our forward passes; plain ones: float32 on a CPU, float16 on a GPU."""
     compile: bool | None = None
-    """Whether our networks are compiled; null = on a GPU."""
+    """Whether our networks are compiled; null = on a GPU; latency measures both unless false."""
     json: bool = False
     """Whether JSON is printed instead of a table; also --json."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
