@@ -14,11 +14,14 @@
       # linear evaluation with five learning rates
   python -m seed_exp.bench scaling processes=2
       # one process, and several together
+  python -m seed_exp.bench latency run=runs/distill/NAME
+      # a trained network on a CPU: torch, onnxruntime, OpenVINO
 
 Both ways are measured in turn in this one run. The rates are medians over
 alternating repetitions; `x plain` is the median of their ratios. A "bound" row
 is a part of the work that no way can leave out. --json prints the same for
-scripts. The weights are random: no checkpoint is needed.
+scripts. The weights are random, and no checkpoint is needed: only latency may
+be given a run.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ ROOMS = {
     "exporting": {"exporting", "reporting", "evaluation", "engine", "models", "data", "views"},
     "benchmarks": {
         "benchmarks",
+        "exporting",
         "reporting",
         "evaluation",
         "engine",

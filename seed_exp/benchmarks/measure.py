@@ -48,6 +48,8 @@ class BenchRow:
     """First quartile of the times in seconds."""
     high_s: float
     """Third quartile of the times in seconds."""
+    p95_s: float
+    """Time in seconds that 95 % of the repetitions do not exceed."""
     rate: float
     """Items per second at the median time."""
     peak_memory: int | None
@@ -154,6 +156,7 @@ def render(report: BenchReport) -> str:
         f"x {report.reference}",
         "median",
         "quartiles",
+        "95 %",
         "peak memory",
         "runs",
     ]
@@ -195,13 +198,15 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _row(contender: Contender, times: list[float], memory: int | None) -> BenchRow:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    steps = statistics.quantiles(times, n=20, method="inclusive")
+    low, median, high, p95 = steps[4], steps[9], steps[14], steps[18]
     return BenchRow(
         contender.name,
         len(times),
         median,
         low,
         high,
+        p95,
         contender.items / median,
         memory,
         tuple(times),
@@ -215,6 +220,7 @@ def _cells(row: BenchRow, report: BenchReport) -> list[str]:
         f"{report.ratio(row):.2f}",
         _duration(row.median_s),
         f"{_duration(row.low_s)} to {_duration(row.high_s)}",
+        _duration(row.p95_s),
         "" if row.peak_memory is None else f"{row.peak_memory / 2**20:.1f} MiB",
         str(row.runs),
     ]

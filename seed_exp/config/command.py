@@ -32,6 +32,7 @@ from seed_exp.config.compose import (
 from seed_exp.config.errors import errors_in_one_line, is_for_user, last_words, words_of
 from seed_exp.config.help import help_text
 from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.search import SWEEPER, begin_search, number_to_optimise
 from seed_exp.config.words import with_open_args
 
 
@@ -54,10 +55,13 @@ def command(
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
     @functools.wraps(run)
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> float | None:
         try:
             with stop_at_once(), _requeued():
-                run(typed(of_its_run(name, config, list(HydraConfig.get().overrides.task))))
+                words = list(HydraConfig.get().overrides.task)
+                result = run(typed(of_its_run(name, config, words)))
+            searches = HydraConfig.get().runtime.choices["hydra/sweeper"] == SWEEPER
+            return number_to_optimise(name, result) if searches and slurm.is_first_task() else None
         except Exception as error:
             for_user = is_for_user(error) and not wants_traceback
             if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -84,6 +88,8 @@ def command(
         )
         with errors_in_one_line(), slurm.stand_in_for_sacct() if waits_for_slurm else nullcontext():
             refuse_choices_without_name(sys.argv[1:])
+            if f"hydra/sweeper={SWEEPER}" in sys.argv[1:]:
+                sys.argv[1:] = begin_search(name, sys.argv[1:])
             conf = str(config_home() / "conf")
             # Here, because it sets the version base of all Hydra in a program that imports a door.
             start = hydra.main(version_base=VERSION_BASE, config_path=conf, config_name=name)

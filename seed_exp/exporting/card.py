@@ -18,6 +18,7 @@ from seed_exp.base.table import markdown_table
 from seed_exp.config.schema import EVALUATIONS
 from seed_exp.evaluation.results import results_about
 from seed_exp.exporting.formats import Format, Subject
+from seed_exp.exporting.kept_accuracy import Kept, kept_table
 from seed_exp.exporting.loaders import CHANGES
 from seed_exp.models.folding import has_branches
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
@@ -79,6 +80,8 @@ def model_card(
     formats: Mapping[str, Format],
     errors: Mapping[str, float],
     tried_on: str,
+    kept: Mapping[str, Kept],
+    kept_on: str,
 ) -> str:
     """Returns the text of README.md in the Hugging Face hub's form, without secrets.
 
@@ -90,6 +93,8 @@ def model_card(
         formats: Formats it was exported to, by name.
         errors: Relative error of each format, by name.
         tried_on: Fingerprint of the images on which the errors were measured.
+        kept: Size, features and k-NN accuracy of formats of fewer bits, beside the network's.
+        kept_on: Sentences about the images on which these were measured.
     """
     header, command = origin.header, origin.header["command"]
     options: dict[str, Any] = header.get("options", {})
@@ -119,6 +124,7 @@ def model_card(
             [[name, each.file, f"{errors[name]:.1e}"] for name, each in formats.items()],
         ),
         *_branches(subject, formats),
+        *_fewer_bits(kept, kept_on),
         "## Licence",
         why,
         "## Citation",
@@ -361,6 +367,18 @@ def _evaluations(name: str, origin: WeightsOrigin) -> list[str]:
             f"<details><summary>Protocol</summary>\n\n```json\n{stamp}\n```\n\n</details>",
         ]
     return parts or ["None is known for these weights."]
+
+
+def _fewer_bits(kept: Mapping[str, Kept], kept_on: str) -> list[str]:
+    """Returns a section on formats of fewer bits; nothing if there are none."""
+    if not kept:
+        return []
+    return [
+        "## Fewer bits",
+        f"{kept_on} The cosine is the mean over images of that between a file's features and the "
+        "network's, both less the mean of the network's. `onnx` is the network itself, in float32.",
+        kept_table(kept),
+    ]
 
 
 def _list(rows: Sequence[tuple[str, Any]]) -> str:

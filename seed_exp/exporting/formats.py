@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ from seed_exp.exporting.loaders import (
     timm_options,
     torchvision_lines,
 )
+from seed_exp.exporting.maps import feature_maps, has_maps
 from seed_exp.exporting.parity import LIMIT, relative_error, results_of
+from seed_exp.exporting.reduced import in_float16, in_int8
 from seed_exp.models.folding import reparameterised
 from seed_exp.models.students import Student
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
+ONNX_FLOAT16, ONNX_INT8 = "model_fp16.onnx", "model_int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,23 @@ class Subject:
     """Images prepared in this way [N, 3, S, S], N >= 2, float32."""
     head: bool
     """Whether formats that hold a whole program return embeddings too."""
+    calibration: Callable[[], Tensor]
+    """Returns images with which ranges of activations are measured, prepared like `images`."""
+    maps: bool = False
+    """Whether formats that hold a whole program return feature maps too."""
+
+    @cached_property
+    def onnx(self) -> Any:
+        """The network as ONNX in float32, made once for all formats that start from it."""
+        program = torch.onnx.export(
+            _program(self),
+            input_names=["images"],
+            output_names=_outputs(self),
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        return program.model_proto
 
     @property
     def architecture(self) -> str | None:
@@ -75,18 +96,23 @@ class Format:
     """
     is_program: bool = False
     """Whether the file holds the whole computation, and therefore can include the head."""
+    min_cosine: float | None = None
+    """Smallest mean cosine of the file's features to the network's, for a format of fewer bits.
+
+    None = the file gives the network's own features, up to LIMIT.
+    """
 
 
 def formats_of(subject: Subject, names: Sequence[str] | None) -> dict[str, Format]:
-    """Returns the formats `names`, by name; for None, all formats that the network has.
+    """Returns the formats `names`, by name; for None, all that give the network's own features.
 
     Raises:
-        ValueError: a format is unknown, the network does not have it, or the head is wanted and no
-            format can hold it.
+        ValueError: a format is unknown, the network does not have it, head or maps are wanted and
+            no format can hold them, or the network has no maps.
     """
     having = {name: each for name, each in FORMATS.items() if each.has(subject)}
     chosen = (
-        having
+        {name: each for name, each in having.items() if each.min_cosine is None}
         if names is None
         else {name: lookup(FORMATS, name, "export format") for name in names}
     )
@@ -95,10 +121,16 @@ def formats_of(subject: Subject, names: Sequence[str] | None) -> dict[str, Forma
             f"{name} has no network that equals {subject.name}; choose formats from "
             f"{', '.join(having)}"
         )
-    if subject.head and not any(each.is_program for each in chosen.values()):
+    wanted = [option for option in ("head", "maps") if getattr(subject, option)]
+    if wanted and not any(each.is_program for each in chosen.values()):
         raise ValueError(
-            "head=true needs a format that holds more than the encoder's weights; add onnx or "
-            "torch_export to formats"
+            f"{wanted[0]}=true needs a format that holds more than the encoder's weights; add onnx "
+            "or torch_export to formats"
+        )
+    if subject.maps and not has_maps(subject.student.encoder):
+        raise ValueError(
+            f"maps=true needs an encoder with forward_features and forward_head, as those of timm "
+            f"have; {subject.name} has none"
         )
     return chosen
 
@@ -110,29 +142,40 @@ def export_formats(subject: Subject, formats: dict[str, Format], folder: Path) -
         Relative error of each format, by name.
 
     Raises:
-        ValueError: a file cannot be read or its output differs from the student's; or a library is
-            missing.
+        ValueError: a file cannot be read, its output is not finite, or it differs from the
+            student's although the format has all its bits; or a library is missing.
     """
     with torch.no_grad():
         expected = {
             "features": subject.student.features(subject.images),
             "embeddings": subject.student(subject.images),
         }
+        if subject.maps:
+            expected["maps"] = feature_maps(subject.student.encoder, subject.images)[1]
     errors = {}
     for name, each in formats.items():
         each.write(subject, folder)
         given = results_of(each.lines(subject), subject.images, folder)
-        wanted = ("features", "embeddings") if subject.head and each.is_program else ("features",)
+        wanted = _outputs(subject) if each.is_program else ["features"]
         errors[name] = max(relative_error(given[kind], expected[kind]) for kind in wanted)
-        if errors[name] > LIMIT:
+        if problem := _refused(subject, each, errors[name], expected["features"]):
             raise ValueError(
                 f"{each.file} as {name} of {subject.name} does not give the network's own output: "
-                f"relative error {errors[name]:.2g} on {len(subject.images)} images, at most "
-                f"{LIMIT:g} is allowed, and float32 itself is "
-                f"{_rounding(subject, expected['features']):.2g} away from float64. "
-                "Nothing was exported"
+                f"{problem}. Nothing was exported"
             )
     return errors
+
+
+def _refused(subject: Subject, tried: Format, error: float, features: Tensor) -> str | None:
+    """The reason for which a file with this relative error is refused; None for a good one."""
+    if tried.min_cosine is not None:  # how far fewer bits lead is measured on more images
+        return "numbers are not finite, or their shape differs" if math.isinf(error) else None
+    if error <= LIMIT:
+        return None
+    return (
+        f"relative error {error:.2g} on {len(subject.images)} images, at most {LIMIT:g} is "
+        f"allowed, and float32 itself is {_rounding(subject, features):.2g} away from float64"
+    )
 
 
 def _rounding(subject: Subject, features: Tensor) -> float:
@@ -176,23 +219,22 @@ def hub_config(subject: Subject) -> dict[str, Any]:
 
 
 class _Program(nn.Module):
-    """Maps images to their features and, if the head is wanted, their embeddings.
+    """Maps images to their features and, if these are wanted, embeddings and feature maps.
 
     Parallel branches of the encoder are one layer each.
     """
 
-    def __init__(self, student: Student, head: bool) -> None:
+    def __init__(self, student: Student, *, head: bool, maps: bool) -> None:
         super().__init__()
         self.encoder = reparameterised(student.encoder)
-        self.head = student.head if head else None
+        self.head, self.maps = student.head if head else None, maps
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = self.encoder(images)
-        return (
-            (features,)
-            if self.head is None
-            else (features, F.normalize(self.head(features), dim=1))
+        features, *maps = (
+            feature_maps(self.encoder, images) if self.maps else (self.encoder(images),)
         )
+        embeddings = [] if self.head is None else [F.normalize(self.head(features), dim=1)]
+        return (features, *embeddings, *maps)
 
 
 def _write_weights(subject: Subject, folder: Path) -> None:
@@ -211,9 +253,8 @@ def _write_weights(subject: Subject, folder: Path) -> None:
 
 def _program(subject: Subject) -> torch.export.ExportedProgram:
     batch = {0: torch.export.Dim("batch")}
-    return torch.export.export(
-        _Program(subject.student, subject.head), (subject.images[:2],), dynamic_shapes=(batch,)
-    )
+    program = _Program(subject.student, head=subject.head, maps=subject.maps)
+    return torch.export.export(program, (subject.images[:2],), dynamic_shapes=(batch,))
 
 
 def _write_program(subject: Subject, folder: Path) -> None:
@@ -224,30 +265,45 @@ def _write_program(subject: Subject, folder: Path) -> None:
 
 
 def _write_onnx(subject: Subject, folder: Path) -> None:
+    _save_onnx(subject, folder / ONNX, lambda model: model)
+
+
+def _write_float16(subject: Subject, folder: Path) -> None:
+    _save_onnx(subject, folder / ONNX_FLOAT16, in_float16)
+
+
+def _write_int8(subject: Subject, folder: Path) -> None:
+    _save_onnx(subject, folder / ONNX_INT8, lambda model: in_int8(model, subject.calibration()))
+
+
+def _save_onnx(subject: Subject, path: Path, change: Callable[[Any], Any]) -> None:
     with optional("formats=[onnx]"):
         import onnx  # noqa: F401  (torch needs it only after half of the work)
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    torch.onnx.export(
-        _program(subject),
-        f=folder / ONNX,
-        input_names=["images"],
-        output_names=_outputs(subject),
-        external_data=False,
-        verbose=False,
-    )
+    path.write_bytes(change(subject.onnx).SerializeToString())
 
 
-FILES = [WEIGHTS, LOADER, ONNX, PROGRAM, "config.json"]
+FILES = [WEIGHTS, LOADER, ONNX, ONNX_FLOAT16, ONNX_INT8, PROGRAM, "config.json"]
 """Names of all files that the formats may write; the model card comes on top."""
 
 
 def _outputs(subject: Subject) -> list[str]:
-    return ["features", "embeddings"] if subject.head else ["features"]
+    given = {"features": True, "embeddings": subject.head, "maps": subject.maps}
+    return [name for name, is_given in given.items() if is_given]
+
+
+def _onnx_lines(file: str) -> Callable[[Subject], str]:
+    return lambda subject: (
+        f"""import onnxruntime
+session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+{_left_side(subject)} = session.run(None, {{"images": images.numpy()}})"""
+    )
 
 
 def _left_side(subject: Subject) -> str:
-    return "features, embeddings" if subject.head else "(features,)"
+    first, *others = _outputs(subject)
+    return ", ".join([first, *others]) if others else f"({first},)"
 
 
 FORMATS: dict[str, Format] = {
@@ -275,12 +331,24 @@ FORMATS: dict[str, Format] = {
         ONNX,
         has=lambda _: True,
         write=_write_onnx,
-        lines=lambda subject: (
-            f"""import onnxruntime
-session = onnxruntime.InferenceSession("{ONNX}", providers=["CPUExecutionProvider"])
-{_left_side(subject)} = session.run(None, {{"images": images.numpy()}})"""
-        ),
+        lines=_onnx_lines(ONNX),
         is_program=True,
+    ),
+    "onnx_fp16": Format(
+        ONNX_FLOAT16,
+        has=lambda _: True,
+        write=_write_float16,
+        lines=_onnx_lines(ONNX_FLOAT16),
+        is_program=True,
+        min_cosine=0.999,
+    ),
+    "onnx_int8": Format(
+        ONNX_INT8,
+        has=lambda _: True,
+        write=_write_int8,
+        lines=_onnx_lines(ONNX_INT8),
+        is_program=True,
+        min_cosine=0.95,
     ),
     "torch_export": Format(
         PROGRAM,

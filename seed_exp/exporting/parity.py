@@ -24,8 +24,8 @@ import torch
 torch.set_grad_enabled(False)
 """
 _AFTER = """
-results = {"features": features, "embeddings": embeddings}
-results = {name: torch.as_tensor(value).contiguous() for name, value in results.items()}
+results = {"features": features, "embeddings": embeddings, "maps": maps}
+results = {name: torch.as_tensor(value).clone().contiguous() for name, value in results.items()}
 save_file(results, sys.argv[1] + "/results.safetensors")
 """
 
@@ -37,8 +37,8 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     error in the part that tells images apart.
 
     Args:
-        given: Output of the exported file [N, D].
-        expected: Output of the network [N, D].
+        given: Output of the exported file [N, ...].
+        expected: Output of the network [N, ...].
 
     Returns:
         Error >= 0; infinite if shapes differ or a number is not finite.
@@ -54,19 +54,20 @@ def results_of(lines: str, images: Tensor, folder: Path) -> dict[str, Tensor]:
     """Runs `lines` on `images` in a new Python process that cannot import this package.
 
     Args:
-        lines: Python that turns `images` into `features` and, if these are wanted, `embeddings`.
+        lines: Python that turns `images` into `features` and, if these are wanted, `embeddings`
+            and `maps`.
         images: Normalised images [N, 3, S, S].
         folder: Folder in which the process starts; it has the files that the lines name.
 
     Returns:
-        Values of the variables `features` and `embeddings`, by name.
+        Values of the variables `features`, `embeddings` and `maps`, by name.
 
     Raises:
         ValueError: the lines fail. The message has the last line that they wrote to stderr.
     """
     with TemporaryDirectory() as exchange:
         save_file({"images": images.contiguous()}, Path(exchange) / "images.safetensors")
-        program = f"{_BEFORE}embeddings = torch.empty(0)\n{lines}{_AFTER}"
+        program = f"{_BEFORE}embeddings = maps = torch.empty(0)\n{lines}{_AFTER}"
         done = subprocess.run(
             [sys.executable, "-B", "-c", program, exchange],
             cwd=folder,

@@ -27,6 +27,14 @@ class ConvNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.num_features = widths[-1]
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Feature maps [N, 8 * width, H / 8, W / 8]."""
+        maps: Tensor = self.layers(images)
+        return maps
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Features [N, 8 * width] of feature maps."""
+        return maps.mean((2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.layers(images)
-        return out.mean((2, 3))
+        return self.forward_head(self.forward_features(images))

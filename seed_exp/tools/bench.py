@@ -10,6 +10,7 @@ from seed_exp.base.registry import lookup
 from seed_exp.benchmarks import (
     bench_fleet,
     bench_knn,
+    bench_latency,
     bench_linear,
     bench_loss,
     bench_scaling,
@@ -27,6 +28,7 @@ BENCHES: dict[str, Callable[[BenchConfig], BenchReport]] = {
     "knn": bench_knn.bench,
     "linear": bench_linear.bench,
     "scaling": bench_scaling.bench,
+    "latency": bench_latency.bench,
 }
 
 

@@ -23,7 +23,8 @@ from seed_exp.models.students import build_student, save_student
 
 QUICK = ["seconds=0", "device=cpu"]
 LOSS = ["rows=8", "objective.queue_size=64"]
-ROW = {"name", "runs", "median_s", "low_s", "high_s", "rate", "peak_memory", "ratio"}
+SECONDS = {"median_s", "low_s", "high_s", "p95_s"}
+ROW = {"name", "runs", *SECONDS, "rate", "peak_memory", "ratio"}
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +218,35 @@ def test_linear(capsys: pytest.CaptureFixture[str]) -> None:
         ["one evaluation per rate", "ours, all rates at once"],
         ["features"],
     )
+
+
+def test_latency_of_a_trained_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    config = StudentConfig("convnet_w2")
+    views = {"eval_size": 32, "eval_resize": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    for name in ("a", "b"):
+        facts = {"command": "distill", "step": 1, "eval_views": views}
+        path = tmp_path / "run" / "students" / f"{name}.safetensors"
+        save_student(path, build_student(config, 16), config, facts)
+    with pytest.raises(ValueError, match=r"measures one network, got a, b; .*networks=\[a\]"):
+        bench.bench(compose("bench", ["bench=latency", "run=run"]))
+    options = ["run=run", "networks=[b]", "threads=1", "compile=false", "batch_size=3"]
+    printed = measured("latency", *QUICK, *options, capsys=capsys)
+    ways = {name.partition(", 1 thread")[0] for name in printed["rows"]}
+    assert ways - {"OpenVINO", "OpenVINO, int8"} == {
+        "torch, eager",
+        "onnxruntime",
+        "onnxruntime, int8",
+    }
+    for way in ways:
+        assert [f"{way}, 1 thread, batch {num}" in printed["rows"] for num in (1, 3)] == [True] * 2
+    assert printed["reference"] == "onnxruntime, 1 thread, batch 1"
+    assert printed["facts"]["images"] == "3 x 32 x 32"
+
+
+def test_latency_is_measured_on_a_cpu_only() -> None:
+    with pytest.raises(ValueError, match="measures on the CPU; got device=cuda"):
+        bench.bench(compose("bench", ["bench=latency", "device=cuda"]))
 
 
 @pytest.mark.slow  # it starts two more processes

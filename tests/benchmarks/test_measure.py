@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,9 +25,8 @@ MIB = 2**20
 
 def row(name: str, *times: float, items: int = 12, peak_memory: int | None = None) -> BenchRow:
     median = sorted(times)[len(times) // 2]
-    return BenchRow(
-        name, len(times), median, min(times), max(times), items / median, peak_memory, times
-    )
+    low, high = min(times), max(times)
+    return BenchRow(name, len(times), median, low, high, high, items / median, peak_memory, times)
 
 
 def report(*rows: BenchRow, bounds: tuple[BenchRow, ...] = ()) -> BenchReport:
@@ -74,6 +74,7 @@ def test_median_and_quartiles_are_those_of_the_times(monkeypatch: pytest.MonkeyP
     (found,) = interleave([Contender("a", run, 30)], seconds=15, device=CPU)
     assert found.times == (1, 5, 2, 4, 3)
     assert (found.low_s, found.median_s, found.high_s, found.rate) == (2, 3, 4, 10)
+    assert found.p95_s == pytest.approx(np.quantile(found.times, 0.95))
 
 
 def test_the_ratio_is_the_median_over_rounds_not_the_ratio_of_medians() -> None:
@@ -160,12 +161,14 @@ def test_the_table_has_a_line_for_every_row_then_for_every_bound() -> None:
         "x plain",
         "median",
         "quartiles",
+        "95 %",
         "peak memory",
         "runs",
     ]
-    assert lines[2] == ["plain", "3", "1.00", "4 s", "4 s to 4 s", "3.0 MiB", "3"]
-    assert lines[3] == ["ours", "6", "2.00", "2 s", "2 s to 2 s", "", "3"]
-    assert lines[4] == ["bound: shears", "120", "40.00", "100 ms", "100 ms to 100 ms", "", "3"]
+    assert lines[2] == ["plain", "3", "1.00", "4 s", "4 s to 4 s", "4 s", "3.0 MiB", "3"]
+    assert lines[3] == ["ours", "6", "2.00", "2 s", "2 s to 2 s", "2 s", "", "3"]
+    both = ["100 ms to 100 ms", "100 ms"]
+    assert lines[4] == ["bound: shears", "120", "40.00", "100 ms", *both, "", "3"]
     assert shown.splitlines()[-1] == "- fence: 1 m"
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from seed_exp import export
 from seed_exp.config.compose import compose
-from seed_exp.config.schema import DataConfig, StudentConfig
+from seed_exp.config.schema import StudentConfig
 from seed_exp.data.sources import load_source
 from seed_exp.exporting import formats
 from seed_exp.models.students import build_student, load_students, save_student
-from seed_exp.tools.export import seen_by
+from seed_exp.tools.export import NUM_IMAGES, trial_images
 
 VIEWS = {"eval_size": 48, "eval_resize": 56, "mean": [0.305] * 3, "std": [0.376] * 3}
 
@@ -40,6 +43,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def a_subject(home: Path) -> formats.Subject:
+    student, _ = load_students(home / "run", ["tiny"])["tiny"]
+    student.eval().requires_grad_(False)
+    images = torch.randn(4, 3, 48, 48)
+    config = StudentConfig("convnet_w2")
+    return formats.Subject("tiny", student, config, VIEWS, images, False, lambda: images)
+
+
 def run(*options: str) -> dict[str, dict[str, float]]:
     return export.export(compose("export", ["run=run", "data.num_workers=0", *options]))
 
@@ -51,7 +62,8 @@ def test_the_printed_line_loads_the_encoder_in_a_process_without_this_package(
     assert errors == {"a b": {"timm": pytest.approx(0, abs=1e-5)}}
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("import timm; model = timm.create_model(")
-    images = seen_by(load_source(DataConfig("digits"), "train"), VIEWS)
+    config = compose("export", ["run=run", "data.num_workers=0"])
+    images = trial_images(config, load_source(config.data, "train"), VIEWS).prepared(NUM_IMAGES)
     save_file({"images": images}, "images.safetensors")
     program = f"""import sys
 sys.modules["seed_exp"] = None
@@ -105,6 +117,47 @@ def test_a_file_that_gives_other_features_leaves_nothing(
     ):
         run("networks=['a b']", "formats=[timm]", "output=out")
     assert list((home / "out").iterdir()) == []
+
+
+@pytest.fixture
+def photos(home: Path) -> list[str]:
+    """Options of labelled images, one of which cannot be read."""
+    for split, num in (("train", 24), ("val", 8)):
+        for number in range(num):
+            path = home / "photos" / split / "ab"[number % 2] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
+            Image.fromarray(noise).resize((60, 60)).save(path)
+    (home / "photos" / "train" / "a" / "06.png").write_bytes(b"broken")
+    return ["data=image_folder", "data.root=photos", "networks=[tiny]", "formats=[onnx_int8]"]
+
+
+def test_int8_gets_its_name_only_if_it_keeps_what_is_asked(
+    home: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    made = formats.Subject.onnx.func(subject := a_subject(home))  # once for all three
+    monkeypatch.setattr(formats.Subject, "onnx", made)
+    assert subject.onnx is made
+    with pytest.raises(ValueError, match="1 of 24 images cannot be read"):
+        run(*photos, "data.max_bad=0.01")
+    with pytest.raises(
+        ValueError,
+        match=r"model_int8\.onnx: .* mean cosine of 0\.\d+ .* at least 1 is required "
+        r"\(min_cosine\)\. Nothing was exported",
+    ):
+        run(*photos, "data.max_bad=0.1", "min_cosine=1")
+    assert not (home / "run" / "export" / "tiny").exists()
+    run(*photos, "data.max_bad=0.1", "min_cosine=0.8", "max_knn_drop=100")
+    folder = home / "run" / "export" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {"README.md", "model_int8.onnx"}
+    (bad,) = (home / "run" / "bad_samples.jsonl").read_text().splitlines()
+    assert "06.png" in bad
+    card = (folder / "README.md").read_text()
+    row = r"\| {} +\| +[\d.]+ MB \| +{} \| +[\d.]+ \|"
+    assert re.search(row.format("onnx", r"1\.00000"), card)
+    assert re.search(row.format("onnx_int8", r"0\.\d{5}"), card)
+    assert "Measured on 8 validation images of `image_folder" in card
 
 
 @pytest.mark.parametrize(

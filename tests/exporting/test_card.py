@@ -63,12 +63,12 @@ def header(**changes: Any) -> dict[str, Any]:
 
 def card(tmp_path: Path, network: str = "resnet18", *, name: str = "small", **changes: Any) -> str:
     config = StudentConfig(network)
-    subject = Subject(
-        name, build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False
-    )
+    images = torch.zeros(3, 3, 8, 8)
+    student = build_student(config, 8).eval()
+    subject = Subject(name, student, config, VIEWS, images, False, lambda: images)
     formats = formats_of(subject, None)
     origin = WeightsOrigin(header(**changes), SHA, tmp_path / "results")
-    return model_card(subject, origin, formats, dict.fromkeys(formats, 2.5e-6), "digits:x")
+    return model_card(subject, origin, formats, dict.fromkeys(formats, 2.5e-6), "digits:x", {}, "")
 
 
 def front(text: str) -> dict[str, Any]:
@@ -306,11 +306,12 @@ def test_no_markup_of_a_name_reaches_the_card(tmp_path: Path) -> None:
 
 def test_formats_that_were_not_exported_are_not_mentioned(tmp_path: Path) -> None:
     config = StudentConfig("resnet18")
-    subject = Subject(
-        "small", build_student(config, 8).eval(), config, VIEWS, torch.zeros(3, 3, 8, 8), False
-    )
+    images = torch.zeros(3, 3, 8, 8)
+    student = build_student(config, 8).eval()
+    subject = Subject("small", student, config, VIEWS, images, False, lambda: images)
     chosen = {"onnx": replace(FORMATS["onnx"])}
-    text = model_card(subject, WeightsOrigin(header(), SHA, tmp_path), chosen, {"onnx": 0.0}, "x")
+    origin = WeightsOrigin(header(), SHA, tmp_path)
+    text = model_card(subject, origin, chosen, {"onnx": 0.0}, "x", {}, "")
     assert "onnxruntime" in text
     assert "model.safetensors" not in text
     assert "library_name" not in front(text)

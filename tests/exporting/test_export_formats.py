@@ -26,6 +26,7 @@ from seed_exp.exporting import formats, loaders
 from seed_exp.exporting.folders import atomic_folder
 from seed_exp.exporting.formats import FORMATS, Subject, export_formats, formats_of, hub_config
 from seed_exp.exporting.loaders import CHANGES
+from seed_exp.exporting.maps import feature_maps
 from seed_exp.exporting.parity import LIMIT, relative_error
 from seed_exp.models.students import build_student
 from seed_exp.views.recipe import EvalViews
@@ -72,7 +73,8 @@ def subject(
     student.features(images)
     for layer in layers:
         layer.eval()
-    return Subject(network, student, config, views(size, size + size // 7), images, head)
+    seen = views(size, size + size // 7)
+    return Subject(network, student, config, seen, images, head, calibration=lambda: images)
 
 
 def own_features(given: Subject) -> Tensor:
@@ -82,7 +84,7 @@ def own_features(given: Subject) -> Tensor:
 
 def test_a_network_has_the_formats_of_the_libraries_that_equal_it() -> None:
     everything = ["timm", "torchvision", "onnx", "torch_export"]
-    assert list(FORMATS) == everything
+    assert set(FORMATS) == {*everything, "onnx_fp16", "onnx_int8"}
     assert list(formats_of(subject("resnet18"), None)) == everything
     assert list(formats_of(subject("mobilenetv3_large"), None)) == ["timm", "onnx", "torch_export"]
     assert list(formats_of(subject("convnet_w2"), None)) == ["onnx", "torch_export"]
@@ -130,6 +132,33 @@ def test_programs_take_any_number_of_images_and_give_embeddings_when_asked(tmp_p
         ):
             for result, right in zip(results, expected, strict=True):
                 torch.testing.assert_close(torch.as_tensor(result), right, rtol=1e-4, atol=1e-5)
+
+
+def test_feature_maps_are_those_that_the_features_are_pooled_from(tmp_path: Path) -> None:
+    given = replace(subject("convnet_w2", size=32), maps=True)
+    export_formats(given, formats_of(given, ["torch_export"]), tmp_path)
+    features, maps = torch.export.load(tmp_path / "model.pt2").module()(given.images)
+    assert maps.shape == (5, 16, 4, 4)
+    torch.testing.assert_close(maps.mean((2, 3)), features)
+    with pytest.raises(ValueError, match="maps=true needs a format that holds more"):
+        formats_of(replace(subject("resnet18"), maps=True), ["timm"])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "resnet18"])
+def test_maps_are_a_grid_whatever_the_network(name: str) -> None:
+    encoder = subject("timm", name).student.encoder
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features, maps = feature_maps(encoder, images)
+        torch.testing.assert_close(features, encoder(images))
+        moved = feature_maps(encoder, images.flip(3))[1]
+    assert maps.shape[0] == 2
+    assert maps.shape[2] == maps.shape[3] >= 2
+    assert not torch.equal(maps, moved)
+    if name == "test_vit":
+        tokens = encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
+        side = maps.shape[3]
+        torch.testing.assert_close(maps[1, :, 1, 2], tokens[1, side + 2])
 
 
 @pytest.mark.parametrize(

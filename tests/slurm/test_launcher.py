@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+from omegaconf import OmegaConf
 from PIL import Image
 from private_slurm import PrivateSlurm, wait_until
 from training import DIGITS, log_of, pretrain, same_runs, same_weights, step_of
 
 from seed_exp.base.slurm import requeues
+from seed_exp.config.search import number_to_optimise
 from seed_exp.data.order import SampleOrder
 
 pytestmark = pytest.mark.slurm
@@ -155,3 +157,18 @@ def test_a_job_gets_the_gpus_that_its_profile_asks_for(slurm: PrivateSlurm, tmp_
     variables = (tmp_path / "env.txt").read_text().splitlines()
     assert {"CUDA_VISIBLE_DEVICES=0,1", "SLURM_JOB_PARTITION=urgent"} <= set(variables)
     assert tiny.last_checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_a_search_runs_its_trials_as_jobs_and_gets_their_numbers(
+    slurm: PrivateSlurm, tmp_path: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    searched = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=3"]
+    space = "optimizer.lr=tag(log,interval(0.003,1))"
+    done = sweep(slurm, tmp_path, *searched, space, "steps=5")
+    assert done.returncode == 0, done.stderr
+    runs = [path.parent for path in (tmp_path / "runs").glob("pretrain/*/done.json")]
+    assert len(runs) == 6
+    found = OmegaConf.load(tmp_path / "runs" / "optimization_results.yaml")
+    best = max(number_to_optimise("pretrain", folder) for folder in runs)
+    assert found.best_value == pytest.approx(best)

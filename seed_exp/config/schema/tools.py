@@ -59,6 +59,10 @@ class QuickstartConfig:
 class BenchConfig:
     bench: str = MISSING
     """Key of tools.bench.BENCHES: what is measured."""
+    run: str | None = None
+    """latency: run folder or student file; null = a student with random weights."""
+    networks: list[str] | None = None
+    """latency: name of the student of the run; null = its only one."""
     seconds: float = 60
     """Seconds of measurement, after the warm-up."""
     batch_size: int = 32
@@ -76,13 +80,13 @@ class BenchConfig:
     processes: int = 2
     """scaling: processes that train together."""
     threads: int | None = None
-    """CPU threads, of each process for scaling; null = PyTorch's choice, for scaling 1."""
+    """CPU threads (scaling: of each process); null = as PyTorch; scaling: 1; latency: 1 and all."""
     device: str = "auto"
     """Device: auto = a GPU if there is one; or cpu, cuda."""
     precision: Precision = Precision.auto
     """Number format of our forward passes; plain ones: float32 on a CPU, float16 on a GPU."""
     compile: bool | None = None
-    """Whether our networks are compiled; null = on a GPU."""
+    """Whether our networks are compiled; null = on a GPU; latency measures both unless false."""
     json: bool = False
     """Whether JSON is printed instead of a table; also --json."""
     students: dict[str, StudentConfig] = field(default_factory=dict)
@@ -134,13 +138,25 @@ class ConvertConfig:
 @dataclass
 class ExportConfig(OfRunConfig):
     formats: list[str] | None = None
-    """Keys of exporting.formats.FORMATS; null = all that the network supports."""
+    """Keys of exporting.formats.FORMATS; null = all that the network has, in float32."""
     output: str | None = None
     """Folder with a subfolder for each network; null = export/ in the run folder."""
     head: bool = False
     """Whether onnx and torch_export also return embeddings (output of the projection head)."""
+    maps: bool = False
+    """Whether onnx and torch_export also return feature maps [N, C, H, W], as before pooling."""
     push: str | None = None
     """OWNER/NAME of a Hugging Face repository to upload the network to; null = no upload."""
+    calibration_images: int = 256
+    """onnx_int8: training images with which the ranges of activations are measured, at most."""
+    min_cosine: float | None = None
+    """Smallest mean cosine of features in fewer bits; null = 0.999 for onnx_fp16, 0.95 for int8."""
+    max_knn_drop: float = 2.0
+    """Percentage points of k-NN accuracy that a format of fewer bits may lose."""
+    knn_bank_size: int = 5000
+    """Formats of fewer bits: labelled training images that k-NN searches, at most."""
+    knn_query_size: int = 1000
+    """Formats of fewer bits: images whose features are compared and that k-NN classifies."""
     data: DataConfig = MISSING
     """Images on which each exported file must reproduce the features of the run's network."""
 
@@ -148,6 +164,16 @@ class ExportConfig(OfRunConfig):
         super().__post_init__()
         require(
             self.formats != [], "formats=[] leaves nothing to export; name some, or null for all"
+        )
+        for option in ("calibration_images", "knn_bank_size", "knn_query_size"):
+            value = getattr(self, option)
+            require(value >= 1, f"{option} must be at least 1, got {value}")
+        require(
+            self.min_cosine is None or -1 <= self.min_cosine <= 1,
+            f"min_cosine must be null or a cosine from -1 to 1, got {self.min_cosine}",
+        )
+        require(
+            self.max_knn_drop >= 0, f"max_knn_drop must not be negative, got {self.max_knn_drop}"
         )
 
 
