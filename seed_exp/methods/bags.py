@@ -29,8 +29,8 @@ from seed_exp.views.cutmix import NUM_CUTMIX_DRAWS, cutmix, cutmix_boxes
 from seed_exp.views.draws import uniforms
 from seed_exp.views.recipe import HostBatch
 
-BAG_STREAM, CUTMIX_STREAM = 1 << 15, (1 << 15) + 1
-"""Streams of random numbers beyond those of the views."""
+BAG_STREAM, CUTMIX_STREAM = 3 << 14, (3 << 14) + 1
+"""Streams of random numbers beyond those of the views, of mixup and of plug-ins."""
 
 
 class PairTargets(NamedTuple):
