@@ -101,6 +101,7 @@ def _predict_clusters(
 _OBJECTIVES: dict[str, Objective[Any]] = {
     "seed": SEED,
     "seed_strong": replace(SEED, symmetric=True),
+    "seed_general": SEED,
     "l2": DISTANCE,
     "k_means": Objective(_predict_clusters, clusters=KMeansClusters),
     "online_clustering": Objective(_predict_clusters, clusters=OnlineClusters),

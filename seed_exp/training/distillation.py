@@ -12,7 +12,7 @@ from pathlib import Path
 from seed_exp import __version__
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import DistillConfig
+from seed_exp.config.schema import DistillConfig, SeedGeneralConfig
 from seed_exp.config.schema.parts import require_global_only, require_unmixed
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
@@ -90,6 +90,11 @@ def distill(config: DistillConfig) -> Path:
             if cache is not None:
                 log.info("%s", cache_costs(cache, config, students, teacher, images.train))
             # 3. The queue and the temperature, which are in every checkpoint.
+            if isinstance(config.objective, SeedGeneralConfig):
+                log.info(
+                    "objective: seed_general, for a teacher without a projection head; "
+                    "objective=seed is the paper's"
+                )
             for sentence in (
                 *queue_advice(config, len(images.train), teacher.embedding_dim),
                 *length_advice(config, len(images.train)),

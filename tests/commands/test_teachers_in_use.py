@@ -30,7 +30,9 @@ from seed_exp.tools import plan as tools_plan
 from seed_exp.training.teacher_reduction import cached_reduction
 from seed_exp.views.crops import resize_center_crop
 
+# The teacher's own objective would look for a temperature, which random weights do not have.
 VIT = ["teacher=timm", "teacher.name=test_vit", "teacher.checkpoint=vit.safetensors"]
+VIT += ["objective=seed"]
 SIZES = [
     "views.crops.global.size=64",
     "views.crops.local.size=40",
@@ -343,6 +345,7 @@ def test_a_vit_14_sees_224_and_96_and_teaches_real_students(home: Path) -> None:
         "teacher=timm",
         "teacher.name=vit_small_patch14_dinov2.lvd142m",
         "teacher.checkpoint=large.safetensors",
+        "objective=seed",
     ]
     folder = distill.distill(
         compose("distill", [*network, *students, *DATA, "batch_size=4", "log_every=1"])

@@ -670,3 +670,16 @@ def test_an_experiment_of_another_command_is_refused_with_what_this_one_does_not
     composing = "In 'experiments/mine': ConfigKeyError raised while composing config:"
     error = HydraException(f"{composing}\nKey 'moco' not in 'DistillConfig'\n    full_key: moco")
     assert explain(error) == f"{composing} Key 'moco' not in 'DistillConfig'"
+
+
+GENERAL = ["teacher=timm", "teacher.name=resnet18"], ["teacher=dinov2_s"], ["teacher=eupe_t"]
+
+
+@pytest.mark.parametrize("teacher", GENERAL, ids=lambda words: words[0])
+def test_a_teacher_without_a_head_brings_its_objective_and_the_command_line_wins(
+    teacher: list[str],
+) -> None:
+    assert compose("distill", teacher).objective.name == "seed_general"
+    assert compose("distill", [*teacher, "objective=seed"]).objective.name == "seed"
+    assert compose("distill", ["objective=coss", *teacher]).objective.name == "coss"
+    assert compose("distill", ["teacher=swav_r50"]).objective.name == "seed"

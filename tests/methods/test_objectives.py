@@ -240,6 +240,7 @@ def build(
         "queue_size": 21,
         "tau_student": 0.2,
         "tau_teacher": 0.05,
+        "effective_neighbours": None,
         "num_clusters": 6,
         "cluster_every": 3,
         "momentum": 0.9,
@@ -574,7 +575,11 @@ def recording(name: str, read: set[str], **options: Any) -> ObjectiveConfig:
 def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name: str) -> None:
     read: set[str] = set()
     clusters = {"num_clusters": 6} if "num_clusters" in options_of(OBJECTIVE_CONFIGS[name]) else {}
-    more = {"own_epochs": 0, "teacher_statistics": TeacherStatistics.batch}
+    more = {
+        "own_epochs": 0,
+        "effective_neighbours": None,
+        "teacher_statistics": TeacherStatistics.batch,
+    }
     of_teacher = {
         key: value for key, value in more.items() if key in options_of(OBJECTIVE_CONFIGS[name])
     }
@@ -596,7 +601,8 @@ def test_the_diagnostics_take_the_teachers_temperature_or_that_of_seed(name: str
     method = build(name)
     prepared = prepared_by(method)
     queue, teacher = method.queues["global"].embeddings, prepared.teacher["global"]
-    tau = {"seed": 0.05, "seed_strong": 0.05, "online_clustering": 0.05, "compress": 0.2}
+    tau = dict.fromkeys(("seed", "seed_strong", "seed_general"), 0.05)
+    tau |= {"online_clustering": 0.05, "compress": 0.2}
     entropy = losses.target_entropy(teacher, queue, tau_teacher=tau.get(name, 0.01)).mean()
     assert torch.equal(method.diagnostics(prepared)["teacher_entropy"], entropy)
 
@@ -626,16 +632,13 @@ def test_each_objective_has_its_values_and_brings_the_views_and_the_head_that_it
     assert {student.hidden_dim for student in config.students.values()} == {
         config.objective.hidden_dim
     }
-    assert config.objective.hidden_dim == dict.fromkeys(
-        ("seed_strong", "disco", "bingo", "bingo_bags"), 2048
-    ).get(name)
+    widths = dict.fromkeys(("seed_strong", "disco", "bingo", "bingo_bags"), 2048)
+    widths["seed_general"] = 0
+    assert config.objective.hidden_dim == widths.get(name)
     assert {student.deep_head for student in config.students.values()} == {name == "simreg"}
     layers = {head_layers(student.head) for student in build_students(config, 16).values()}
-    assert layers == {
-        "-".join(["Linear-BatchNorm1d-ReLU-Linear"] * 2)
-        if name == "simreg"
-        else "Linear-ReLU-Linear"
-    }
+    heads = {"simreg": "-".join(["Linear-BatchNorm1d-ReLU-Linear"] * 2), "seed_general": "Linear"}
+    assert layers == {heads.get(name, "Linear-ReLU-Linear")}
     assert config.objective == OBJECTIVE_CONFIGS[name]()
 
 

@@ -50,6 +50,7 @@ from seed_exp.config.schema.objectives import (
     OnlineClusteringConfig,
     PairwiseConfig,
     SeedConfig,
+    SeedGeneralConfig,
     SeedStrongConfig,
     SimRegConfig,
 )
@@ -151,6 +152,7 @@ __all__ = [
     "Resume",
     "ScheduleName",
     "SeedConfig",
+    "SeedGeneralConfig",
     "SeedStrongConfig",
     "SimRegConfig",
     "SplitName",

@@ -103,8 +103,8 @@ class SeedConfig(ObjectiveConfig):
         require(
             self.tau_teacher == SeedConfig.tau_teacher,
             f"objective.tau_teacher={self.tau_teacher:g} and "
-            f"objective.effective_neighbours={neighbours:g} both choose the temperature; leave one "
-            "of them out",
+            f"objective.effective_neighbours={neighbours:g} both choose the temperature; leave the "
+            "first out, or add objective.effective_neighbours=null",
         )
 
 
@@ -114,6 +114,20 @@ class SeedStrongConfig(SeedConfig):
     """Key of methods.objectives.OBJECTIVES."""
     hidden_dim: int | None = 2048
     """Hidden width of the projection head of students that name none; null = feature width."""
+
+
+@dataclass
+class SeedGeneralConfig(SeedConfig):
+    name: str = "seed_general"
+    """Key of methods.objectives.OBJECTIVES."""
+    queue_init: QueueInit = QueueInit.teacher
+    """Queue before the first step: random vectors, or the teacher's embeddings of random images."""
+    hidden_dim: int | None = 0
+    """Hidden width of students' heads that name none; 0 = one linear layer; null = as features."""
+    tau_student: float = 0.1
+    """Temperature of the student's similarity distribution."""
+    effective_neighbours: float | None = 10
+    """Number that chooses tau_teacher: mean exp(entropy) of the target; null = none does."""
 
 
 @dataclass
@@ -350,6 +364,7 @@ class BingoBagsConfig(BatchTeacherConfig):
 OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "seed": SeedConfig,
     "seed_strong": SeedStrongConfig,
+    "seed_general": SeedGeneralConfig,
     "l2": L2Config,
     "k_means": KMeansConfig,
     "online_clustering": OnlineClusteringConfig,
