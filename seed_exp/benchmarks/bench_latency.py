@@ -112,7 +112,7 @@ def ways_of(subject: Subject, *, compiled: bool) -> Iterator[dict[str, Way]]:
 
 def in_torch(student: Student) -> Way:
     """The network as torch runs it operation by operation, channels last."""
-    encoder = student.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = student.encoder.to(memory_format=torch.channels_last)
     return _torch_way(encoder)
 
 
