@@ -18,8 +18,8 @@ The method is SEED (arXiv:2101.04731): the teacher is frozen, the images need no
 labels. The same command, typed again, goes on where the run was.
 
 Small sets need more epochs. For fewer than 100,000 images LightlyTrain's
-documentation recommends 200 to 2,000, for distillation up to 10,000; distillation
-of a few thousand images still gains after thousands of epochs
+documentation recommends 200 to 2,000, for distillation up to 10,000. With a few
+thousand images, students still gain after thousands of epochs
 (arXiv:2106.05237). The command says when a training is shorter.
 """
 

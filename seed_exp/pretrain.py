@@ -12,7 +12,8 @@ This is the baseline of SEED's tables (arXiv:2003.04297), and a way to make a
 teacher. The same command, typed again, goes on where the run was.
 
 Small sets need more epochs: for fewer than 100,000 images LightlyTrain's
-documentation recommends 200 to 2,000. The command says when a training is shorter.
+documentation recommends 200 to 2,000. The command says when a training is
+shorter.
 """
 
 from __future__ import annotations

@@ -214,10 +214,14 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_door() -> None:
         ("torch.nn.parallel", {"engine.distributed"}),
         ("nn.parallel", {"engine.distributed"}),
         ("submitit", set()),
-        ("importlib", {"", "__main__", "base.optional", "base.places", "base.plugins"}),
+        (
+            "importlib",
+            {"", "__main__", "base.optional", "base.places", "base.plugins", "config.search"},
+        ),
         ("pandas", {"python"}),
         ("onnx", {"exporting"}),
         ("onnxruntime", {"exporting"}),
+        ("openvino", {"exporting"}),
         ("pyarrow", {"exporting", "data.hf_columns", "data.hugging_face"}),
         ("huggingface_hub", {"exporting", "models.hub", "data.hugging_face"}),
         # torchvision has a module of this name too.

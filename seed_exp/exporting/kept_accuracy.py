@@ -47,7 +47,7 @@ class TrialImages:
     """Says which images, and how many."""
     train: Source
     """Training images: for the calibration, and to find neighbours in."""
-    extract: Extractor
+    extractor: Extractor
     """Prepares images and computes features."""
 
     @cached_property
@@ -74,17 +74,19 @@ class TrialImages:
 
     def prepared(self, num: int) -> Tensor:
         """Up to `num` evenly spaced training images as the network takes them [N, 3, S, S]."""
-        extract = self.extract
+        extractor = self.extractor
         chosen = evenly_spaced(len(self.train), num)
-        starts = range(0, len(chosen), extract.batch_size)
-        order = [(0, chosen[start : start + extract.batch_size]) for start in starts]
-        on_bad = None if extract.bad_samples is None else extract.bad_samples(self.train)
+        starts = range(0, len(chosen), extractor.batch_size)
+        order = [(0, chosen[start : start + extractor.batch_size]) for start in starts]
+        on_bad = None if extractor.bad_samples is None else extractor.bad_samples(self.train)
         # This process reads a few images before worker processes have started.
-        workers = extract.num_workers if len(order) > 1 else 0
-        batches = load_batches(self.train, extract.views, order, num_workers=workers, on_bad=on_bad)
+        workers = extractor.num_workers if len(order) > 1 else 0
+        batches = load_batches(
+            self.train, extractor.views, order, num_workers=workers, on_bad=on_bad
+        )
         with closing(batches):
-            parts = [extract.views.device(batch)["global"][0].clone() for batch in batches]
-        return torch.cat(parts)
+            parts = [extractor.views.device(batch)["global"][0].clone() for batch in batches]
+        return torch.cat(parts).contiguous()
 
     def words(self) -> str:
         """A sentence about the images that were compared."""
@@ -113,14 +115,14 @@ def kept_by(
         sizes: Bytes of each program.
         images: Images on which they are compared.
     """
-    queries, labels, _ = images.extract(
+    queries, labels, _ = images.extractor(
         programs, images.queries, evenly_spaced(len(images.queries), images.config.knn_query_size)
     )
     expected = queries[next(iter(programs))]
     cosines = {name: mean_cosine(features, expected) for name, features in queries.items()}
     accuracies: dict[str, float | None] = dict.fromkeys(programs)
     if images.has_labels:
-        bank, bank_labels, _ = images.extract(
+        bank, bank_labels, _ = images.extractor(
             programs, images.train, evenly_spaced(len(images.train), images.config.knn_bank_size)
         )
         k = min(K, len(bank_labels))

@@ -231,7 +231,7 @@ def _load_student(path: Path) -> tuple[Student, dict[str, Any]]:
             "expected <run>/students/<name>.safetensors of distill or pretrain"
         )
     config = replace(recorded_config(header), init=None, pretrained=False)
-    if is_place(config.network):
+    if isinstance(config.network, str) and is_place(config.network):  # a header may say anything
         refuse_untrusted(config.network, path)
     try:
         # On the meta device, so that huge sizes in a bad header take no memory.

@@ -131,6 +131,8 @@ def test_a_student_file_says_what_it_is_and_where_it_comes_from(home: Path) -> N
                     "init": None,
                     "init_rule": "timm",
                     "epochs": None,
+                    "pretrained": False,
+                    "args": {},
                 },
                 "embedding_dim": 128,
                 "batch_size": 32,

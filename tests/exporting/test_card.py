@@ -221,10 +221,10 @@ def test_weights_of_timm_that_a_student_started_from_have_their_say(
 def test_options_of_the_architecture_and_branches_are_on_the_card(tmp_path: Path) -> None:
     config = StudentConfig("timm", "fastvit_t8", args={"drop_path_rate": 0.1})
     student = build_student(config, 8).eval()
-    subject = Subject("fast", student, config, VIEWS, torch.zeros(3, 3, 8, 8), False)
+    subject = Subject("fast", student, config, VIEWS, torch.zeros(3, 3, 8, 8), False, torch.empty)
     formats = {name: FORMATS[name] for name in ("timm", "onnx", "torch_export")}
     origin = WeightsOrigin(header(), SHA, tmp_path)
-    text = model_card(subject, origin, formats, dict.fromkeys(formats, 0.0), "x")
+    text = model_card(subject, origin, formats, dict.fromkeys(formats, 0.0), "x", {}, "")
     assert 'timm\'s `fastvit_t8` with `{"drop_path_rate": 0.1}`' in text
     assert "replaced in model.onnx and model.pt2 (reparameterised). model.safetensors has" in text
     assert "num_classes=0, drop_path_rate=0.1, checkpoint_path=" in text

@@ -114,14 +114,14 @@ def _figure_1(report: PageContent) -> Html:
             )
     if not points:
         return Html()
-    datasets = ", ".join(sorted({row.dataset for row in report.published}))
+    image_sets = ", ".join(sorted({row.dataset for row in report.published}))
     note = tag(
         "p",
-        f"Published numbers, all for {datasets}; they say nothing about runs on other images.",
+        f"Published numbers, all for {image_sets}; they say nothing about runs on other images.",
         class_="muted",
     )
     chart = scatter_chart(
-        f"Published (SEED, {datasets}): linear evaluation, top-1, %",
+        f"Published (SEED, {image_sets}): linear evaluation, top-1, %",
         points,
         "parameters of the encoder",
     )
