@@ -211,10 +211,11 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_door() -> None:
         ("torch.nn.parallel", {"engine.distributed"}),
         ("nn.parallel", {"engine.distributed"}),
         ("submitit", set()),
-        ("importlib", {"", "__main__", "base.plugins"}),
+        ("importlib", {"", "__main__", "base.plugins", "config.search"}),
         ("pandas", {"python"}),
         ("onnx", {"exporting"}),
         ("onnxruntime", {"exporting"}),
+        ("openvino", {"exporting"}),
         ("pyarrow", {"exporting"}),
         ("huggingface_hub", {"exporting"}),
         (

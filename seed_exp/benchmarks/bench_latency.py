@@ -13,14 +13,17 @@ from torch import Tensor
 
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.config.schema import BenchConfig
-from seed_exp.exporting.formats import Subject
-from seed_exp.exporting.optional import optional
-from seed_exp.exporting.reduced import in_int8
+from seed_exp.exporting.formats import FORMATS, Subject
+from seed_exp.exporting.runtimes import (
+    Way,
+    in_onnxruntime,
+    in_openvino,
+    openvino_version,
+    versions,
+)
 from seed_exp.models.students import Student, build_student, load_students, recorded_config
 
 CPU = torch.device("cpu")
-Way = Callable[[Tensor, int], Callable[[], Any]]
-"""Maps images [N, 3, S, S] and a number of threads to a function that computes their features."""
 
 
 def bench(config: BenchConfig) -> BenchReport:
@@ -54,8 +57,8 @@ def bench(config: BenchConfig) -> BenchReport:
         "images": f"3 x {size} x {size}",
         **versions(),
         **machine(CPU),
+        "CPU threads": "as each row says",
     }
-    del facts["CPU threads"]  # each row has its own
     return BenchReport("latency", "img/s", rows, _row("onnxruntime", threads[0], 1), [], facts)
 
 
@@ -82,7 +85,9 @@ def network_of(config: BenchConfig) -> Subject:
     student.eval().requires_grad_(False)
     images = torch.randn(max(2, config.batch_size), 3, size, size)
     views = {"eval_size": size}
-    return Subject(name, student, configs[name], views, images, False, calibration=lambda: images)
+    return Subject(
+        name, student, configs[name], views, images, False, calibration=lambda: images[:2]
+    )
 
 
 @contextmanager
@@ -91,28 +96,25 @@ def ways_of(subject: Subject, *, compiled: bool) -> Iterator[dict[str, Way]]:
 
     The ranges of the int8 network are those of noise: it is as fast as a useful one.
     """
-    with optional("bench=latency"):
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+    formats = {name: FORMATS[name] for name in ("onnx", "onnx_int8")}
     with TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{name}.onnx" for name in ("float32", "int8")}
-        onnx.save(subject.onnx, files["float32"])
-        onnx.save(in_int8(subject.onnx, subject.images[:2]), files["int8"])
+        for each in formats.values():
+            each.write(subject, Path(folder))
+        files = {name: Path(folder) / each.file for name, each in formats.items()}
         ways = {"torch, eager": in_torch(subject.student)}
         if compiled:
             ways["torch, compiled"] = in_compiled_torch(subject.student)
-        ways["onnxruntime"] = in_onnxruntime(files["float32"])
-        ways["onnxruntime, int8"] = in_onnxruntime(files["int8"])
+        ways["onnxruntime"] = in_onnxruntime(files["onnx"])
+        ways["onnxruntime, int8"] = in_onnxruntime(files["onnx_int8"])
         if openvino_version() is not None:
-            ways["OpenVINO"] = in_openvino(files["float32"])
-            ways["OpenVINO, int8"] = in_openvino(files["int8"])
+            ways["OpenVINO"] = in_openvino(files["onnx"])
+            ways["OpenVINO, int8"] = in_openvino(files["onnx_int8"])
         yield ways
 
 
 def in_torch(student: Student) -> Way:
     """The network as torch runs it operation by operation, channels last."""
-    encoder = student.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = student.encoder.to(memory_format=torch.channels_last)
     return _torch_way(encoder)
 
 
@@ -132,51 +134,6 @@ def _torch_way(encoder: Callable[[Tensor], Tensor]) -> Way:
         return run
 
     return way
-
-
-def in_onnxruntime(path: Path) -> Way:
-    """The file in onnxruntime's CPU provider."""
-    import onnxruntime
-
-    def way(images: Tensor, threads: int) -> Callable[[], Any]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        inputs = {"images": images.numpy()}
-        return lambda: session.run(None, inputs)
-
-    return way
-
-
-def in_openvino(path: Path) -> Way:
-    """The file in OpenVINO, compiled for latency and for the number of images."""
-    import openvino
-
-    def way(images: Tensor, threads: int) -> Callable[[], Any]:
-        model = openvino.Core().read_model(path)
-        model.reshape(list(images.shape))
-        hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        compiled, inputs = openvino.compile_model(model, "CPU", hints), images.numpy()
-        return lambda: compiled(inputs)
-
-    return way
-
-
-def openvino_version() -> str | None:
-    """The version of OpenVINO; None if it is not installed."""
-    try:
-        import openvino
-    except ImportError:
-        return None
-    return str(openvino.__version__)
-
-
-def versions() -> dict[str, str]:
-    """The versions of the libraries that are measured, besides torch."""
-    import onnxruntime
-
-    found = {"onnxruntime": onnxruntime.__version__, "OpenVINO": openvino_version()}
-    return {name: version for name, version in found.items() if version is not None}
 
 
 def _row(name: str, threads: int, num: int) -> str:

@@ -84,7 +84,7 @@ class TrialImages:
         batches = load_batches(self.train, extract.views, order, num_workers=workers, on_bad=on_bad)
         with closing(batches):
             parts = [extract.views.device(batch)["global"][0].clone() for batch in batches]
-        return torch.cat(parts)
+        return torch.cat(parts).contiguous()
 
     def words(self) -> str:
         """A sentence about the images that were compared."""

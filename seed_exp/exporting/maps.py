@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -24,8 +26,9 @@ def feature_maps(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     features: Tensor = encoder.forward_head(unpooled)  # type: ignore[operator]
     if unpooled.ndim == 3:  # tokens [N, T, C]
         tokens = unpooled[:, getattr(encoder, "num_prefix_tokens", 0) :]
-        side = images.shape[-1] // encoder.patch_embed.patch_size[0]  # type: ignore[index,union-attr]
-        return features, tokens.transpose(1, 2).unflatten(2, (side, side))
+        embedding: Any = encoder.patch_embed
+        side = images.shape[-1] // embedding.patch_size[0]
+        return features, tokens.transpose(1, 2).reshape(*tokens.shape[::2], side, side)
     if getattr(encoder, "output_fmt", "NCHW") == "NHWC":
         unpooled = unpooled.permute(0, 3, 1, 2)
     return features, unpooled

@@ -92,7 +92,7 @@ def subject_of(
         student.eval().requires_grad_(False),
         recorded_config(header),
         header["eval_views"],
-        images.prepared(NUM_IMAGES).contiguous(),
+        images.prepared(NUM_IMAGES),
         images.config.head,
         calibration=lambda: images.prepared(images.config.calibration_images),
         maps=images.config.maps,

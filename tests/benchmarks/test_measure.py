@@ -183,6 +183,7 @@ def test_json_has_what_the_table_has() -> None:
         "median_s": 2,
         "low_s": 2,
         "high_s": 2,
+        "p95_s": 2,
         "rate": 6,
         "peak_memory": 5,
         "ratio": 2,

@@ -167,12 +167,12 @@ def test_int8_gets_its_name_only_if_it_keeps_what_is_asked(
         (["networks=[b]"], "unknown student of run 'b'"),
         (
             ["formats=[torchscript]"],
-            "unknown export format 'torchscript'; .*Known: onnx, timm, torch_export, torchvision",
+            "unknown export format 'torchscript'; .*Known: onnx, onnx_fp16, onnx_int8, timm, ",
         ),
         (["formats=[]"], r"formats=\[\] leaves nothing to export"),
         (
             ["networks=[tiny]", "formats=[timm]"],
-            "timm has no network that equals tiny; choose formats from onnx, torch_export",
+            "timm has no network that equals tiny; choose formats from onnx, onnx_fp16, onnx_int8",
         ),
         (["push=me/x"], r"push takes one network, run has a b, tiny; choose it with networks=\["),
         (["networks=[tiny]", "push=../x"], r"push=\.\./x names no repository"),
