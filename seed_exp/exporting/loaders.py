@@ -13,7 +13,7 @@ import timm
 from torch import nn
 
 from seed_exp.config.schema import StudentConfig
-from seed_exp.config.schema.parts import is_place
+from seed_exp.config.schema.networks import is_place
 
 WEIGHTS = "model.safetensors"
 LOADER = "load.py"

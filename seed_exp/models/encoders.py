@@ -12,7 +12,7 @@ from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from seed_exp.base.registry import suggestion
-from seed_exp.config.schema.parts import is_place
+from seed_exp.config.schema.networks import is_place
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from seed_exp.models.weights import first_line, mismatch, with_counters
 

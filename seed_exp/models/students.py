@@ -17,7 +17,7 @@ from seed_exp.base.files import atomic_write, file_hash
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import StudentConfig
-from seed_exp.config.schema.parts import is_place
+from seed_exp.config.schema.networks import is_place
 from seed_exp.models.convnet import ConvNet
 from seed_exp.models.custom import custom_encoder, refuse_untrusted, source_hash
 from seed_exp.models.encoders import (

@@ -13,7 +13,7 @@ from seed_exp.base.averages import without_averages
 from seed_exp.base.files import file_hash
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TeacherConfig, TeacherEmbedding
-from seed_exp.config.schema.parts import is_place
+from seed_exp.config.schema.networks import is_place
 from seed_exp.models.download import cached, download, refuse_changed, user_mirrors
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.headless_teachers import custom_teacher, timm_teacher

@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from seed_exp.config.schema import StudentConfig
-from seed_exp.config.schema.parts import RELEASED_NETWORKS
+from seed_exp.config.schema.networks import RELEASED_NETWORKS
 from seed_exp.models.initialisation import RULES
 from seed_exp.models.released import RELEASED
 from seed_exp.models.students import Student, build_student

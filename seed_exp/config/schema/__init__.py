@@ -33,6 +33,7 @@ from seed_exp.config.schema.evaluation import (
     Measure,
     OfRunConfig,
 )
+from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import (
     OBJECTIVE_CONFIGS,
     BatchTeacherConfig,
@@ -59,9 +60,6 @@ from seed_exp.config.schema.parts import (
     DataConfig,
     MocoConfig,
     OptimizerConfig,
-    StudentConfig,
-    TeacherConfig,
-    TeacherSSLConfig,
     TrackerConfig,
     ViewsConfig,
 )

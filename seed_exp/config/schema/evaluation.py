@@ -8,12 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import Precision
-from seed_exp.config.schema.parts import (
-    DataConfig,
-    require,
-    require_global_only,
-    require_unmixed,
-)
+from seed_exp.config.schema.parts import DataConfig, require, require_global_only, require_unmixed
 from seed_exp.config.schema.training import FitConfig
 
 

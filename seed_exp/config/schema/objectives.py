@@ -12,11 +12,8 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import NeighboursPer, QueueInit, TeacherStatistics
-from seed_exp.config.schema.parts import (
-    StudentConfig,
-    require,
-    require_group_size,
-)
+from seed_exp.config.schema.networks import StudentConfig
+from seed_exp.config.schema.parts import require, require_group_size
 from seed_exp.config.schema.queues import WithQueue
 
 

@@ -8,16 +8,9 @@ from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import DataFormat, FeatureType, Precision, SplitName
 from seed_exp.config.schema.evaluation import OfRunConfig
+from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
-from seed_exp.config.schema.parts import (
-    DataConfig,
-    OptimizerConfig,
-    StudentConfig,
-    TeacherConfig,
-    TeacherSSLConfig,
-    ViewsConfig,
-    require,
-)
+from seed_exp.config.schema.parts import DataConfig, OptimizerConfig, ViewsConfig, require
 
 
 @dataclass

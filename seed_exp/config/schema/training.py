@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import Precision, Resume
+from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
 from seed_exp.config.schema.parts import (
     DataConfig,
     MocoConfig,
     OptimizerConfig,
-    StudentConfig,
-    TeacherConfig,
-    TeacherSSLConfig,
     TrackerConfig,
     ViewsConfig,
     require,
