@@ -141,8 +141,8 @@ def test_what_is_kept_is_measured_with_each_programs_own_features(
     assert val is not None
     bank_in = evenly_spaced(len(images.train), config.knn_bank_size)
     query_in = evenly_spaced(len(val), config.knn_query_size)
-    bank = images.extract.views.inputs([images.train.image(i) for i in bank_in.tolist()])
-    queries = images.extract.views.inputs([val.image(i) for i in query_in.tolist()])
+    bank = images.extractor.views.inputs([images.train.image(i) for i in bank_in.tolist()])
+    queries = images.extractor.views.inputs([val.image(i) for i in query_in.tolist()])
     labels = [torch.from_numpy(s.labels[i]) for s, i in ((images.train, bank_in), (val, query_in))]
     for name, program in programs.items():
         own = program(queries)
