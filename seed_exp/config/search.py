@@ -13,12 +13,11 @@ from typing import Any
 
 from seed_exp.base.files import json_lines
 from seed_exp.config.schema import EVALUATIONS
+from seed_exp.config.schema.training import TRAINING
 
 SWEEPER = "optuna"
 """Name of the sweeper in the group hydra/sweeper."""
 PLUGIN = "hydra_plugins.hydra_optuna_sweeper"
-TRAININGS = ("distill", "pretrain")
-"""Commands whose number is the k-NN accuracy at the end of the training."""
 COMMAND = "seed_exp_command"
 """Name under which a study keeps the command whose number it optimises."""
 SETTINGS = {
@@ -44,9 +43,9 @@ def begin_search(command: str, arguments: list[str]) -> list[str]:
             "hydra/sweeper=optuna needs hydra-optuna-sweeper, which is not installed; "
             "pip install 'seed_exp[optuna]'"
         )
-    if command not in (*TRAININGS, *EVALUATIONS):
+    if command not in (*TRAINING, *EVALUATIONS):
         raise ValueError(
-            f"{command} has no number to optimise; choose {', '.join((*TRAININGS, *EVALUATIONS))}"
+            f"{command} has no number to optimise; choose {', '.join((*TRAINING, *EVALUATIONS))}"
         )
     logger = logging.getLogger(PLUGIN)
     logger.setLevel(logging.INFO)
@@ -69,7 +68,7 @@ def number_to_optimise(command: str, result: Any) -> float:
     Raises:
         ValueError: there is none.
     """
-    numbers = _of_training(result) if command in TRAININGS else _of_evaluation(command, result)
+    numbers = _of_training(result) if command in TRAINING else _of_evaluation(command, result)
     if not numbers:
         raise ValueError(
             f"{command} measured nothing to optimise: its images have no labels to measure with"

@@ -9,6 +9,8 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from seed_exp import __version__
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
@@ -90,7 +92,8 @@ def distill(config: DistillConfig) -> Path:
             if cache is not None:
                 log.info("%s", cache_costs(cache, config, students, teacher, images.train))
             # 3. The queue and the temperature, which are in every checkpoint.
-            if isinstance(config.objective, SeedGeneralConfig):
+            is_general = isinstance(teacher.head, nn.Identity)
+            if is_general and isinstance(config.objective, SeedGeneralConfig):
                 log.info(
                     "objective: seed_general, for a teacher without a projection head; "
                     "objective=seed is the paper's"

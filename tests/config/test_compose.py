@@ -683,3 +683,13 @@ def test_a_teacher_without_a_head_brings_its_objective_and_the_command_line_wins
     assert compose("distill", [*teacher, "objective=seed"]).objective.name == "seed"
     assert compose("distill", ["objective=coss", *teacher]).objective.name == "coss"
     assert compose("distill", ["teacher=swav_r50"]).objective.name == "seed"
+    with pytest.raises(ValueError, match=r"tau_teacher=0\.01 and .*=10 both choose"):
+        compose("distill", [*teacher, "objective.tau_teacher=0.01"])
+    free = ["objective.tau_teacher=0.01", "objective.effective_neighbours=null"]
+    assert compose("distill", [*teacher, *free]).objective.tau_teacher == 0.01
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_the_recipe_of_few_steps_keeps_its_rate_at_each_scale(scale: str) -> None:
+    optimizer = compose("distill", ["recipe=few_steps", f"scale={scale}"]).optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adamw", 8e-3, 0.05)

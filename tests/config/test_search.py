@@ -21,7 +21,7 @@ TINY = [
     *("student=convnet_w2", "moco.queue_size=64", "batch_size=32", "steps=2", "device=cpu"),
     *("tracker=files", "knn_bank_size=100", "knn_query_size=50"),
 ]
-SPACE = ["optimizer.lr=tag(log,interval(0.003,1))", "moco.tau=choice(0.07,0.2)"]
+SPACE = ["optimizer.lr=tag(log,interval(0.003,1))", "moco.temperature=choice(0.07,0.2)"]
 
 
 def run(folder: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -94,6 +94,9 @@ def test_args_reach_timm_and_come_back_with_the_file(tmp_path: Path) -> None:
         ({"checkpoint_path": "x.pth"}, "args.checkpoint_path=x.pth is not for you to set"),
         ({"pretrained_cfg": {"file": "x"}}, "args.pretrained_cfg=.* is not for you to set"),
         ({"num_classes": 3}, "args.num_classes=3 is not for you to set"),
+        # timm ignores options without a value, and the names become part of a line of Python.
+        ({"x=None); exit(": None}, r"args has 'x=None\); exit\(', which is no name of an option"),
+        ({"class": None}, "args has 'class', which is no name of an option"),
         ({"norm_layer": {"x": 1}}, "must be a number, text, true, false, null, or a list of these"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,11 @@ class StudentConfig:
             f"this network is {self.network}",
         )
         for name, value in self.args.items():
+            # They may come from the header of a file, and become part of lines of Python.
+            require(
+                str(name).isidentifier() and not keyword.iskeyword(name),
+                f"students.<name>.args has {name!r}, which is no name of an option",
+            )
             require(
                 self.network != "timm"
                 or not (name in RESERVED_ARGS or name.startswith("pretrained")),

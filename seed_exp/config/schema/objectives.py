@@ -98,7 +98,7 @@ class SeedConfig(ObjectiveConfig):
             f"itself and a queue of {self.queue_size}; choose fewer, or a longer queue",
         )
         require(
-            self.tau_teacher == SeedConfig.tau_teacher,
+            self.tau_teacher == type(self).tau_teacher,
             f"objective.tau_teacher={self.tau_teacher:g} and "
             f"objective.effective_neighbours={neighbours:g} both choose the temperature; leave the "
             "first out, or add objective.effective_neighbours=null",
@@ -123,6 +123,8 @@ class SeedGeneralConfig(SeedConfig):
     """Hidden width of students' heads that name none; 0 = one linear layer; null = as features."""
     tau_student: float = 0.1
     """Temperature of the student's similarity distribution."""
+    tau_teacher: float = 0.08
+    """Temperature of the teacher's similarity distribution with effective_neighbours=null."""
     effective_neighbours: float | None = 10
     """Number that chooses tau_teacher: mean exp(entropy) of the target; null = none does."""
 
