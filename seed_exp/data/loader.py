@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -155,7 +156,7 @@ def _host_batches(
         num_workers=num_workers,
         prefetch_factor=2 * num_slices // num_workers if num_workers else None,
         collate_fn=_unchanged,  # type: ignore[arg-type]
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
     )
     locked: list[Tensor] = []
     known_bad: set[int] = set()
@@ -291,7 +292,11 @@ def _unchanged(done: _Done) -> _Done:
     return done
 
 
-def _ignore_signals(_worker: int) -> None:
+def _begin_worker(parent: int, _worker: int) -> None:
+    """Ends the worker if its parent was killed before it began, and leaves signals to the parent."""
+    # torch's own watch takes the parent that it finds for the right one, and would wait forever.
+    if os.getppid() != parent:
+        os._exit(1)
     # Ctrl-C and a scheduler's warnings reach all processes of a job; the parent ends its workers
     # after it has written its checkpoint.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

@@ -603,3 +603,15 @@ def test_a_worker_collects_few_large_images_and_the_batches_stay_the_same(
     for one, other in zip(expected, found, strict=True):
         assert (one.epoch, one.indices.tolist()) == (other.epoch, other.indices.tolist())
         assert all(map(torch.equal, tensors_of(one), tensors_of(other)))
+
+
+@pytest.mark.parametrize(("parent", "status"), [(os.getpid, 0), (os.getppid, 1)])
+def test_a_worker_whose_parent_was_killed_before_it_began_ends(
+    parent: Callable[[], int], status: int
+) -> None:
+    # Its parent is then another process than the one that asked for it.
+    fork = multiprocessing.get_context("fork")
+    worker = fork.Process(target=loader._begin_worker, args=(parent(), 0))
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == status
