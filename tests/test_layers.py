@@ -223,7 +223,7 @@ def test_every_folder_is_a_room_and_every_module_at_the_top_a_door() -> None:
         ("onnxruntime", {"exporting"}),
         ("openvino", {"exporting"}),
         ("pyarrow", {"exporting", "data.hf_columns", "data.hugging_face"}),
-        ("huggingface_hub", {"exporting", "models.hub", "data.hugging_face"}),
+        ("huggingface_hub", {"exporting", "models.hub_weights", "data.hugging_face"}),
         # torchvision has a module of this name too.
         ("datasets", {"data.hf_columns", "data.hugging_face", "data.torchvision_sets"}),
         (

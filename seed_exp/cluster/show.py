@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seed_exp.base.averages import network_behind, with_averages
+from seed_exp.base.average_names import network_behind, with_averages
 from seed_exp.base.files import atomic_write
 from seed_exp.base.table import csv_text, markdown_table
 from seed_exp.cluster.sweep_cells import Cell, State, Status, last_lines

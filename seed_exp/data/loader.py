@@ -293,7 +293,7 @@ def _unchanged(done: _Done) -> _Done:
 
 
 def _begin_worker(parent: int, _worker: int) -> None:
-    """Ends the worker if its parent was killed before it began, and leaves signals to the parent."""
+    """Ends a worker whose parent was killed before it began; leaves signals to the parent."""
     # torch's own watch takes the parent that it finds for the right one, and would wait forever.
     if os.getppid() != parent:
         os._exit(1)

@@ -27,13 +27,11 @@ class Averages(Generic[Network]):
 
     def __init__(self, networks: Mapping[str, Network], decay: float, device: torch.device) -> None:
         self.decay = decay
-        self.networks: dict[str, Network] = {
-            name: copy.deepcopy(network)
-            .requires_grad_(False)
-            .to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
-            .eval()
-            for name, network in networks.items()
-        }
+        self.networks: dict[str, Network] = {}
+        for name, network in networks.items():
+            twin: Any = copy.deepcopy(network)  # torch's annotation of `to` lacks the memory format
+            twin.requires_grad_(False).eval()
+            self.networks[name] = twin.to(device, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def update(self, name: str, network: nn.Module, skipped: Tensor) -> None:

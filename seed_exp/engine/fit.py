@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from seed_exp.base.averages import average_of
+from seed_exp.base.average_names import average_of
 from seed_exp.base.slurm import note_restart
 from seed_exp.base.stopping import Stopped
 from seed_exp.config.schema import FitConfig, OptimizerConfig, Resume, ScheduleName

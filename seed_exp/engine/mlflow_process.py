@@ -48,7 +48,7 @@ class MlflowRun(StudentRun):
         self._run_id = run.info.run_id
         self._log_options(run.data.params)
         step = int(run.data.tags.get(STEP, -1))
-        # Of a step after it some numbers may be there, where the request was cut off.
+        # A request that was cut off may have left some numbers of a later step.
         self._sent = {
             (key, entry.step)
             for key in run.data.metrics

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 
 from seed_exp import __version__
-from seed_exp.base.averages import SUFFIX
+from seed_exp.base.average_names import SUFFIX
 from seed_exp.base.redaction import redact
 from seed_exp.base.table import markdown_table
 from seed_exp.config.schema import EVALUATIONS

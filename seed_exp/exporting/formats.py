@@ -293,11 +293,20 @@ def _outputs(subject: Subject) -> list[str]:
     return [name for name, is_given in given.items() if is_given]
 
 
-def _onnx_lines(file: str) -> Callable[[Subject], str]:
-    return lambda subject: (
-        f"""import onnxruntime
+def _onnx_format(
+    file: str, write: Callable[[Subject, Path], None], min_cosine: float | None = None
+) -> Format:
+    return Format(
+        file,
+        has=lambda _: True,
+        write=write,
+        lines=lambda subject: (
+            f"""import onnxruntime
 session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
 {_left_side(subject)} = session.run(None, {{"images": images.numpy()}})"""
+        ),
+        is_program=True,
+        min_cosine=min_cosine,
     )
 
 
@@ -327,29 +336,9 @@ FORMATS: dict[str, Format] = {
             torchvision_lines(subject.architecture) + "\nfeatures = model(images)"
         ),
     ),
-    "onnx": Format(
-        ONNX,
-        has=lambda _: True,
-        write=_write_onnx,
-        lines=_onnx_lines(ONNX),
-        is_program=True,
-    ),
-    "onnx_fp16": Format(
-        ONNX_FLOAT16,
-        has=lambda _: True,
-        write=_write_float16,
-        lines=_onnx_lines(ONNX_FLOAT16),
-        is_program=True,
-        min_cosine=0.999,
-    ),
-    "onnx_int8": Format(
-        ONNX_INT8,
-        has=lambda _: True,
-        write=_write_int8,
-        lines=_onnx_lines(ONNX_INT8),
-        is_program=True,
-        min_cosine=0.95,
-    ),
+    "onnx": _onnx_format(ONNX, _write_onnx),
+    "onnx_fp16": _onnx_format(ONNX_FLOAT16, _write_float16, min_cosine=0.999),
+    "onnx_int8": _onnx_format(ONNX_INT8, _write_int8, min_cosine=0.95),
     "torch_export": Format(
         PROGRAM,
         has=lambda _: True,

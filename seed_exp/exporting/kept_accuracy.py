@@ -135,7 +135,7 @@ def kept_by(
 
 
 def kept_table(kept: Mapping[str, Kept]) -> str:
-    """What each format keeps, as a Markdown table."""
+    """Markdown table of the agreement of each format with the network."""
     rows = [
         [
             name,

@@ -6,7 +6,6 @@ onnxruntime's own tools make both; this module chooses their options.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,19 +58,6 @@ def in_int8(model: Any, images: Tensor) -> Any:
             weight_type=QuantType.QInt8,
         )
         return onnx.load(quantised)
-
-
-def onnx_features(path: Path) -> Callable[[Tensor], Tensor]:
-    """A function from images [N, 3, S, S] to the features that the ONNX file gives for them."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def features(images: Tensor) -> Tensor:
-        (result,) = session.run(["features"], {"images": images.numpy()})
-        return torch.from_numpy(result)
-
-    return features
 
 
 class _Batches:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Way = Callable[[Tensor, int], Callable[[], Any]]
@@ -14,16 +15,32 @@ Way = Callable[[Tensor, int], Callable[[], Any]]
 
 def in_onnxruntime(path: Path) -> Way:
     """The file in onnxruntime's CPU provider."""
-    import onnxruntime
 
     def way(images: Tensor, threads: int) -> Callable[[], Any]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        inputs = {"images": images.numpy()}
+        session, inputs = _session(path, threads), {"images": images.numpy()}
         return lambda: session.run(None, inputs)
 
     return way
+
+
+def onnx_features(path: Path) -> Callable[[Tensor], Tensor]:
+    """A function from images [N, 3, S, S] to the features that the ONNX file gives for them."""
+    session = _session(path)
+
+    def features(images: Tensor) -> Tensor:
+        (result,) = session.run(["features"], {"images": images.numpy()})
+        return torch.from_numpy(result)
+
+    return features
+
+
+def _session(path: Path, threads: int = 0) -> Any:
+    """The file in onnxruntime on the CPU, with so many threads; 0 = one for each core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def in_openvino(path: Path) -> Way:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from seed_exp.base.averages import without_averages
+from seed_exp.base.average_names import without_averages
 from seed_exp.base.files import file_hash
 from seed_exp.base.registry import Registry, lookup
 from seed_exp.config.schema import TeacherConfig, TeacherEmbedding

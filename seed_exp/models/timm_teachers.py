@@ -108,7 +108,7 @@ TIMM_TEACHERS: dict[str, TimmTeacher] = {
     "siglip2_so400m": TimmTeacher("vit_so400m_patch14_siglip_224.v2_webli", "siglip2", 427_680_704),
     "siglip2_g": TimmTeacher("vit_giantopt_patch16_siglip_256.v2_webli", "siglip2", 1_163_168_256),
 }
-"""By the name of the option; timm has them as ORG timm on the Hugging Face hub."""
+"""Teachers by the name of their option; their weights are those of ORG timm on the hub."""
 
 
 def hub_repository(teacher: TimmTeacher) -> str:

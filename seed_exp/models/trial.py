@@ -48,7 +48,7 @@ def features_of_empty_image(
 
 
 def _checked(features: Any, whose: str, size: int, width: int | None) -> Tensor:
-    """What a network returned, if these are features [1, width]."""
+    """The output of a network, if it is features [1, width]; else a `ValueError`."""
     expected = f"features [1, {'num_features' if width is None else width}]"
     begin = f"{whose} returns, for an image of {size} x {size} pixels,"
     if not isinstance(features, Tensor):

@@ -21,7 +21,7 @@ from seed_exp.models.download import (
     unchanged_since_noted,
     user_mirrors,
 )
-from seed_exp.models.hub import fetch_from_hub, hub_hash
+from seed_exp.models.hub_weights import fetch_from_hub, hub_hash
 from seed_exp.models.students import STUDENTS, load_students
 from seed_exp.models.teachers import (
     EMBEDDING_DIM,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seed_exp.models.download import cached
-from seed_exp.models.hub import WEIGHTS, hub_path
+from seed_exp.models.hub_weights import WEIGHTS, hub_path
 from seed_exp.models.teachers import TEACHERS, TeacherSpec
 from seed_exp.models.timm_teachers import FAMILIES, TIMM_TEACHERS, TimmTeacher, hub_repository
 

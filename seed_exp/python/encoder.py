@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from seed_exp.base.averages import without_averages
+from seed_exp.base.average_names import without_averages
 from seed_exp.config.schema import Precision, ViewsConfig
 from seed_exp.data.decode import decode, pixels_of
 from seed_exp.engine import distributed

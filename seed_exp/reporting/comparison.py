@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seed_exp.base.averages import with_averages
+from seed_exp.base.average_names import with_averages
 from seed_exp.base.redaction import redact
 from seed_exp.reporting.columns import TableColumn, columns_of
 from seed_exp.reporting.entries import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seed_exp.base.averages import network_behind
+from seed_exp.base.average_names import network_behind
 from seed_exp.config.schema import OBJECTIVE_CONFIGS, MocoConfig
 from seed_exp.config.schema.queues import WithQueue, auto_queue_size
 from seed_exp.models.teachers import TEACHERS

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from seed_exp.base.averages import network_behind
+from seed_exp.base.average_names import network_behind
 from seed_exp.base.redaction import redact, redact_all
 from seed_exp.config.schema import EVALUATIONS, TRAINING
 from seed_exp.models.student_header import read_header

@@ -26,7 +26,7 @@ from seed_exp.exporting.kept_accuracy import (
     refuse_loss,
 )
 from seed_exp.exporting.loaders import timm_lines
-from seed_exp.exporting.reduced import onnx_features
+from seed_exp.exporting.runtimes import onnx_features
 from seed_exp.models.student_header import recorded_config
 from seed_exp.models.students import Student, load_students
 from seed_exp.views.recipe import EvalViews
@@ -103,7 +103,7 @@ def subject_of(
 def kept_by_formats(
     subject: Subject, formats: Mapping[str, Format], folder: Path, images: TrialImages
 ) -> dict[str, Kept]:
-    """What each format of fewer bits keeps, and the network itself first, under "onnx".
+    """Agreement of each format of fewer bits with the network, which is the first, "onnx".
 
     Empty if there is no such format.
 

@@ -1,4 +1,4 @@
-"""What a user is told, before training, of options that do not fit the number of images."""
+"""Advice before training, on options that do not fit the number of images."""
 
 from __future__ import annotations
 

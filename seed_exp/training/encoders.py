@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seed_exp.base.announcement import announce
-from seed_exp.base.averages import average_of, is_average, network_behind
+from seed_exp.base.average_names import average_of, is_average, network_behind
 from seed_exp.base.files import file_hash, write_json
 from seed_exp.base.redaction import redact_all
 from seed_exp.base.stopping import Stopped

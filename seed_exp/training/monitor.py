@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seed_exp.base.averages import average_of
+from seed_exp.base.average_names import average_of
 from seed_exp.config.schema import EncoderFitConfig
 from seed_exp.data.sources import Source
 from seed_exp.data.subsets import evenly_spaced
@@ -114,9 +114,9 @@ class Evaluated(NamedTuple):
     features: dict[str, Tensor]
     """Features of the validation images [n, num_features], by network; finite ones only."""
     labels: Tensor
-    """Of those images [n]."""
+    """Labels of these images [n]."""
     neighbours: dict[str, Neighbours]
-    """Of a few of them among the training images, by network with features."""
+    """Neighbours of a few of these images among the training images, by network with features."""
 
 
 def knn_during_training(

@@ -18,7 +18,7 @@ from seed_exp.evaluation.votes import knn_accuracy
 from seed_exp.exporting.formats import FORMATS, Subject
 from seed_exp.exporting.kept_accuracy import TrialImages, kept_by, mean_cosine
 from seed_exp.exporting.parity import relative_error
-from seed_exp.exporting.reduced import onnx_features
+from seed_exp.exporting.runtimes import onnx_features
 from seed_exp.models.students import build_student
 from seed_exp.tools.export import trial_images
 

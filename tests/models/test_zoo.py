@@ -19,7 +19,7 @@ from test_download import Server, server  # noqa: F401
 from torch import Tensor, nn
 
 from seed_exp.config.schema import TeacherConfig
-from seed_exp.models import hub as module_hub
+from seed_exp.models import hub_weights as module_hub
 from seed_exp.models import zoo as module
 from seed_exp.models.students import STUDENTS
 from seed_exp.models.teachers import (

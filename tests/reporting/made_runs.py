@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from seed_exp.base.averages import network_behind, with_averages
+from seed_exp.base.average_names import network_behind, with_averages
 from seed_exp.config.compose import compose
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import TRAINING

@@ -115,8 +115,8 @@ def test_a_gallery_shows_what_training_sees(
     monkeypatch.setattr(
         image_grids, "view_gallery", lambda images, views, _: shown.update(images=images, **views)
     )
-    images = tiny.Images(NUM)
-    image_grids.recipe_gallery(images, MIXED, tmp_path / "views.png", num_images=4, epoch=3)  # type: ignore[arg-type]
+    images: Any = tiny.Images(NUM)
+    image_grids.recipe_gallery(images, MIXED, tmp_path / "views.png", num_images=4, epoch=3)
     order = SampleOrder(NUM, NUM, SEED)
     _, in_order = order.batch(3)
     expected = views_of(MIXED, in_order.tolist())

@@ -250,7 +250,7 @@ class OnlineClusteringConfig(ClusteringConfig):
     queue_size: Any = "auto"
     """Teacher embeddings kept, per resolution; auto = 3840, or up to half of fewer images."""
     published_queue_size: ClassVar[int] = 3840
-    """What auto stands for with at least as many images."""
+    """Size that auto stands for with at least as many images."""
     tau_teacher: float = 0.05
     """SwAV's epsilon: temperature of the teacher's assignment to prototypes."""
     momentum: float = 0.99
@@ -273,7 +273,7 @@ class BinaryContrastiveConfig(ObjectiveConfig):
     queue_size: Any = "auto"
     """Negatives kept, per resolution; auto = 16384, or up to half of fewer images."""
     published_queue_size: ClassVar[int] = 16384
-    """What auto stands for with at least as many images."""
+    """Size that auto stands for with at least as many images."""
     tau_student: float = 0.07
     """Temperature of the similarities between student and teacher."""
 
@@ -301,7 +301,7 @@ class CompressConfig(ObjectiveConfig):
     queue_size: Any = "auto"
     """Teacher embeddings kept, per resolution; auto = 128000, or up to half of fewer images."""
     published_queue_size: ClassVar[int] = 128000
-    """What auto stands for with at least as many images."""
+    """Size that auto stands for with at least as many images."""
     tau_student: float = 0.04
     """Temperature of both similarity distributions, the student's and the teacher's."""
 
