@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger("seed_exp")
+
+LARGEST_REST = 0.01
+"""Share of the initial weights in an average at the end from which on the user is told."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -70,3 +76,16 @@ def _by_kind(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     for tensor in distinct.values():
         kinds[not tensor.is_floating_point()].append(tensor)
     return kinds
+
+
+def warn_of_average(decay: float, num_steps: int) -> None:
+    """Logs a warning where much of the initial weights is left after so many steps."""
+    left = decay**num_steps
+    if left >= LARGEST_REST:
+        log.warning(
+            "the averages still have %.2g %% of the initial weights when the run ends after %d "
+            "steps; a lower ema_decay forgets them, such as %.6g",
+            100 * left,
+            num_steps,
+            (LARGEST_REST / 10) ** (1 / num_steps),
+        )

@@ -13,17 +13,17 @@ from torch import Tensor
 from seed_exp.base.average_names import average_of
 from seed_exp.base.slurm import note_restart
 from seed_exp.base.stopping import Stopped
-from seed_exp.config.schema import FitConfig, OptimizerConfig, Resume, ScheduleName
+from seed_exp.config.schema import FitConfig, Resume
 from seed_exp.data.loader import load_batches
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
-from seed_exp.engine.averages import Averages
+from seed_exp.engine.averages import Averages, warn_of_average
 from seed_exp.engine.checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint
 from seed_exp.engine.fleet import Fleet, find_batch_size
 from seed_exp.engine.health import Health
 from seed_exp.engine.method import Method
-from seed_exp.engine.optimizers import HIGHEST_LRS
+from seed_exp.engine.optimizers import warn_of_rate, warn_of_schedule
 from seed_exp.engine.progress import Progress
 from seed_exp.engine.run import Run
 from seed_exp.engine.schedules import peak_lr
@@ -31,9 +31,6 @@ from seed_exp.engine.signals import StopRequest
 from seed_exp.views.recipe import Views
 
 log = logging.getLogger("seed_exp")
-
-LARGEST_REST = 0.01
-"""Share of the initial weights in an average at the end from which on the user is told."""
 
 
 class Fitted(NamedTuple):
@@ -124,10 +121,10 @@ def fit(
             f"{distributed.world_size()} processes x accumulation={config.accumulation} parts; "
             "choose a batch_size that leaves an even number"
         )
-    _warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
+    warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
     if averages is not None:
-        _warn_of_average(averages.decay, min(lengths.values()))
-    _warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
+        warn_of_average(averages.decay, min(lengths.values()))
+    warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
 
     # 3. What is trained.
     fleet = Fleet(
@@ -312,44 +309,3 @@ def _state_to_resume(folder: Path, resume: Resume) -> dict[str, Any] | None:
             "remove done.json if it shall, or choose another run_dir"
         )
     return load_checkpoint(folder)
-
-
-def _warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
-    if config.warmup_epochs >= num_epochs:
-        log.warning(
-            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches "
-            "its peak; see optimizer.warmup_epochs",
-            config.warmup_epochs,
-            num_epochs,
-        )
-    late = [milestone for milestone in config.milestones if milestone >= num_epochs]
-    if config.schedule is ScheduleName.step and late:
-        log.warning(
-            "optimizer.milestones %s lie beyond the end of the run after %.3g epochs",
-            late,
-            num_epochs,
-        )
-
-
-def _warn_of_rate(config: OptimizerConfig, lr: float) -> None:
-    highest = HIGHEST_LRS.get(config.name)
-    if highest is not None and lr >= highest:
-        log.warning(
-            "a learning rate of %g (at a batch of 256) is of SGD's scale: %s moves each weight by "
-            "about the learning rate in every step; its usual rates are 1e-4 to 1e-3, see "
-            "optimizer.lr",
-            lr,
-            config.name,
-        )
-
-
-def _warn_of_average(decay: float, num_steps: int) -> None:
-    left = decay**num_steps
-    if left >= LARGEST_REST:
-        log.warning(
-            "the averages still have %.2g %% of the initial weights when the run ends after %d "
-            "steps; a lower ema_decay forgets them, such as %.6g",
-            100 * left,
-            num_steps,
-            (LARGEST_REST / 10) ** (1 / num_steps),
-        )

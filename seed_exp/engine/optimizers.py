@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Set
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from seed_exp.base.registry import lookup
-from seed_exp.config.schema import OptimizerConfig
+from seed_exp.config.schema import OptimizerConfig, ScheduleName
+
+log = logging.getLogger("seed_exp")
 
 
 class Lars(Optimizer):
@@ -237,3 +240,34 @@ def _adapt_to_device(optimizer: Optimizer) -> None:
                 if key == "step"
                 else torch.empty_like(parameter).copy_(value)
             )
+
+
+def warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
+    """Logs a warning where the schedule does not fit into so many epochs."""
+    if config.warmup_epochs >= num_epochs:
+        log.warning(
+            "the learning rate rises for %g epochs, but the run ends after %.2g: it never reaches "
+            "its peak; see optimizer.warmup_epochs",
+            config.warmup_epochs,
+            num_epochs,
+        )
+    late = [milestone for milestone in config.milestones if milestone >= num_epochs]
+    if config.schedule is ScheduleName.step and late:
+        log.warning(
+            "optimizer.milestones %s lie beyond the end of the run after %.3g epochs",
+            late,
+            num_epochs,
+        )
+
+
+def warn_of_rate(config: OptimizerConfig, lr: float) -> None:
+    """Logs a warning where the rate at a batch of 256 suits another optimiser."""
+    highest = HIGHEST_LRS.get(config.name)
+    if highest is not None and lr >= highest:
+        log.warning(
+            "a learning rate of %g (at a batch of 256) is of SGD's scale: %s moves each weight by "
+            "about the learning rate in every step; its usual rates are 1e-4 to 1e-3, see "
+            "optimizer.lr",
+            lr,
+            config.name,
+        )
