@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -156,7 +157,9 @@ def _host_batches(
         num_workers=num_workers,
         prefetch_factor=2 * num_slices // num_workers if num_workers else None,
         collate_fn=_unchanged,  # type: ignore[arg-type]
-        worker_init_fn=partial(_begin_worker, os.getpid()),
+        worker_init_fn=partial(
+            _begin_worker, os.getpid(), multiprocessing.get_start_method() == "forkserver"
+        ),
     )
     locked: list[Tensor] = []
     known_bad: set[int] = set()
@@ -292,10 +295,13 @@ def _unchanged(done: _Done) -> _Done:
     return done
 
 
-def _begin_worker(parent: int, _worker: int) -> None:
+def _begin_worker(parent: int, by_server: bool, _worker: int) -> None:
     """Ends a worker whose parent was killed before it began; leaves signals to the parent."""
     # torch's own watch takes the parent that it finds for the right one, and would wait forever.
-    if os.getppid() != parent:
+    # Of a fork server's children the server is the parent; forked siblings hold each other's
+    # sentinels open. So neither check serves both.
+    creator = multiprocessing.parent_process()
+    if not (creator and creator.is_alive() if by_server else os.getppid() == parent):
         os._exit(1)
     # Ctrl-C and a scheduler's warnings reach all processes of a job; the parent ends its workers
     # after it has written its checkpoint.

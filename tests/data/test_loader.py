@@ -611,7 +611,7 @@ def test_a_worker_whose_parent_was_killed_before_it_began_ends(
 ) -> None:
     # Its parent is then another process than the one that asked for it.
     fork = multiprocessing.get_context("fork")
-    worker = fork.Process(target=loader._begin_worker, args=(parent(), 0))
+    worker = fork.Process(target=loader._begin_worker, args=(parent(), False, 0))
     worker.start()
     worker.join(30)
     assert worker.exitcode == status
