@@ -109,7 +109,8 @@ def distill(config: DistillConfig) -> Path:
             parts = (students, teacher, config.objective, num_views, config.seed, cache)
             method = Seed(*parts) if bags is None else BagSeed(*parts, bags=bags)
             if newest_checkpoint(run.folder) is None:
-                start_from_images(method, teacher, config, images.train, device)
+                folder = None if cache is None else cache.folder
+                start_from_images(method, teacher, config, images.train, device, folder)
             # 4. The training.
             with nullcontext() if cache is None else closing(cache):
                 diverged = train_encoders(run, method, students, images)

@@ -64,7 +64,17 @@ def cached_state(
         read: As in `kept_state`.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = cache_folder() / kind / f"{digest[:16]}.safetensors"
+    return shared_state(cache_folder() / kind / f"{digest[:16]}.safetensors", make, read)
+
+
+def shared_state(path: Path, make: Callable[[], State], read: Callable[[Path], State]) -> State:
+    """The state in a file that several runs use; made if absent or damaged.
+
+    Args:
+        path: The file; its name or folder says everything that the state depends on.
+        make: As in `kept_state`; errors as its own.
+        read: As in `kept_state`.
+    """
     with suppress(FileNotFoundError):
         try:
             return read(path)

@@ -6,7 +6,9 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from seed_exp.engine.precision import autocast
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.temperature import calibrated_temperature, neighbours_of
 from seed_exp.models.frozen_teacher import Teacher
+from seed_exp.models.weights import mismatch
+from seed_exp.training.kept_state import State, read_state, shared_state
 from seed_exp.training.teacher_pass import BATCH, device_views
 from seed_exp.views.recipe import TrainViews
 
@@ -33,12 +37,18 @@ FIRST_EPOCH = 2**31
 
 
 def start_from_images(
-    method: Seed, teacher: Teacher, config: DistillConfig, train: Source, device: torch.device
+    method: Seed,
+    teacher: Teacher,
+    config: DistillConfig,
+    train: Source,
+    device: torch.device,
+    cache: Path | None,
 ) -> None:
     """Fills the queues and finds the temperature, as far as `config` asks for it.
 
     The same bits on every rank: the first one computes them, so that the number of processes
-    changes nothing.
+    changes nothing. Runs that share the `cache`, the folder of exactly these embeddings, compute
+    them once.
 
     Raises:
         ValueError: as `first_embeddings` and `calibrated_temperature`.
@@ -52,7 +62,12 @@ def start_from_images(
         if distributed.rank() == 0:
             teacher.to(device)  # where training moves it, too
             more = 0 if neighbours is None else NUM_ROWS
-            embeddings = first_embeddings(teacher, config, train, device, more=more)
+            make = partial(first_embeddings, teacher, config, train, device, more=more)
+            if cache is None:
+                embeddings = make()
+            else:
+                read = partial(_read, num=size + more, dim=teacher.embedding_dim, config=config)
+                embeddings = shared_state(cache / f"first_{size + more}.safetensors", make, read)
             if fills:
                 for name, rows in embeddings.items():
                     method.queues[name].enqueue(rows[:size])
@@ -103,6 +118,26 @@ def first_embeddings(
                     images = view[0].contiguous(memory_format=torch.channels_last)
                     rows.setdefault(name, []).append(teacher(images).float().cpu())
     return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def _read(path: Path, *, num: int, dim: int, config: DistillConfig) -> State:
+    """Embeddings that `first_embeddings` made for another run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else.
+    """
+    state = read_state(path)
+    expected = {
+        name: torch.empty(num, dim, device="meta")
+        for name, crop in config.views.crops.items()
+        if crop.num > 0
+    }
+    if problem := mismatch(expected, state):
+        raise ValueError(f"{path} is damaged ({problem})")
+    if not all(rows.isfinite().all() for rows in state.values()):
+        raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
+    return state
 
 
 def _order(num_images: int, num: int, seed: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 import tiny
 import torch
 from ranks import Ranks
+from safetensors.torch import save
 from torch import Tensor
 
 from seed_exp.config.compose import compose
 from seed_exp.config.schema import OBJECTIVE_CONFIGS, DistillConfig, MocoConfig, SeedConfig
 from seed_exp.methods.losses import target_entropy
 from seed_exp.methods.seed import Seed
+from seed_exp.training import queue_start
 from seed_exp.training.advice import length_advice, queue_advice
 from seed_exp.training.queue_start import FIRST_EPOCH, first_embeddings, start_from_images
 from seed_exp.views.recipe import TrainViews
@@ -71,12 +74,12 @@ def test_it_depends_on_seed_and_images_only() -> None:
 STARTS = ["objective.queue_init=teacher", "objective.effective_neighbours=7"]
 
 
-def started() -> dict[str, Any]:
+def started(cache: Path | None = None) -> dict[str, Any]:
     options = config(*STARTS)
     method = Seed(
         tiny.students(), tiny.teacher(), options.objective, ["global", "local"], options.seed
     )
-    start_from_images(method, tiny.teacher(), options, tiny.Images(40), CPU)
+    start_from_images(method, tiny.teacher(), options, tiny.Images(40), CPU, cache)
     return {**method.carried.state_dict(), **method.found()}
 
 
@@ -89,6 +92,28 @@ def test_the_temperature_is_that_of_views_after_those_of_the_queue() -> None:
     )
     assert entropy.exp().mean().item() == pytest.approx(7, rel=1e-2)
     assert entropy.shape == (256,)
+
+
+def test_runs_that_share_a_cache_embed_the_images_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    expected = started()
+    tiny.assert_same(started(tmp_path), expected)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(queue_start, "first_embeddings", pytest.fail)
+    tiny.assert_same(started(tmp_path), expected)
+    monkeypatch.undo()
+    whole = kept.read_bytes()
+    for damaged in (
+        whole[:-100],
+        save({"global": torch.ones(356, tiny.DIM)}),
+        save({name: torch.full((356, tiny.DIM), torch.nan) for name in ("global", "local")}),
+    ):
+        kept.write_bytes(damaged)
+        logged.clear()
+        tiny.assert_same(started(tmp_path), expected)
+        assert kept.read_bytes() == whole
+        assert "is damaged" in logged[0]
 
 
 def test_it_is_the_same_in_one_process_and_in_each_of_two(two_ranks: Ranks) -> None:
