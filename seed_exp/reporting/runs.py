@@ -73,6 +73,8 @@ class Run:
     """Evaluations that the run makes itself, each with its options: "linear lrs=[30]"."""
     networks: dict[str, StudentFile] = field(default_factory=dict)
     """Students that have been written, by name."""
+    without_file: frozenset[str] = frozenset()
+    """Students of a finished run whose files have been removed, or were left behind."""
     metrics: list[dict[str, float]] = field(default_factory=list)
     speed: list[dict[str, float]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
@@ -99,7 +101,9 @@ class Run:
         return round(epochs * measured[-1][0] / measured[-1][1])
 
     def is_done(self, student: str) -> bool:
-        """Whether the student's file has all steps."""
+        """Whether the student's file has all steps, or had them."""
+        if network_behind(student, self.students) in self.without_file:
+            return True
         network, expected = self.networks.get(student), self.num_steps(student)
         return (
             network is not None
@@ -169,6 +173,7 @@ def _read_run(file: Path, decisive: Decisive, problems: list[str]) -> Run | None
         students=[_word(name) for name in students],
         evaluations=[_word(line) for line in options.get("evaluations") or []],
         networks=dict(_networks(folder, problems)),
+        without_file=frozenset(_without_file(folder, list(students), problems)),
         metrics=_read_lines(folder / "metrics.jsonl", problems),
         speed=_read_lines(folder / "speed.jsonl", problems),
         results=list(_results(folder / "results", problems)),
@@ -189,6 +194,16 @@ def _networks(folder: Path, problems: list[str]) -> Iterator[tuple[str, StudentF
             )
         except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{path}: {_first_line(error)}")
+
+
+def _without_file(folder: Path, students: list[str], problems: list[str]) -> Iterator[str]:
+    if not (folder / "done.json").exists():
+        return
+    done = _read_json(folder / "done.json", problems)
+    finished = done.get("students") if isinstance(done, dict) else None
+    for name in finished if isinstance(finished, list) else []:
+        if name in students and not (folder / "students" / f"{name}.safetensors").exists():
+            yield name
 
 
 def _count_parameters(path: Path) -> int:

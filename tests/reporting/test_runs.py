@@ -55,6 +55,22 @@ def test_runs_are_found_at_any_depth_once_and_in_order(folder: Path) -> None:
     )
 
 
+def test_students_of_a_finished_run_are_done_without_their_files(folder: Path) -> None:
+    (folder / "a" / "students" / "convnet_w2.safetensors").unlink()
+    (folder / "a" / "students" / "convnet_w32.safetensors").write_bytes(b"damaged")
+
+    def done() -> list[bool]:
+        run = read(folder)[0][0]
+        return [run.is_done(name) for name in run.students]
+
+    (folder / "a" / "done.json").write_text('{"students": ["convnet_w2", "convnet_w32", "other"]}')
+    assert done() == [True, False]
+    (folder / "a" / "done.json").write_text('{"students": 3}')
+    assert done() == [False, False]
+    (folder / "a" / "done.json").unlink()
+    assert done() == [False, False]
+
+
 def test_an_option_that_was_not_there_yet_has_its_default(folder: Path) -> None:
     path = folder / "a" / "config.json"
     content = json.loads(path.read_text())
