@@ -1,4 +1,4 @@
-"""Converts a source to another layout; the image files are copied unchanged."""
+"""Converts a source to another layout; the image files are copied, or made smaller if asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import io
 import json
 import os
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 from pybase64 import b64encode
@@ -20,7 +23,9 @@ from seed_exp.base.files import naming, sole_process, sync_folder, write_json
 from seed_exp.base.fingerprints import same_images
 from seed_exp.config.schema import DataFormat
 from seed_exp.data.image_folder import EXTENSIONS, ImageFolderSource
+from seed_exp.data.loader import default_num_workers
 from seed_exp.data.shards import ShardsSource, member_name
+from seed_exp.data.shrinking import shrink
 from seed_exp.data.sources import Source, Split
 from seed_exp.data.tsv import TsvSource
 
@@ -35,6 +40,15 @@ _MAGIC |= {b"II*\0": ".tif", b"MM\0*": ".tif"}
 """First bytes of a file -> extension, for images whose key has no extension."""
 
 _LARGEST_FOLDER = 99_999
+
+
+class Shrinking(NamedTuple):
+    """How images are made smaller: as `shrink`."""
+
+    size: int
+    """Pixels of the shorter side."""
+    quality: int
+    """Quality of the JPEG files, 1 to 100."""
 
 
 class _Image(NamedTuple):
@@ -54,6 +68,7 @@ def convert(
     output: Path,
     *,
     shard_size: int,
+    shrinking: Shrinking | None = None,
     on_bad: Callable[[int, str], None] | None,
 ) -> int:
     """Writes the images of `source` to `output`: as <split>.tsv, or as files or shards in <split>/.
@@ -67,6 +82,7 @@ def convert(
         to: Target layout.
         output: Folder of the result.
         shard_size: Images per tar file.
+        shrinking: Makes the images smaller; None copies their files.
         on_bad: Called with index and error of each image whose file cannot be read; the image is
             left out. None = such an image is an error.
 
@@ -84,7 +100,7 @@ def convert(
             output.mkdir(parents=True, exist_ok=True)
             lock = output / f".{split}.convert.lock"
             until_done.enter_context(sole_process(lock, final, "choose another output"))
-        return _convert(source, split, to, final, shard_size, on_bad)
+        return _convert(source, split, to, final, shard_size, shrinking, on_bad)
 
 
 def _convert(
@@ -93,6 +109,7 @@ def _convert(
     to: DataFormat,
     final: Path,
     shard_size: int,
+    shrinking: Shrinking | None,
     on_bad: Callable[[int, str], None] | None,
 ) -> int:
     """As `convert`, with the path of the result, to which no other process writes."""
@@ -101,6 +118,8 @@ def _convert(
     task: dict[str, Any] = {"source": source.fingerprint(), "to": to.value} | (
         {"shard_size": shard_size} if to is DataFormat.shards else {}
     )
+    if shrinking is not None:
+        task |= shrinking._asdict()
     noted = json.loads(note.read_text()) if note.exists() else {}
     num_images = noted.pop("images", None)
     if noted and same_images(noted.get("source", ""), task["source"]):
@@ -116,7 +135,9 @@ def _convert(
                 DataFormat.image_folder: _write_folder,
                 DataFormat.shards: partial(_write_shards, prefix=split, shard_size=shard_size),
             }
-            num_images = writers[to](source, partial(_read, source, progress, on_bad), unfinished)
+            num_images = writers[to](
+                source, partial(_read, source, progress, shrinking, on_bad), unfinished
+            )
         write_json(note, task | {"images": num_images})
         unfinished.rename(final)
         sync_folder(final.parent)
@@ -136,20 +157,57 @@ _OPEN: dict[DataFormat, Callable[[Path], Source]] = {
 
 
 def _read(
-    source: Source, progress: tqdm, on_bad: Callable[[int, str], None] | None, indices: range
+    source: Source,
+    progress: tqdm,
+    shrinking: Shrinking | None,
+    on_bad: Callable[[int, str], None] | None,
+    indices: range,
 ) -> Iterator[_Image]:
-    for index in indices:
-        progress.update()
-        try:
-            data = source.encoded(index)
-        except ValueError as error:
-            if on_bad is None:
-                raise
-            on_bad(index, str(error))
-            continue
-        yield _Image(
-            source.key(index), -1 if source.labels is None else int(source.labels[index]), data
-        )
+    def made(index: int, key: str, data: bytes) -> _Image:
+        if shrinking is not None:
+            smaller = shrink(data, key, *shrinking)
+            if smaller is not data:
+                data, key = smaller, _as_jpeg(key)
+        return _Image(key, -1 if source.labels is None else int(source.labels[index]), data)
+
+    # Decoding and encoding let other threads run; sources are read by this one only.
+    num_threads = 0 if shrinking is None else max(1, default_num_workers(1))
+    left, coming = iter(indices), deque[tuple[int, Callable[[], _Image]]]()
+    with ThreadPoolExecutor(max(1, num_threads)) as threads:
+
+        def begin(index: int) -> Callable[[], _Image]:
+            try:
+                parts = index, source.key(index), source.encoded(index)
+            except ValueError as error:
+                return partial(_raise, error)
+            return threads.submit(made, *parts).result if num_threads else partial(made, *parts)
+
+        while True:
+            for index in islice(left, 1 + num_threads - len(coming)):
+                coming.append((index, begin(index)))
+            if not coming:
+                return
+            index, image = coming.popleft()
+            progress.update()
+            try:
+                found = image()
+            except ValueError as error:
+                if on_bad is None:
+                    raise
+                on_bad(index, str(error))
+            else:
+                yield found
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def _as_jpeg(key: str) -> str:
+    """The key of an image that has become a JPEG file: another known extension is replaced."""
+    stem, dot, extension = key.rpartition(".")
+    is_other = f".{extension.lower()}" in EXTENSIONS and extension.lower() not in ("jpg", "jpeg")
+    return f"{stem}.jpg" if dot and is_other else key
 
 
 def _write_tsv(source: Source, read: _Read, path: Path) -> int:

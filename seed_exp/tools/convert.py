@@ -8,6 +8,7 @@ from pathlib import Path
 from seed_exp.config.schema import ConvertConfig, OnError
 from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.sources import load_source
+from seed_exp.data.writers import Shrinking
 from seed_exp.data.writers import convert as write
 
 
@@ -23,7 +24,13 @@ def convert(config: ConvertConfig) -> None:
         else None
     )
     count = write(
-        source, config.split.value, config.to, output, shard_size=config.shard_size, on_bad=on_bad
+        source,
+        config.split.value,
+        config.to,
+        output,
+        shard_size=config.shard_size,
+        shrinking=None if config.size is None else Shrinking(config.size, config.quality),
+        on_bad=on_bad,
     )
     left_out = (
         f", {len(source) - count} that cannot be read left out" if count < len(source) else ""

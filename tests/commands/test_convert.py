@@ -72,6 +72,60 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
+def photo(width: int, height: int, format_: str, **how: object) -> bytes:
+    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, format_, **how)
+    return buffer.getvalue()
+
+
+def test_larger_images_become_jpegs_of_the_size_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    files = {
+        "a/wide.png": photo(120, 60, "PNG"),
+        "a/turned.jpeg": photo(120, 60, "JPEG", exif=turned),
+        "b/small.png": photo(33, 32, "PNG"),
+        "b/thin.jpg": photo(400, 20, "JPEG"),
+    }
+    for name, data in files.items():
+        write(tmp_path / "folder" / "train" / name, data)
+    source = run("image_folder", tmp_path / "folder", "image_folder", tmp_path / "out", "size=32")
+    found = content(tmp_path / "out" / "train")
+    assert sorted(found) == ["a/turned.jpeg", "a/wide.jpg", "b/small.png", "b/thin.jpg"]
+    for name in ("b/small.png", "b/thin.jpg"):
+        assert found[name] == files[name]
+    sizes = [tuple(source.image(number).shape[1:]) for number in range(4)]
+    assert sizes == [(64, 32), (32, 64), (32, 33), (20, 400)]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    # Against Pillow's own reduction of the very pixels, but for the rounding of the JPEG.
+    with Image.open(tmp_path / "folder/train/a/wide.png") as whole:
+        expected = np.asarray(whole.resize((64, 32), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(source.image(1).permute(1, 2, 0).numpy() - expected).mean() < 3
+    better = run(
+        "image_folder", tmp_path / "folder", "tsv", tmp_path / "b", "size=32", "quality=100"
+    )
+    assert len(better.encoded(1)) > len(source.encoded(1))
+    with pytest.raises(ValueError, match=r"was made with .*'size': 32.* choose another output"):
+        run("image_folder", tmp_path / "folder", "image_folder", tmp_path / "out", "size=48")
+    with pytest.raises(ValueError, match="size must be at least 8, got 4"):
+        run("image_folder", tmp_path / "folder", "tsv", tmp_path / "c", "size=4")
+
+
+def test_images_that_cannot_be_made_smaller_are_listed_or_an_error(tmp_path: Path) -> None:
+    for number in range(6):
+        data = photo(64, 64, "PNG") if number % 3 else b"\xff\xd8\xffbroken"
+        write(tmp_path / "folder" / "train" / f"a/{number}.png", data)
+    with pytest.raises(ValueError, match=r"cannot decode image 'a/0\.png'"):
+        run("image_folder", tmp_path / "folder", "shards", tmp_path / "out", "size=32")
+    skip = ["size=32", "data.on_error=skip", "data.max_bad=0.5"]
+    left = run("image_folder", tmp_path / "folder", "shards", tmp_path / "out", *skip)
+    assert [left.key(number) for number in range(len(left))] == [
+        f"a/{number}.jpg" for number in (1, 2, 4, 5)
+    ]
+
+
 def test_folder_to_tsv_to_shards_to_folder_gives_the_same_files(
     folder: Path, tmp_path: Path
 ) -> None:

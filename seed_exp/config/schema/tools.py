@@ -123,9 +123,15 @@ class ConvertConfig:
     """Folder of the result, for both splits; read it with `data=<to> data.root=<output>`."""
     shard_size: int = 10000
     """to=shards: images per file."""
+    size: int | None = None
+    """Pixels of the shorter side of images that have more; null = files stay as they are."""
+    quality: int = 90
+    """Quality of the JPEG files that `size` writes, 1 to 100."""
 
     def __post_init__(self) -> None:
         require(self.shard_size >= 1, f"shard_size must be at least 1, got {self.shard_size}")
+        require(self.size is None or self.size >= 8, f"size must be at least 8, got {self.size}")
+        require(1 <= self.quality <= 100, f"quality must be 1 to 100, got {self.quality}")
 
 
 @dataclass
