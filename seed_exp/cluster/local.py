@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from seed_exp.cluster.sweep_cells import Attempt, ScheduledJob, State, last_line
 
@@ -74,16 +74,25 @@ def active(home: Path, attempts: list[Attempt]) -> dict[str, ScheduledJob]:
     return found
 
 
-def run_cells(script: Path, job: str, num_cells: int, parallel: int, gpus: int) -> None:
+def run_cells(
+    script: Path,
+    job: str,
+    num_cells: int,
+    parallel: int,
+    gpus: int,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Runs the cells in their order.
 
-    A file JOB_NUMBER.cancel keeps a cell from starting; a running one ends with a checkpoint.
+    A file JOB_NUMBER.cancel keeps a cell from starting; a running one ends with a checkpoint. Once
+    `stopped` is true, no cell starts any more, and all that run end so.
     """
     logs = script.parent / "logs"
     waiting, running = list(range(num_cells)), dict[int, tuple[int, subprocess.Popen[bytes]]]()
     cancelled = set[int]()
     try:
-        while waiting or running:
+        while (waiting or running) and not stopped():
             for number, (_, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[number]
@@ -150,18 +159,18 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _leave(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
-
-
 def _main() -> None:
     script, job = Path(sys.argv[1]), sys.argv[2]
-    signal.signal(signal.SIGTERM, _leave)  # so that `run_cells` still ends its cells
+    received: list[int] = []
+    # Only noted here: an exception could come while a cell starts, which nobody would end then.
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     partial = script.parent / "logs" / f"{job}.lock.partial"
     with partial.open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         partial.rename(_lock_of(script.parent / "logs", job))  # where it is seen it is held
-        run_cells(script, job, *map(int, sys.argv[3:]))
+        run_cells(script, job, *map(int, sys.argv[3:]), stopped=lambda: bool(received))
+    if received:
+        sys.exit(128 + received[0])
 
 
 if __name__ == "__main__":

@@ -100,20 +100,30 @@ def test_it_outlives_who_started_it_and_its_states_can_be_told(tmp_path: Path) -
     wait_until(lambda: states(tmp_path, "local-a", 3) == [None] * 3)
 
 
+KILLED_AT_ONCE = """
+import os, signal, sys, time
+from seed_exp.cluster import local
+start = local._start_cell
+def _start_cell(script, *arguments):
+    cell = start(script, *arguments)
+    while not (script.parent / "order").exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return cell
+local._start_cell = _start_cell
+local._main()
+"""
+"""The process that runs the cells; SIGTERM comes when the first one has only just begun."""
+
+
 def test_one_that_was_killed_runs_nothing_any_more(tmp_path: Path) -> None:
     script = write_script(tmp_path, 600)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "seed_exp.cluster.local", str(script), "local-a", "2", "1", "0"]
-    )
-    try:
-        wait_until(lambda: order(tmp_path) == ["begins 0"])
-        assert states(tmp_path, "local-a", 2) == [State.RUNNING, State.PENDING]
-        process.send_signal(signal.SIGTERM)  # its cells get their time to write a checkpoint
-        assert process.wait(60) == 128 + signal.SIGTERM
-    finally:
-        process.kill()
+    arguments = [str(script), "local-a", "2", "1", "0"]
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_ONCE, *arguments], timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM  # its cells got their time for a checkpoint
     assert states(tmp_path, "local-a", 2) == [None, None]
     assert (tmp_path / "logs/local-a_0.exit").read_text() == "75 0 here\n"
+    assert order(tmp_path) == ["begins 0", "ends 0"]
 
 
 def test_one_that_does_not_start_is_an_error(

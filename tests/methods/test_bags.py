@@ -153,7 +153,8 @@ def test_a_cache_changes_nothing(tmp_path: Path) -> None:
         method = build(cache)
         found = method.loss("a", method.trainable["a"], method.prepare(batch, tiny.host_batch(10)))
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-6)
-    assert cache.read(0, torch.arange(10)) is not None
+        cache.close()  # waits for the thread that writes
+        assert cache.read(0, torch.arange(10)) is not None
 
 
 # --- the teacher's statistics ---------------------------------------------------------------------
