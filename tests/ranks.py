@@ -12,17 +12,17 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import forks
 import torch
 
 from seed_exp.engine.distributed import process_group
 
 PATIENCE_S = 120
-_OURS: list[multiprocessing.process.BaseProcess] = []
 
 
 def other_children() -> list[multiprocessing.process.BaseProcess]:
     """Child processes of this one, without those of `Ranks`, which outlive a test."""
-    return [process for process in multiprocessing.active_children() if process not in _OURS]
+    return multiprocessing.active_children()
 
 
 class Ranks:
@@ -35,19 +35,16 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
         self._connections: list[Connection] = []
         self._processes = []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, rank, world_size, port), daemon=True
-            )
-            process.start()
+            ours, theirs = multiprocessing.Pipe()
+            key = bytes(multiprocessing.current_process().authkey)  # tensors come with it
+            code = f"import ranks; ranks.serve({rank}, {world_size}, {port}, {key!r})"
+            command = [sys.executable, "-c", code]
+            self._processes.append(forks.Popen(command, stdin=theirs.fileno()))
             theirs.close()
             self._connections.append(ours)
-            self._processes.append(process)
-            _OURS.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Results of `function(*args)`, one per rank; the function must be importable."""
@@ -68,10 +65,13 @@ class Ranks:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-            process.join()
+            process.wait()
 
 
-def _serve(connection: Connection, rank: int, world_size: int, port: int) -> None:
+def serve(rank: int, world_size: int, port: int, key: bytes) -> None:
+    """Runs functions that come through standard input, until it is closed."""
+    multiprocessing.current_process().authkey = key
+    connection = Connection(os.dup(0))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     os.environ |= {
         "LOCAL_WORLD_SIZE": str(world_size),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def typed(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     package = Path(__file__).parents[2]
     paths = os.environ | {"PYTHONPATH": str(package)} | environment
-    return subprocess.run(
+    return forks.run(
         [sys.executable, "-m", f"seed_exp.{words[0]}", *words[1:]],
         capture_output=True,
         text=True,

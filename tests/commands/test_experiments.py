@@ -10,12 +10,12 @@ import functools
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from seed_exp import distill, pretrain
@@ -528,7 +528,7 @@ def call(name: str, home: Path) -> set[Path]:
         f"experiments={name}",
         "scale=smoke",
     ]
-    done = subprocess.run(line, cwd=home, capture_output=True, text=True, check=False)
+    done = forks.run(line, cwd=home, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     folders = {
         home / folder for folder in re.findall(r"^run folder: (\S+)$", done.stderr, re.MULTILINE)

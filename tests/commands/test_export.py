@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -251,7 +252,7 @@ def test_a_distilled_network_is_exported_as_a_user_would(tmp_path: Path) -> None
         ["export", "run=d"],
     ]
     for name, *options in lines:
-        done = subprocess.run(
+        done = forks.run(
             [sys.executable, "-m", f"seed_exp.{name}", *options],
             capture_output=True,
             text=True,

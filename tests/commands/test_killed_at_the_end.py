@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from seed_exp import linear, pretrain
@@ -36,7 +36,7 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[st
 
 def killed_at(point: str, command: str, options: list[str]) -> None:
     helper = Path(__file__).parents[1] / "kill_me.py"
-    process = subprocess.run(
+    process = forks.run(
         [sys.executable, str(helper), "at", point, command, *options], capture_output=True
     )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
@@ -53,7 +53,7 @@ def sent(folder: Path) -> list[tuple[int, set[str]]]:
     rows = []
     for path in sorted(folder.glob(f"wandb/*run-*-{run_id}/*.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        text = forks.run(command, capture_output=True, check=True, text=True).stdout
         records = [json.loads(line) for line in text.splitlines()]
         rows += [one["history"]["item"] for one in records if one["type"] == "history"]
     return [

@@ -9,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import forks
+
 OPTIONS = ["data=digits", "data.num_workers=0", "device=cpu", "views=digits", "batch_size=32"]
 OPTIONS += ["student=convnet_w2", "moco.queue_size=64", "steps=2", "tracker=files", "run_dir=run"]
 OPTIONS += ["knn_bank_size=50", "knn_query_size=50"]
-OPTIONS += ['evaluations=["knn ks=[5]","linear views=linear_digits epochs=3 lrs=[1]"]']
+OPTIONS += ['evaluations=["knn ks=[5]","linear views=linear_digits epochs=1 lrs=[1]"]']
 
 
 def start(home: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return forks.Popen(
         [sys.executable, "-m", "seed_exp.pretrain", *OPTIONS],
         cwd=home,
         stdout=subprocess.PIPE,

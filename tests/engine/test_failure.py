@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -158,7 +159,7 @@ def test_a_rank_that_dies_is_missed_by_one_that_hangs_outside_of_collectives(
             "MASTER_PORT": str(probe.getsockname()[1]),
         }
     processes = [
-        subprocess.Popen(
+        forks.Popen(
             [sys.executable, "hangs.py", str(dead), signal],
             cwd=tmp_path,
             env={**os.environ, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import tiny
 import torch
@@ -189,7 +190,7 @@ def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path
         "moco.queue_size=64",
         "steps=4",
     )
-    subprocess.run(pretrain, check=True, capture_output=True)
+    forks.run(pretrain, check=True, capture_output=True)
 
     def distill(folder: Path) -> list[str]:
         teacher = ["teacher=run", f"teacher.checkpoint={tmp_path / 'teacher'}"]
@@ -197,7 +198,7 @@ def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path
 
     broken, straight = tmp_path / "broken", tmp_path / "straight"
     for checkpoint_to_die_after in (2, 60):
-        process = subprocess.Popen(
+        process = forks.Popen(
             distill(broken),
             start_new_session=True,
             stdout=subprocess.DEVNULL,
@@ -211,9 +212,9 @@ def test_a_killed_process_goes_on_by_the_same_command_bit_for_bit(tmp_path: Path
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         assert newest_step(broken) < 200
-    subprocess.run(distill(broken), check=True, capture_output=True)
+    forks.run(distill(broken), check=True, capture_output=True)
     assert "resuming after step" in (broken / "log.txt").read_text()
-    subprocess.run(distill(straight), check=True, capture_output=True)
+    forks.run(distill(straight), check=True, capture_output=True)
     assert_same_runs(straight, broken)
     student = "students/convnet_w2.safetensors"
     assert (straight / student).read_bytes() == (broken / student).read_bytes()
@@ -229,7 +230,7 @@ def test_a_signal_to_all_processes_of_a_job_still_writes_a_checkpoint(tmp_path: 
         "data.num_workers=2",
     ]
     pretrain = command(tmp_path, "pretrain", *options)
-    process = subprocess.Popen(
+    process = forks.Popen(
         pretrain, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import random
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import kill_me
 import pytest
 import tiny
@@ -47,7 +47,7 @@ def start(folder: Path, variant: str, seconds: str | float) -> list[int]:
         # The last rank is the one that is killed: the other must notice and end by itself.
         mine = seconds if rank == ranks - 1 else "never"
         command = [sys.executable, kill_me.__file__, str(folder), variant, str(mine)]
-        processes.append(subprocess.Popen(command, env=environment))
+        processes.append(forks.Popen(command, env=environment))
     try:
         return [process.wait(timeout=100) for process in processes]
     finally:

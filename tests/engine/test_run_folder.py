@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -228,9 +229,7 @@ with run_lock(Path(sys.argv[1])):
 def test_a_second_process_in_the_folder_is_refused_until_the_first_one_is_dead(
     tmp_path: Path,
 ) -> None:
-    first = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
-    )
+    first = forks.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from disks import fill
 from PIL import Image
@@ -243,7 +244,7 @@ def segments(folder: Path, student: str) -> list[list[dict[str, Any]]]:
     paths = sorted(folder.glob(f"wandb/offline-run-*-{ids(folder)[student]}/*.wandb"))
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
     printed = [
-        subprocess.run([*command, str(path)], capture_output=True, check=True, text=True).stdout
+        forks.run([*command, str(path)], capture_output=True, check=True, text=True).stdout
         for path in paths
     ]
     return [[json.loads(line) for line in text.splitlines()] for text in printed]

@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import reference
 import tiny
@@ -696,7 +697,7 @@ def command(name: str, *options: str) -> list[str]:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     options = ["student=convnet_w2", "moco.queue_size=64", "steps=20", f"run_dir={folder}"]
-    subprocess.run(command("pretrain", *options), check=True, capture_output=True)
+    forks.run(command("pretrain", *options), check=True, capture_output=True)
     return folder
 
 
@@ -718,7 +719,7 @@ def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
         "steps=24",
     ]
     straight = command("distill", *options, f"run_dir={tmp_path}/straight")
-    subprocess.run(straight, check=True, capture_output=True)
+    forks.run(straight, check=True, capture_output=True)
     rows = [
         json.loads(line) for line in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()
     ]
@@ -728,7 +729,7 @@ def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
         assert all(math.isfinite(loss) for loss in curve)
 
     broken = tmp_path / "broken"
-    with subprocess.Popen(
+    with forks.Popen(
         command("distill", *options, f"run_dir={broken}"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -736,7 +737,5 @@ def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
         while process.poll() is None and not list(broken.glob("checkpoints/step_*.pt")):
             time.sleep(0.05)
         process.kill()
-    subprocess.run(
-        command("distill", *options, f"run_dir={broken}"), check=True, capture_output=True
-    )
+    forks.run(command("distill", *options, f"run_dir={broken}"), check=True, capture_output=True)
     tiny.assert_same(tiny.last_checkpoint(tmp_path / "straight"), tiny.last_checkpoint(broken))
