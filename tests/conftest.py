@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -92,6 +93,19 @@ def two_ranks() -> Iterator[Ranks]:
     ranks = Ranks(2)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture
+def exported_files_load_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that load exported files begin with their libraries imported, not this package."""
+    import forks  # here, because most tests start no process
+
+    from seed_exp.exporting import parity
+
+    class Subprocess:
+        run = staticmethod(functools.partial(forks.run, imported=forks.LIBRARIES))
+
+    monkeypatch.setattr(parity, "subprocess", Subprocess)
 
 
 @pytest.fixture

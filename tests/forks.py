@@ -23,18 +23,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NEEDED = [
+COMMANDS = (
     *("seed_exp.training.distillation", "seed_exp.training.pretraining", "seed_exp.config.command"),
     *("seed_exp.protocols.knn", "seed_exp.protocols.linear", "matplotlib.pyplot"),
-]
+)
 """Modules that are imported once; others are imported by the lines that need them."""
+LIBRARIES = ("torch", "timm", "safetensors.torch")
+"""The same for lines that load exported files, and cannot import the package."""
 _START = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import forks; forks.serve()"
-_server: tuple[int, subprocess.Popen[bytes], socket.socket] | None = None
+_servers: dict[tuple[int, tuple[str, ...]], tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
 def run(
     command: Sequence[Any],
     *,
+    imported: tuple[str, ...] = COMMANDS,
     timeout: float | None = None,
     check: bool = False,
     capture_output: bool = False,
@@ -43,7 +46,7 @@ def run(
     """`subprocess.run` of a line that begins with `sys.executable`."""
     if capture_output:
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with Popen(command, **options) as process:
+    with Popen(command, imported=imported, **options) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except BaseException:
@@ -63,6 +66,12 @@ class Popen(subprocess.Popen[Any]):
 
     _ended: int = -1
 
+    def __init__(
+        self, command: Sequence[Any], *, imported: tuple[str, ...] = COMMANDS, **options: Any
+    ) -> None:
+        self._imported = imported
+        super().__init__(command, **options)
+
     def _execute_child(self, *values: Any) -> None:
         parameters = inspect.signature(subprocess.Popen._execute_child).parameters
         given = dict(zip(list(parameters)[1:], values, strict=True))
@@ -76,7 +85,7 @@ class Popen(subprocess.Popen[Any]):
         }
         theirs = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
         self._ended, status = os.pipe()
-        server = _connection()
+        server = _connection(self._imported)
         fds = [own if fd == -1 else fd for own, fd in enumerate(theirs)]
         socket.send_fds(server, [json.dumps(request).encode()], [*fds, status])
         os.close(status)
@@ -99,22 +108,20 @@ class Popen(subprocess.Popen[Any]):
         return self.returncode
 
 
-def _connection() -> socket.socket:
+def _connection(imported: tuple[str, ...]) -> socket.socket:
     """The connection to the process that forks, which starts with the first call."""
-    global _server
-    if _server is None or _server[0] != os.getpid():
+    key = os.getpid(), imported
+    if key not in _servers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
-        _server = os.getpid(), process, ours
-    return _server[2]
+            command = [sys.executable, "-c", _START, str(theirs.fileno()), *imported]
+            _servers[key] = subprocess.Popen(command, pass_fds=[theirs.fileno()]), ours
+    return _servers[key][1]
 
 
 def serve() -> None:
     """Forks for each request; returns in a process that has run the request's line."""
-    for name in NEEDED:
+    for name in sys.argv[2:]:
         __import__(name)
     gc.freeze()  # a collection would copy the memory of all objects into each process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
@@ -157,6 +164,9 @@ def _become(request: Mapping[str, Any], standard: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     what, *arguments = request["arguments"]
+    if what == "-B":
+        sys.dont_write_bytecode = True
+        what, *arguments = arguments
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     if what == "-m":
         name, *arguments = arguments

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from ranks import other_children
@@ -77,7 +77,7 @@ def test_the_command_prints_json_and_nothing_else(tmp_path: Path) -> None:
         "--json",
     ]
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    done = subprocess.run(
+    done = forks.run(
         line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,9 @@ from seed_exp.models.students import build_student, load_students, save_student
 from seed_exp.tools.export import NUM_IMAGES, trial_images
 
 VIEWS = {"eval_size": 48, "eval_resize": 56, "mean": [0.305] * 3, "std": [0.376] * 3}
+
+
+pytestmark = pytest.mark.usefixtures("exported_files_load_quickly")
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +74,11 @@ from safetensors.torch import load_file, save_file
 {line}
 features = model(load_file("images.safetensors")["images"]).detach()
 save_file({{"features": features}}, "features.safetensors")"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    done = forks.run(
+        [sys.executable, "-c", program],
+        imported=forks.LIBRARIES,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     student, _ = load_students(home / "run", ["a b"])["a b"]

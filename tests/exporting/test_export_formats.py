@@ -82,6 +82,9 @@ def own_features(given: Subject) -> Tensor:
         return given.student.features(given.images)
 
 
+pytestmark = pytest.mark.usefixtures("exported_files_load_quickly")
+
+
 def test_a_network_has_the_formats_of_the_libraries_that_equal_it() -> None:
     everything = ["timm", "torchvision", "onnx", "torch_export"]
     assert set(FORMATS) == {*everything, "onnx_fp16", "onnx_int8"}
