@@ -6,6 +6,7 @@ No module of a room is imported here.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,14 +172,20 @@ def uses(tree: ast.AST, library: str) -> bool:
 
     For example `torch.distributed.init_process_group()`.
     """
-    names = {*imports(tree), *map(dotted, ast.walk(tree))}
-    return any(name == library or name.startswith(f"{library}.") for name in names)
+    return any(name == library or name.startswith(f"{library}.") for name in names_in(tree))
+
+
+@functools.cache
+def names_in(tree: ast.AST) -> frozenset[str]:
+    """Names of what is imported, and of what is reached with dots."""
+    return frozenset([*imports(tree), *map(dotted, ast.walk(tree))])
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     return ((dotted(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
 
 
+@functools.cache
 def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 

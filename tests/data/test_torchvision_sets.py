@@ -75,7 +75,15 @@ def test_a_set_with_named_splits_gives_the_one_it_has(
     assert source.image(0).shape == (3, 8, 9)
 
 
-def test_a_set_without_splits_is_held_out_from(tmp_path: Path) -> None:
+FAKE = (1000, (3, 8, 8), 10, None, None, 0)
+"""Defaults of `FakeData`, but for the size of an image."""
+
+
+def test_a_set_without_splits_is_held_out_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every label is drawn with the image, which is 1000 x 224 x 224 pixels by default.
+    monkeypatch.setattr(datasets.FakeData.__init__, "__defaults__", FAKE)
     train = load_source(config("FakeData", tmp_path, val_fraction=0.1), "train")
     val = load_source(config("FakeData", tmp_path, val_fraction=0.1), "val")
     assert len(train) + len(val) == 1000

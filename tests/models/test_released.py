@@ -141,7 +141,11 @@ def _lived(network: str, embedding_dim: int = 6, **options: Any) -> Student:
     return student.eval()
 
 
-@pytest.mark.parametrize("network", RELEASED)
+# Files of FIXTURES are compared with the released code above, where the fixtures are.
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(name, marks=pytest.mark.slow if name in FIXTURES else ()) for name in RELEASED],
+)
 def test_every_released_network_computes_what_it_did_after_the_way_there_and_back(
     network: str, tmp_path: Path
 ) -> None:
