@@ -147,6 +147,53 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.stack(rows).mean()
 
 
+def regression_loss(student: Tensor, target: Tensor, smooth_share: float) -> Tensor:
+    """UNIC, arXiv:2408.05088: 1 - cosine, and the smooth-L1 distance, mean over dimensions."""
+    total = torch.zeros((), dtype=torch.float64)
+    for s, t in zip(student.double(), target.double(), strict=True):
+        cosine = s @ t / torch.sqrt((s @ s) * (t @ t))
+        smooth = [
+            (a - b) ** 2 / 2 if abs(float(a - b)) < 1 else abs(a - b) - 0.5
+            for a, b in zip(s, t, strict=True)
+        ]
+        total = total + (1 - smooth_share) * (1 - cosine) + smooth_share * sum(smooth) / len(s)
+    return total / len(student)
+
+
+def bilinear(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps [N, C, h, w] at the centres of a grid over the same square; borders are repeated."""
+
+    def sources(length: int, of: int) -> list[tuple[int, int, float]]:
+        found = []
+        for i in range(length):
+            place = min(max((i + 0.5) * of / length - 0.5, 0), of - 1)
+            low = min(int(place), of - 1)
+            found.append((low, min(low + 1, of - 1), place - low))
+        return found
+
+    rows = [
+        [
+            (1 - v) * ((1 - u) * maps[:, :, top, left] + u * maps[:, :, top, right])
+            + v * ((1 - u) * maps[:, :, bottom, left] + u * maps[:, :, bottom, right])
+            for left, right, u in sources(width, maps.shape[3])
+        ]
+        for top, bottom, v in sources(height, maps.shape[2])
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def dense_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """EUPE, arXiv:2603.22387: 0.9 cosine and 0.1 smooth-L1, mean over positions and views."""
+    grid = [max(student.shape[axis], teacher.shape[axis]) for axis in (2, 3)]
+    one, two = (bilinear(maps.double(), *grid) for maps in (student, teacher))
+    total = torch.zeros((), dtype=torch.float64)
+    for n in range(len(one)):
+        for y in range(grid[0]):
+            for x in range(grid[1]):
+                total = total + regression_loss(one[n, :, y, x][None], two[n, :, y, x][None], 0.1)
+    return total / (len(one) * grid[0] * grid[1])
+
+
 def coss_loss(student: Tensor, teacher: Tensor, weight: float) -> Tensor:
     """CoSS, arXiv:2409.13939: cosines of the rows, and of the columns."""
 

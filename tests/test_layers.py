@@ -34,6 +34,7 @@ ROOMS = {
         "methods.losses",
         "methods.clustering",
         "methods.collapse",
+        "methods.dense",
         "methods.momentum",
         "methods.objectives",
         "methods.queue",

@@ -79,9 +79,15 @@ class Encoder(nn.Module):
         )
         self.num_features = width
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.layers(images)
+        return maps
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(images).mean((2, 3))
-        return features
+        return self.forward_head(self.forward_features(images))
 
 
 def students(

@@ -35,9 +35,11 @@ from seed_exp.engine.fleet import Fleet
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import resolve
 from seed_exp.methods.bags import BagSeed, any_bags, needs_bags
+from seed_exp.methods.dense import dense_term, dense_weight
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.temperature import neighbours_of
+from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import build_student
 from seed_exp.models.teachers import TEACHERS, untrained_teacher
 from seed_exp.views.recipe import HostBatch, TrainViews
@@ -101,7 +103,9 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
         moco = MocoConfig(queue_size=config.moco.queue_length)
         return PretrainConfig(**options, embedding_dim=config.embedding_dim, moco=moco)
     names = {field.name for field in fields(config.objective)}
-    any_value = names & {"tau_student", "tau_teacher", "weight"}
+    any_value = names & {"tau_student", "tau_teacher", "weight", "smooth_share"}
+    if dense_weight(config.objective) > 0:
+        any_value.add("dense_weight")
     if neighbours_of(config.objective) is not None:  # which choose it
         any_value.remove("tau_teacher")
     factors: dict[str, Any] = dict.fromkeys(any_value, 1.0)
@@ -225,8 +229,7 @@ def _build(config: Config) -> Seed | Moco:
             for name, student in config.students.items()
         }
         return Moco(students, config.moco, seed=0)
-    teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
-    teacher.adapt_to(config.views, config.teacher.size)
+    teacher = adapted_teacher(config)
     if not config.objective.has_batch_teacher:
         teacher.fold_batch_norm()
     students = {
@@ -235,7 +238,17 @@ def _build(config: Config) -> Seed | Moco:
     }
     resolutions = [name for name, crop in config.views.crops.items() if crop.num > 0]
     parts = (students, teacher, config.objective, resolutions, 0)
-    return BagSeed(*parts, bags=any_bags(2, 1)) if needs_bags(config.objective) else Seed(*parts)
+    if needs_bags(config.objective):
+        return BagSeed(*parts, bags=any_bags(2, 1))
+    dense = dense_term(config.objective, students, teacher, config.views, seed=0)
+    return Seed(*parts, dense=dense)
+
+
+def adapted_teacher(config: DistillConfig) -> Teacher:
+    """Returns the teacher with random weights, ready for the run's views."""
+    teacher = untrained_teacher(config.teacher, config.teacher_ssl.name)
+    teacher.adapt_to(config.views, config.teacher.size)
+    return teacher
 
 
 def _stepper(

@@ -18,6 +18,7 @@ from seed_exp.benchmarks.calibration import (
     DATA_IMAGES,
     Config,
     StepCost,
+    adapted_teacher,
     cost_options,
     measure_step,
     rows_per_image,
@@ -30,6 +31,7 @@ from seed_exp.data.order import SampleOrder
 from seed_exp.data.sources import load_source
 from seed_exp.engine.checkpoint import KEEP
 from seed_exp.engine.distributed import local_device
+from seed_exp.methods.dense import dense_weight, refuse_dense_cache
 
 AUTO_BATCH_SIZE = 256
 """Images per process that the estimate assumes for batch_size=auto."""
@@ -109,7 +111,8 @@ def make_plan(
 
     Raises:
         ValueError: the number of images is unknown; a batch does not fit the images, the devices or
-            the memory of the GPU; or the jobs are for devices of different types.
+            the memory of the GPU; the jobs are for devices of different types; or a job would be
+            refused, because a teacher cache cannot hold maps.
     """
     configs = [config for _, config in jobs]
     devices = {local_device(name) for name in sorted({config.device for config in configs})}
@@ -118,6 +121,13 @@ def make_plan(
     (device,) = devices
     images = known_images(configs, num_images)
     configs = [config.sized_for(found.num) for config, found in zip(configs, images, strict=True)]
+    for config, found in zip(configs, images, strict=True):
+        if (
+            isinstance(config, DistillConfig)
+            and config.teacher_cache
+            and dense_weight(config.objective)
+        ):
+            refuse_dense_cache(config, adapted_teacher(config), found.num)
     phases = [
         split_into_phases(config, found.num, gpus)
         for config, found in zip(configs, images, strict=True)

@@ -347,6 +347,30 @@ def coss_loss(student: Tensor, teacher: Tensor, *, weight: float) -> Tensor:
         return -rows - weight * columns
 
 
+def regression_loss(student: Tensor, target: Tensor, *, smooth_share: float) -> Tensor:
+    """(1 - w) mean_i (1 - cos(s_i, t_i)) + w mean_i mean_d smooth-L1(s_id - t_id).
+
+    The loss of UNIC, arXiv:2408.05088, with w = 0.5 in its released code, and of EUPE's patches,
+    arXiv:2603.22387, with w = 0.1. smooth-L1(x) = x^2 / 2 where |x| < 1, else |x| - 1/2.
+
+    Args:
+        student: Predictions s [N, D] of any length; the gradient flows here.
+        target: Targets t [N, D], standardised so that no dimension outweighs others; constant.
+        smooth_share: w, from 0 to 1.
+
+    Returns:
+        Scalar, not negative, float32 also under autocast.
+
+    Raises:
+        ValueError: shapes disagree (they are named in the message).
+    """
+    _check_shapes(student=student, teacher=target)
+    with torch.autocast(student.device.type, enabled=False):
+        student, target = student.float(), target.detach().float()
+        apart = 1 - F.cosine_similarity(student, target, dim=1).mean()
+        return torch.lerp(apart, F.smooth_l1_loss(student, target), smooth_share)
+
+
 @torch.no_grad()
 def target_entropy(teacher: Tensor, queue: Tensor, *, tau_teacher: float | Tensor) -> Tensor:
     """Entropy of each row's target distribution softmax(t_i . D+ / tau_teacher) over

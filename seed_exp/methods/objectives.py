@@ -19,6 +19,7 @@ from seed_exp.config.schema import (
     DiscoConfig,
     InfoNCEConfig,
     ObjectiveConfig,
+    RegressionConfig,
     SeedConfig,
 )
 from seed_exp.methods.clustering import Clusters, KMeansClusters, OnlineClusters
@@ -31,6 +32,7 @@ from seed_exp.methods.losses import (
     compress_target,
     coss_loss,
     info_nce,
+    regression_loss,
     seed_loss,
     seed_target,
     squared_distance,
@@ -62,6 +64,9 @@ class Objective(Generic[Options]):
     """Whether each image comes with one of its bag, whose embedding is the target."""
     symmetric: bool = False
     """Whether a student's global view meets the teacher's embedding of each global view."""
+    unit_length: bool = True
+    """Whether embeddings are compared at unit length; else the student and the target have their
+    own."""
 
     @property
     def min_global_views(self) -> int:
@@ -116,6 +121,10 @@ _OBJECTIVES: dict[str, Objective[Any]] = {
         lambda t, d, config: compress_target(t, d, temperature=config.tau_student),
     ),
     "simreg": DISTANCE,
+    "regression": Objective[RegressionConfig](
+        lambda s, _t, m, _d, config: regression_loss(s, m, smooth_share=config.smooth_share),
+        unit_length=False,
+    ),
     "disco": Objective[DiscoConfig](
         lambda s, t, _m, _d, config: config.weight * squared_distance(s, t), contrast=_own_contrast
     ),

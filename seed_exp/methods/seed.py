@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import BatchTeacherConfig, ObjectiveConfig, QueueInit, SeedConfig
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
+from seed_exp.methods.dense import DenseTerm
 from seed_exp.methods.grouped import number_of_groups
 from seed_exp.methods.losses import target_entropy
 from seed_exp.methods.objectives import OBJECTIVES
@@ -41,9 +43,12 @@ class Targets(NamedTuple):
     num_images: int
     """N, images of the batch."""
     teacher: dict[str, Tensor]
-    """The teacher's embeddings of these views [V x N, D]."""
+    """The teacher's embeddings of these views [V x N, D], unit length."""
     target: dict[str, Tensor]
     """The objective's targets from these embeddings and the memory [V x N, D]."""
+    maps: dict[str, Tensor]
+    """The teacher's standardised maps of these views [V x N, C, h, w]; empty without a dense term.
+    """
 
 
 class Seed(Method):
@@ -59,6 +64,7 @@ class Seed(Method):
         resolutions: Names of the views' resolutions; their losses are added up.
         seed: Seed of the initial vectors of queues and prototypes.
         cache: Where the teacher's embeddings are looked for first, and kept.
+        dense: Comparison of maps, for which each student has a map head; not with a cache.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Seed(Method):
         resolutions: Iterable[str],
         seed: int,
         cache: TeacherCache | None = None,
+        dense: DenseTerm | None = None,
     ) -> None:
         super().__init__()
         self.objective = lookup(OBJECTIVES, config.name, "objective")
@@ -77,7 +84,8 @@ class Seed(Method):
         self.teacher = teacher
         if config.has_batch_teacher:
             teacher.normalise_by_batch()
-        self.cache = cache
+        assert cache is None or dense is None
+        self.cache, self.dense = cache, dense
         self.queues = {
             name: Queue(config.queue_length, teacher.embedding_dim, seed) for name in resolutions
         }
@@ -97,6 +105,8 @@ class Seed(Method):
             self.carried["clusters"] = nn.ModuleDict(self.clusters)
         if self.contrast is not None:
             self.carried["contrast"] = self.contrast
+        if dense is not None:
+            self.carried["dense"] = dense
         self._new: dict[str, list[Tensor]] = {name: [] for name in self.queues}
         self._seen: dict[str, Tensor] = {}
         self._num_one_hot = 0
@@ -123,21 +133,37 @@ class Seed(Method):
         """
         num_images = views["global"].shape[1]
         flat = {name: view.flatten(0, 1) for name, view in views.items()}
-        teacher = self._embeddings(views, flat, batch)
+        maps: dict[str, Tensor] = {}
+        if self.dense is None:
+            embeddings = self._embeddings(views, flat, batch)
+        else:
+            both = {name: self.teacher.with_maps(view) for name, view in flat.items()}
+            embeddings = {name: rows for name, (rows, _) in both.items()}
+            maps = {name: self.dense.targets(found) for name, (_, found) in both.items()}
+        teacher = {name: self.teacher.at_unit_length(rows) for name, rows in embeddings.items()}
         for name in views:
             self._new[name].append(teacher[name][:num_images])
-        target = {name: self._target(name, embeddings) for name, embeddings in teacher.items()}
-        return Targets(flat, num_images, teacher, target)
+        target = {name: self._target(name, rows) for name, rows in embeddings.items()}
+        return Targets(flat, num_images, teacher, target, maps)
 
     def loss(self, name: str, network: nn.Module, targets: Targets) -> dict[str, Tensor]:
         """The student's loss and its parts, one for each resolution; the loss is their sum.
 
-        For global views also the mean cosine to the teacher and the std of the embeddings.
+        With a dense term one more for each resolution. For global views also the mean cosine to the
+        teacher and the std of the embeddings.
         """
         out = {}
+        unit_length = self.objective.unit_length
         for resolution, view in targets.views.items():
-            embeddings = network(view)
+            if self.dense is None:
+                embeddings = network(view, unit_length=unit_length)
+            else:
+                embeddings, maps = network(view, unit_length=unit_length, with_map=True)
             out[f"loss_{resolution}"] = self._compare(resolution, embeddings, targets)
+            if self.dense is not None:
+                out[f"loss_dense_{resolution}"] = self.dense.loss(maps, targets.maps[resolution])
+            if not unit_length:
+                embeddings = F.normalize(embeddings, dim=1)
             if resolution == "global":
                 out["teacher_cosine"] = (
                     (embeddings.detach() * targets.teacher[resolution]).sum(1).mean()
@@ -155,7 +181,7 @@ class Seed(Method):
 
     def compile_shared(self) -> None:
         """Compiles the teacher's encoder (its head costs next to nothing) and momentum encoders."""
-        self.teacher.encoder.compile(dynamic=False)
+        self.teacher.compile_encoder(with_maps=self.dense is not None)
         if self.contrast is not None:
             self.contrast.compile_encoders()
 

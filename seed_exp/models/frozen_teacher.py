@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from seed_exp.config.schema import ViewsConfig
 from seed_exp.models.folding import fold_batch_norm
 from seed_exp.models.inputs import IMAGENET, Inputs, InputSpec
+from seed_exp.models.maps import feature_maps, map_of_empty_image
 from seed_exp.models.reduction import Reduction
 from seed_exp.models.teacher_precision import (
     Overflow,
@@ -43,6 +46,7 @@ class Teacher(nn.Module):
         """Hash of the teacher's weights; empty if untrained."""
         self.overflow = Overflow()
         """Whether float16 does not hold its embeddings."""
+        self._feature_maps: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]] = feature_maps
         self.requires_grad_(False)
         self.eval()
 
@@ -53,29 +57,75 @@ class Teacher(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """Embeddings [N, D] of views [N, 3, S, S].
 
-        They have unit length, are constants for autograd, and are float32 also under autocast. The
-        network computes in the format of `teacher_dtype`, or in float32 once an embedding was not
-        finite in float16. On a GPU the passes until that is known return such embeddings too.
+        They have unit length unless a reduction leaves them their own, are constants for autograd,
+        and are float32 also under autocast. The network computes in the format of `teacher_dtype`,
+        or in float32 once an embedding was not finite in float16. On a GPU the passes until that is
+        known return such embeddings too.
         """
+        (embeddings,) = self._computed(lambda views: (self.embed(views),), views)
+        return embeddings
+
+    def with_maps(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings of `forward`, and the encoder's maps [N, C, h, w], float32.
+
+        The maps are those of `feature_maps`: the encoder's output before it is pooled.
+        """
+
+        def both(views: Tensor) -> tuple[Tensor, Tensor]:
+            features, maps = self._feature_maps(self.encoder, self.inputs(views))
+            return self._embedding(features), maps.float()
+
+        embeddings, maps = self._computed(both, views)
+        return embeddings, maps
+
+    def _computed(
+        self, function: Callable[[Tensor], Sequence[Tensor]], views: Tensor
+    ) -> list[Tensor]:
+        """Outputs of a function of views, in the format that `forward` says."""
         device = views.device.type
         dtype = teacher_dtype(callers_dtype(device), device)
         if dtype is torch.float16 and not self.overflow.seen():
-            embeddings = self._in(dtype, views)
-            self.overflow.add(embeddings, views.shape)
+            outputs = self._in(dtype, function, views)
+            self.overflow.add(outputs, views.shape)
             if not self.overflow.seen():
-                return embeddings
-        return self._in(torch.float32 if dtype is torch.float16 else dtype, views)
+                return outputs
+        return self._in(torch.float32 if dtype is torch.float16 else dtype, function, views)
 
-    def _in(self, dtype: torch.dtype, views: Tensor) -> Tensor:
-        """The embeddings, computed in `dtype`."""
+    def _in(
+        self, dtype: torch.dtype, function: Callable[[Tensor], Sequence[Tensor]], views: Tensor
+    ) -> list[Tensor]:
+        """The outputs, computed in `dtype`."""
         with torch.inference_mode(), computing_in(dtype, views.device.type):
-            embeddings = self.embed(views)
-        return embeddings.clone()  # an inference tensor itself cannot be saved for a backward pass
+            outputs = function(views)
+        # Clones: an inference tensor itself cannot be saved for a backward pass.
+        return [output.clone() for output in outputs]
 
     def embed(self, views: Tensor) -> Tensor:
         """The embeddings of `forward`, in the caller's autograd mode."""
-        embeddings = F.normalize(self.head(self.encoder(self.inputs(views))).float(), dim=1)
+        return self._embedding(self.encoder(self.inputs(views)))
+
+    def _embedding(self, features: Tensor) -> Tensor:
+        embeddings = F.normalize(self.head(features).float(), dim=1)
         return embeddings if self.reduction is None else self.reduction(embeddings)
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the embeddings have unit length; a reduction may leave them their own."""
+        return self.reduction is None or self.reduction.unit_length
+
+    def at_unit_length(self, embeddings: Tensor) -> Tensor:
+        """The teacher's embeddings [N, D], at unit length where they are not yet."""
+        return embeddings if self.unit_length else F.normalize(embeddings, dim=1)
+
+    def map_shape(self, size: int) -> tuple[int, int, int]:
+        """Shape C, h, w of the maps of views of `size` pixels; errors as `map_of_empty_image`."""
+        return map_of_empty_image(self.encoder, size, "the teacher", self.inputs)
+
+    def compile_encoder(self, *, with_maps: bool) -> None:
+        """Compiles what takes the time: the encoder, and its form that keeps the maps."""
+        self.encoder.compile(dynamic=False)
+        if with_maps:
+            self._feature_maps = torch.compile(feature_maps, dynamic=False)
 
     def features(self, views: Tensor) -> Tensor:
         """Pooled encoder outputs [N, num_features], float32 and constants for autograd."""
@@ -118,7 +168,7 @@ class Teacher(nn.Module):
     def reduce_by(self, reduction: Reduction) -> None:
         """Passes all further embeddings through `reduction`."""
         self.reduction = reduction
-        self.embedding_dim = reduction.components.shape[1]
+        self.embedding_dim = reduction.out_dim
 
     def drop_head(self) -> None:
         """Makes the pooled encoder output the embedding."""

@@ -31,6 +31,7 @@ from seed_exp.models.encoders import (
 from seed_exp.models.heads import projection_head
 from seed_exp.models.initialisation import initialise_as_released
 from seed_exp.models.inputs import IMAGENET_MEAN, IMAGENET_STD
+from seed_exp.models.maps import feature_maps
 from seed_exp.models.released import RELEASED, is_released, released_tensors
 from seed_exp.models.student_header import exported_network, read_header, recorded_config
 from seed_exp.models.weights import mismatch, read_checkpoint, tensors_hash
@@ -79,6 +80,8 @@ class Student(nn.Module):
         self.num_features: int = encoder.num_features  # type: ignore[assignment]
         self.embedding_dim = embedding_dim
         self.head = projection_head(self.num_features, hidden_dim, embedding_dim, deep=deep_head)
+        self.map_head: nn.Conv2d | None = None
+        """Predicts the teacher's maps from its own; only while it is trained with a dense term."""
         self.fingerprints: dict[str, str] = {}
         """Hash of what it is made of, besides this package and files, by option: custom code, or
         pretrained weights."""
@@ -88,9 +91,35 @@ class Student(nn.Module):
         features: Tensor = self.encoder(images)
         return features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embeddings [N, D] of unit length, float32 also under autocast, of images [N, 3, H, W]."""
-        return F.normalize(self.head(self.features(images)).float(), dim=1)
+    def add_map_head(self, width: int, their_width: int) -> None:
+        """Gives it a linear map, the same at every position, from its maps to the teacher's.
+
+        Args:
+            width: Channels of its encoder's maps.
+            their_width: Channels of the teacher's maps.
+        """
+        self.map_head = nn.Conv2d(width, their_width, 1)
+
+    def forward(
+        self, images: Tensor, *, unit_length: bool = True, with_map: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Embeddings [N, D], float32 also under autocast, of images [N, 3, H, W].
+
+        Args:
+            images: The images.
+            unit_length: Whether embeddings have unit length, or that of the head's output.
+            with_map: Whether the teacher's maps that it predicts, [N, C, h, w], come with them; for
+                square images and a student with a map head.
+        """
+        if not with_map:
+            return self._embeddings(self.features(images), unit_length)
+        assert self.map_head is not None
+        features, maps = feature_maps(self.encoder, images)
+        return self._embeddings(features, unit_length), self.map_head(maps)
+
+    def _embeddings(self, features: Tensor, unit_length: bool) -> Tensor:
+        embeddings: Tensor = self.head(features).float()
+        return F.normalize(embeddings, dim=1) if unit_length else embeddings
 
 
 def build_student(config: StudentConfig, embedding_dim: int) -> Student:
@@ -139,7 +168,8 @@ def save_student(
     """Writes a student into one safetensors file, atomically.
 
     The header's entry `seed_exp` is JSON: `metadata` with the additional keys `student` (the
-    config), `embedding_dim` and, for a custom network, `source` (the hash of its code).
+    config), `embedding_dim` and, for a custom network, `source` (the hash of its code). A map head
+    serves training only and is left out.
 
     Args:
         path: The file.
@@ -155,7 +185,9 @@ def save_student(
     present = student.state_dict() if tensors is None else tensors
     # Copies, because some networks tie weights and safetensors refuses tensors that share memory.
     tensors = {
-        key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in present.items()
+        key: tensor.detach().to("cpu", copy=True).contiguous()
+        for key, tensor in present.items()
+        if not key.startswith("map_head.")
     }
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={"seed_exp": json.dumps(header)}))

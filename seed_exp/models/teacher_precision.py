@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -63,9 +63,9 @@ class Overflow:
             self._arriving = None
         return self._seen
 
-    def add(self, embeddings: Tensor, views: torch.Size) -> None:
-        """Looks at the embeddings of views of this shape."""
-        found = ~embeddings.isfinite().all()
+    def add(self, outputs: Sequence[Tensor], views: torch.Size) -> None:
+        """Looks at what the teacher gave for views of this shape."""
+        found = ~torch.stack([output.isfinite().all() for output in outputs]).all()
         if views not in self._tried:
             self._tried.add(views)
             self._note(bool(found))

@@ -19,7 +19,7 @@ from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.headless_teachers import custom_teacher, timm_teacher
 from seed_exp.models.heads import head_from_layers
 from seed_exp.models.inputs import InputSpec
-from seed_exp.models.reduction import Reduction
+from seed_exp.models.reduction import FULL_WIDTH, empty_reduction
 from seed_exp.models.students import (
     load_students,
     student_files,
@@ -342,8 +342,16 @@ def untrained_teacher(config: TeacherConfig, teacher_ssl: str) -> Teacher:
         )
     _embed_by(teacher, config.embedding)
     if config.reduce is not None:
-        teacher.reduce_by(Reduction(teacher.embedding_dim, config.embedding_dim or EMBEDDING_DIM))
+        dim = teacher.embedding_dim
+        teacher.reduce_by(empty_reduction(config.reduce, dim, reduced_dim(config, dim)))
     return teacher
+
+
+def reduced_dim(config: TeacherConfig, dim: int) -> int:
+    """Width of the embeddings that students learn, of a teacher whose own are `dim` wide."""
+    if config.reduce is None or config.reduce in FULL_WIDTH:
+        return dim
+    return config.embedding_dim or EMBEDDING_DIM
 
 
 def _spec(network: str) -> TeacherSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,11 +49,24 @@ class TokenPooling(nn.Module):
         self.encoder = encoder
         width: int = encoder.embed_dim  # type: ignore[assignment]
         self.num_features = width * len(self.parts)
+        self.num_prefix_tokens: int = encoder.num_prefix_tokens  # type: ignore[assignment]
+
+    @property
+    def patch_embed(self) -> Any:
+        """The encoder's; `feature_maps` takes the size of its patches."""
+        return self.encoder.patch_embed
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """All tokens [N, T, C] of images [N, 3, H, W]."""
+        tokens: Tensor = self.encoder.forward_features(images)  # type: ignore[operator]
+        return tokens
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """Features [N, num_features] of all tokens."""
+        pooled = {"cls": tokens[:, 0], "mean_patch": tokens[:, self.num_prefix_tokens :].mean(1)}
+        norm = getattr(self.encoder, "fc_norm", nn.Identity())  # where timm norms behind pooling
+        return torch.cat([norm(pooled[part]) for part in self.parts], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [N, num_features] of images [N, 3, H, W]."""
-        tokens: Tensor = self.encoder.forward_features(images)  # type: ignore[operator]
-        num: int = self.encoder.num_prefix_tokens  # type: ignore[assignment]
-        pooled = {"cls": tokens[:, 0], "mean_patch": tokens[:, num:].mean(1)}
-        norm = getattr(self.encoder, "fc_norm", nn.Identity())  # where timm norms behind pooling
-        return torch.cat([norm(pooled[part]) for part in self.parts], dim=1)
+        return self.forward_head(self.forward_features(images))

@@ -42,8 +42,16 @@ class WideResNet(nn.Module):
         self.in_dim = out_dim
         return nn.Sequential(first, *(Bottleneck(out_dim, dim) for _ in range(num_blocks - 1)))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Feature maps [N, 2048 * width, H / 32, W / 32]."""
         out: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             out = stage(out)
-        return out.mean((2, 3))
+        return out
+
+    def forward_head(self, maps: Tensor) -> Tensor:
+        """Features [N, 2048 * width] of feature maps."""
+        return maps.mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))

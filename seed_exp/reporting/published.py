@@ -283,6 +283,8 @@ def _other_networks(row: Published, name: str, options: Mapping[str, Any]) -> li
         reasons.append(f"the student started from {init}")
     if reduce := options.get("teacher.reduce"):
         reasons.append(f"the teacher's embeddings are reduced by {reduce}")
+    if weight := options.get("objective.dense_weight"):
+        reasons.append(f"maps are compared too, with weight {weight:g}")
     if options.get("teacher.embedding") == "features" and row.objective in PAPERS:
         reasons.append("the students learn the teacher's features, published: its head's output")
     if size := options.get("teacher.size"):

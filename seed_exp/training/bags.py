@@ -12,13 +12,12 @@ from torch import Tensor
 from seed_exp.config.schema import BingoBagsConfig, DistillConfig
 from seed_exp.data.sources import Source
 from seed_exp.engine.distributed import local_device
-from seed_exp.evaluation.setup import eval_options
 from seed_exp.evaluation.votes import nearest
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.weights import mismatch
 from seed_exp.training.kept_state import State, cached_state, kept_state, read_state
 from seed_exp.training.teacher_pass import of_images
-from seed_exp.training.teacher_reduction import embedding_key
+from seed_exp.training.teacher_reduction import sample_key
 
 log = logging.getLogger("seed_exp")
 
@@ -35,14 +34,7 @@ def kept_bags(folder: Path, teacher: Teacher, config: DistillConfig, train: Sour
     objective = config.objective
     assert isinstance(objective, BingoBagsConfig)
     refuse_few_images(objective, len(train))
-    key = {
-        "teacher": teacher.fingerprint,
-        "network": [config.teacher.network, config.teacher.name, config.teacher_ssl.name],
-        "bag_size": objective.bag_size,
-        "data": train.fingerprint(),
-        "views": eval_options(config.views),
-        **embedding_key(config),
-    }
+    key = {"bag_size": objective.bag_size, **sample_key(teacher, config, train)}
 
     def make() -> State:
         log.info("bags: looking for the %d neighbours of %d images", objective.bag_size, len(train))

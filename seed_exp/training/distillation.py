@@ -8,6 +8,7 @@ import re
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,15 +25,16 @@ from seed_exp.engine.precision import dtype_of
 from seed_exp.engine.run import open_run
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.methods.bags import BagSeed, needs_bags
+from seed_exp.methods.dense import dense_term, refuse_dense_cache
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache, make_folder, refuse_without_room
 from seed_exp.models.cost import forward_flops
 from seed_exp.models.frozen_teacher import Teacher
-from seed_exp.models.reduction import Reduction
+from seed_exp.models.reduction import FULL_WIDTH
 from seed_exp.models.students import Student
 from seed_exp.models.teacher_precision import teacher_dtype
-from seed_exp.models.teachers import EMBEDDING_DIM, build_teacher
+from seed_exp.models.teachers import build_teacher, reduced_dim
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
 from seed_exp.training.advice import length_advice, queue_advice
@@ -45,8 +47,9 @@ from seed_exp.training.encoders import (
     student_inputs,
     train_encoders,
 )
+from seed_exp.training.map_scale import fit_map_scale
 from seed_exp.training.queue_start import start_from_images
-from seed_exp.training.teacher_reduction import embedding_key, kept_reduction
+from seed_exp.training.teacher_reduction import embedding_key, fresh_reduction, kept_reduction
 
 log = logging.getLogger("seed_exp")
 
@@ -57,8 +60,9 @@ def distill(config: DistillConfig) -> Path:
     Raises:
         ValueError: the objective compares other views than there are; its queues do not fit into
             memory; images have too few neighbours for bags; the teacher does not take the views or
-            cannot be reduced; the teacher cache has no room; no temperature gives the target its
-            neighbours; or as `open_run`, `build_students`, `train_encoders` and `finish`.
+            cannot be reduced; maps cannot be compared; the teacher cache has no room, or cannot
+            hold maps; no temperature gives the target its neighbours; or as `open_run`,
+            `build_students`, `train_encoders` and `finish`.
     """
     refuse_missing_views(config)
     evaluations = plan_evaluations(config)
@@ -72,8 +76,10 @@ def distill(config: DistillConfig) -> Path:
             teacher.adapt_to(config.views, config.teacher.size)
             if not config.objective.has_batch_teacher:
                 teacher.fold_batch_norm()
-            dim = embedding_dim(config, teacher)
+            refuse_dense_cache(config, teacher, len(images.train))
+            dim = reduced_dim(config.teacher, teacher.embedding_dim)
             students = build_students(config, dim)
+            dense = dense_term(config.objective, students, teacher, config.views, config.seed)
             size, num_queues = config.objective.queue_length, len(numbers_of_views(config))
             refuse_large_queue("objective.queue_size", size, dim, num_queues)
             inputs = {"teacher": teacher.fingerprint, **student_inputs(config.students, students)}
@@ -91,7 +97,7 @@ def distill(config: DistillConfig) -> Path:
                     bags = kept_bags(run.folder, teacher, config, images.train)
             if cache is not None:
                 log.info("%s", cache_costs(cache, config, students, teacher, images.train))
-            # 3. The queue and the temperature, which are in every checkpoint.
+            # 3. The queue, the temperature and the scale of maps, which are in every checkpoint.
             is_general = isinstance(teacher.head, nn.Identity)
             if is_general and isinstance(config.objective, SeedGeneralConfig):
                 log.info(
@@ -107,8 +113,10 @@ def distill(config: DistillConfig) -> Path:
             log.info("queue: %s places, %s training images", f"{size:,}", f"{len(images.train):,}")
             num_views = numbers_of_views(config)
             parts = (students, teacher, config.objective, num_views, config.seed, cache)
-            method = Seed(*parts) if bags is None else BagSeed(*parts, bags=bags)
+            method = Seed(*parts, dense=dense) if bags is None else BagSeed(*parts, bags=bags)
             if newest_checkpoint(run.folder) is None:
+                if dense is not None:
+                    fit_map_scale(dense, teacher, config, images.train, device)
                 folder = None if cache is None else cache.folder
                 start_from_images(method, teacher, config, images.train, device, folder)
             # 4. The training.
@@ -152,26 +160,24 @@ def numbers_of_views(config: DistillConfig) -> dict[str, int]:
     return {name: crop.num for name, crop in config.views.crops.items() if crop.num > 0}
 
 
-def embedding_dim(config: DistillConfig, teacher: Teacher) -> int:
-    """Width of the embeddings that students learn: the teacher's, or that of their reduction."""
-    if config.teacher.reduce is None:
-        return teacher.embedding_dim
-    return config.teacher.embedding_dim or EMBEDDING_DIM
-
-
 def reduce_embeddings(teacher: Teacher, folder: Path, config: DistillConfig, train: Source) -> None:
-    """Makes the teacher's embeddings narrower by the run's reduction.
+    """Makes the teacher's embeddings narrower, or standardised, by the run's reduction.
 
     Errors as `kept_reduction`.
     """
-    reduction = Reduction(teacher.embedding_dim, embedding_dim(config, teacher))
+    reduction, kind = fresh_reduction(config, teacher), config.teacher.reduce
     reduction.load_state_dict(kept_reduction(folder, teacher, config, train))
-    log.info(
-        "teacher: embeddings reduced from %d to %d numbers, which have %.1f %% of the variance",
-        teacher.embedding_dim,
-        embedding_dim(config, teacher),
-        100 * reduction.kept_variance,
-    )
+    if kind in FULL_WIDTH:
+        log.info(
+            "teacher: embeddings of %d numbers, standardised (%s)", reduction.out_dim, kind.value
+        )
+    else:
+        log.info(
+            "teacher: embeddings reduced from %d to %d numbers, which have %.1f %% of the variance",
+            teacher.embedding_dim,
+            reduction.out_dim,
+            100 * reduction.kept_variance,
+        )
     teacher.reduce_by(reduction)
 
 
@@ -186,7 +192,8 @@ def refuse_unfit_cache(config: DistillConfig, teacher: Teacher, train: Source) -
     root = Path(config.teacher_cache)
     make_folder(root)
     if not any(root.iterdir()):
-        dim, num_views = embedding_dim(config, teacher), numbers_of_views(config)
+        dim = reduced_dim(config.teacher, teacher.embedding_dim)
+        num_views = numbers_of_views(config)
         refuse_without_room(root, len(train), num_views, dim, num_epochs(config, train))
 
 
@@ -205,7 +212,7 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         if not views[added]:
             del views[added]
     reduction = teacher.reduction
-    key = {
+    key: dict[str, Any] = {
         "teacher": teacher.fingerprint,
         "reduction": None if reduction is None else tensors_hash(reduction.state_dict()),
         "teacher_ssl": config.teacher_ssl.name,
@@ -221,6 +228,8 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         "deterministic": config.deterministic,
         "version": __version__,
     }
+    if not teacher.unit_length:
+        key["unit_length"] = False
     return TeacherCache(
         Path(config.teacher_cache),
         key,

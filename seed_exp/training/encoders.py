@@ -319,7 +319,10 @@ def activations_per_image(
         crops = [crop for crop in views.crops.values() if crop.num > 0]
         with autocast(precision, device):
             return [
-                twin(torch.zeros(2 * crop.num, 3, crop.size, crop.size, device=device))
+                twin(
+                    torch.zeros(2 * crop.num, 3, crop.size, crop.size, device=device),
+                    with_map=twin.map_head is not None,
+                )
                 for crop in crops
             ]
 

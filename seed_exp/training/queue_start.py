@@ -116,7 +116,8 @@ def first_embeddings(
                 with autocast(config.precision, device):
                     # The format of the training's views, in which convolutions are faster.
                     images = view[0].contiguous(memory_format=torch.channels_last)
-                    rows.setdefault(name, []).append(teacher(images).float().cpu())
+                    found = teacher.at_unit_length(teacher(images))
+                    rows.setdefault(name, []).append(found.float().cpu())
     return {name: torch.cat(parts) for name, parts in rows.items()}
 
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from seed_exp.config.schema import DistillConfig, Reduce, TeacherEmbedding
+from seed_exp.base.registry import lookup
+from seed_exp.config.schema import DistillConfig, TeacherEmbedding
 from seed_exp.data.sources import Source
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.evaluation.setup import eval_options
+from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.models.frozen_teacher import Teacher
-from seed_exp.models.reduction import Reduction, fit_reduction
-from seed_exp.models.teachers import EMBEDDING_DIM
+from seed_exp.models.reduction import FULL_WIDTH, Reduction, empty_reduction, fitted_reduction
+from seed_exp.models.teachers import reduced_dim
 from seed_exp.models.weights import mismatch
 from seed_exp.training.kept_state import State, cached_state, kept_state, read_state
 from seed_exp.training.teacher_pass import of_images
 
 
 def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train: Source) -> State:
-    """State of the reduction of the run in `folder`; as `kept_state`, errors as `fit_reduction`."""
-    dim = config.teacher.embedding_dim or EMBEDDING_DIM
+    """State of the reduction of the run in `folder`, as `kept_state`.
+
+    Errors as `fitted_reduction`.
+    """
     return kept_state(
         folder / "reduction.safetensors",
         lambda: cached_reduction(teacher, config, train),
-        lambda path: read_reduction(path, teacher.embedding_dim, dim),
+        lambda path: read_reduction(path, fresh_reduction(config, teacher)),
     )
 
 
@@ -32,41 +36,61 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
 
     It is fitted on evaluation views of evenly spaced training images.
     """
-    kind, dim = config.teacher.reduce, config.teacher.embedding_dim or EMBEDDING_DIM
+    kind, dim = config.teacher.reduce, reduced_dim(config.teacher, teacher.embedding_dim)
     assert kind is not None
     num_images = config.teacher.num_reduce_images
-    key = {
-        "teacher": teacher.fingerprint,
-        "network": [config.teacher.network, config.teacher.name, config.teacher_ssl.name],
-        "reduce": [kind.value, dim, num_images],
-        "data": train.fingerprint(),
-        "views": eval_options(config.views),
-        **embedding_key(config),
-    }
+    key = {"reduce": [kind.value, dim, num_images], **sample_key(teacher, config, train)}
 
     def make() -> State:
         indices = evenly_spaced(len(train), num_images)
         embeddings = of_images(teacher, teacher, config, train, indices)
-        return fit_reduction(embeddings, dim, whiten=kind is Reduce.whiten).state_dict()
+        return fitted_reduction(kind, embeddings, dim).state_dict()
 
     return cached_state(
-        "reductions", key, make, lambda path: read_reduction(path, teacher.embedding_dim, dim)
+        "reductions", key, make, lambda path: read_reduction(path, fresh_reduction(config, teacher))
     )
 
 
-def read_reduction(path: Path, in_dim: int, out_dim: int) -> State:
-    """State of a reduction from `in_dim` to `out_dim` numbers.
+def fresh_reduction(config: DistillConfig, teacher: Teacher) -> Reduction:
+    """A fresh reduction of the kind that `config` asks for; errors as `Reduction`.
+
+    An objective that compares lengths gets the standardised embeddings at their own.
+    """
+    kind, dim = config.teacher.reduce, teacher.embedding_dim
+    assert kind is not None
+    compares_lengths = not lookup(OBJECTIVES, config.objective.name, "objective").unit_length
+    return empty_reduction(
+        kind,
+        dim,
+        reduced_dim(config.teacher, dim),
+        unit_length=not (compares_lengths and kind in FULL_WIDTH),
+    )
+
+
+def read_reduction(path: Path, expected: Reduction) -> State:
+    """State of a reduction with the shapes of `expected`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
     state = read_state(path)
-    if problem := mismatch(Reduction(in_dim, out_dim).state_dict(), state):
+    if problem := mismatch(expected.state_dict(), state):
         raise ValueError(f"{path} is damaged ({problem})")
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
     return state
+
+
+def sample_key(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Any]:
+    """The part of a cache's key that says what the teacher gives for images of a sample."""
+    return {
+        "teacher": teacher.fingerprint,
+        "network": [config.teacher.network, config.teacher.name, config.teacher_ssl.name],
+        "data": train.fingerprint(),
+        "views": eval_options(config.views),
+        **embedding_key(config),
+    }
 
 
 def embedding_key(config: DistillConfig) -> dict[str, Any]:

@@ -56,6 +56,7 @@ DATA = [
     "objective.queue_size=32",
 ]
 DISTILL = [*VIT, *RUN, *DATA]
+PLAN: dict[str, Any] = {"seconds": 0, "num_images": 100, "gpus": 1}
 
 
 def save_vit(name: str, path: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_reduction_is_fitted_on_images_spread_over_all_and_kept(
     )
 
     # Whoever comes next, to go on or with another student, has the same numbers.
-    monkeypatch.setattr("seed_exp.training.teacher_reduction.fit_reduction", None)
+    monkeypatch.setattr("seed_exp.training.teacher_reduction.fitted_reduction", None)
     again = run(*options, "run_dir=again")
     assert_same_students(first, again)
     assert (first / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
@@ -183,6 +184,58 @@ def test_a_run_goes_on_with_the_reduction_that_it_began_with(home: Path) -> None
         ValueError, match=r"stopped/reduction\.safetensors is gone, which stopped was trained with"
     ):
         run(*options, "run_dir=stopped")
+
+
+def test_a_run_with_maps_goes_on_with_the_scale_that_it_began_with(home: Path) -> None:
+    options = ["objective.dense_weight=1", "teacher.num_reduce_images=20", "checkpoint_every=1"]
+    straight, stopped = run(*options, "run_dir=straight"), run(*options, "run_dir=stopped")
+    (kept,) = sorted((straight / "checkpoints").iterdir())[-1:]
+    carried = torch.load(kept, weights_only=True)["carried"]
+    config = compose("distill", [*DISTILL, *options])
+    source, teacher = load_source(config.data, "train"), build_teacher(config.teacher, "")
+    teacher.adapt_to(config.views)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (config.views.mean, config.views.std)
+    )
+    tokens = []
+    for index in evenly_spaced(67, 20).tolist():
+        view = torch.empty(3, 64, 64, dtype=torch.uint8)
+        resize_center_crop(source.image(index), config.views.eval_resize, view)
+        images = teacher.inputs((((view.float() / 255) - mean) / std)[None])
+        patches = teacher.encoder.forward_features(images)[0, teacher.encoder.num_prefix_tokens :]
+        tokens.append(patches.detach().double())
+    rows = torch.cat(tokens)
+    torch.testing.assert_close(carried["dense.mean"].double(), rows.mean(0), atol=1e-4, rtol=1e-4)
+    expected = 1 / rows.std(0, correction=0)
+    torch.testing.assert_close(carried["dense.factor"].double(), expected, atol=1e-4, rtol=1e-3)
+
+    for path in [stopped / "done.json", *sorted((stopped / "checkpoints").iterdir())[1:]]:
+        path.unlink()
+    (file,) = (home / "cache" / "maps").iterdir()
+    save_file({key: 2 * tensor for key, tensor in load_file(file).items()}, file)
+    run(*options, "run_dir=stopped")
+    assert_same_students(straight, stopped)
+    assert (straight / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
+    assert "convnet_w32/loss_dense_local" in metrics(straight)[0]
+    for refuse in (run, lambda *words: tools_plan.plan("distill", [*DISTILL, *words], **PLAN)):
+        with pytest.raises(ValueError, match=r"teacher_cache=kept holds embeddings, .* 0\.\d+ GB"):
+            refuse(*options, "teacher_cache=kept")
+    (row,) = tools_plan.plan("distill", [*DISTILL, *options], **PLAN).jobs
+    (plain,) = tools_plan.plan("distill", DISTILL, **PLAN).jobs
+    assert row.checkpoints > plain.checkpoints, "map heads"
+
+
+def test_regression_learns_phi_s_targets_that_other_objectives_see_at_unit_length(
+    home: Path,
+) -> None:
+    options = ["teacher.reduce=phi_s", "teacher_cache=embeddings", "steps=1"]
+    first = run(*options, "objective=regression", "run_dir=regression")
+    run(*options, "run_dir=seed")
+    assert len(list((home / "cache" / "reductions").iterdir())) == 1, "one fit for both"
+    assert len(list((home / "embeddings").iterdir())) == 2, "of other lengths"
+    assert "64 numbers, standardised (phi_s)" in (first / "log.txt").read_text()
+    ((_, header), _) = load_students(first).values()
+    assert header["embedding_dim"] == 64
 
 
 @pytest.mark.parametrize("kind", ["other", "infinite", "pickle", "folder"])
@@ -252,6 +305,10 @@ def test_a_cache_that_cannot_be_is_refused_before_a_reduction_is_fitted(
         ),
         (["teacher.embedding_dim=6"], "teacher.embedding_dim=6 needs teacher.reduce"),
         (
+            ["teacher.reduce=phi_s", "teacher.embedding_dim=6"],
+            "teacher.embedding_dim=6 is for teacher.reduce=pca or whiten; phi_s keeps",
+        ),
+        (
             ["teacher.reduce=pca", "teacher.embedding_dim=0"],
             "embedding_dim must be null or at least 1, got 0",
         ),
@@ -288,7 +345,7 @@ def test_a_vit_can_be_planned_without_its_weights() -> None:
         "teacher.embedding_dim=6",
         "teacher_cache=c",
     ]
-    (row,) = tools_plan.plan("distill", options, seconds=0, num_images=100, gpus=1).jobs
+    (row,) = tools_plan.plan("distill", options, **PLAN).jobs
     assert row.teacher_cache == 3 * 8 * 4 * (
         1 + 6 * 3
     )  # steps x images x bytes x (checksum + numbers of three views)

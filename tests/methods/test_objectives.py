@@ -33,6 +33,7 @@ from seed_exp.methods.bags import BagSeed, any_bags, needs_bags
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.models.heads import head_layers, projection_head
+from seed_exp.models.reduction import Reduction
 from seed_exp.training.distillation import distill
 from seed_exp.training.encoders import build_students
 
@@ -74,6 +75,10 @@ FORMULAS: dict[str, tuple[Loss, Loss]] = {
     "squared_distance": (
         lambda s, t, _: losses.squared_distance(s, t),
         lambda s, t, _: reference.squared_distance(s, t),
+    ),
+    "regression": (
+        lambda s, t, _: losses.regression_loss(3 * s, 5 * t, smooth_share=0.3),
+        lambda s, t, _: reference.regression_loss(3 * s, 5 * t, 0.3),
     ),
     "coss": (
         lambda s, t, _: losses.coss_loss(s, t, weight=0.7),
@@ -391,6 +396,27 @@ def test_symmetric_views_are_compared_with_the_teachers_own_and_other_view() -> 
     assert out["loss_local"].item() == pytest.approx(own.item(), rel=1e-5)
 
 
+def test_regression_compares_lengths_and_keeps_unit_embeddings_in_the_queue() -> None:
+    method, batch = build("regression", bn=False), views()
+    reduction = Reduction(tiny.DIM, tiny.DIM, elementwise=True, unit_length=False)
+    reduction.components.fill_(7.0)
+    method.teacher.reduce_by(reduction)
+    student = method.trainable["a"]
+    out = method.loss("a", student, method.prepare(batch, BATCH))
+    for resolution, images in batch.items():
+        flat = images.flatten(0, 1)
+        raw = student.head(student.features(flat))
+        teacher = 7 * F.normalize(method.teacher.head(method.teacher.encoder(flat)), dim=1)
+        expected = reference.regression_loss(raw, teacher, 0.5)
+        assert out[f"loss_{resolution}"].item() == pytest.approx(expected.item(), rel=1e-5)
+        if resolution == "global":
+            cosine = F.cosine_similarity(raw, teacher).mean()
+            assert out["teacher_cosine"].item() == pytest.approx(cosine.item(), rel=1e-4)
+    method.after_step()
+    lengths = method.queues["global"].embeddings.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(21))
+
+
 def test_disco_adds_the_students_own_contrast_to_the_distance() -> None:
     method, batch = build("disco", ("a", "b"), bn=False), views()
     student = method.trainable["a"]
@@ -534,6 +560,8 @@ OUT_OF_RANGE: dict[str, list[float]] = {
     "bn_group_size": [1],
     "own_epochs": [-1],
     "effective_neighbours": [1, 0.5],
+    "dense_weight": [-0.1, math.inf],
+    "smooth_share": [-0.1, 1.1],
 }
 
 
@@ -589,7 +617,7 @@ def test_an_objective_has_the_options_that_its_training_reads_and_no_others(name
     method.after_step()
     # Read by the students, before training, and with a number of effective neighbours.
     of_others = (
-        {"hidden_dim", "deep_head", "queue_init"}
+        {"hidden_dim", "deep_head", "queue_init", "dense_weight"}
         | {"effective_neighbours_per"}
         | ({"bag_size"} if method.rows_per_image == 2 else set())
     )
@@ -702,9 +730,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *((name, []) for name in OBJECTIVES),
+        ("seed", ["objective.dense_weight=0.5", "teacher.num_reduce_images=50"]),
+        ("regression", ["teacher.reduce=phi_s", "objective.dense_weight=2"]),
+    ],
+)
 def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
-    name: str, teacher: Path, tmp_path: Path
+    name: str, more: list[str], teacher: Path, tmp_path: Path
 ) -> None:
     own = options_of(OBJECTIVE_CONFIGS[name])
     options = [
@@ -717,6 +752,7 @@ def test_the_command_trains_a_fleet_and_resumes_it_bit_for_bit(
         "objective.queue_size=128",
         *(f"objective.{key}={value}" for key, value in CLUSTERS.items() if key in own),
         "steps=24",
+        *more,
     ]
     straight = command("distill", *options, f"run_dir={tmp_path}/straight")
     forks.run(straight, check=True, capture_output=True)

@@ -104,6 +104,7 @@ def test_our_recipes_are_those_of_the_papers(
         ),
         ({"students.resnet18.hidden_dim": 0}, "the student's head is 0 wide, published: 512"),
         ({"teacher.reduce": "whiten"}, "the teacher's embeddings are reduced by whiten"),
+        ({"objective.dense_weight": 0.5}, "maps are compared too, with weight 0.5"),
         (
             {"teacher.embedding": "features"},
             "the students learn the teacher's features, published: its head's output",

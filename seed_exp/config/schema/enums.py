@@ -54,10 +54,16 @@ class DataFormat(Enum):
 
 
 class Reduce(Enum):
-    """Projection of a teacher's embeddings onto principal components, which narrows them."""
+    """Fixed map of a teacher's embeddings, fitted before training.
+
+    `pca` and `whiten` project onto principal components, which makes embeddings narrower.
+    `standardize` and `phi_s` keep their width.
+    """
 
     pca = "pca"  # keeps the proportions of the components
     whiten = "whiten"  # gives all of them the same variance
+    standardize = "standardize"  # mean 0 and standard deviation 1 in each dimension
+    phi_s = "phi_s"  # the same by a rotation and one factor, which keep all angles
 
 
 TeacherEmbedding = Enum(

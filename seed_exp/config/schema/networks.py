@@ -147,11 +147,11 @@ class TeacherConfig:
     embedding: TeacherEmbedding = TeacherEmbedding.head
     """Output that students learn: head, features (before it); of a ViT cls, mean_patch or both."""
     reduce: Reduce | None = None
-    """Projection to narrower embeddings, fitted before training, then fixed; null = none."""
+    """Fixed map of embeddings, fitted before: pca, whiten (narrower); standardize, phi_s (not)."""
     embedding_dim: int | None = None
-    """reduce: width of the reduced embedding; null = 128."""
+    """reduce=pca, whiten: width of the reduced embedding; null = 128."""
     num_reduce_images: int = 10000
-    """reduce: training images, evenly spaced, on which the projection is fitted, at most."""
+    """reduce, dense_weight: training images, evenly spaced, on which they are fitted, at most."""
 
     def __post_init__(self) -> None:
         require(
@@ -167,6 +167,11 @@ class TeacherConfig:
             dim is None or self.reduce is not None,
             f"teacher.embedding_dim={dim} needs teacher.reduce=pca or whiten: "
             "without it embeddings are as wide as the teacher's",
+        )
+        require(
+            dim is None or self.reduce in (Reduce.pca, Reduce.whiten),
+            f"teacher.embedding_dim={dim} is for teacher.reduce=pca or whiten; "
+            f"{self.reduce and self.reduce.value} keeps the teacher's width, so leave it out",
         )
         require(
             dim is None or dim >= 1, f"teacher.embedding_dim must be null or at least 1, got {dim}"

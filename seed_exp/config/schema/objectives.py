@@ -60,7 +60,19 @@ class ObjectiveConfig(WithQueue):
 
 
 @dataclass
-class SeedConfig(ObjectiveConfig):
+class DenseConfig(ObjectiveConfig):
+    """An objective to which a comparison of feature maps can be added."""
+
+    dense_weight: float = 0.0
+    """Factor of the loss between feature maps, position by position; 0 = maps are not compared."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_factor(self, "dense_weight")
+
+
+@dataclass
+class SeedConfig(DenseConfig):
     name: str = "seed"
     """Key of methods.objectives.OBJECTIVES."""
     tau_student: float = 0.2
@@ -130,7 +142,7 @@ class SeedGeneralConfig(SeedConfig):
 
 
 @dataclass
-class PairwiseConfig(ObjectiveConfig):
+class PairwiseConfig(DenseConfig):
     """An objective that compares student and teacher without a memory of other images."""
 
     queue_size: Any = "auto"
@@ -161,6 +173,18 @@ class CossConfig(PairwiseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_factor(self, "weight")
+
+
+@dataclass
+class RegressionConfig(PairwiseConfig):
+    name: str = "regression"
+    """Key of methods.objectives.OBJECTIVES."""
+    smooth_share: float = 0.5
+    """Share of smooth-L1 in the loss, from 0 to 1; the cosine has the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_share(self, "smooth_share")
 
 
 @dataclass
@@ -371,6 +395,7 @@ OBJECTIVE_CONFIGS: dict[str, type[ObjectiveConfig]] = {
     "infonce": InfoNCEConfig,
     "compress": CompressConfig,
     "simreg": SimRegConfig,
+    "regression": RegressionConfig,
     "disco": DiscoConfig,
     "bingo": BingoConfig,
     "bingo_bags": BingoBagsConfig,
