@@ -261,6 +261,8 @@ def _assumptions(
 ) -> dict[str, str]:
     """Facts and assumptions on which the numbers rest, besides the machine."""
     facts = {"images": _listed({found.num for found in images})}
+    if precisions := sorted({cost.precision for cost in costs} - {""}):
+        facts["precision"] = "; or ".join(precisions)
     if device.type == "cpu":
         measured = _listed({cost.measured_images for cost in costs})
         facts["rates"] = (

@@ -152,7 +152,8 @@ class Fleet:
                     derive_seed(self.config.seed, name, step, part, distributed.rank())
                 )
                 with distributed.no_sync(network, skip=part + 1 < accumulation):
-                    with autocast(self.config.precision, self.device):
+                    precision = self.method.formats.get(name, self.config.precision)
+                    with autocast(precision, self.device):
                         scalars = self.method.loss(name, network, prepared)
                     (scalars["loss"] / accumulation).backward()  # type: ignore[no-untyped-call]
                 for key, value in scalars.items():

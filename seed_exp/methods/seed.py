@@ -10,8 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from seed_exp.base.network_names import TEACHER
 from seed_exp.base.registry import lookup
-from seed_exp.config.schema import BatchTeacherConfig, ObjectiveConfig, QueueInit, SeedConfig
+from seed_exp.config.schema import (
+    BatchTeacherConfig,
+    ObjectiveConfig,
+    Precision,
+    QueueInit,
+    SeedConfig,
+)
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
@@ -23,6 +30,7 @@ from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.methods.temperature import Temperature, neighbours_of, teacher_temperature
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
+from seed_exp.models.teacher_precision import torch_format
 from seed_exp.views.recipe import HostBatch
 
 ONE_HOT = 1.01
@@ -158,6 +166,14 @@ class Seed(Method):
         self.teacher.encoder.compile(dynamic=False)
         if self.contrast is not None:
             self.contrast.compile_encoders()
+
+    def compute_in(self, formats: Mapping[str, Precision]) -> None:
+        """Gives networks formats of their own, the teacher and momentum encoders included."""
+        super().compute_in(formats)
+        if TEACHER in formats:
+            self.teacher.format = torch_format(formats[TEACHER])
+        if self.contrast is not None:
+            self.contrast.compute_in(formats)
 
     def rehearsal(self) -> Method:
         """A copy without a cache, so that trying out a step leaves no trace."""

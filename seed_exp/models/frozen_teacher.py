@@ -43,6 +43,8 @@ class Teacher(nn.Module):
         """Hash of the teacher's weights; empty if untrained."""
         self.overflow = Overflow()
         """Whether float16 does not hold its embeddings."""
+        self.format: torch.dtype | None = None
+        """Format of its own in which it computes; None = that of the caller's autocast."""
         self.requires_grad_(False)
         self.eval()
 
@@ -54,11 +56,12 @@ class Teacher(nn.Module):
         """Embeddings [N, D] of views [N, 3, S, S].
 
         They have unit length, are constants for autograd, and are float32 also under autocast. The
-        network computes in the format of `teacher_dtype`, or in float32 once an embedding was not
-        finite in float16. On a GPU the passes until that is known return such embeddings too.
+        network computes in `format`, by default that of `teacher_dtype`, or in float32 once an
+        embedding was not finite in float16. On a GPU the passes until that is known return such
+        embeddings too.
         """
         device = views.device.type
-        dtype = teacher_dtype(callers_dtype(device), device)
+        dtype = self.format or teacher_dtype(callers_dtype(device), device)
         if dtype is torch.float16 and not self.overflow.seen():
             embeddings = self._in(dtype, views)
             self.overflow.add(embeddings, views.shape)

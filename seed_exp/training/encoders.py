@@ -95,7 +95,7 @@ def train_encoders(
     if distributed.rank() == 0:
         announce(run.folder)
     log.info("%d images", len(images.train))
-    describe(students, config, run.device)
+    describe(students, config, run.device, method.formats)
     averages = None
     if config.ema_decay is not None:
         averages = Averages(students, config.ema_decay, run.device)
@@ -194,12 +194,16 @@ def student_file(folder: Path, name: str) -> Path:
 
 
 def describe(
-    students: Mapping[str, Student], config: EncoderFitConfig, device: torch.device
+    students: Mapping[str, Student],
+    config: EncoderFitConfig,
+    device: torch.device,
+    formats: Mapping[str, Precision],
 ) -> None:
-    """Logs size and memory of each student."""
+    """Logs size and memory of each student; `formats` as those of `Method`."""
     for name, student in students.items():
         num_parameters = sum(parameter.numel() for parameter in student.parameters())
-        activations = activations_per_image(student, config.views, config.precision, device)
+        precision = formats.get(name, config.precision)
+        activations = activations_per_image(student, config.views, precision, device)
         log.info(
             "student %s: %s parameters with its head, %.3g MiB of activations per image",
             name,
