@@ -36,10 +36,15 @@ _CPU = torch.device("cpu")
 
 def default_num_workers(ranks_on_machine: int) -> int:
     """Worker processes per rank: its share of the usable cores, less one for the rank; >= 0."""
+    return max(0, cores_of_rank(ranks_on_machine) - 1)
+
+
+def cores_of_rank(ranks_on_machine: int) -> int:
+    """A rank's share of the usable cores of this machine, or what SLURM gives its task."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     own = slurm.cores_of_task(cores)
-    return max(0, (cores // ranks_on_machine if own is None else own) - 1)
+    return cores // ranks_on_machine if own is None else own
 
 
 def load_batches(

@@ -70,7 +70,7 @@ def claim_folder(
             or a run without config.json.
     """
     file = folder / "config.json"
-    half = {
+    half: dict[str, Precision] = {
         name: precision
         for name, precision in (formats or {}).items()
         if precision is Precision.bfloat16

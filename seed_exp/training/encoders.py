@@ -27,6 +27,7 @@ from seed_exp.config.schema import (
     ViewsConfig,
 )
 from seed_exp.config.words import word
+from seed_exp.data.loader import cores_of_rank
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.averages import Averages
@@ -96,6 +97,13 @@ def train_encoders(
         announce(run.folder)
     log.info("%d images", len(images.train))
     describe(students, config, run.device, method.formats)
+    if run.device.type == "cpu":
+        log.info(
+            "CPU: %d threads of torch and %d worker processes for %d cores; where other work "
+            "shares them, fewer threads (OMP_NUM_THREADS) are faster",
+            *(torch.get_num_threads(), run.num_workers),
+            cores_of_rank(distributed.local_world_size()),
+        )
     averages = None
     if config.ema_decay is not None:
         averages = Averages(students, config.ema_decay, run.device)
