@@ -30,7 +30,7 @@ from seed_exp.config.schema import StudentConfig
 from seed_exp.data.digits import DigitsSource
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.methods.teacher_cache import TeacherCache
-from seed_exp.models import teachers
+from seed_exp.models import cpu_precision, teachers
 from seed_exp.models.students import build_student, save_student
 from seed_exp.models.teachers import build_teacher
 from seed_exp.tools import plan as tools_plan
@@ -221,6 +221,7 @@ def test_the_total_is_the_sum_of_the_jobs(measured: list[Config]) -> None:
         ("seed=0,1,2", 1),
         ("optimizer.lr=0.1,1", 1),
         ("objective.tau_teacher=0.1,0.01", 1),
+        ("objective.tau_teacher=0.01,0.001", 2),  # the second keeps the teacher in float32
         ("epochs=1,2", 1),
         ("teacher=moco_v2_r50,moco_v2_r50_800ep", 1),
         ("teacher=moco_v2_r50,moco_v2_r152,swav_r50", 3),
@@ -261,6 +262,18 @@ def test_the_time_is_divided_among_what_is_measured(monkeypatch: pytest.MonkeyPa
 def step_cost(*overrides: str, batch_size: int = 32, command: str = "distill") -> StepCost:
     config = compose(command, [*DIGITS, *overrides])
     return measure_step(cost_options(config, batch_size, list(config.students)), CPU, seconds=0)
+
+
+def test_a_step_is_measured_in_the_formats_that_the_run_would_have(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_precision, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(cpu_precision, "SMALLEST_VIEW", 1)
+    own = ["teacher=run", teacher, "student=convnet_w2", "objective.queue_size=64"]
+    assert step_cost(*own).precision == "bfloat16: teacher, students.convnet_w2"
+    sharp = step_cost(*own, "objective.tau_teacher=1e-3").precision
+    assert sharp == "bfloat16: students.convnet_w2; float32: teacher"
+    assert step_cost(*own, "precision=float32").precision == "float32"
 
 
 def test_memory_is_what_stays_and_what_grows_with_the_batch(teacher: str) -> None:

@@ -41,7 +41,7 @@ class FitConfig:
     accumulation: int = 1
     """Parts into which each process splits its share of the batch to save memory."""
     precision: Precision = Precision.auto
-    """Number format of the forward pass; auto = chosen for the device, on a CPU per network."""
+    """Number format of the forward pass; auto = chosen for the device, in trainings per network."""
     compile: bool | None = None
     """torch.compile of networks and views: slower to start, faster to run; null = on a GPU."""
     deterministic: bool = False
