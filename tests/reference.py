@@ -202,3 +202,46 @@ def sinkhorn(points: Tensor, prototypes: Tensor, epsilon: float, iterations: int
         matrix = matrix / matrix.sum(0, keepdim=True)
         matrix = matrix / matrix.sum(1, keepdim=True)
     return matrix
+
+
+def retrieval(
+    gallery: list[list[float]],
+    gallery_labels: list[int],
+    queries: list[list[float]],
+    query_labels: list[int],
+    ks: list[int],
+    own: list[int] | None = None,
+) -> dict[str, float]:
+    """Mean average precision and recall@k, percent, from the whole ranking of each query.
+
+    Average precision: the mean, over the relevant images, of the precision at their rank (Manning
+    et al., Introduction to Information Retrieval, Section 8.4). Recall@k: whether one of the k
+    first is relevant (arXiv:1511.06452, Section 6). Equal similarities: other classes first.
+    """
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / (
+            math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+        )
+
+    precisions: list[float] = []
+    hits: dict[int, list[bool]] = {k: [] for k in ks}
+    for number, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
+        others = [
+            (-round(cosine(query, image), 6), other == label)
+            for index, (image, other) in enumerate(zip(gallery, gallery_labels, strict=True))
+            if own is None or index != own[number]
+        ]
+        relevant = [is_relevant for _, is_relevant in sorted(others)]
+        if not any(relevant):
+            continue
+        at_relevant = [
+            sum(relevant[: rank + 1]) / (rank + 1) for rank, hit in enumerate(relevant) if hit
+        ]
+        precisions.append(sum(at_relevant) / len(at_relevant))
+        for k in ks:
+            hits[k].append(any(relevant[:k]))
+    return {
+        "map": 100 * sum(precisions) / len(precisions),
+        **{f"recall{k}": 100 * sum(found) / len(found) for k, found in hits.items()},
+    }
