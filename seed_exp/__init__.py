@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         linear,
         pretrain,
         report,
+        retrieval,
     )
     from seed_exp.python.encoder import load
 
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "pretrain",
     "report",
+    "retrieval",
 ]
 __version__ = "0.2.0"
 

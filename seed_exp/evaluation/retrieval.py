@@ -121,11 +121,10 @@ def _relevant(
     -inf where a class has fewer than R images, and for the query itself.
     """
     found = keys.new_full((len(keys), int((ends - starts).max())), -torch.inf)
-    bounds, row, counts = torch.stack([starts, ends], 1).unique_consecutive(
-        dim=0, return_inverse=True, return_counts=True
-    )
+    _, counts = torch.unique_consecutive(starts, return_counts=True)
     first = 0
-    for (start, end), count in zip(bounds.tolist(), counts.tolist(), strict=True):
+    for count in counts.tolist():
+        start, end = int(starts[first]), int(ends[first])
         mine = slice(first, first + count)
         found[mine, : end - start] = keys[mine] @ images(start, end).T
         first += count
@@ -144,9 +143,7 @@ def _num_above(
 ) -> Tensor:
     """Number of images of other classes at least as similar as each relevant one: int64 [b, R]."""
     ascending = relevant.flip(1).contiguous()
-    beaten = torch.zeros(
-        (len(keys), relevant.shape[1] + 1), dtype=torch.int64, device=keys.device
-    )
+    beaten = torch.zeros((len(keys), relevant.shape[1] + 1), dtype=torch.int64, device=keys.device)
     # A similarity takes at most 24 bytes: its value, what it is compared with, its position.
     columns = max(1, memory // (2 * (24 * len(keys) + 12 * keys.shape[1])))
     for start in range(0, len(gallery_labels), columns):

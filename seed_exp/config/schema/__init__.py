@@ -11,6 +11,7 @@ from typing import Any
 from seed_exp.config.schema.enums import (
     DataFormat,
     FeatureType,
+    GallerySplit,
     NeighboursPer,
     OnError,
     Precision,
@@ -27,11 +28,13 @@ from seed_exp.config.schema.evaluation import (
     EVALUATIONS,
     DetectConfig,
     EvaluationKind,
+    FeaturesConfig,
     FinetuneConfig,
     KnnConfig,
     LinearConfig,
     Measure,
     OfRunConfig,
+    RetrievalConfig,
 )
 from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import (
@@ -124,8 +127,10 @@ __all__ = [
     "EvaluationKind",
     "ExportConfig",
     "FeatureType",
+    "FeaturesConfig",
     "FinetuneConfig",
     "FitConfig",
+    "GallerySplit",
     "InfoNCEConfig",
     "KMeansConfig",
     "KnnConfig",
@@ -148,6 +153,7 @@ __all__ = [
     "Reduce",
     "ReportConfig",
     "Resume",
+    "RetrievalConfig",
     "ScheduleName",
     "SeedConfig",
     "SeedGeneralConfig",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema.enums import Precision
+from seed_exp.config.schema.enums import GallerySplit, Precision
 from seed_exp.config.schema.parts import DataConfig, require, require_global_only, require_unmixed
 from seed_exp.config.schema.training import FitConfig
 
@@ -119,11 +119,9 @@ class DetectConfig(FitConfig, OfRunConfig):
 
 
 @dataclass
-class KnnConfig(OfRunConfig):
-    ks: list[int] = field(default_factory=lambda: [10, 20, 200])
-    """Numbers of neighbours, each with a majority and a weighted vote."""
-    temperature: float = 0.07
-    """Temperature of the weighted vote."""
+class FeaturesConfig(OfRunConfig):
+    """Options of the evaluations that compare features and train nothing."""
+
     recalibrate_bn: bool = False
     """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
     batch_size: int = 256
@@ -137,12 +135,42 @@ class KnnConfig(OfRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass
+class KnnConfig(FeaturesConfig):
+    ks: list[int] = field(default_factory=lambda: [10, 20, 200])
+    """Numbers of neighbours, each with a majority and a weighted vote."""
+    temperature: float = 0.07
+    """Temperature of the weighted vote."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.ks) > 0 and min(self.ks) > 0,
             f"ks must be one or more numbers of neighbours above 0, got {self.ks}",
         )
         require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
-        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass
+class RetrievalConfig(FeaturesConfig):
+    gallery: GallerySplit = GallerySplit.train
+    """Images to search for those of a validation image's class; val = all other validation ones."""
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """Numbers of images that recall looks at, nearest first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.ks) > 0 and min(self.ks) > 0,
+            f"ks must be one or more numbers of images above 0, got {self.ks}",
+        )
+        require(
+            len(set(self.ks)) == len(self.ks),
+            f"ks must be different numbers of images, got {self.ks}",
+        )
 
 
 class FewLabels(NamedTuple):
@@ -210,6 +238,18 @@ EVALUATIONS: dict[str, EvaluationKind] = {
         trains=False,
         measures=(
             Measure("K", "knn", "knn10_majority", "knn", "k-NN top-1, k = 10, majority vote"),
+        ),
+    ),
+    "retrieval": EvaluationKind(
+        RetrievalConfig,
+        "retrieval",
+        headline="map",
+        trains=False,
+        measures=(
+            Measure("mAP", "retrieval", "map", "retrieval_map", "retrieval, mean AP", asked=False),
+            Measure(
+                "R@1", "retrieval", "recall1", "retrieval_r1", "retrieval, recall@1", asked=False
+            ),
         ),
     ),
     "linear": EvaluationKind(
