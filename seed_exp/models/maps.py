@@ -24,11 +24,21 @@ def feature_maps(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     unpooled: Tensor = encoder.forward_features(images)  # type: ignore[operator]
     features: Tensor = encoder.forward_head(unpooled)  # type: ignore[operator]
+    return features, _as_maps(encoder, unpooled, images.shape[-1])
+
+
+def last_maps(encoder: nn.Module, images: Tensor) -> Tensor:
+    """The maps [N, C, H, W] of `feature_maps` alone, without the layers behind them."""
+    unpooled: Tensor = encoder.forward_features(images)  # type: ignore[operator]
+    return _as_maps(encoder, unpooled, images.shape[-1])
+
+
+def _as_maps(encoder: nn.Module, unpooled: Tensor, size: int) -> Tensor:
     if unpooled.ndim == 3:  # tokens [N, T, C]
         tokens = unpooled[:, getattr(encoder, "num_prefix_tokens", 0) :]
         embedding: Any = encoder.patch_embed
-        side = -(-images.shape[-1] // embedding.patch_size[0])  # rounded up: some pad the image
-        return features, tokens.transpose(1, 2).reshape(*tokens.shape[::2], side, side)
+        side = -(-size // embedding.patch_size[0])  # rounded up: some pad the image
+        return tokens.transpose(1, 2).reshape(*tokens.shape[::2], side, side)
     if getattr(encoder, "output_fmt", "NCHW") == "NHWC":
         unpooled = unpooled.permute(0, 3, 1, 2)
-    return features, unpooled
+    return unpooled
