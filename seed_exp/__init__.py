@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         pretrain,
         report,
         retrieval,
+        segment,
     )
     from seed_exp.python.encoder import load
 
@@ -32,6 +33,7 @@ __all__ = [
     "pretrain",
     "report",
     "retrieval",
+    "segment",
 ]
 __version__ = "0.2.0"
 

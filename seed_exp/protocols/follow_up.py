@@ -27,6 +27,7 @@ from seed_exp.protocols.finetune import finetune
 from seed_exp.protocols.knn import knn
 from seed_exp.protocols.linear import linear
 from seed_exp.protocols.retrieval import retrieval
+from seed_exp.protocols.segment import segment
 
 log = logging.getLogger("seed_exp")
 
@@ -36,6 +37,7 @@ PROTOCOLS: dict[str, Callable[[Any], Any]] = {
     "linear": linear,
     "finetune": finetune,
     "detect": detect,
+    "segment": segment,
 }
 """What runs each of config.schema.EVALUATIONS, given its options."""
 

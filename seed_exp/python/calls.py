@@ -150,6 +150,14 @@ def detect(run: PathLike, **options: Any) -> Evaluation:
     return _evaluation("detect", measure, config)
 
 
+def segment(run: PathLike, **options: Any) -> Evaluation:
+    """Trains classifiers of pixels on frozen maps; arguments and errors as those of `knn`."""
+    config = composed("segment", {"run": run, **options})
+    from seed_exp.protocols.segment import segment as measure
+
+    return _evaluation("segment", measure, config)
+
+
 def embed(run: PathLike, *, data: PathLike | None = None, **options: Any) -> EmbeddedImages:
     """Writes the features of all images of a source into one file.
 

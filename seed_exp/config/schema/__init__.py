@@ -26,6 +26,7 @@ from seed_exp.config.schema.enums import (
 )
 from seed_exp.config.schema.evaluation import (
     EVALUATIONS,
+    IGNORED,
     DetectConfig,
     EvaluationKind,
     FeaturesConfig,
@@ -35,6 +36,7 @@ from seed_exp.config.schema.evaluation import (
     Measure,
     OfRunConfig,
     RetrievalConfig,
+    SegmentConfig,
 )
 from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import (
@@ -103,6 +105,7 @@ WITHOUT_SCHEMA = ("plan", "sweep", "zoo")
 
 __all__ = [
     "EVALUATIONS",
+    "IGNORED",
     "OBJECTIVE_CONFIGS",
     "SCHEMAS",
     "TRAINING",
@@ -158,6 +161,7 @@ __all__ = [
     "SeedConfig",
     "SeedGeneralConfig",
     "SeedStrongConfig",
+    "SegmentConfig",
     "SimRegConfig",
     "SplitName",
     "StudentConfig",

@@ -118,6 +118,50 @@ class DetectConfig(FitConfig, OfRunConfig):
         )
 
 
+SOURCES_WITH_MASKS = ("ade20k", "mask_folder", "voc_masks")
+"""Keys of data.sources.SOURCES whose images come with a class for each pixel."""
+IGNORED = 255
+"""Value in a mask of pixels without a class, which are neither learnt nor counted."""
+
+
+@dataclass
+class SegmentConfig(FitConfig, OfRunConfig):
+    crop_size: int = 512
+    """Side of the square crops in pixels: of training, and of the windows of evaluation."""
+    scales: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    """Training: shorter side to which images are resized, in crop sides, smallest and largest."""
+    num_classes: int | None = None
+    """data=mask_folder: number of classes; null = one more than the largest in training masks."""
+    recalibrate_bn: bool = False
+    """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
+
+    def __post_init__(self) -> None:
+        FitConfig.__post_init__(self)
+        OfRunConfig.__post_init__(self)
+        require(
+            self.data.source in SOURCES_WITH_MASKS,
+            "segment needs images with masks: data=voc_masks, data=ade20k or data=mask_folder; "
+            f"got data={self.data.source}",
+        )
+        require_unmixed(self.views, "segment", "a pixel's class would be that of one of two images")
+        require(
+            not self.views.operations,
+            f"segment takes no views.operations, got {self.views.operations}: "
+            "they would change images and not their masks",
+        )
+        require(self.crop_size >= 16, f"crop_size must be at least 16 pixels, got {self.crop_size}")
+        require(
+            len(self.scales) == 2 and 0.1 <= self.scales[0] <= self.scales[1] <= 10,
+            f"scales must be [smallest, largest], from 0.1 to 10, got {self.scales}",
+        )
+        num = self.num_classes
+        require(
+            num is None or (self.data.source == "mask_folder" and 2 <= num <= IGNORED),
+            f"num_classes is for data=mask_folder, from 2 to {IGNORED}; "
+            f"got num_classes={num} data={self.data.source}",
+        )
+
+
 @dataclass
 class FeaturesConfig(OfRunConfig):
     """Options of the evaluations that compare features and train nothing."""
@@ -293,6 +337,16 @@ EVALUATIONS: dict[str, EvaluationKind] = {
         inherits=("data", "tracker", "device", "deterministic", "seed"),
         takes_views=False,
         sources=SOURCES_WITH_OBJECTS,
+    ),
+    "segment": EvaluationKind(
+        SegmentConfig,
+        "segmentation",
+        headline="miou",
+        measures=(
+            Measure("mIoU", "segment", "miou", "segment_miou", "segmentation, mIoU", asked=False),
+        ),
+        takes_views=False,
+        sources=SOURCES_WITH_MASKS,
     ),
 }
 """Every command that measures a run's students; `seed_exp/protocols/<command>.py` does the work."""
