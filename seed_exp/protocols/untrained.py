@@ -35,14 +35,14 @@ class FrozenFeatures:
 
     frozen: FrozenRun
     sources: LabelledSources
-    extract: Extractor
+    extractor: Extractor
     protocol: dict[str, Any]
     """What the features depend on besides the images."""
 
     def __call__(self, source: Source) -> Extracted:
         """Features of all images of the source, by student; on other ranks than 0 nothing."""
         encoders = {name: student.features for name, student in self.frozen.students.items()}
-        return self.extract(encoders, source, evenly_spaced(len(source)))
+        return self.extractor(encoders, source, evenly_spaced(len(source)))
 
 
 def frozen_features(config: FeaturesConfig, device: torch.device) -> FrozenFeatures:

@@ -78,7 +78,7 @@ def test_segment_trains_classifiers_and_writes_its_protocol(
     before = {name: file_hash(file) for name, file in files.items()}
     monkeypatch.setattr(sys, "argv", ["segment.py", *words])
     segment.main()
-    assert "| segmentation, % | miou | pixel_accuracy |" in capsys.readouterr().out
+    assert "| segmentation, % |  miou | pixel_accuracy |" in capsys.readouterr().out
     (path,) = (home / "run" / "results").glob("segment-*.json")
     content = json.loads(path.read_text())
     results, protocol = content["results"], content["protocol"]
