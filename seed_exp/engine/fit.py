@@ -124,7 +124,7 @@ def fit(
     warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
     if averages is not None:
         warn_of_average(averages.decay, min(lengths.values()))
-    warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
+    warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()), batch_size)
 
     # 3. What is trained.
     fleet = Fleet(

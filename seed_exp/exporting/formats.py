@@ -30,10 +30,10 @@ from seed_exp.exporting.loaders import (
     timm_options,
     torchvision_lines,
 )
-from seed_exp.exporting.maps import feature_maps, has_maps
 from seed_exp.exporting.parity import LIMIT, relative_error, results_of
 from seed_exp.exporting.reduced import in_float16, in_int8
 from seed_exp.models.folding import reparameterised
+from seed_exp.models.maps import feature_maps, has_maps
 from seed_exp.models.students import Student
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"

@@ -26,8 +26,8 @@ from seed_exp.exporting import formats, loaders
 from seed_exp.exporting.folders import atomic_folder
 from seed_exp.exporting.formats import FORMATS, Subject, export_formats, formats_of, hub_config
 from seed_exp.exporting.loaders import CHANGES
-from seed_exp.exporting.maps import feature_maps
 from seed_exp.exporting.parity import LIMIT, relative_error
+from seed_exp.models.maps import feature_maps
 from seed_exp.models.students import build_student
 from seed_exp.views.recipe import EvalViews
 

@@ -47,6 +47,13 @@ class SplitName(Enum):
     val = "val"
 
 
+class GallerySplit(Enum):
+    """Images that retrieval searches."""
+
+    train = "train"  # all training images
+    val = "val"  # all validation images but the query
+
+
 class DataFormat(Enum):
     """Format to which images can be converted."""
 
