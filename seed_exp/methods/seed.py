@@ -279,9 +279,10 @@ class Seed(Method):
         self, views: dict[str, Tensor], flat: dict[str, Tensor], batch: HostBatch
     ) -> dict[str, Tensor]:
         """Teacher embeddings by resolution [V x N, D], from the cache if it has all of them."""
+        side = views["global"].shape[-1]
         if (
             self.cache is not None
-            and (cached := self.cache.read(batch.epoch, batch.indices)) is not None
+            and (cached := self.cache.read(batch.epoch, batch.indices, side)) is not None
         ):
             on_host = {name: cached[name].flatten(0, 1) for name in flat}
             if flat["global"].is_cuda:  # only copies of page-locked memory are not waited for
@@ -296,7 +297,7 @@ class Seed(Method):
             by_view = {
                 name: embeddings[name].view(*view.shape[:2], -1) for name, view in views.items()
             }
-            self.cache.write_soon(batch.epoch, batch.indices, by_view)
+            self.cache.write_soon(batch.epoch, batch.indices, by_view, side)
         return embeddings
 
     def _of_views(self, views: Tensor) -> Tensor:

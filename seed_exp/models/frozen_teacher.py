@@ -91,7 +91,8 @@ class Teacher(nn.Module):
 
         Args:
             views: The recipe.
-            side: Side in pixels to which it resizes global views; None = as the network needs.
+            side: Side in pixels to which it resizes global views of the recipe's own size, and
+                others in proportion; None = as the network needs.
 
         Raises:
             ValueError: the network does not take one of the view sizes, or not that side, or it
@@ -101,7 +102,7 @@ class Teacher(nn.Module):
         if side is not None:
             self._resize_to(side, views.crops["global"].size)
         width: int | None = getattr(self.encoder, "num_features", None)
-        for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
+        for size in views.sizes:
             seen = self.inputs.size(size)
             features_of_empty_image(
                 lambda images: self.encoder(self.inputs(images)),

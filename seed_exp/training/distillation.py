@@ -38,7 +38,7 @@ from seed_exp.models.teacher_precision import teacher_dtype
 from seed_exp.models.teachers import EMBEDDING_DIM, build_teacher
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
-from seed_exp.training.advice import length_advice, queue_advice
+from seed_exp.training.advice import length_advice, queue_advice, resolution_advice
 from seed_exp.training.bags import kept_bags
 from seed_exp.training.encoders import (
     build_students,
@@ -113,6 +113,7 @@ def distill(config: DistillConfig) -> Path:
             for sentence in (
                 *queue_advice(config, len(images.train), teacher.embedding_dim),
                 *length_advice(config, len(images.train)),
+                *resolution_advice(config),
             ):
                 log.warning("warning: %s", sentence)
             size = config.objective.queue_length
@@ -223,7 +224,8 @@ def open_cache(
     own = formats.get(TEACHER, config.precision)
     dtype = teacher_dtype(dtype_of(own, device), device.type)
     views = to_plain(config.views)
-    for added in ("operations", "mixup"):  # without them the key is that of earlier versions
+    # Without them the key is that of earlier versions.
+    for added in ("operations", "mixup", "resolution"):
         if not views[added]:
             del views[added]
     reduction = teacher.reduction
@@ -250,6 +252,7 @@ def open_cache(
         num_views=numbers_of_views(config),
         embedding_dim=teacher.embedding_dim,
         in_pairs=config.views.mixup,
+        of_sizes=config.views.resolution is not None,
     )
 
 
@@ -261,7 +264,7 @@ def cache_costs(
     train: Source,
 ) -> str:
     """Sentence on the cost and gain of the cache; errors as `TeacherCache.describe`."""
-    crops = [crop for crop in config.views.crops.values() if crop.num > 0]
+    crops = [crop for crop in config.views.largest().crops.values() if crop.num > 0]
     forward = sum(crop.num * forward_flops(teacher, crop.size) for crop in crops)
     # A backward pass costs about two forward passes.
     training = sum(

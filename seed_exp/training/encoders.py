@@ -309,9 +309,8 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
     Raises:
         ValueError: a network does not take a size, or returns something else than features.
     """
-    sizes = {crop.size for crop in views.crops.values() if crop.num > 0} | {views.eval_size}
     for name, student in students.items():
-        for size in sorted(sizes):
+        for size in sorted({*views.sizes, views.eval_size}):
             advice = patch_advice(student.encoder, size, f"students.{name}.args")
             features_of_empty_image(
                 student.encoder, size, f"student {name}", student.num_features, advice
@@ -323,12 +322,12 @@ def activations_per_image(
 ) -> int:
     """Bytes that autograd keeps of all views of an image until the backward pass.
 
-    They make memory grow with the batch.
+    They make memory grow with the batch. Where views change their size, those of the largest.
     """
     twin = copy.deepcopy(student).to(device).train()  # its BN statistics move
 
     def forward() -> list[Tensor]:
-        crops = [crop for crop in views.crops.values() if crop.num > 0]
+        crops = [crop for crop in views.largest().crops.values() if crop.num > 0]
         with autocast(precision, device):
             return [
                 twin(torch.zeros(2 * crop.num, 3, crop.size, crop.size, device=device))

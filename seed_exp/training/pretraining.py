@@ -11,7 +11,7 @@ from seed_exp.engine.run import open_run
 from seed_exp.methods.moco import Moco
 from seed_exp.models.cpu_precision import chosen_formats, log_formats, precisions
 from seed_exp.protocols.follow_up import plan_evaluations
-from seed_exp.training.advice import large_queue_advice, length_advice
+from seed_exp.training.advice import large_queue_advice, length_advice, resolution_advice
 from seed_exp.training.encoders import (
     build_students,
     finish,
@@ -57,6 +57,7 @@ def pretrain(config: PretrainConfig) -> Path:
             for sentence in (
                 *large_queue_advice("moco.queue_size", config.moco, num, num_bytes),
                 *length_advice(config, num),
+                *resolution_advice(config),
             ):
                 log.warning("warning: %s", sentence)
             log.info("queue: %s places, %s training images", f"{size:,}", f"{num:,}")

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,47 @@ def test_students_that_end_earlier_cost_nothing_any_more(monkeypatch: pytest.Mon
         COST.memory,
         2 * 10**9 + 10**8,
     )  # those of the whole fleet
+
+
+@pytest.mark.parametrize(
+    ("length", "phases", "seen", "memory"),
+    [  # images at 24 and at 32 pixels with two students, then with one; ten steps an epoch
+        (
+            ["epochs=30", "students.convnet_w2.epochs=10"],
+            "[[0,24],[20,24,32],[28,32,24]]",
+            {2: [10_000, 0], 1: [15_000, 5000]},
+            48,
+        ),
+        (["steps=30"], "[[0,24],[25,24,32],[28,32,24]]", {2: [2800, 200]}, 64),
+    ],
+)
+def test_steps_of_each_size_are_measured_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+    length: list[str],
+    phases: str,
+    seen: dict[int, list[int]],
+    memory: int,
+) -> None:
+    def measure(options: Config, *_: object) -> StepCost:
+        size, num = options.views.crops["global"].size, len(options.students)
+        return replace(COST, images_per_s=2400 / size / num, memory=size * num)
+
+    monkeypatch.setattr(planning, "measure_step", measure)
+    monkeypatch.setattr(
+        planning, "worker_rate", lambda _, views: 3200 / views.crops["global"].size ** 2
+    )
+    words = [*DIGITS, "student=[convnet_w2,convnet_w32]", "batch_size=100", *length]
+    row = job(*words, f"views.resolution={phases}")
+    model = sum(num * (24 * small + 32 * large) / 2400 for num, (small, large) in seen.items())
+    small, large = map(sum, zip(*seen.values(), strict=True))
+    data = (24**2 * small + 32**2 * large) / 3200  # DIGITS has no workers: one after the other
+    assert row.hours * 3600 == pytest.approx(model + data)
+    assert row.model_images_per_s == pytest.approx((small + large) / model)
+    assert row.data_images_per_s == pytest.approx((small + large) / data)
+    assert row.memory == memory
+    facts = sweep(*words, f"views.resolution={phases}").facts
+    assert facts["views.resolution"].startswith("each size was measured")
+    assert "views.resolution" not in sweep(*words).facts
 
 
 def test_the_batch_is_divided_among_devices_and_hours_are_not(measured: list[Config]) -> None:

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING
 
 from seed_exp.config.schema.enums import GallerySplit, Precision
-from seed_exp.config.schema.parts import DataConfig, require, require_global_only, require_unmixed
+from seed_exp.config.schema.parts import (
+    DataConfig,
+    require,
+    require_global_only,
+    require_one_size,
+    require_unmixed,
+)
 from seed_exp.config.schema.training import FitConfig
 
 
@@ -45,6 +51,7 @@ class LinearConfig(FitConfig, OfRunConfig):
             f"linear evaluation uses one view of an image; views.crops.global.num is {num}",
         )
         require_global_only(self.views, "linear")
+        require_one_size(self.views, "linear")
         require_unmixed(self.views, "linear", "the label would be that of one of the two images")
 
 
@@ -67,6 +74,7 @@ class FinetuneConfig(FitConfig, OfRunConfig):
         num = self.views.crops["global"].num
         require(num == 1, f"fine-tuning uses one view of an image; views.crops.global.num is {num}")
         require_global_only(self.views, "finetune")
+        require_one_size(self.views, "finetune")
         require_unmixed(self.views, "finetune", "the label would be that of one of the two images")
 
 
@@ -98,6 +106,7 @@ class DetectConfig(FitConfig, OfRunConfig):
             f"data.fraction={data.fraction:g} data.subset={data.subset}",
         )
         require_unmixed(self.views, "detect", "its images stay whole")
+        require_one_size(self.views, "detect")
         sides = self.short_sides
         require(
             len(sides) > 0 and min(sides) >= 32,
@@ -143,6 +152,7 @@ class SegmentConfig(FitConfig, OfRunConfig):
             "segment needs images with masks: data=voc_masks, data=ade20k or data=mask_folder; "
             f"got data={self.data.source}",
         )
+        require_one_size(self.views, "segment")
         require_unmixed(self.views, "segment", "a pixel's class would be that of one of two images")
         require(
             not self.views.operations,
