@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         linear,
         pretrain,
         report,
+        retrieval,
+        segment,
     )
     from seed_exp.python.encoder import load
 
@@ -30,6 +32,8 @@ __all__ = [
     "load",
     "pretrain",
     "report",
+    "retrieval",
+    "segment",
 ]
 __version__ = "0.2.0"
 

@@ -249,3 +249,75 @@ def sinkhorn(points: Tensor, prototypes: Tensor, epsilon: float, iterations: int
         matrix = matrix / matrix.sum(0, keepdim=True)
         matrix = matrix / matrix.sum(1, keepdim=True)
     return matrix
+
+
+def retrieval(
+    gallery: list[list[float]],
+    gallery_labels: list[int],
+    queries: list[list[float]],
+    query_labels: list[int],
+    ks: list[int],
+    own: list[int] | None = None,
+) -> dict[str, float]:
+    """Mean average precision and recall@k, percent, from the whole ranking of each query.
+
+    Average precision: the mean, over the relevant images, of the precision at their rank (Manning
+    et al., Introduction to Information Retrieval, Section 8.4). Recall@k: whether one of the k
+    first is relevant (arXiv:1511.06452, Section 6). Equal similarities: other classes first.
+    """
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / (
+            math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+        )
+
+    precisions: list[float] = []
+    hits: dict[int, list[bool]] = {k: [] for k in ks}
+    for number, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
+        others = [
+            (-round(cosine(query, image), 6), other == label)
+            for index, (image, other) in enumerate(zip(gallery, gallery_labels, strict=True))
+            if own is None or index != own[number]
+        ]
+        relevant = [is_relevant for _, is_relevant in sorted(others)]
+        if not any(relevant):
+            continue
+        at_relevant = [
+            sum(relevant[: rank + 1]) / (rank + 1) for rank, hit in enumerate(relevant) if hit
+        ]
+        precisions.append(sum(at_relevant) / len(at_relevant))
+        for k in ks:
+            hits[k].append(any(relevant[:k]))
+    return {
+        "map": 100 * sum(precisions) / len(precisions),
+        **{f"recall{k}": 100 * sum(found) / len(found) for k, found in hits.items()},
+    }
+
+
+def segmentation(
+    predicted: list[list[list[int]]], masks: list[list[list[int]]], num_classes: int
+) -> dict[str, float]:
+    """Mean intersection over union and accuracy of pixels, percent, pixel by pixel.
+
+    VOC's measure (Everingham et al., IJCV 2015, Section 4.3): over all images, true positives /
+    (true positives + false positives + false negatives), averaged over the classes. 255 in a mask
+    does not count, nor a class that nothing shows.
+    """
+    pairs = [
+        (guess, truth)
+        for guesses, mask in zip(predicted, masks, strict=True)
+        for guess_row, row in zip(guesses, mask, strict=True)
+        for guess, truth in zip(guess_row, row, strict=True)
+        if truth != 255
+    ]
+    shares = []
+    for number in range(num_classes):
+        both = sum(guess == number and truth == number for guess, truth in pairs)
+        either = sum(number in pair for pair in pairs)
+        if either:
+            shares.append(both / either)
+    right = sum(guess == truth for guess, truth in pairs)
+    return {
+        "miou": 100 * sum(shares) / len(shares),
+        "pixel_accuracy": 100 * right / len(pairs),
+    }

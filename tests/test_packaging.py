@@ -21,12 +21,12 @@ COMPOSE_ALL = """
 import importlib, re, sys
 import seed_exp
 from seed_exp.config.compose import compose, config_home, groups
-from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.schema import EVALUATIONS, SCHEMAS
 print(seed_exp.__file__)
 print(config_home())
 for name, schema in SCHEMAS.items():
     importlib.import_module(f"seed_exp.{name}")
-    needs_run = ("linear", "knn", "finetune", "detect", "export", "embed")
+    needs_run = (*EVALUATIONS, "export", "embed")
     required = {name: ["run=x"] for name in needs_run}
     required |= {"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]}
     assert type(compose(name, required.get(name, []))) is schema

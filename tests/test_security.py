@@ -25,7 +25,14 @@ from test_layers import MODULES, calls, imports, name_of, parse
 from seed_exp.base.files import atomic_write
 from seed_exp.config.compose import compose
 from seed_exp.config.options import flatten, to_plain
-from seed_exp.config.schema import SCHEMAS, WITHOUT_SCHEMA, DataFormat, TrackerConfig, TrackerMode
+from seed_exp.config.schema import (
+    EVALUATIONS,
+    SCHEMAS,
+    WITHOUT_SCHEMA,
+    DataFormat,
+    TrackerConfig,
+    TrackerMode,
+)
 from seed_exp.config.words import word
 from seed_exp.data.shards import ShardsSource
 from seed_exp.data.sources import load_source
@@ -319,7 +326,7 @@ COMMANDS = {
     name: importlib.import_module(f"seed_exp.{name}") for name in (*SCHEMAS, *WITHOUT_SCHEMA)
 }
 REQUIRED = {
-    **{name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")},
+    **{name: ["run=x"] for name in (*EVALUATIONS, "export", "embed")},
     **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
 }
 MISTAKES = [

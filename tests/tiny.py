@@ -186,6 +186,7 @@ def train(
     lrs: Mapping[str, float] | None = None,
     ema_decay: float | None = None,
     mixup: bool = False,
+    resolution: list[list[int]] | None = None,
 ) -> Path:
     """Calls `fit`, which goes on where the run in `folder` is; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ def train(
         fit(
             method,
             source or Images(),
-            TrainViews(views_config(mixup=mixup), seed=1),
+            TrainViews(views_config(mixup=mixup, resolution=resolution), seed=1),
             run,
             evaluate=evaluate or norms,
             on_checkpoint=on_checkpoint,

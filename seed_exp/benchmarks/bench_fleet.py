@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from seed_exp.benchmarks.bench_step import TimedStep
+from seed_exp.benchmarks.bench_step import IN_FLOAT32, TimedStep
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
-from seed_exp.config.schema import BenchConfig
+from seed_exp.config.schema import BenchConfig, Precision
 
 ONE_RUN_EACH = "ours, one run each"
 
@@ -38,6 +38,9 @@ def bench(config: BenchConfig) -> BenchReport:
         ),
         Contender("teacher forward", training.teacher_forward, num),
     ]
+    if training.has_half:
+        single = training.ours(config.students, precision=Precision.float32)
+        ways.insert(2, Contender(f"ours, one run of all, {IN_FLOAT32}", single, num))
     *rows, bound = interleave(ways, seconds=config.seconds, device=training.device)
     facts = {"students": ", ".join(config.students), **training.facts()}
     report = BenchReport(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from seed_exp.base.network_names import TEACHER, trained
+from seed_exp.base.registry import lookup
 from seed_exp.benchmarks.measure import BenchReport, Contender, interleave, machine
 from seed_exp.benchmarks.references import PlainTraining
 from seed_exp.config.schema import BenchConfig, FitConfig, Precision, SeedConfig
@@ -17,14 +19,18 @@ from seed_exp.data.transfer import moved
 from seed_exp.engine.distributed import local_device
 from seed_exp.engine.fleet import Fleet, is_compiled
 from seed_exp.engine.memory import activation_bytes
-from seed_exp.engine.precision import autocast, resolve
+from seed_exp.engine.precision import autocast, dtype_of, resolve
 from seed_exp.methods.bags import needs_bags
+from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.models.cost import forward_flops
+from seed_exp.models.cpu_precision import chosen_formats, in_words, precisions
 from seed_exp.models.students import build_student
 from seed_exp.models.teachers import untrained_teacher
 from seed_exp.views.recipe import HostBatch, TrainViews
 
+IN_FLOAT32 = "precision=float32"
+"""Way beside ours where networks have formats of their own, which shows what these gain."""
 IMAGE_SIZE = 256
 """Side in pixels of the synthetic images from which the views are cut."""
 
@@ -49,22 +55,28 @@ def bench(config: BenchConfig) -> BenchReport:
         Contender("teacher forward", training.teacher_forward, num),
         Contender("student forward and backward", forward_backward, num),
         Contender(
-            "as many operations in matrix products", training.products(num * operations), num
+            "as many operations in matrix products",
+            training.products({precision: num * one for precision, one in operations.items()}),
+            num,
         ),
     ]
+    if training.has_half:
+        single = training.ours([name], precision=Precision.float32)
+        ways.insert(2, Contender(f"ours, {IN_FLOAT32}", single, num))
     rows = interleave(ways, seconds=config.seconds, device=training.device)
     with torch.compiler.set_stance("force_eager"):  # autograd does not see into compiled code
         kept = activation_bytes(forward_backward)
     facts = {
         "student": name,
         **training.facts(),
-        "operations": f"{operations / 1e9:.3g} GFLOP per image",
+        "operations": f"{sum(operations.values()) / 1e9:.3g} GFLOP per image",
         "activations": (
             f"{kept / num / 2**20:.3g} MiB per image, kept by the student for its backward pass"
         ),
     }
+    steps, parts = rows[:-3], rows[-3:]
     return BenchReport(
-        "training step", "img/s", rows[:2], "plain", rows[2:], facts | machine(training.device)
+        "training step", "img/s", steps, "plain", parts, facts | machine(training.device)
     )
 
 
@@ -99,6 +111,16 @@ class TimedStep:
             name: build_student(student, self.teacher.embedding_dim)
             for name, student in config.students.items()
         }
+        # As `distill` chooses them, whatever else is timed.
+        contrast = lookup(OBJECTIVES, config.objective.name, "objective").contrast
+        choices = chosen_formats(
+            *(config.precision, self.device, config.views, self.students),
+            teacher=config.teacher,
+            objective=config.objective,
+            has_keys=contrast is not None,
+        )
+        self.formats = precisions(choices)
+        self.has_half = Precision.bfloat16 in self.formats.values()
         self.views = TrainViews(config.views, seed=0)
         self.batch = synthetic_batch(self.views, config.batch_size, self.device)
         self.float_views = {
@@ -109,13 +131,22 @@ class TimedStep:
             for name, view in self.float_views.items()
         }
 
-    def ours(self, names: Iterable[str]) -> Callable[[], None]:
-        """Returns a function that makes our step on copies of these students, as one fleet."""
+    def ours(self, names: Iterable[str], precision: Precision | None = None) -> Callable[[], None]:
+        """Returns a function that makes our step on copies of these students, as one fleet.
+
+        `precision` takes the place of that of the options, and of the formats that it chose.
+        """
         students = {name: copy.deepcopy(self.students[name]) for name in names}
-        method = Seed(students, self.teacher, self.config.objective, list(self.images), seed=0)
-        options = self.config
+        options, teacher = self.config, self.teacher
+        if precision is not None:
+            teacher = copy.deepcopy(teacher)
+            teacher.format = None
+        method = Seed(students, teacher, options.objective, list(self.images), seed=0)
+        method.compute_in(self.formats if precision is None else {})
         config = FitConfig(
-            precision=options.precision, compile=options.compile, optimizer=options.optimizer
+            precision=precision or options.precision,
+            compile=options.compile,
+            optimizer=options.optimizer,
         )
         forever = dict.fromkeys(students, 1 << 30)
         fleet = Fleet(
@@ -152,7 +183,7 @@ class TimedStep:
 
     def teacher_forward(self) -> None:
         """Makes our teacher's forward pass on all views, compiled if `ours` is, which shares it."""
-        with autocast(self.config.precision, self.device):
+        with autocast(self.precision_of(TEACHER), self.device):
             for images in self.images.values():
                 self.teacher(images)
 
@@ -167,8 +198,10 @@ class TimedStep:
         if is_compiled(self.config, self.device):
             student.compile(dynamic=False)
 
+        precision = self.precision_of(trained(name))
+
         def run() -> None:
-            with autocast(self.config.precision, self.device):
+            with autocast(precision, self.device):
                 total = torch.stack(
                     [student(images).sum() for images in self.images.values()]
                 ).sum()
@@ -177,34 +210,43 @@ class TimedStep:
 
         return run
 
-    def operations(self, name: str) -> int:
-        """Returns the floating-point operations per image.
+    def precision_of(self, network: str) -> Precision:
+        """Returns the format of a network, by its name in base.network_names."""
+        return self.formats.get(network, resolve(self.config.precision, self.device))
+
+    def operations(self, name: str) -> dict[Precision, int]:
+        """Returns the floating-point operations per image, by the format of the network.
 
         They are the teacher's forward pass, and three times the student's, because a backward pass
         counts as two forward passes.
         """
         teacher, student = self.teacher, self.students[name]
         crops = [crop for crop in self.config.views.crops.values() if crop.num > 0]
-        return sum(
-            crop.num * (forward_flops(teacher, crop.size) + 3 * forward_flops(student, crop.size))
-            for crop in crops
-        )
+        work: dict[Precision, int] = {}
+        for part, network, times in ((TEACHER, teacher, 1), (trained(name), student, 3)):
+            passes = sum(crop.num * forward_flops(network, crop.size) for crop in crops)
+            precision = self.precision_of(part)
+            work[precision] = work.get(precision, 0) + times * passes
+        return work
 
-    def products(self, operations: int) -> Callable[[], None]:
-        """Returns a function that makes square matrix products of about so many operations.
+    def products(self, work: Mapping[Precision, int]) -> Callable[[], None]:
+        """Returns a function that makes square matrix products.
 
-        Their precision is that of our forward pass.
+        Args:
+            work: About how many operations, by format.
         """
         size = 4096 if self.device.type == "cuda" else 1024
-        half = resolve(self.config.precision, self.device) is Precision.bfloat16
-        matrix = torch.randn(
-            size, size, device=self.device, dtype=torch.bfloat16 if half else torch.float32
-        )
-        out = torch.empty_like(matrix)
+        parts: list[tuple[Tensor, Tensor, int]] = []
+        for precision, operations in work.items():
+            dtype = dtype_of(precision, self.device)
+            matrix = torch.randn(size, size, device=self.device, dtype=dtype)
+            repetitions = max(1, round(operations / (2 * size**3)))
+            parts.append((matrix, torch.empty_like(matrix), repetitions))
 
         def run() -> None:
-            for _ in range(max(1, round(operations / (2 * size**3)))):
-                torch.mm(matrix, matrix, out=out)
+            for matrix, out, repetitions in parts:
+                for _ in range(repetitions):
+                    torch.mm(matrix, matrix, out=out)
 
         return run
 
@@ -215,7 +257,9 @@ class TimedStep:
             "teacher": self.config.teacher.name or self.config.teacher.network,
             "batch": f"{self.config.batch_size} images, views {shapes}",
             "queue": str(self.config.objective.queue_length),
-            "precision": resolve(self.config.precision, self.device).value,
+            "precision": in_words(self.formats)
+            if self.has_half
+            else resolve(self.config.precision, self.device).value,
         }
 
 

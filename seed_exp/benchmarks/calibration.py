@@ -22,6 +22,7 @@ from seed_exp.config.schema import (
     DistillConfig,
     MocoConfig,
     OptimizerConfig,
+    Precision,
     PretrainConfig,
     TeacherConfig,
     ViewsConfig,
@@ -39,6 +40,14 @@ from seed_exp.methods.dense import dense_term, dense_weight
 from seed_exp.methods.moco import Moco
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.temperature import neighbours_of
+from seed_exp.models.cpu_precision import (
+    LOWEST_TEMPERATURE,
+    Choice,
+    chosen_formats,
+    in_words,
+    obstacle_of_teacher,
+    precisions,
+)
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import build_student
 from seed_exp.models.teachers import TEACHERS, untrained_teacher
@@ -70,6 +79,8 @@ class StepCost:
     """Bytes of the students' weights and of their averages."""
     cached: int
     """Bytes that a teacher cache needs per image and epoch; 0 without a teacher."""
+    precision: str = ""
+    """Formats in which the networks compute, in words."""
 
 
 def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Config:
@@ -108,7 +119,11 @@ def cost_options(config: Config, batch_size: int, students: Sequence[str]) -> Co
         any_value.add("dense_weight")
     if neighbours_of(config.objective) is not None:  # which choose it
         any_value.remove("tau_teacher")
+    # Only whether a temperature lets the teacher compute in bfloat16 on a CPU matters.
+    lowered = obstacle_of_teacher(config.teacher, config.objective) is not None
     factors: dict[str, Any] = dict.fromkeys(any_value, 1.0)
+    for option in any_value & {"tau_student", "tau_teacher"}:
+        factors[option] = LOWEST_TEMPERATURE / 2 if lowered else 1.0
     objective = replace(config.objective, **factors)
     return DistillConfig(
         **options,
@@ -155,10 +170,14 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
     """
     assert isinstance(config.batch_size, int)
     method, num = _build(config), config.batch_size
+    formats = precisions(_formats(method, config, device))
+    is_mixed = Precision.bfloat16 in formats.values()
+    precision = in_words(formats) if is_mixed else resolve(config.precision, device).value
     if device.type == "cpu":
         part, config = config.batch_size // config.accumulation, replace(config, accumulation=1)
         few = min(part, _FEW_IMAGES)
         memory = _memory_on_gpu(method, config, few, part)
+        method.compute_in(formats)
         _, step = _stepper(method, config, device, few)
         begin = time.perf_counter()
         step()
@@ -181,7 +200,20 @@ def measure_step(config: Config, device: torch.device, seconds: float) -> StepCo
             1 + method.teacher.embedding_dim * sum(crop.num for crop in config.views.crops.values())
         )
     students = _bytes([state["networks"], state.get("averages", {})])
-    return StepCost(row.rate, num, memory, _bytes(state), students, cached)
+    return StepCost(row.rate, num, memory, _bytes(state), students, cached, precision)
+
+
+def _formats(method: Seed | Moco, config: Config, device: torch.device) -> dict[str, Choice]:
+    """The formats that the command would choose on this CPU."""
+    parts = (config.precision, device, config.views, method.trainable)
+    if isinstance(config, PretrainConfig):
+        return chosen_formats(*parts, has_keys=True)
+    return chosen_formats(
+        *parts,
+        teacher=config.teacher,
+        objective=config.objective,
+        has_keys=method.contrast is not None,
+    )
 
 
 def rows_per_image(config: Config) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
@@ -82,19 +83,28 @@ class TrainingImages(NamedTuple):
 
     num: int
     """Number of images."""
-    worker_rate: float | None
-    """Images per second that one worker process loads; None if unknown."""
+    worker_rates: Mapping[int, float] | None
+    """Images per second that one worker process loads, by side of global views; None if unknown."""
     problem: str | None
-    """Reason why the rate is unknown; None if it is known."""
+    """Reason why the rates are unknown; None if they are known."""
+
+    def worker_rate(self, size: int) -> float | None:
+        """The rate with global views of `size` pixels."""
+        return None if self.worker_rates is None else self.worker_rates[size]
 
 
 class Phase(NamedTuple):
-    """A part of a run in which the same students are trained."""
+    """The part of a run in which the same students are trained on views of the same sizes."""
 
     images: int
     """Images seen in the phase; an image counts each time it is seen."""
     options: Config
     """Options that the cost of a step depends on."""
+
+    @property
+    def size(self) -> int:
+        """Side of the global views in pixels."""
+        return self.options.views.crops["global"].size
 
 
 def make_plan(
@@ -142,8 +152,10 @@ def make_plan(
         estimate(
             label,
             config,
-            found.worker_rate and found.worker_rate / rows_per_image(config),
-            [(part.images, costs[repr(part.options)]) for part in parts],
+            [
+                (part.images, costs[repr(part.options)], found.worker_rate(part.size))
+                for part in parts
+            ],
             gpus,
         )
         for (label, _), config, found, parts in zip(jobs, configs, images, phases, strict=True)
@@ -164,8 +176,7 @@ def make_plan(
 def estimate(
     label: str,
     config: Config,
-    worker_rate: float | None,
-    phases: Sequence[tuple[int, StepCost]],
+    phases: Sequence[tuple[int, StepCost, float | None]],
     gpus: int,
 ) -> Estimate:
     """Estimates the costs of a job from its measured steps.
@@ -173,22 +184,25 @@ def estimate(
     Args:
         label: Options in which the job differs from the others.
         config: Options of the job.
-        worker_rate: Images per second of one worker process; None if unknown.
-        phases: Number of images and cost of a step for each phase; the first trains all students.
+        phases: For each phase its number of images, the cost of a step, and the images per second
+            that one worker process reads, None if unknown; the first trains all students.
         gpus: Number of devices that share the job.
     """
     num_workers = (
         default_num_workers(gpus) if config.data.num_workers is None else config.data.num_workers
     )
-    seen = sum(num for num, _ in phases)
-    seconds = model_seconds = sum(num / cost.images_per_s for num, cost in phases)
+    seen = sum(num for num, *_ in phases)
+    seconds = model_seconds = sum(num / cost.images_per_s for num, cost, _ in phases)
     data_rate = None
-    if worker_rate is not None:
-        data_rate = worker_rate * max(1, num_workers)
+    workers = max(1, num_workers) / rows_per_image(config)
+    rated = [(num, cost, rate * workers) for num, cost, rate in phases if rate is not None]
+    if rated:
+        data_seconds = sum(num / rate for num, _, rate in rated)
+        data_rate = seen / data_seconds
         if num_workers == 0:  # the training process loads and trains in turn
-            seconds = model_seconds + seen / data_rate
+            seconds = model_seconds + data_seconds
         else:
-            seconds = sum(num / min(cost.images_per_s, data_rate) for num, cost in phases)
+            seconds = sum(num / min(cost.images_per_s, rate) for num, cost, rate in rated)
     model_rate, first = seen / model_seconds, phases[0][1]
     return Estimate(
         label=label,
@@ -196,7 +210,7 @@ def estimate(
         bound_by=None if data_rate is None else "data" if data_rate < model_rate else "model",
         model_images_per_s=model_rate,
         data_images_per_s=data_rate,
-        memory=first.memory,
+        memory=max(cost.memory for _, cost, _ in phases),
         hours=seconds / 3600,
         checkpoints=KEEP * first.checkpoint + first.students,
         teacher_cache=seen * first.cached if _cache_of(config) else 0,
@@ -204,7 +218,10 @@ def estimate(
 
 
 def split_into_phases(config: Config, num_images: int, gpus: int) -> list[Phase]:
-    """Splits a run into phases, because some students may be trained for fewer epochs than others.
+    """Splits a run into phases.
+
+    Some students may be trained for fewer epochs than others, and views may change their size.
+    Steps of one size count as one phase even where they do not follow one another.
 
     Raises:
         ValueError: the batch does not fit the images, the devices or the accumulation.
@@ -221,13 +238,24 @@ def split_into_phases(config: Config, num_images: int, gpus: int) -> list[Phase]
     phases = []
     for begin, end in itertools.pairwise([0, *sorted(set(steps.values()))]):
         students = [name for name, num in steps.items() if num >= end]
-        phases.append(
-            Phase(
-                (end - begin) * batch_size,
-                cost_options(config, order.batch_size_per_rank, students),
+        for size, num in _steps_of_sizes(config, begin, end, order.steps_per_epoch).items():
+            sized = replace(config, views=config.views.of_size(size))
+            phases.append(
+                Phase(num * batch_size, cost_options(sized, order.batch_size_per_rank, students))
             )
-        )
     return phases
+
+
+def _steps_of_sizes(config: Config, begin: int, end: int, steps_per_epoch: int) -> dict[int, int]:
+    """Number of steps from `begin` to `end` with each side of global views.
+
+    In a run that counts in epochs, both are where an epoch ends.
+    """
+    if config.views.resolution is None:
+        return {config.views.size_at(0): end - begin}
+    length = 1 if config.steps else steps_per_epoch
+    counted = Counter(map(config.views.size_at, range(begin // length, end // length)))
+    return {size: num * length for size, num in counted.items()}
 
 
 def known_images(configs: Sequence[Config], num: int | None) -> list[TrainingImages]:
@@ -255,7 +283,8 @@ def _images(data: DataConfig, views: ViewsConfig, num: int | None) -> TrainingIm
                 f"{error}; without the images, give their number: --images N"
             ) from None
         return TrainingImages(num, None, str(error))
-    return TrainingImages(num or len(source), worker_rate(source, views), None)
+    rates = {size: worker_rate(source, views.of_size(size)) for size in views.global_sizes}
+    return TrainingImages(num or len(source), rates, None)
 
 
 def _cache_of(config: Config) -> str | None:
@@ -271,6 +300,8 @@ def _assumptions(
 ) -> dict[str, str]:
     """Facts and assumptions on which the numbers rest, besides the machine."""
     facts = {"images": _listed({found.num for found in images})}
+    if precisions := sorted({cost.precision for cost in costs} - {""}):
+        facts["precision"] = "; or ".join(precisions)
     if device.type == "cpu":
         measured = _listed({cost.measured_images for cost in costs})
         facts["rates"] = (
@@ -287,7 +318,11 @@ def _assumptions(
             f"{gpus} share a job and this machine's CPU cores, and scale perfectly; rates and "
             "memory are of one"
         )
-    if any(found.worker_rate for found in images):
+    if any(config.views.resolution for config in configs):
+        facts["views.resolution"] = (
+            "each size was measured; rates are means over the run, memory is the largest size's"
+        )
+    if any(found.worker_rates for found in images):
         facts["data"] = (
             f"a worker process was measured on {DATA_IMAGES * (DATA_BATCHES - 1)} images, times "
             "the workers"

@@ -1,7 +1,7 @@
 """Options that a command on trained students takes from the run that trained them.
 
-`knn`, `linear`, `finetune`, `detect`, `embed` and `export` are given a run. Its images, the sizes
-of its views and its normalisation are their defaults; the command line wins.
+The evaluations, `embed` and `export` are given a run. Its images, the sizes of its views and its
+normalisation are their defaults; the command line wins.
 """
 
 from __future__ import annotations

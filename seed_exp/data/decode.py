@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,6 +68,22 @@ def decode(data: bytes, key: str) -> Tensor:
     except Exception as error:
         reason = _reason(data, error)
         raise ValueError(f"cannot decode image {key!r} ({len(data)} bytes): {reason}") from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of an image file as `decode` returns it, from its header.
+
+    Raises:
+        ValueError: the file is absent or not an image.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TRANSPOSED
+            return (width, height) if turned else (height, width)
+    except Exception as error:  # as in decode
+        reason = getattr(error, "strerror", None) or _reason(b"?", error)
+        raise ValueError(f"cannot read image {path}: {reason}") from error
 
 
 def _reason(data: bytes, error: Exception) -> str:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seed_exp.base.files import file_hash
-from seed_exp.data.decode import decode
 from seed_exp.data.fingerprints import middle_of, sample_hash, sizes_of
+from seed_exp.data.listed_images import ListedImages, listed_in
 
 VOC_CLASSES = (
     "aeroplane",
@@ -59,7 +59,7 @@ class Objects(NamedTuple):
     """COCO's segmentations, polygons or run lengths; None if the data has none."""
 
 
-class DetectionSet:
+class DetectionSet(ListedImages):
     """Images with objects, as a source whose images have no labels.
 
     Args:
@@ -73,8 +73,6 @@ class DetectionSet:
         digest: Hash of the annotations.
     """
 
-    labels: NDArray[np.int64] | None = None
-
     def __init__(
         self,
         name: str,
@@ -85,12 +83,10 @@ class DetectionSet:
         truth: dict[str, Any],
         digest: str,
     ) -> None:
-        self.name, self.files, self.sizes, self.objects = name, files, sizes, objects
+        super().__init__(files)
+        self.name, self.sizes, self.objects = name, sizes, objects
         self.category_ids, self.truth, self._digest = category_ids, truth, digest
         self._fingerprint: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def image(self, index: int) -> Tensor:
         """Image `index`, uint8 [3, H, W].
@@ -98,7 +94,7 @@ class DetectionSet:
         Raises:
             ValueError: it cannot be read, or its size differs from the one in the annotations.
         """
-        image = decode(self.encoded(index), str(self.files[index]))
+        image = super().image(index)
         found, expected = [*image.shape[1:]], self.sizes[index].tolist()
         if found != expected:
             raise ValueError(
@@ -106,17 +102,6 @@ class DetectionSet:
                 f"its annotation says {expected}"
             )
         return image
-
-    def encoded(self, index: int) -> bytes:
-        """The file of image `index`."""
-        try:
-            return self.files[index].read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot read image {self.files[index]}: {error.strerror}") from error
-
-    def key(self, index: int) -> str:
-        """The last two parts of the image's path."""
-        return "/".join(self.files[index].parts[-2:])
 
     def fingerprint(self) -> str:
         """Name, number of images, hash of the annotations, hash of sizes and bytes of images."""
@@ -174,11 +159,11 @@ def load_voc(root: Path, split: Literal["train", "val"]) -> DetectionSet:
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     digest = hashlib.sha256()
     for year, part in _VOC_PARTS[split]:
-        for name in _text(
+        for name in listed_in(
             root / year / "ImageSets" / "Main" / f"{part}.txt", f"{year}/ImageSets/Main", root
         ).split():
             annotation = root / year / "Annotations" / f"{name}.xml"
-            text = _text(annotation, f"{year}/Annotations", root)
+            text = listed_in(annotation, f"{year}/Annotations", root)
             digest.update(text.encode())
             size, found, difficult = _voc_objects(annotation, text)
             truth["images"].append({"id": len(files), "height": size[0], "width": size[1]})
@@ -211,7 +196,7 @@ def load_coco(root: Path, split: Literal["train", "val"]) -> DetectionSet:
     part = f"{split}2017"
     path = root / "annotations" / f"instances_{part}.json"
     try:
-        truth: dict[str, Any] = json.loads(_text(path, "annotations", root))
+        truth: dict[str, Any] = json.loads(listed_in(path, "annotations", root))
         category_ids = sorted(category["id"] for category in truth["categories"])
         numbers = {category_id: number for number, category_id in enumerate(category_ids, start=1)}
         images, position = truth["images"], {}
@@ -274,14 +259,3 @@ def _annotation(
         "bbox": [left, top, *size],
     }
     return {**content, "area": area, "iscrowd": 0}
-
-
-def _text(path: Path, kind: str, root: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise ValueError(
-            f"cannot read {path} ({reason}); "
-            f"data.root={root} should be the folder that holds {kind}"
-        ) from None

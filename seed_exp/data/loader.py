@@ -33,13 +33,21 @@ _MAX_DECODED = 1 << 28
 _MAX_BAD_RUN = 10_000
 _CPU = torch.device("cpu")
 
+# Epoch and images of a batch, and what gives it its shape.
+_Shaped = tuple[tuple[int, NDArray[np.int64]], Callable[[B], B] | None]
+
 
 def default_num_workers(ranks_on_machine: int) -> int:
     """Worker processes per rank: its share of the usable cores, less one for the rank; >= 0."""
+    return max(0, cores_of_rank(ranks_on_machine) - 1)
+
+
+def cores_of_rank(ranks_on_machine: int) -> int:
+    """A rank's share of the usable cores of this machine, or what SLURM gives its task."""
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     own = slurm.cores_of_task(cores)
-    return max(0, (cores // ranks_on_machine if own is None else own) - 1)
+    return cores // ranks_on_machine if own is None else own
 
 
 def load_batches(
@@ -51,6 +59,7 @@ def load_batches(
     device: torch.device = _CPU,
     on_bad: Callable[[int, str], None] | None = None,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    shapes: Iterable[Callable[[B], B]] | None = None,
 ) -> Generator[B, None, None]:
     """Yields one batch of views on `device` for each `(epoch, indices)` of `order`, in that order.
 
@@ -77,13 +86,19 @@ def load_batches(
             iteration. None = such an image is an error.
         waiting: Entered while this process waits for a batch or makes it; not while it waits for
             the GPU.
+        shapes: For each batch of `order`, what gives a batch of `views.empty` its shape, in the
+            same memory: batches of views of many sizes have room for the largest. Picklable. None =
+            all batches have the shape that they come with.
 
     Raises:
         ValueError: the source or `views` raised it, here or in a worker (the message is kept); all
             images, or 10,000 in succession, are unreadable; or there is too little shared memory.
         RuntimeError: a worker was killed.
     """
-    with closing(_host_batches(source, views, order, num_workers, device, on_bad)) as batches:
+    shaped: Iterable[_Shaped[B]] = (
+        ((item, None) for item in order) if shapes is None else zip(order, shapes, strict=True)
+    )
+    with closing(_host_batches(source, views, shaped, num_workers, device, on_bad)) as batches:
         timed = _timed(batches, waiting)
         yield from prefetch_to_gpu(timed, device) if device.type == "cuda" else timed
 
@@ -104,8 +119,17 @@ class _Slice(NamedTuple):
 
     epoch: int
     indices: NDArray[np.int64]
+    buffer: slice
+    """Rows of the batch in the ring."""
     row: int
-    """First row of the slice in the ring."""
+    """First row of the slice in its batch."""
+    shape: Callable[[Any], Any] | None
+    """What gives the batch its shape; None = it has it."""
+
+    def room(self, ring: B) -> B:
+        """The batch, of which the slice is a part."""
+        batch = ring.map(itemgetter(self.buffer))
+        return batch if self.shape is None else self.shape(batch)
 
 
 class _Done(NamedTuple):
@@ -124,7 +148,7 @@ class _Done(NamedTuple):
 def _host_batches(
     source: Source,
     views: HostHalf[B],
-    order: Iterable[tuple[int, NDArray[np.int64]]],
+    order: Iterable[_Shaped[B]],
     num_workers: int,
     device: torch.device,
     on_bad: Callable[[int, str], None] | None,
@@ -141,7 +165,7 @@ def _host_batches(
     first = next(order, None)
     if first is None:
         return
-    batch_size = len(first[1])
+    batch_size = len(first[0][1])
     num_workers = min(num_workers, batch_size)
     # At least one slice for each worker.
     num_slices = -(-batch_size // min(_MAX_SLICE, batch_size // max(num_workers, 1)))
@@ -178,12 +202,9 @@ def _host_batches(
                         on_bad(index, message)
                 if error is not None:
                     raise error
-                if number % num_slices == 0:
-                    start = part.row
                 if number % num_slices == num_slices - 1:
-                    rows = slice(start, part.row + len(part.indices))
                     with watch.paused():
-                        yield ring.map(itemgetter(rows))._replace(epoch=part.epoch)
+                        yield part.room(ring)._replace(epoch=part.epoch)
     finally:
         # DataLoader has asked the workers to end; one that is stuck in a read ignores it.
         for worker in watch.workers:
@@ -193,17 +214,17 @@ def _host_batches(
 
 
 def _slices(
-    order: Iterable[tuple[int, NDArray[np.int64]]],
+    order: Iterable[_Shaped[B]],
     batch_size: int,
     num_slices: int,
     num_buffers: int,
 ) -> Iterator[_Slice]:
     """Yields `num_slices` equal slices of each batch, with their places in the ring."""
-    for number, (epoch, indices) in enumerate(order):
+    for number, ((epoch, indices), shape) in enumerate(order):
         assert len(indices) <= batch_size
-        row = number % num_buffers * batch_size
+        start, row = number % num_buffers * batch_size, 0
         for part in np.array_split(indices, num_slices):
-            yield _Slice(epoch, part, row)
+            yield _Slice(epoch, part, slice(start, start + len(indices)), row, shape)
             row += len(part)
 
 
@@ -221,24 +242,26 @@ class _Slices(Dataset[_Done]):
         bad: list[tuple[int, str]] = []
         images: list[Tensor] = []
         found: list[int] = []
-        start = part.row
+        room, start = part.room(self.ring), part.row
         try:
             for index in part.indices.tolist():
                 image, read = self._read(index, bad)
                 images.append(image)
                 found.append(read)
                 if sum(one.nbytes for one in images) > _MAX_DECODED:
-                    self._fill(start, part.epoch, images, found)
+                    self._fill(room, start, part.epoch, images, found)
                     start += len(found)
                     images, found = [], []
             if found or not len(part.indices):
-                self._fill(start, part.epoch, images, found)
+                self._fill(room, start, part.epoch, images, found)
         except ValueError as error:
             return _Done(part, bad, error)
         return _Done(part, bad, None)
 
-    def _fill(self, start: int, epoch: int, images: list[Tensor], found: list[int]) -> None:
-        """Writes the views of images `found` into the rows of the ring from `start` on."""
+    def _fill(
+        self, room: Batch, start: int, epoch: int, images: list[Tensor], found: list[int]
+    ) -> None:
+        """Writes the views of images `found` into the rows of `room` from `start` on."""
         indices = np.array(found, np.int64)
         labels = self.source.labels
         known = (
@@ -247,7 +270,7 @@ class _Slices(Dataset[_Done]):
             else np.asarray(labels[indices], np.int64)
         )
         rows = slice(start, start + len(indices))
-        self.views.host(images, known, epoch, indices, self.ring.map(itemgetter(rows)))
+        self.views.host(images, known, epoch, indices, room.map(itemgetter(rows)))
 
     def _read(self, index: int, bad: list[tuple[int, str]]) -> tuple[Tensor, int]:
         """Image `index`, or else the next readable one, and its index.

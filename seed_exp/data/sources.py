@@ -19,6 +19,7 @@ from seed_exp.data.detection_sets import load_coco, load_voc
 from seed_exp.data.digits import DigitsSource
 from seed_exp.data.hugging_face import Splits, hub_splits, parquet_splits
 from seed_exp.data.image_folder import ImageFolderSource, class_names
+from seed_exp.data.mask_sets import load_ade20k, load_mask_folder, load_voc_masks
 from seed_exp.data.photos import PhotosSource
 from seed_exp.data.shards import ShardsSource, find_shards
 from seed_exp.data.subsets import images_named_in, share_of_each_class
@@ -216,6 +217,24 @@ def _image_folder(config: DataConfig, split: Split) -> Source:
     return _choose(config, split, lambda: ImageFolderSource(train), load_val if has_val else None)
 
 
+def _mask_folder(config: DataConfig, split: Split) -> Source:
+    root = _root(config)
+    val_home = _existing(config.val_root, "data.val_root") if config.val_root else root
+
+    def load(home: Path, part: str) -> Source:
+        # Without folders for the splits, all images are training images.
+        inside = part if (home / "images" / part).is_dir() else ""
+        return load_mask_folder(home / "images" / inside, home / "masks" / inside, home)
+
+    has_val = config.val_root or (root / "images" / "val").is_dir()
+    return _choose(
+        config,
+        split,
+        lambda: load(root, "train"),
+        (lambda: load(val_home, "val")) if has_val else None,
+    )
+
+
 def _photos(config: DataConfig, split: Split) -> Source:
     root = _root(config)
     val = _existing(config.val_root, "data.val_root") if config.val_root else None
@@ -268,17 +287,20 @@ def _imagenet(config: DataConfig, split: Split) -> Source:
 
 
 _SOURCES: dict[str, Callable[[DataConfig, Split], Source]] = {
+    "ade20k": lambda config, split: load_ade20k(_root(config), split),
     "coco": lambda config, split: load_coco(_root(config), split),
     "digits": _digits,
     "hf": lambda config, split: _of_splits(hub_splits(config), config, split),
     "image_folder": _image_folder,
     "imagenet": _imagenet,
+    "mask_folder": _mask_folder,
     "parquet": lambda config, split: _of_splits(parquet_splits(config), config, split),
     "photos": _photos,
     "shards": _shards,
     "torchvision": _torchvision,
     "tsv": _tsv,
     "voc": lambda config, split: load_voc(_root(config), split),
+    "voc_masks": lambda config, split: load_voc_masks(_root(config), split),
 }
 SOURCES: Registry[Callable[[DataConfig, Split], Source]] = Registry("SOURCES", _SOURCES)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from seed_exp.engine.progress import Progress
 from seed_exp.engine.run import Run
 from seed_exp.engine.schedules import peak_lr
 from seed_exp.engine.signals import StopRequest
-from seed_exp.views.recipe import Views
+from seed_exp.views.recipe import HostBatch, Views
 
 log = logging.getLogger("seed_exp")
 
@@ -124,7 +125,7 @@ def fit(
     warn_of_schedule(config.optimizer, min(lengths.values()) / order.steps_per_epoch)
     if averages is not None:
         warn_of_average(averages.decay, min(lengths.values()))
-    warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()))
+    warn_of_rate(config.optimizer, max((lrs or {"": config.optimizer.lr}).values()), batch_size)
 
     # 3. What is trained.
     fleet = Fleet(
@@ -191,6 +192,9 @@ def fit(
         )
         barrier.wait()  # rank 0 may have waited for the disk
 
+    def size_in(step: int) -> int:
+        return views.size_at(step // order.steps_per_epoch if config.steps is None else step)
+
     remaining = range(first_step, num_steps)
     progress = Progress(first_step, num_steps, batch_size)
     fetched = load_batches(
@@ -201,6 +205,7 @@ def fit(
         device=device,
         on_bad=None if run.bad_samples is None else run.bad_samples(source),
         waiting=progress.waiting,
+        shapes=(partial(HostBatch.of_size, size=size_in(step)) for step in remaining),
     )
 
     def write_others(state: dict[str, Any]) -> None:
@@ -245,7 +250,13 @@ def fit(
                         log.warning("step %d: %s", steps_done, advice)
                     lr = peak_lr(config.optimizer.lr, batch_size) * fleet.lr_factor(longest, step)
                     tracker.log(
-                        steps_done, {"epoch": steps_done / order.steps_per_epoch, "lr": lr, **shown}
+                        steps_done,
+                        {
+                            "epoch": steps_done / order.steps_per_epoch,
+                            "lr": lr,
+                            **({"view_size": size_in(step)} if len(views.global_sizes) > 1 else {}),
+                            **shown,
+                        },
                     )
                     speed = progress.measure(steps_done)
                     tracker.log_speed(steps_done, speed)

@@ -81,12 +81,14 @@ class Fleet:
         self._device_half = device_half(views, config, device)
         if is_compiled(config, device):
             # All students share the code of one forward(), and each needs a graph of its own for
-            # each resolution. The limit counts the graphs of this process, those of earlier runs
-            # (a local sweep) included, and code beyond it would run eagerly.
+            # each size of views: those of global views, and that of local ones. The limit counts
+            # the graphs of this process, those of earlier runs (a local sweep) included, and code
+            # beyond it would run eagerly.
             torch.compiler.reset()
-            torch.compiler.config.recompile_limit = max(
-                torch.compiler.config.recompile_limit, 8 * len(method.trainable)
-            )
+            graphs = 4 * (len(views.global_sizes) + 1) * len(method.trainable)
+            limits = torch.compiler.config
+            limits.recompile_limit = max(limits.recompile_limit, graphs)
+            limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, graphs)
             method.compile_shared()
             for network in method.trainable.values():
                 # Before DDP, whose reducer would break the graph; the keys stay the same.
@@ -152,7 +154,8 @@ class Fleet:
                     derive_seed(self.config.seed, name, step, part, distributed.rank())
                 )
                 with distributed.no_sync(network, skip=part + 1 < accumulation):
-                    with autocast(self.config.precision, self.device):
+                    precision = self.method.formats.get(name, self.config.precision)
+                    with autocast(precision, self.device):
                         scalars = self.method.loss(name, network, prepared)
                     (scalars["loss"] / accumulation).backward()  # type: ignore[no-untyped-call]
                 for key, value in scalars.items():

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from seed_exp.base.network_names import trained
+from seed_exp.config.schema import Precision
 from seed_exp.views.recipe import HostBatch
 
 
@@ -35,9 +37,12 @@ class Method(nn.Module):
     lr_factors: Mapping[str, float]
     """Factor of a network's learning rate for each named part that has a rate of its own."""
 
+    formats: Mapping[str, Precision]
+    """Trained networks that do not compute in the format of the option `precision`."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.lr_factors = {}
+        self.lr_factors, self.formats = {}, {}
         self.carried = nn.ModuleDict()
 
     def rows(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG002
@@ -62,6 +67,17 @@ class Method(nn.Module):
 
     def compile_shared(self) -> None:
         """Compiles what `prepare` runs."""
+
+    def compute_in(self, formats: Mapping[str, Precision]) -> None:
+        """Gives networks formats of their own.
+
+        Args:
+            formats: Formats by the networks' names in base.network_names; others keep that of the
+                option `precision`.
+        """
+        self.formats = {
+            name: formats[trained(name)] for name in self.trainable if trained(name) in formats
+        }
 
     def rehearsal(self) -> Method:
         """A copy, to try out a step that leaves no trace."""

@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from seed_exp.base.registry import lookup
 from seed_exp.config.schema import OptimizerConfig, ScheduleName
+from seed_exp.engine.schedules import peak_lr
 
 log = logging.getLogger("seed_exp")
 
@@ -138,7 +139,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Groups, Set[nn.Parameter]], Opt
     "adamw": _adamw,
 }
 HIGHEST_LRS = {"adamw": 0.01}
-"""Learning rates at a batch of 256 from which on the optimiser's scale was probably mistaken."""
+"""Learning rates from which on the optimiser's scale was probably mistaken."""
 
 
 def build_optimizer(
@@ -260,10 +261,10 @@ def warn_of_schedule(config: OptimizerConfig, num_epochs: float) -> None:
         )
 
 
-def warn_of_rate(config: OptimizerConfig, lr: float) -> None:
-    """Logs a warning where the rate at a batch of 256 suits another optimiser."""
+def warn_of_rate(config: OptimizerConfig, lr: float, batch_size: int) -> None:
+    """Logs a warning where the rate suits another optimiser, at a batch of 256 and at this one."""
     highest = HIGHEST_LRS.get(config.name)
-    if highest is not None and lr >= highest:
+    if highest is not None and min(lr, peak_lr(lr, batch_size)) >= highest:
         log.warning(
             "a learning rate of %g (at a batch of 256) is of SGD's scale: %s moves each weight by "
             "about the learning rate in every step; its usual rates are 1e-4 to 1e-3, see "

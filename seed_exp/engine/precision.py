@@ -10,7 +10,8 @@ from seed_exp.config.schema import Precision
 def resolve(precision: Precision, device: torch.device) -> Precision:
     """The format that `precision` stands for on this device.
 
-    `auto` is bfloat16 on a GPU that computes in it (since Ampere), otherwise float32.
+    `auto` is bfloat16 on a GPU that computes in it (since Ampere), otherwise float32. On a CPU
+    networks of a training may have formats of their own: `Method.formats`.
     """
     if precision is not Precision.auto:
         return precision

@@ -12,7 +12,7 @@ import torch
 
 from seed_exp.base.files import remove_unfinished
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import DataConfig, FitConfig, OnError
+from seed_exp.config.schema import DataConfig, FitConfig, OnError, Precision
 from seed_exp.data.bad_samples import BadSamples
 from seed_exp.data.loader import default_num_workers
 from seed_exp.data.sources import Source
@@ -43,6 +43,8 @@ class Run(Generic[C_co]):
     """Processes that prepare views."""
     bad_samples: BadSamplesOf | None
     """Lists unreadable images in the folder; None = such an image is an error."""
+    formats: Mapping[str, Precision] = field(default_factory=dict)
+    """Networks with a number format of their own, by their names in base.network_names."""
     tracker: Tracker = field(default_factory=Tracker)
     """Takes metrics and pictures; one that drops them, outside of `tracked`."""
 
@@ -74,6 +76,7 @@ def open_run(
     inputs: dict[str, str],
     device: torch.device,
     root: Path | None = None,
+    formats: Mapping[str, Precision] | None = None,
 ) -> Iterator[Run[C]]:
     """A run in its folder, which is made if absent and closed to other processes meanwhile.
 
@@ -85,6 +88,8 @@ def open_run(
             results they name the folder.
         device: Where to train.
         root: The folder in which it is, unless `config.run_dir` names it; None = runs/<command>.
+        formats: Number formats that a new run's networks get on this CPU; the first rank's count,
+            and those of an earlier run.
 
     Raises:
         ValueError: another process has opened it, or it is of a run with other options.
@@ -98,11 +103,13 @@ def open_run(
             if until_closed.enter_context(run_lock(folder)):
                 for place in (folder / "checkpoints", folder / "students"):
                     remove_unfinished(place)
-            claim_folder(folder, command, config, inputs)
+            kept = claim_folder(folder, command, config, inputs, formats)
         until_closed.enter_context(log_to(folder))
         bad_samples = list_bad_samples(config.data, folder)
         num_workers = num_workers_of(config.data)
-        yield Run(command, label, config, folder, inputs, device, num_workers, bad_samples)
+        # The first rank's, because others may run on other CPUs. A GPU has its own rule.
+        kept = distributed.gather_objects(kept)[0] if device.type == "cpu" else {}
+        yield Run(command, label, config, folder, inputs, device, num_workers, bad_samples, kept)
 
 
 def list_bad_samples(config: DataConfig, folder: Path) -> BadSamplesOf | None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from seed_exp.base.redaction import printable, redact_all
 from seed_exp.base.stopping import Stopped
 from seed_exp.config.identity import differences, digest, identity, identity_before_samples
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import TRAINING, FitConfig
+from seed_exp.config.schema import TRAINING, FitConfig, Precision
 from seed_exp.engine import distributed
 
 log = logging.getLogger("seed_exp")
@@ -45,27 +45,53 @@ def folder_of(
     return earlier if earlier.exists() and not folder.exists() else folder
 
 
-def claim_folder(folder: Path, command: str, config: FitConfig, inputs: dict[str, str]) -> None:
+def claim_folder(
+    folder: Path,
+    command: str,
+    config: FitConfig,
+    inputs: dict[str, str],
+    formats: Mapping[str, Precision] | None = None,
+) -> dict[str, Precision]:
     """Writes config.json into the folder of a new run, and compares that of an earlier one.
+
+    Args:
+        folder: The run's folder.
+        command: Name of the command.
+        config: All options.
+        inputs: Fingerprints of what the run reads, by name.
+        formats: Number formats of a new run's networks on this CPU, by name.
+
+    Returns:
+        The networks that the run computes in bfloat16 on a CPU because its first start chose so. An
+        earlier run keeps its own, whatever this CPU can do; versions that chose none had none.
 
     Raises:
         ValueError: the folder holds a run with other options (the message lists the differences),
             or a run without config.json.
     """
     file = folder / "config.json"
+    half: dict[str, Precision] = {
+        name: precision
+        for name, precision in (formats or {}).items()
+        if precision is Precision.bfloat16
+    }
     if file.exists():
-        _refuse_another_run(folder, json.loads(file.read_text()), command, config, inputs)
-    elif (folder / "checkpoints").exists() or (folder / "students").exists():
+        found = json.loads(file.read_text())
+        _refuse_another_run(folder, found, command, config, inputs)
+        return {name: Precision(value) for name, value in found.get("cpu_precision", {}).items()}
+    if (folder / "checkpoints").exists() or (folder / "students").exists():
         raise ValueError(
             f"{folder} holds checkpoints or students, but no config.json that says of what; "
             "put it back, or choose another run_dir"
         )
-    else:
-        options = to_plain(config)
-        content = {"command": command, "version": __version__, "options": options, "inputs": inputs}
-        if added := {plugin.name: plugin.version for plugin in plugins()}:
-            content["plugins"] = added
-        write_json(file, redact_all(content))
+    options = to_plain(config)
+    content = {"command": command, "version": __version__, "options": options, "inputs": inputs}
+    if half:
+        content["cpu_precision"] = to_plain(half)
+    if added := {plugin.name: plugin.version for plugin in plugins()}:
+        content["plugins"] = added
+    write_json(file, redact_all(content))
+    return half
 
 
 @contextmanager

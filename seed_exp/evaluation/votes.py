@@ -56,9 +56,9 @@ def nearest(
     # All tiles share one buffer: fresh memory would cost time.
     buffer = torch.empty(query_rows * bank_rows, device=queries.device)
     for start in range(0, len(bank), bank_rows):
-        keys = _unit(bank[start : start + bank_rows].to(queries.device))
+        keys = unit_rows(bank[start : start + bank_rows].to(queries.device))
         for rows in blocks:
-            tile = _product(_unit(queries[rows]), keys, buffer)
+            tile = _product(unit_rows(queries[rows]), keys, buffer)
             _improve(similarities[rows], indices[rows], tile, start, at_most=len(buffer) // 4)
     for rows in blocks:
         columns, order = indices[rows].sort(dim=1)
@@ -168,6 +168,18 @@ def knn_accuracy(
     return results
 
 
+def unit_rows(features: Tensor) -> Tensor:
+    """Features [n, D] at unit length, float32.
+
+    Raises:
+        ValueError: a feature is not finite.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    if unit.sum().isnan():
+        raise ValueError("features must be finite, got NaN or infinity: has the training diverged?")
+    return unit
+
+
 def _tile_rows(dim: int, k: int, memory: int) -> tuple[int, int]:
     """Rows of queries and of the bank in a tile whose temporary tensors fit into `memory` bytes.
 
@@ -180,13 +192,6 @@ def _tile_rows(dim: int, k: int, memory: int) -> tuple[int, int]:
         8 * query_rows + 56 * (1 + query_rows // 4) + 12 * dim
     )
     return query_rows, max(1, bank_rows // GROUP) * GROUP
-
-
-def _unit(features: Tensor) -> Tensor:
-    unit = F.normalize(features.float(), dim=1)
-    if unit.sum().isnan():
-        raise ValueError("features must be finite, got NaN or infinity: has the training diverged?")
-    return unit
 
 
 def _product(queries: Tensor, keys: Tensor, buffer: Tensor) -> Tensor:

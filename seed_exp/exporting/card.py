@@ -310,6 +310,12 @@ def _training(
     rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
     if options.get("views.mixup"):
         rows.append(("Mixup", "each view with one of another image"))
+    if phases := options.get("views.resolution"):
+        unit = "step" if options.get("steps") else "epoch"
+        shown = ", ".join(
+            f"from {unit} {first} on {' and '.join(map(str, sizes))}" for first, *sizes in phases
+        )
+        rows.append(("Sides of global views in pixels", shown))
     if decay is not None:
         rows.append(("Weights", f"moving average over the steps, of which each keeps {decay}"))
     if epochs is not None:

@@ -115,7 +115,7 @@ def dense_term(
     weight = dense_weight(config)
     if weight == 0:
         return None
-    sizes = sorted({crop.size for crop in views.crops.values() if crop.num > 0})
+    sizes = views.sizes
     theirs = {size: teacher.map_shape(size) for size in sizes}
     _refuse_single_position("the teacher", sizes[-1], theirs[sizes[-1]])
     width = theirs[sizes[-1]][0]
@@ -145,7 +145,7 @@ def refuse_dense_cache(config: DistillConfig, teacher: Teacher, num_images: int)
     if config.teacher_cache is None or dense_weight(config.objective) == 0:
         return
     numbers = 0
-    for crop in config.views.crops.values():
+    for crop in config.views.largest().crops.values():
         if crop.num > 0:
             channels, height, width = teacher.map_shape(crop.size)
             numbers += crop.num * channels * height * width

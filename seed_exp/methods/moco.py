@@ -5,9 +5,11 @@ It is the paper's baseline without a teacher, and a way to train teachers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
-from seed_exp.config.schema import MocoConfig
+from seed_exp.config.schema import MocoConfig, Precision
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
 from seed_exp.methods.grouped import forward_in_groups
@@ -56,6 +58,11 @@ class Moco(Method):
     def compile_shared(self) -> None:
         """Compiles the momentum encoders."""
         self.contrast.compile_encoders()
+
+    def compute_in(self, formats: Mapping[str, Precision]) -> None:
+        """Gives networks formats of their own, momentum encoders included."""
+        super().compute_in(formats)
+        self.contrast.compute_in(formats)
 
     def diagnostics(self, views: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Returns the effective rank of each network's queries."""

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from seed_exp.base.network_names import keys_of
+from seed_exp.config.schema import Precision
 from seed_exp.engine.distributed import all_gather, exchange, rank, world_size
 from seed_exp.methods.grouped import forward_in_groups, has_batch_norm, number_of_groups
 from seed_exp.methods.losses import info_nce
 from seed_exp.methods.queue import Queue
 from seed_exp.models.students import Student
+from seed_exp.models.teacher_precision import callers_dtype, computing_in, torch_format
 
 
 class MomentumContrast(nn.Module):
@@ -56,6 +59,8 @@ class MomentumContrast(nn.Module):
             }
         )
         self._new: dict[str, list[Tensor]] = {name: [] for name in students}
+        self.formats: dict[str, torch.dtype] = {}
+        """Momentum encoders that do not compute in the caller's format."""
 
     def loss(self, name: str, queries: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Returns InfoNCE in nats and the keys [N, D].
@@ -95,7 +100,11 @@ class MomentumContrast(nn.Module):
         shuffling BN, arXiv:1911.05722, Section 3.3. The groups depend on the global batch and the
         size of a group alone, not on the number of ranks.
         """
-        encoder = self.encoders[name]
+        device = views.device.type
+        with computing_in(self.formats.get(name, callers_dtype(device)), device):
+            return self._keys(self.encoders[name], views)
+
+    def _keys(self, encoder: nn.Module, views: Tensor) -> Tensor:
         num, ranks = len(views), world_size()
         num_groups = ranks * number_of_groups(num, self.bn_group_size)
         if num_groups == 1 or not has_batch_norm(encoder):
@@ -106,6 +115,14 @@ class MomentumContrast(nn.Module):
         dealt = _places(ranks * num, num_groups, views.device)
         own = slice(rank() * num, (rank() + 1) * num)
         return torch.empty_like(gathered).index_copy_(0, dealt, gathered)[own]
+
+    def compute_in(self, formats: Mapping[str, Precision]) -> None:
+        """Gives momentum encoders formats of their own, as `Method.compute_in` does."""
+        self.formats = {
+            name: torch_format(formats[keys_of(name)])
+            for name in self.encoders
+            if keys_of(name) in formats
+        }
 
     def compile_encoders(self) -> None:
         """Compiles the momentum encoders."""

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seed_exp.base.network_names import TEACHER
 from seed_exp.base.registry import lookup
-from seed_exp.config.schema import BatchTeacherConfig, ObjectiveConfig, QueueInit, SeedConfig
+from seed_exp.config.schema import (
+    BatchTeacherConfig,
+    ObjectiveConfig,
+    Precision,
+    QueueInit,
+    SeedConfig,
+)
 from seed_exp.engine.distributed import all_gather
 from seed_exp.engine.method import Method
 from seed_exp.methods.collapse import effective_rank, embedding_std
@@ -25,6 +32,7 @@ from seed_exp.methods.teacher_cache import TeacherCache
 from seed_exp.methods.temperature import Temperature, neighbours_of, teacher_temperature
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.students import Student
+from seed_exp.models.teacher_precision import torch_format
 from seed_exp.views.recipe import HostBatch
 
 ONE_HOT = 1.01
@@ -185,6 +193,14 @@ class Seed(Method):
         if self.contrast is not None:
             self.contrast.compile_encoders()
 
+    def compute_in(self, formats: Mapping[str, Precision]) -> None:
+        """Gives networks formats of their own, the teacher and momentum encoders included."""
+        super().compute_in(formats)
+        if TEACHER in formats:
+            self.teacher.format = torch_format(formats[TEACHER])
+        if self.contrast is not None:
+            self.contrast.compute_in(formats)
+
     def rehearsal(self) -> Method:
         """A copy without a cache, so that trying out a step leaves no trace."""
         cache, self.cache = self.cache, None
@@ -289,9 +305,10 @@ class Seed(Method):
         self, views: dict[str, Tensor], flat: dict[str, Tensor], batch: HostBatch
     ) -> dict[str, Tensor]:
         """Teacher embeddings by resolution [V x N, D], from the cache if it has all of them."""
+        side = views["global"].shape[-1]
         if (
             self.cache is not None
-            and (cached := self.cache.read(batch.epoch, batch.indices)) is not None
+            and (cached := self.cache.read(batch.epoch, batch.indices, side)) is not None
         ):
             on_host = {name: cached[name].flatten(0, 1) for name in flat}
             if flat["global"].is_cuda:  # only copies of page-locked memory are not waited for
@@ -306,7 +323,7 @@ class Seed(Method):
             by_view = {
                 name: embeddings[name].view(*view.shape[:2], -1) for name, view in views.items()
             }
-            self.cache.write_soon(batch.epoch, batch.indices, by_view)
+            self.cache.write_soon(batch.epoch, batch.indices, by_view, side)
         return embeddings
 
     def _of_views(self, views: Tensor) -> Tensor:

@@ -45,6 +45,10 @@ class TeacherCache:
     If views are mixed in pairs, the checksum also covers the other image of the pair. It is another
     one than usual where one that cannot be read was replaced.
 
+    If global views change their size over time, it covers their size too. An image comes twice in
+    an epoch where it takes the place of another one, or is one of a bag, and in a run that counts
+    in steps these may be of two sizes.
+
     Processes need not know of each other: each may read all rows and write those it computed.
 
     Args:
@@ -55,6 +59,7 @@ class TeacherCache:
         embedding_dim: Width D of an embedding.
         in_pairs: Whether an image's views also depend on its neighbour: of the `indices` of the
             methods, numbers 0 and 1 are neighbours, 2 and 3, and so on.
+        of_sizes: Whether the size of global views changes over time; how, the key has to say.
 
     Raises:
         ValueError: as `make_folder`.
@@ -69,8 +74,9 @@ class TeacherCache:
         num_views: Mapping[str, int],
         embedding_dim: int,
         in_pairs: bool = False,
+        of_sizes: bool = False,
     ) -> None:
-        self.in_pairs = in_pairs
+        self.in_pairs, self.of_sizes = in_pairs, of_sizes
         self.num_images, self.num_views, self.embedding_dim = (
             num_images,
             dict(num_views),
@@ -103,12 +109,13 @@ class TeacherCache:
         """Size of a full epoch in bytes."""
         return self.num_images * self._row.itemsize
 
-    def read(self, epoch: int, indices: Tensor) -> dict[str, Tensor] | None:
+    def read(self, epoch: int, indices: Tensor, side: int = 0) -> dict[str, Tensor] | None:
         """Returns the embeddings of images `indices` [N] in `epoch`, or None if any is missing.
 
-        They are float32 [V, N, D] per resolution, on the CPU.
+        They are float32 [V, N, D] per resolution, on the CPU. `side` is that of global views in
+        pixels, here and below; without `of_sizes` it is not looked at.
         """
-        size, starts = self._row.itemsize, self._checksum_starts(epoch, indices)
+        size, starts = self._row.itemsize, self._checksum_starts(epoch, indices, side)
         offsets = [index * size for index in indices.tolist()]
         data = bytearray()
         try:
@@ -129,7 +136,9 @@ class TeacherCache:
         rows = np.frombuffer(data, self._row)
         return {name: torch.from_numpy(rows[name].swapaxes(0, 1).copy()) for name in self.num_views}
 
-    def write(self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor]) -> None:
+    def write(
+        self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor], side: int = 0
+    ) -> None:
         """Writes the embeddings [V, N, D] per resolution of images `indices` [N] in `epoch`.
 
         An image with an embedding that is not finite is left out. If writing fails, a warning is
@@ -144,7 +153,7 @@ class TeacherCache:
             rows[name] = embeddings[name].transpose(0, 1).cpu().numpy()
             finite &= np.isfinite(rows[name]).all((1, 2))
         raw: NDArray[np.uint8] = rows.view(np.uint8).reshape(len(rows), -1)
-        starts = self._checksum_starts(epoch, indices)
+        starts = self._checksum_starts(epoch, indices, side)
         rows["checksum"] = [
             zlib.crc32(row[4:], start) for row, start in zip(raw, starts, strict=True)
         ]
@@ -161,7 +170,9 @@ class TeacherCache:
                 error,
             )
 
-    def write_soon(self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor]) -> None:
+    def write_soon(
+        self, epoch: int, indices: Tensor, embeddings: Mapping[str, Tensor], side: int = 0
+    ) -> None:
         """As `write`, in a thread: neither the GPU nor the disk is waited for.
 
         Only where the disk is slower than the steps, the oldest of PENDING writes is waited for.
@@ -178,7 +189,7 @@ class TeacherCache:
         def write() -> None:
             if copied is not None:
                 copied.synchronize()
-            self.write(epoch, indices, on_host)
+            self.write(epoch, indices, on_host, side)
 
         if len(self._pending) == PENDING:
             self._pending.popleft().result()
@@ -216,9 +227,10 @@ class TeacherCache:
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch_{epoch:04d}.bin"
 
-    def _checksum_starts(self, epoch: int, indices: Tensor) -> list[int]:
+    def _checksum_starts(self, epoch: int, indices: Tensor, side: int) -> list[int]:
         """Checksum of everything but the embeddings themselves, for each of the images [N]."""
-        start = zlib.crc32(f"{self._key} {epoch}".encode())
+        of_size = f" {side}" if self.of_sizes else ""
+        start = zlib.crc32(f"{self._key} {epoch}{of_size}".encode())
         if not self.in_pairs:
             return [start] * len(indices)
         others = indices.view(-1, 2).flip(1).flatten()

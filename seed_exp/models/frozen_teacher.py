@@ -47,6 +47,8 @@ class Teacher(nn.Module):
         self.overflow = Overflow()
         """Whether float16 does not hold its embeddings."""
         self._feature_maps: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]] = feature_maps
+        self.format: torch.dtype | None = None
+        """Format of its own in which it computes; None = that of the caller's autocast."""
         self.requires_grad_(False)
         self.eval()
 
@@ -58,9 +60,9 @@ class Teacher(nn.Module):
         """Embeddings [N, D] of views [N, 3, S, S].
 
         They have unit length unless a reduction leaves them their own, are constants for autograd,
-        and are float32 also under autocast. The network computes in the format of `teacher_dtype`,
-        or in float32 once an embedding was not finite in float16. On a GPU the passes until that is
-        known return such embeddings too.
+        and are float32 also under autocast. The network computes in `format`, by default that of
+        `teacher_dtype`, or in float32 once an embedding was not finite in float16. On a GPU the
+        passes until that is known return such embeddings too.
         """
         (embeddings,) = self._computed(lambda views: (self.embed(views),), views)
         return embeddings
@@ -83,7 +85,7 @@ class Teacher(nn.Module):
     ) -> list[Tensor]:
         """Outputs of a function of views, in the format that `forward` says."""
         device = views.device.type
-        dtype = teacher_dtype(callers_dtype(device), device)
+        dtype = self.format or teacher_dtype(callers_dtype(device), device)
         if dtype is torch.float16 and not self.overflow.seen():
             outputs = self._in(dtype, function, views)
             self.overflow.add(outputs, views.shape)
@@ -138,7 +140,8 @@ class Teacher(nn.Module):
 
         Args:
             views: The recipe.
-            side: Side in pixels to which it resizes global views; None = as the network needs.
+            side: Side in pixels to which it resizes global views of the recipe's own size, and
+                others in proportion; None = as the network needs.
 
         Raises:
             ValueError: the network does not take one of the view sizes, or not that side, or it
@@ -148,7 +151,7 @@ class Teacher(nn.Module):
         if side is not None:
             self._resize_to(side, views.crops["global"].size)
         width: int | None = getattr(self.encoder, "num_features", None)
-        for size in sorted({crop.size for crop in views.crops.values() if crop.num > 0}):
+        for size in views.sizes:
             seen = self.inputs.size(size)
             features_of_empty_image(
                 lambda images: self.encoder(self.inputs(images)),

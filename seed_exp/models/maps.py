@@ -31,14 +31,7 @@ def feature_maps(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     unpooled: Tensor = encoder.forward_features(images)  # type: ignore[operator]
     features: Tensor = encoder.forward_head(unpooled)  # type: ignore[operator]
-    if unpooled.ndim == 3:  # tokens [N, T, C]
-        tokens = unpooled[:, getattr(encoder, "num_prefix_tokens", 0) :]
-        embedding: Any = encoder.patch_embed
-        side = -(-images.shape[-1] // embedding.patch_size[0])  # rounded up: some pad the image
-        return features, tokens.transpose(1, 2).reshape(*tokens.shape[::2], side, side)
-    if getattr(encoder, "output_fmt", "NCHW") == "NHWC":
-        unpooled = unpooled.permute(0, 3, 1, 2)
-    return features, unpooled
+    return features, _as_maps(encoder, unpooled, images.shape[-1])
 
 
 def map_of_empty_image(
@@ -85,3 +78,53 @@ def map_of_empty_image(
             f"choose view sizes that {patch[0]} divides, or {WITHOUT}"
         )
     return maps.shape[1], maps.shape[2], maps.shape[3]
+
+
+class LastMaps(nn.Module):
+    """Maps images [N, 3, S, S] to the maps [N, C, H, W] of `feature_maps`, without pooling them.
+
+    Args:
+        encoder: An encoder.
+        size: Side S of the images in pixels, on which it is tried.
+        whose: The encoder, for errors.
+
+    Raises:
+        ValueError: the encoder has no maps, or does not take images of this size.
+    """
+
+    width: int
+    """Number C of channels."""
+
+    def __init__(self, encoder: nn.Module, size: int, whose: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        if not has_maps(encoder):
+            raise ValueError(
+                f"{whose} has no feature maps: its network has no forward_features and "
+                "forward_head, as those of timm and of this package have"
+            )
+        device = next(encoder.parameters()).device
+        begin = f"{whose} gives no feature maps of images of {size} x {size} pixels"
+        try:
+            with torch.no_grad():
+                maps = self(torch.zeros(1, 3, size, size, device=device))
+        except Exception as error:  # the network may be anyone's code
+            raise ValueError(f"{begin}: {first_line(error).rstrip('.')}") from error
+        if maps.ndim != 4 or len(maps) != 1:
+            raise ValueError(f"{begin} but {list(maps.shape)}; expected [1, C, H, W]")
+        self.width = maps.shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        unpooled: Tensor = self.encoder.forward_features(images)  # type: ignore[operator]
+        return _as_maps(self.encoder, unpooled, images.shape[-1])
+
+
+def _as_maps(encoder: nn.Module, unpooled: Tensor, size: int) -> Tensor:
+    if unpooled.ndim == 3:  # tokens [N, T, C]
+        tokens = unpooled[:, getattr(encoder, "num_prefix_tokens", 0) :]
+        embedding: Any = encoder.patch_embed
+        side = -(-size // embedding.patch_size[0])  # rounded up: some pad the image
+        return tokens.transpose(1, 2).reshape(*tokens.shape[::2], side, side)
+    if getattr(encoder, "output_fmt", "NCHW") == "NHWC":
+        unpooled = unpooled.permute(0, 3, 1, 2)
+    return unpooled

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seed_exp.config.schema import Precision
+
 log = logging.getLogger("seed_exp")
 
 
@@ -21,6 +23,11 @@ def teacher_dtype(students: torch.dtype, device_type: str) -> torch.dtype:
     Otherwise it is the students' format.
     """
     return torch.float16 if (students, device_type) == (torch.bfloat16, "cuda") else students
+
+
+def torch_format(precision: Precision) -> torch.dtype:
+    """float32 or bfloat16 as torch has it."""
+    return {Precision.float32: torch.float32, Precision.bfloat16: torch.bfloat16}[precision]
 
 
 def callers_dtype(device_type: str) -> torch.dtype:

@@ -26,14 +26,18 @@ from seed_exp.protocols.detect import detect
 from seed_exp.protocols.finetune import finetune
 from seed_exp.protocols.knn import knn
 from seed_exp.protocols.linear import linear
+from seed_exp.protocols.retrieval import retrieval
+from seed_exp.protocols.segment import segment
 
 log = logging.getLogger("seed_exp")
 
 PROTOCOLS: dict[str, Callable[[Any], Any]] = {
     "knn": knn,
+    "retrieval": retrieval,
     "linear": linear,
     "finetune": finetune,
     "detect": detect,
+    "segment": segment,
 }
 """What runs each of config.schema.EVALUATIONS, given its options."""
 

@@ -16,7 +16,7 @@ from torch import nn
 from seed_exp.base.table import markdown_table
 from seed_exp.config.identity import identity
 from seed_exp.config.options import decisive_options, to_plain
-from seed_exp.config.schema import DetectConfig, FinetuneConfig, LinearConfig
+from seed_exp.config.schema import DetectConfig, FinetuneConfig, LinearConfig, SegmentConfig
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.fit import Fitted, fit
@@ -27,7 +27,7 @@ from seed_exp.evaluation.results import WrittenMeasures, run_home, write_results
 from seed_exp.evaluation.setup import FrozenRun
 from seed_exp.views.recipe import Views
 
-C = TypeVar("C", bound=LinearConfig | FinetuneConfig | DetectConfig)
+C = TypeVar("C", bound=LinearConfig | FinetuneConfig | DetectConfig | SegmentConfig)
 Measures = dict[str, dict[str, float]]
 """Numbers in percent by name, for each network."""
 

@@ -110,6 +110,22 @@ def knn(run: PathLike, **options: Any) -> Evaluation:
     return _evaluation("knn", measure, config)
 
 
+def retrieval(run: PathLike, **options: Any) -> Evaluation:
+    """Searches a gallery for images of each validation image's class, by frozen features.
+
+    Arguments and errors are those of `knn`.
+
+    Examples:
+        >>> result = seed_exp.retrieval(run, gallery="val", ks=[1, 5])
+        >>> list(result.numbers["convnet_w2"])
+        ['map', 'recall1', 'recall5']
+    """
+    config = composed("retrieval", {"run": run, **options})
+    from seed_exp.protocols.retrieval import retrieval as measure
+
+    return _evaluation("retrieval", measure, config)
+
+
 def linear(run: PathLike, **options: Any) -> Evaluation:
     """Trains a linear classifier on frozen features; arguments and errors as those of `knn`."""
     config = composed("linear", {"run": run, **options})
@@ -132,6 +148,14 @@ def detect(run: PathLike, **options: Any) -> Evaluation:
     from seed_exp.protocols.detect import detect as measure
 
     return _evaluation("detect", measure, config)
+
+
+def segment(run: PathLike, **options: Any) -> Evaluation:
+    """Trains classifiers of pixels on frozen maps; arguments and errors as those of `knn`."""
+    config = composed("segment", {"run": run, **options})
+    from seed_exp.protocols.segment import segment as measure
+
+    return _evaluation("segment", measure, config)
 
 
 def embed(run: PathLike, *, data: PathLike | None = None, **options: Any) -> EmbeddedImages:

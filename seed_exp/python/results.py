@@ -61,7 +61,7 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Numbers that `knn`, `linear`, `finetune` or `detect` measured."""
+    """Numbers that `knn`, `retrieval`, `linear`, `finetune`, `detect` or `segment` measured."""
 
     command: str
     """The evaluation."""

@@ -34,6 +34,7 @@ def recipe_gallery(
 
     The images are evenly spread over the source.
     """
+    views = TrainViews(views.config.of_size(views.size_at(epoch)), views.seed)
     shown = evenly_spaced(len(source), num_images)
     indices = shown
     if views.config.mixup:

@@ -59,6 +59,7 @@ FEATURE_WIDTHS = {
 EVAL_VIEWS: dict[str, Any] = {"views.eval_size": 224, "views.eval_resize": 256}
 COLOURS: dict[str, Any] = {
     "views.mixup": False,
+    "views.resolution": None,
     "views.jitter": [0.4, 0.4, 0.4, 0.1],
     "views.jitter_prob": 0.8,
     "views.grayscale_prob": 0.2,

@@ -19,7 +19,7 @@ from seed_exp.reporting.published import Published, learning_rates, published_of
 from seed_exp.reporting.runs import Result, Run
 
 MEASURES = {measure.column: measure for kind in EVALUATIONS.values() for measure in kind.measures}
-"""Columns of the paper's Table 1 and, where a run has them, of its semi-supervised table."""
+"""Columns of the paper's Table 1 and, where a run has them, of other evaluations."""
 EvaluationCommand = Callable[[Run, str, "Result | None"], str]
 """From a run, an evaluation and a result to be like, if any: the command line that evaluates."""
 

@@ -36,6 +36,19 @@ def length_advice(config: DistillConfig | PretrainConfig, num_images: int) -> li
     ]
 
 
+def resolution_advice(config: DistillConfig | PretrainConfig) -> list[str]:
+    """A sentence on phases of views that do not end at the recipe's own size."""
+    views, size = config.views, config.views.crops["global"].size
+    if views.resolution is None or size in (last := views.resolution[-1][1:]):
+        return []
+    return [
+        f"views.resolution ends with global views of {' and '.join(map(str, last))} pixels, and "
+        f"views.crops.global.size={size} is none of them: teacher.size and later evaluations with "
+        f"labels go by {size}, and evaluation views have {views.eval_size}; choose "
+        f"views.crops.global.size={last[0]}, or another last phase"
+    ]
+
+
 def large_queue_advice(
     option: str, config: WithQueue, num_images: int, num_bytes: int
 ) -> list[str]:

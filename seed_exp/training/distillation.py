@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from seed_exp import __version__
+from seed_exp.base.network_names import TEACHER
 from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
-from seed_exp.config.schema import DistillConfig, SeedGeneralConfig
+from seed_exp.config.schema import DistillConfig, Precision, SeedGeneralConfig
 from seed_exp.config.schema.parts import require_global_only, require_unmixed
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
@@ -30,6 +32,7 @@ from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.teacher_cache import TeacherCache, make_folder, refuse_without_room
 from seed_exp.models.cost import forward_flops
+from seed_exp.models.cpu_precision import chosen_formats, log_formats, precisions
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.reduction import FULL_WIDTH
 from seed_exp.models.students import Student
@@ -37,7 +40,7 @@ from seed_exp.models.teacher_precision import teacher_dtype
 from seed_exp.models.teachers import build_teacher, reduced_dim
 from seed_exp.models.weights import tensors_hash
 from seed_exp.protocols.follow_up import plan_evaluations
-from seed_exp.training.advice import length_advice, queue_advice
+from seed_exp.training.advice import length_advice, queue_advice, resolution_advice
 from seed_exp.training.bags import kept_bags
 from seed_exp.training.encoders import (
     build_students,
@@ -84,14 +87,23 @@ def distill(config: DistillConfig) -> Path:
             refuse_large_queue("objective.queue_size", size, dim, num_queues)
             inputs = {"teacher": teacher.fingerprint, **student_inputs(config.students, students)}
             inputs |= {"data": images.train.fingerprint()}
-        with open_run("distill", label_of(config), config, inputs, device) as run:
+            has_keys = lookup(OBJECTIVES, config.objective.name, "objective").contrast is not None
+            choices = chosen_formats(
+                *(config.precision, device, config.views, students),
+                teacher=config.teacher,
+                objective=config.objective,
+                has_keys=has_keys,
+            )
+        formats = precisions(choices)
+        with open_run("distill", label_of(config), config, inputs, device, formats=formats) as run:
+            log_formats(run.formats, choices)
             # 2. The teacher's embeddings: narrower if asked for, and kept if asked for; bags.
             with distributed.rank0_first():
                 # First: to fit a reduction takes minutes.
                 refuse_unfit_cache(config, teacher, images.train)
                 if config.teacher.reduce is not None:
                     reduce_embeddings(teacher, run.folder, config, images.train)
-                cache = open_cache(config, teacher, images.train)
+                cache = open_cache(config, teacher, images.train, run.formats)
                 bags = None
                 if needs_bags(config.objective):
                     bags = kept_bags(run.folder, teacher, config, images.train)
@@ -107,6 +119,7 @@ def distill(config: DistillConfig) -> Path:
             for sentence in (
                 *queue_advice(config, len(images.train), teacher.embedding_dim),
                 *length_advice(config, len(images.train)),
+                *resolution_advice(config),
             ):
                 log.warning("warning: %s", sentence)
             size = config.objective.queue_length
@@ -114,6 +127,7 @@ def distill(config: DistillConfig) -> Path:
             num_views = numbers_of_views(config)
             parts = (students, teacher, config.objective, num_views, config.seed, cache)
             method = Seed(*parts, dense=dense) if bags is None else BagSeed(*parts, bags=bags)
+            method.compute_in(run.formats)
             if newest_checkpoint(run.folder) is None:
                 if dense is not None:
                     fit_map_scale(dense, teacher, config, images.train, device)
@@ -197,18 +211,28 @@ def refuse_unfit_cache(config: DistillConfig, teacher: Teacher, train: Source) -
         refuse_without_room(root, len(train), num_views, dim, num_epochs(config, train))
 
 
-def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> TeacherCache | None:
+def open_cache(
+    config: DistillConfig, teacher: Teacher, train: Source, formats: Mapping[str, Precision]
+) -> TeacherCache | None:
     """The cache of exactly these embeddings; None if none is asked for.
 
     Errors as `TeacherCache`.
+
+    Args:
+        config: All options.
+        teacher: Whose embeddings.
+        train: The training images.
+        formats: Networks of the run with a number format of their own.
     """
     if config.teacher_cache is None:
         return None
     evaluation = eval_options(config.views).keys() - {"mean", "std"}
     device = distributed.local_device(config.device)
-    dtype = teacher_dtype(dtype_of(config.precision, device), device.type)
+    own = formats.get(TEACHER, config.precision)
+    dtype = teacher_dtype(dtype_of(own, device), device.type)
     views = to_plain(config.views)
-    for added in ("operations", "mixup"):  # without them the key is that of earlier versions
+    # Without them the key is that of earlier versions.
+    for added in ("operations", "mixup", "resolution"):
         if not views[added]:
             del views[added]
     reduction = teacher.reduction
@@ -237,6 +261,7 @@ def open_cache(config: DistillConfig, teacher: Teacher, train: Source) -> Teache
         num_views=numbers_of_views(config),
         embedding_dim=teacher.embedding_dim,
         in_pairs=config.views.mixup,
+        of_sizes=config.views.resolution is not None,
     )
 
 
@@ -248,7 +273,7 @@ def cache_costs(
     train: Source,
 ) -> str:
     """Sentence on the cost and gain of the cache; errors as `TeacherCache.describe`."""
-    crops = [crop for crop in config.views.crops.values() if crop.num > 0]
+    crops = [crop for crop in config.views.largest().crops.values() if crop.num > 0]
     forward = sum(crop.num * forward_flops(teacher, crop.size) for crop in crops)
     # A backward pass costs about two forward passes.
     training = sum(

@@ -27,6 +27,7 @@ from seed_exp.config.schema import (
     ViewsConfig,
 )
 from seed_exp.config.words import word
+from seed_exp.data.loader import cores_of_rank
 from seed_exp.data.sources import NoValidationError, Source, load_source
 from seed_exp.engine import distributed
 from seed_exp.engine.averages import Averages
@@ -95,7 +96,14 @@ def train_encoders(
     if distributed.rank() == 0:
         announce(run.folder)
     log.info("%d images", len(images.train))
-    describe(students, config, run.device)
+    describe(students, config, run.device, method.formats)
+    if run.device.type == "cpu":
+        log.info(
+            "CPU: %d threads of torch and %d worker processes for %d cores; where other work "
+            "shares them, fewer threads (OMP_NUM_THREADS) are faster",
+            *(torch.get_num_threads(), run.num_workers),
+            cores_of_rank(distributed.local_world_size()),
+        )
     averages = None
     if config.ema_decay is not None:
         averages = Averages(students, config.ema_decay, run.device)
@@ -194,12 +202,16 @@ def student_file(folder: Path, name: str) -> Path:
 
 
 def describe(
-    students: Mapping[str, Student], config: EncoderFitConfig, device: torch.device
+    students: Mapping[str, Student],
+    config: EncoderFitConfig,
+    device: torch.device,
+    formats: Mapping[str, Precision],
 ) -> None:
-    """Logs size and memory of each student."""
+    """Logs size and memory of each student; `formats` as those of `Method`."""
     for name, student in students.items():
         num_parameters = sum(parameter.numel() for parameter in student.parameters())
-        activations = activations_per_image(student, config.views, config.precision, device)
+        precision = formats.get(name, config.precision)
+        activations = activations_per_image(student, config.views, precision, device)
         log.info(
             "student %s: %s parameters with its head, %.3g MiB of activations per image",
             name,
@@ -297,9 +309,8 @@ def check_view_sizes(students: dict[str, Student], views: ViewsConfig) -> None:
     Raises:
         ValueError: a network does not take a size, or returns something else than features.
     """
-    sizes = {crop.size for crop in views.crops.values() if crop.num > 0} | {views.eval_size}
     for name, student in students.items():
-        for size in sorted(sizes):
+        for size in sorted({*views.sizes, views.eval_size}):
             advice = patch_advice(student.encoder, size, f"students.{name}.args")
             features_of_empty_image(
                 student.encoder, size, f"student {name}", student.num_features, advice
@@ -311,12 +322,12 @@ def activations_per_image(
 ) -> int:
     """Bytes that autograd keeps of all views of an image until the backward pass.
 
-    They make memory grow with the batch.
+    They make memory grow with the batch. Where views change their size, those of the largest.
     """
     twin = copy.deepcopy(student).to(device).train()  # its BN statistics move
 
     def forward() -> list[Tensor]:
-        crops = [crop for crop in views.crops.values() if crop.num > 0]
+        crops = [crop for crop in views.largest().crops.values() if crop.num > 0]
         with autocast(precision, device):
             return [
                 twin(

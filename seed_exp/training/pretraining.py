@@ -9,8 +9,9 @@ from seed_exp.config.schema import PretrainConfig
 from seed_exp.engine import distributed
 from seed_exp.engine.run import open_run
 from seed_exp.methods.moco import Moco
+from seed_exp.models.cpu_precision import chosen_formats, log_formats, precisions
 from seed_exp.protocols.follow_up import plan_evaluations
-from seed_exp.training.advice import large_queue_advice, length_advice
+from seed_exp.training.advice import large_queue_advice, length_advice, resolution_advice
 from seed_exp.training.encoders import (
     build_students,
     finish,
@@ -45,16 +46,23 @@ def pretrain(config: PretrainConfig) -> Path:
                 **student_inputs(config.students, students),
                 "data": images.train.fingerprint(),
             }
-        with open_run("pretrain", label, config, inputs, device) as run:
+            choices = chosen_formats(
+                config.precision, device, config.views, students, has_keys=True
+            )
+        formats = precisions(choices)
+        with open_run("pretrain", label, config, inputs, device, formats=formats) as run:
+            log_formats(run.formats, choices)
             # 2. The training.
             num, num_bytes = len(images.train), size * dim * 4 * len(students)
             for sentence in (
                 *large_queue_advice("moco.queue_size", config.moco, num, num_bytes),
                 *length_advice(config, num),
+                *resolution_advice(config),
             ):
                 log.warning("warning: %s", sentence)
             log.info("queue: %s places, %s training images", f"{size:,}", f"{num:,}")
             method = Moco(students, config.moco, config.seed)
+            method.compute_in(run.formats)
             diverged = train_encoders(run, method, students, images)
             # 3. Whatever follows in the same job.
             finish(run, list(students), evaluations, diverged, images)

@@ -98,16 +98,17 @@ def first_embeddings(
     """The teacher's embeddings [K, D] of one view of K random images, by resolution, on the CPU.
 
     A pure function of seed, images, views and teacher. A queue with more places than there are
-    images gets other views of the same images. `more` embeddings follow those of the queue.
+    images gets other views of the same images. Global views have the size with which the training
+    begins. `more` embeddings follow those of the queue.
 
     Raises:
         ValueError: as `load_batches`.
     """
+    recipe = config.views.of_size(config.views.size_at(0))
     crops = {
-        name: dataclasses.replace(crop, num=min(1, crop.num))
-        for name, crop in config.views.crops.items()
+        name: dataclasses.replace(crop, num=min(1, crop.num)) for name, crop in recipe.crops.items()
     }
-    views = TrainViews(dataclasses.replace(config.views, crops=crops), config.seed)
+    views = TrainViews(dataclasses.replace(recipe, crops=crops), config.seed)
     order = list(_order(len(train), config.objective.queue_length + more, config.seed))
     rows: dict[str, list[Tensor]] = {}
     with closing(device_views(views, train, order, config, device, "queue")) as batches:

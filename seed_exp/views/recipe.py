@@ -76,6 +76,16 @@ class HostBatch(NamedTuple):
             epoch=0,
         )
 
+    def of_size(self, size: int) -> HostBatch:
+        """A batch with global views of `size` pixels, in the memory of this one's larger views."""
+        views = self.views["global"]
+        num, num_views, channels, *_ = views.shape
+        row, image = channels * size, channels * size**2
+        smaller = views.as_strided(
+            (num, num_views, channels, size, size), (num_views * image, image, 1, row, channels)
+        )
+        return self._replace(views={**self.views, "global": smaller})
+
     def map(self, function: Callable[[Tensor], Tensor]) -> HostBatch:
         """The batch with `function` applied to each of its tensors."""
         views, draws = (
@@ -90,8 +100,21 @@ class Views(Protocol):
     images_together: int
     """Images of a batch that must not be parted, in the order of the batch."""
 
+    @property
+    def global_sizes(self) -> Sequence[int]:
+        """Sides in pixels that global views have at some time, ascending."""
+        ...
+
+    def size_at(self, time: int) -> int:
+        """Side of global views in epoch `time`, or step, where the run is stated in steps."""
+        ...
+
     def empty(self, num: int) -> HostBatch:
-        """A batch into which `host` can write `num` images; its contents are arbitrary."""
+        """A batch into which `host` can write `num` images; its contents are arbitrary.
+
+        It has the largest views that there are at some time. One made of it by `of_size` is filled
+        with views of that size.
+        """
         ...
 
     def host(
@@ -113,7 +136,8 @@ class Views(Protocol):
 class TrainViews:
     """Random views; every draw is a pure function of (seed, epoch, sample index). Picklable.
 
-    The v-th view of a resolution is the same however many views are made.
+    The v-th view of a resolution is the same however many views are made. Views of any size show
+    the same part of the image in the same colours; a blur is as wide in pixels.
     """
 
     def __init__(self, config: ViewsConfig, seed: int) -> None:
@@ -125,11 +149,19 @@ class TrainViews:
         self.num_added = sum(operation.num_draws for operation in self.operations)
         self.images_together = 2 if config.mixup else 1
 
+    @property
+    def global_sizes(self) -> list[int]:
+        """Sides in pixels that global views have at some time, ascending."""
+        return self.config.global_sizes
+
+    def size_at(self, time: int) -> int:
+        """Side of global views in epoch `time`, or step, where the run is stated in steps."""
+        return self.config.size_at(time)
+
     def empty(self, num: int) -> HostBatch:
-        """A batch into which `host` can write `num` images; its contents are arbitrary."""
-        views = {
-            name: (crop.num, crop.size) for name, crop in self.config.crops.items() if crop.num > 0
-        }
+        """A batch with the largest views, into which `host` can write `num` images."""
+        crops = self.config.largest().crops
+        views = {name: (crop.num, crop.size) for name, crop in crops.items() if crop.num > 0}
         num_parameters = len(Column) + self.num_added + self.config.mixup
         return HostBatch.empty(num, views, dict.fromkeys(views, num_parameters))
 
@@ -197,6 +229,15 @@ class StillViews(ABC):
 
     size: int
     images_together = 1
+
+    @property
+    def global_sizes(self) -> list[int]:
+        """The only side."""
+        return [self.size]
+
+    def size_at(self, time: int) -> int:  # noqa: ARG002  (as those of views with phases)
+        """The only side."""
+        return self.size
 
     @abstractmethod
     def place(self, image: Tensor, square: Tensor) -> None:

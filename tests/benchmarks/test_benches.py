@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seed_exp import bench
 from seed_exp.benchmarks.bench_step import TimedStep
 from seed_exp.config.compose import compose
-from seed_exp.config.schema import StudentConfig
+from seed_exp.config.schema import Precision, StudentConfig
 from seed_exp.models.students import build_student, save_student
 
 QUICK = ["seconds=0", "device=cpu"]
@@ -169,12 +169,13 @@ def test_the_operations_are_one_forward_pass_of_the_teacher_and_three_of_the_stu
     two = ["views.crops.global.num=2", "student=convnet_w2"]
     training = TimedStep(compose("bench", ["bench=step", *small, *two]))
     convolutions = 9 * (3 * 2 * 32**2 + 2 * 4 * 16**2 + 4 * 8 * 8**2 + 8 * 16 * 4**2)
-    assert training.operations("convnet_w2") == 2 * (1 + 3) * 2 * (convolutions + 16 * 16 + 16 * 16)
+    expected = 2 * (1 + 3) * 2 * (convolutions + 16 * 16 + 16 * 16)
+    assert training.operations("convnet_w2") == {Precision.float32: expected}
 
 
 def test_matrix_products_are_as_many_operations_as_asked_for(small: list[str]) -> None:
     run = TimedStep(compose("bench", ["bench=step", *small, "student=convnet_w2"])).products(
-        7 * 2 * 1024**3
+        {Precision.float32: 4 * 2 * 1024**3, Precision.bfloat16: 3 * 2 * 1024**3}
     )
     with FlopCounterMode(display=False) as counter:
         run()

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from seed_exp.config.schema import StudentConfig
 from seed_exp.data.digits import DigitsSource
 from seed_exp.evaluation.setup import eval_options
 from seed_exp.methods.teacher_cache import TeacherCache
-from seed_exp.models import teachers
+from seed_exp.models import cpu_precision, teachers
 from seed_exp.models.students import build_student, save_student
 from seed_exp.models.teachers import build_teacher
 from seed_exp.tools import plan as tools_plan
@@ -179,6 +180,47 @@ def test_students_that_end_earlier_cost_nothing_any_more(monkeypatch: pytest.Mon
     )  # those of the whole fleet
 
 
+@pytest.mark.parametrize(
+    ("length", "phases", "seen", "memory"),
+    [  # images at 24 and at 32 pixels with two students, then with one; ten steps an epoch
+        (
+            ["epochs=30", "students.convnet_w2.epochs=10"],
+            "[[0,24],[20,24,32],[28,32,24]]",
+            {2: [10_000, 0], 1: [15_000, 5000]},
+            48,
+        ),
+        (["steps=30"], "[[0,24],[25,24,32],[28,32,24]]", {2: [2800, 200]}, 64),
+    ],
+)
+def test_steps_of_each_size_are_measured_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+    length: list[str],
+    phases: str,
+    seen: dict[int, list[int]],
+    memory: int,
+) -> None:
+    def measure(options: Config, *_: object) -> StepCost:
+        size, num = options.views.crops["global"].size, len(options.students)
+        return replace(COST, images_per_s=2400 / size / num, memory=size * num)
+
+    monkeypatch.setattr(planning, "measure_step", measure)
+    monkeypatch.setattr(
+        planning, "worker_rate", lambda _, views: 3200 / views.crops["global"].size ** 2
+    )
+    words = [*DIGITS, "student=[convnet_w2,convnet_w32]", "batch_size=100", *length]
+    row = job(*words, f"views.resolution={phases}")
+    model = sum(num * (24 * small + 32 * large) / 2400 for num, (small, large) in seen.items())
+    small, large = map(sum, zip(*seen.values(), strict=True))
+    data = (24**2 * small + 32**2 * large) / 3200  # DIGITS has no workers: one after the other
+    assert row.hours * 3600 == pytest.approx(model + data)
+    assert row.model_images_per_s == pytest.approx((small + large) / model)
+    assert row.data_images_per_s == pytest.approx((small + large) / data)
+    assert row.memory == memory
+    facts = sweep(*words, f"views.resolution={phases}").facts
+    assert facts["views.resolution"].startswith("each size was measured")
+    assert "views.resolution" not in sweep(*words).facts
+
+
 def test_the_batch_is_divided_among_devices_and_hours_are_not(measured: list[Config]) -> None:
     one, eight = (job("epochs=36", "batch_size=200", gpus=gpus) for gpus in (1, 8))
     assert eight.hours == one.hours
@@ -221,6 +263,7 @@ def test_the_total_is_the_sum_of_the_jobs(measured: list[Config]) -> None:
         ("seed=0,1,2", 1),
         ("optimizer.lr=0.1,1", 1),
         ("objective.tau_teacher=0.1,0.01", 1),
+        ("objective.tau_teacher=0.01,0.001", 2),  # the second keeps the teacher in float32
         ("epochs=1,2", 1),
         ("teacher=moco_v2_r50,moco_v2_r50_800ep", 1),
         ("teacher=moco_v2_r50,moco_v2_r152,swav_r50", 3),
@@ -261,6 +304,18 @@ def test_the_time_is_divided_among_what_is_measured(monkeypatch: pytest.MonkeyPa
 def step_cost(*overrides: str, batch_size: int = 32, command: str = "distill") -> StepCost:
     config = compose(command, [*DIGITS, *overrides])
     return measure_step(cost_options(config, batch_size, list(config.students)), CPU, seconds=0)
+
+
+def test_a_step_is_measured_in_the_formats_that_the_run_would_have(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_precision, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(cpu_precision, "SMALLEST_VIEW", 1)
+    own = ["teacher=run", teacher, "student=convnet_w2", "objective.queue_size=64"]
+    assert step_cost(*own).precision == "bfloat16: teacher, students.convnet_w2"
+    sharp = step_cost(*own, "objective.tau_teacher=1e-3").precision
+    assert sharp == "bfloat16: students.convnet_w2; float32: teacher"
+    assert step_cost(*own, "precision=float32").precision == "float32"
 
 
 def test_memory_is_what_stays_and_what_grows_with_the_batch(teacher: str) -> None:

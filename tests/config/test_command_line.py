@@ -18,12 +18,12 @@ from seed_exp.config.command import command, flags_to_overrides
 from seed_exp.config.compose import compose, groups
 from seed_exp.config.deviations import DEVIATIONS
 from seed_exp.config.options import flatten, to_plain
-from seed_exp.config.schema import SCHEMAS
+from seed_exp.config.schema import EVALUATIONS, SCHEMAS
 from seed_exp.config.words import word
 
 COMMANDS = {name: importlib.import_module(f"seed_exp.{name}") for name in SCHEMAS}
 REQUIRED = {
-    **{name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")},
+    **{name: ["run=x"] for name in (*EVALUATIONS, "export", "embed")},
     **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
 }
 DIGITS = ["data=digits", "views=digits", "data.num_workers=0"]
@@ -320,6 +320,7 @@ def test_help_says_what_there_is_and_what_it_means(
         "linear": {"optimizer"},
         "finetune": {"optimizer"},
         "detect": {"optimizer", "views"},
+        "segment": {"optimizer", "views"},
     }.get(name, set())
     assert shown.keys() - {"experiments", "recipe", "scale"} == expected - own_values
     assert all(options == groups()[group] for group, options in shown.items())

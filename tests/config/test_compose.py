@@ -20,6 +20,7 @@ from seed_exp.config.compose import compose, config_home
 from seed_exp.config.errors import explain
 from seed_exp.config.options import flatten, to_plain
 from seed_exp.config.schema import (
+    EVALUATIONS,
     SCHEMAS,
     CropConfig,
     DataConfig,
@@ -50,7 +51,7 @@ from seed_exp.tools.bench import BENCHES
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted((CONF.parent / "experiments").glob("*.yaml"))
 REQUIRED = {
-    **{name: ["run=x"] for name in ("linear", "knn", "finetune", "detect", "export", "embed")},
+    **{name: ["run=x"] for name in (*EVALUATIONS, "export", "embed")},
     **{"bench": ["bench=loss"], "convert": ["to=tsv", "output=x"]},
 }
 NEEDS = {
@@ -112,8 +113,9 @@ def choices() -> Iterator[Any]:
         for group in groups_of(command):
             first = True
             for option in options_of(group):
-                if (command, group) == ("detect", "data") and option not in ("coco", "voc"):
-                    continue  # images without objects: an error
+                sources = EVALUATIONS[command].sources if command in EVALUATIONS else None
+                if group == "data" and option not in (sources or (option,)):
+                    continue  # images without objects or masks: an error
                 alike = option in TIMM_TEACHERS and not option.endswith("_s")
                 new = first or not ((group, option) in tried or alike)
                 marks = () if new else pytest.mark.slow

@@ -22,9 +22,17 @@ from seed_exp.config.identity import (
     identity,
 )
 from seed_exp.config.options import decisive_options, to_plain
-from seed_exp.config.schema import SCHEMAS, CropConfig, MocoConfig, PretrainConfig, StudentConfig
+from seed_exp.config.schema import (
+    EVALUATIONS,
+    SCHEMAS,
+    TRAINING,
+    CropConfig,
+    MocoConfig,
+    PretrainConfig,
+    StudentConfig,
+)
 
-WITH_RUN_FOLDERS = ("distill", "pretrain", "linear", "finetune", "detect")
+WITH_RUN_FOLDERS = (*TRAINING, *(name for name, kind in EVALUATIONS.items() if kind.trains))
 FIRST_VALUES = Path(__file__).with_name("first_values.json")
 INPUTS = {"data": "digits[1500:abc]"}
 

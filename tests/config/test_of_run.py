@@ -23,7 +23,7 @@ from seed_exp.protocols.knn import possible_ks
 SIZES = ["views.crops.global.size=90", "views.eval_size=96", "views.eval_resize=104"]
 TRAINED = ["student=convnet_w2", "data=image_folder", "data.val_fraction=0.25", *SIZES]
 TRAINED += ["views.mean=[0.1,0.2,0.3]", "views.std=[0.4,0.5,0.6]"]
-SIX = ["knn", "linear", "finetune", "embed", "export", "detect"]
+OF_RUN = ["knn", "retrieval", "linear", "finetune", "embed", "export"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ OWN = (90, 96, 104, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 @pytest.mark.parametrize("inside", ["", "/students/a.safetensors"])
 def test_images_and_views_are_those_of_the_run(inside: str) -> None:
     trained('data.root="my photos, 2019"', folder="r")
-    for name in SIX[:5]:
+    for name in OF_RUN:
         config = compose(name, [f"run=r{inside}"])
         images = config.data
         assert (images.source, images.root, images.val_fraction) == (

@@ -119,9 +119,13 @@ def test_an_average_is_said_to_be_one_and_mixup_is_named(tmp_path: Path) -> None
     assert "- Weights: `moving average over the steps, of which each keeps 0.999`" in average
     assert "- Mixup: `each view with one of another image`" in average
     assert "- Epochs of this network: `50`" in average
+    phases = {**OPTIONS, "views.resolution": [[0, 56], [9, 84, 112]], "steps": 20}
+    sized = "- Sides of global views in pixels: `from step 0 on 56, from step 9 on 84 and 112`"
+    assert sized in card(tmp_path, options=phases)
     plain = card(tmp_path)
     assert "average" not in plain
     assert "Mixup" not in plain
+    assert "Sides" not in plain
 
 
 def test_a_network_that_timm_has_only_nearly_is_not_offered_as_timms(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from seed_exp.evaluation.votes import knn_accuracy
 from seed_exp.exporting.formats import FORMATS, Subject
 from seed_exp.exporting.kept_accuracy import TrialImages, kept_by, mean_cosine
 from seed_exp.exporting.parity import relative_error
+from seed_exp.exporting.reduced import CALIBRATION_BATCH, in_int8
 from seed_exp.exporting.runtimes import onnx_features
 from seed_exp.models.students import build_student
 from seed_exp.tools.export import trial_images
@@ -81,15 +82,18 @@ def test_int8_has_a_scale_for_each_channel_of_a_weight_and_rounds_to_it(
     assert found == len(convolutions) > 0
 
 
-def test_int8_takes_its_ranges_from_the_calibration_images(written: tuple[Subject, Path]) -> None:
-    subject, folder = written
-    seen, own = subject.calibration(), tensors(folder / "model_int8.onnx")
+def test_int8_takes_the_mean_of_the_batches_ranges(written: tuple[Subject, Path]) -> None:
+    subject, _ = written
+    small, large = subject.calibration()[: 2 * CALIBRATION_BATCH].split(CALIBRATION_BATCH)
+    model = in_int8(subject.onnx, torch.cat([small, 3 * large]))
+    own = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
     (scale,) = [
         own[node.input[1]]
-        for node in onnx.load(folder / "model_int8.onnx").graph.node
+        for node in model.graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] == "images"
     ]
-    assert float(scale) == pytest.approx(float(seen.max() - seen.min()) / 255, rel=1e-5)
+    span, larger = (float(batch.max() - batch.min()) for batch in (small, 3 * large))
+    assert float(scale) == pytest.approx((span + larger) / 2 / 255, rel=1e-5)
 
 
 def test_float16_has_half_the_bytes_and_takes_and_gives_float32(

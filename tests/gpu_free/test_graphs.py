@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -65,6 +66,32 @@ def test_a_run_compiles_each_network_once_through_epochs_evaluations_and_resumin
     assert graphs.frame_count == EXPECTED
     train(tiny.Images())  # from a checkpoint, in the second epoch
     assert graphs.frame_count == 2 * EXPECTED
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_each_size_of_views_is_compiled_once(graphs: CompileCounter) -> None:
+    """Networks of more sizes than torch compiles unasked, each met twice."""
+    sizes = range(8, 8 + torch.compiler.config.recompile_limit + 1)
+    phases = [[0, *sizes]]
+    views, method = TrainViews(tiny.views_config(resolution=phases), 1), tiny.seed()
+    config = tiny.replaced(tiny.fit_config(compile=True), optimizer=tiny.optimizer_config())
+    trained = Fleet(
+        method,
+        views,
+        config,
+        torch.device("cpu"),
+        batch_size=4,
+        steps_per_epoch=50,
+        num_steps={"a": 50},
+    )
+    room, images = views.empty(4), tiny.Images(4)
+    for step in range(2 * len(sizes)):
+        batch, indices = room.of_size(views.size_at(step)), np.arange(4)
+        views.host([images.image(index) for index in range(4)], indices, 0, indices, batch)
+        trained.step(batch, step, measure=False)
+    # The device half has a graph for each size of global views; networks one more, of local views.
+    assert graphs.frame_count == len(sizes) + 2 * (len(sizes) + 1)
     assert not counters["graph_break"]
 
 

@@ -37,6 +37,7 @@ def cache(
     num_images: int = 40,
     num_views: dict[str, int] = NUM_VIEWS,
     in_pairs: bool = False,
+    of_sizes: bool = False,
 ) -> TeacherCache:
     return TeacherCache(
         folder,
@@ -45,6 +46,7 @@ def cache(
         num_views=num_views,
         embedding_dim=dim,
         in_pairs=in_pairs,
+        of_sizes=of_sizes,
     )
 
 
@@ -107,6 +109,19 @@ def test_the_embedding_of_a_mixed_view_is_that_of_the_same_pair_only(tmp_path: P
     assert same(mixed.read(1, replaced[:2]), embed(1, replaced[:2], seed=5))
     assert mixed.read(0, torch.tensor([3, 20])) is None
     assert same(plain.read(0, torch.tensor([3, 20])), embed(0, torch.tensor([3, 20])))
+
+
+def test_the_embedding_of_a_view_is_that_of_the_same_size_only(tmp_path: Path) -> None:
+    sized, plain = cache(tmp_path / "sized", of_sizes=True), cache(tmp_path / "plain")
+    indices = torch.tensor([3, 8, 20])
+    for one in (sized, plain):
+        one.write(0, indices, embed(0, indices), 56)
+        one.write(0, indices[:1], embed(0, indices[:1], seed=5), 84)
+    assert same(sized.read(0, indices[1:], 56), embed(0, indices[1:]))
+    assert sized.read(0, indices[1:], 84) is None
+    assert sized.read(0, indices, 56) is None  # image 3 is there with 84 pixels
+    assert same(sized.read(0, indices[:1], 84), embed(0, indices[:1], seed=5))
+    assert same(plain.read(0, indices[1:]), embed(0, indices[1:]))  # as in earlier versions
 
 
 def test_what_is_written_is_read_bit_for_bit_in_any_order_by_any_process(tmp_path: Path) -> None:

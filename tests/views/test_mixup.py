@@ -15,6 +15,7 @@ from ranks import Ranks
 from torch import Tensor
 
 from seed_exp.config.compose import compose
+from seed_exp.config.schema import EVALUATIONS
 from seed_exp.data.order import SampleOrder
 from seed_exp.data.subsets import evenly_spaced
 from seed_exp.reporting import image_grids
@@ -198,10 +199,14 @@ def test_objectives_that_compare_a_view_with_itself_are_taken() -> None:
     refuse_missing_views(compose("distill", ["data=digits", "views.mixup=true"]))
 
 
-@pytest.mark.parametrize("command", ["pretrain", "linear run=.", "finetune run=.", "detect run=."])
+@pytest.mark.parametrize(
+    "command",
+    ["pretrain", *(f"{name} run=." for name, kind in EVALUATIONS.items() if kind.trains)],
+)
 def test_commands_that_need_whole_images_refuse_it(command: str) -> None:
     name, *words = command.split()
-    data = ["data=voc", "data.root=."] if name == "detect" else ["data=digits"]
+    sources = EVALUATIONS[name].sources if name in EVALUATIONS else None
+    data = [f"data={sources[0]}", "data.root=."] if sources else ["data=digits"]
     with pytest.raises(ValueError, match=rf"{name} does not take views\.mixup=true"):
         compose(name, [*words, *data, "views.mixup=true"])
 

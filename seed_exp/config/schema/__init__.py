@@ -11,6 +11,7 @@ from typing import Any
 from seed_exp.config.schema.enums import (
     DataFormat,
     FeatureType,
+    GallerySplit,
     NeighboursPer,
     OnError,
     Precision,
@@ -25,13 +26,17 @@ from seed_exp.config.schema.enums import (
 )
 from seed_exp.config.schema.evaluation import (
     EVALUATIONS,
+    IGNORED,
     DetectConfig,
     EvaluationKind,
+    FeaturesConfig,
     FinetuneConfig,
     KnnConfig,
     LinearConfig,
     Measure,
     OfRunConfig,
+    RetrievalConfig,
+    SegmentConfig,
 )
 from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import (
@@ -102,6 +107,7 @@ WITHOUT_SCHEMA = ("plan", "sweep", "zoo")
 
 __all__ = [
     "EVALUATIONS",
+    "IGNORED",
     "OBJECTIVE_CONFIGS",
     "SCHEMAS",
     "TRAINING",
@@ -127,8 +133,10 @@ __all__ = [
     "EvaluationKind",
     "ExportConfig",
     "FeatureType",
+    "FeaturesConfig",
     "FinetuneConfig",
     "FitConfig",
+    "GallerySplit",
     "InfoNCEConfig",
     "KMeansConfig",
     "KnnConfig",
@@ -152,10 +160,12 @@ __all__ = [
     "RegressionConfig",
     "ReportConfig",
     "Resume",
+    "RetrievalConfig",
     "ScheduleName",
     "SeedConfig",
     "SeedGeneralConfig",
     "SeedStrongConfig",
+    "SegmentConfig",
     "SimRegConfig",
     "SplitName",
     "StudentConfig",

@@ -8,7 +8,9 @@ from enum import Enum
 class Precision(Enum):
     """Number format of the forward pass; weights and losses are float32 in either case."""
 
-    auto = "auto"  # bfloat16 on a GPU since Ampere, otherwise float32
+    # bfloat16 on a GPU since Ampere, and of a training's networks those that gain by it on a CPU
+    # with bfloat16 units (models.cpu_precision); otherwise float32
+    auto = "auto"
     float32 = "float32"  # without TF32, on a GPU too
     bfloat16 = "bfloat16"
 
@@ -43,6 +45,13 @@ class SplitName(Enum):
 
     train = "train"
     val = "val"
+
+
+class GallerySplit(Enum):
+    """Images that retrieval searches."""
+
+    train = "train"  # all training images
+    val = "val"  # all validation images but the query
 
 
 class DataFormat(Enum):

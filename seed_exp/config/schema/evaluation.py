@@ -7,8 +7,14 @@ from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
-from seed_exp.config.schema.enums import Precision
-from seed_exp.config.schema.parts import DataConfig, require, require_global_only, require_unmixed
+from seed_exp.config.schema.enums import GallerySplit, Precision
+from seed_exp.config.schema.parts import (
+    DataConfig,
+    require,
+    require_global_only,
+    require_one_size,
+    require_unmixed,
+)
 from seed_exp.config.schema.training import FitConfig
 
 
@@ -45,6 +51,7 @@ class LinearConfig(FitConfig, OfRunConfig):
             f"linear evaluation uses one view of an image; views.crops.global.num is {num}",
         )
         require_global_only(self.views, "linear")
+        require_one_size(self.views, "linear")
         require_unmixed(self.views, "linear", "the label would be that of one of the two images")
 
 
@@ -67,6 +74,7 @@ class FinetuneConfig(FitConfig, OfRunConfig):
         num = self.views.crops["global"].num
         require(num == 1, f"fine-tuning uses one view of an image; views.crops.global.num is {num}")
         require_global_only(self.views, "finetune")
+        require_one_size(self.views, "finetune")
         require_unmixed(self.views, "finetune", "the label would be that of one of the two images")
 
 
@@ -98,6 +106,7 @@ class DetectConfig(FitConfig, OfRunConfig):
             f"data.fraction={data.fraction:g} data.subset={data.subset}",
         )
         require_unmixed(self.views, "detect", "its images stay whole")
+        require_one_size(self.views, "detect")
         sides = self.short_sides
         require(
             len(sides) > 0 and min(sides) >= 32,
@@ -118,12 +127,55 @@ class DetectConfig(FitConfig, OfRunConfig):
         )
 
 
+SOURCES_WITH_MASKS = ("ade20k", "mask_folder", "voc_masks")
+"""Keys of data.sources.SOURCES whose images come with a class for each pixel."""
+IGNORED = 255
+"""Value in a mask of pixels without a class, which are neither learnt nor counted."""
+
+
 @dataclass
-class KnnConfig(OfRunConfig):
-    ks: list[int] = field(default_factory=lambda: [10, 20, 200])
-    """Numbers of neighbours, each with a majority and a weighted vote."""
-    temperature: float = 0.07
-    """Temperature of the weighted vote."""
+class SegmentConfig(FitConfig, OfRunConfig):
+    crop_size: int = 512
+    """Side of the square crops in pixels: of training, and of the windows of evaluation."""
+    scales: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    """Training: shorter side to which images are resized, in crop sides, smallest and largest."""
+    num_classes: int | None = None
+    """data=mask_folder: number of classes; null = one more than the largest in training masks."""
+    recalibrate_bn: bool = False
+    """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
+
+    def __post_init__(self) -> None:
+        FitConfig.__post_init__(self)
+        OfRunConfig.__post_init__(self)
+        require(
+            self.data.source in SOURCES_WITH_MASKS,
+            "segment needs images with masks: data=voc_masks, data=ade20k or data=mask_folder; "
+            f"got data={self.data.source}",
+        )
+        require_one_size(self.views, "segment")
+        require_unmixed(self.views, "segment", "a pixel's class would be that of one of two images")
+        require(
+            not self.views.operations,
+            f"segment takes no views.operations, got {self.views.operations}: "
+            "they would change images and not their masks",
+        )
+        require(self.crop_size >= 16, f"crop_size must be at least 16 pixels, got {self.crop_size}")
+        require(
+            len(self.scales) == 2 and 0.1 <= self.scales[0] <= self.scales[1] <= 10,
+            f"scales must be [smallest, largest], from 0.1 to 10, got {self.scales}",
+        )
+        num = self.num_classes
+        require(
+            num is None or (self.data.source == "mask_folder" and 2 <= num <= IGNORED),
+            f"num_classes is for data=mask_folder, from 2 to {IGNORED}; "
+            f"got num_classes={num} data={self.data.source}",
+        )
+
+
+@dataclass
+class FeaturesConfig(OfRunConfig):
+    """Options of the evaluations that compare features and train nothing."""
+
     recalibrate_bn: bool = False
     """Whether batch norm's statistics are first measured on training images, as PreciseBN does."""
     batch_size: int = 256
@@ -137,12 +189,42 @@ class KnnConfig(OfRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass
+class KnnConfig(FeaturesConfig):
+    ks: list[int] = field(default_factory=lambda: [10, 20, 200])
+    """Numbers of neighbours, each with a majority and a weighted vote."""
+    temperature: float = 0.07
+    """Temperature of the weighted vote."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.ks) > 0 and min(self.ks) > 0,
             f"ks must be one or more numbers of neighbours above 0, got {self.ks}",
         )
         require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
-        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass
+class RetrievalConfig(FeaturesConfig):
+    gallery: GallerySplit = GallerySplit.train
+    """Images to search for those of a validation image's class; val = all other validation ones."""
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """Numbers of images that recall looks at, nearest first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.ks) > 0 and min(self.ks) > 0,
+            f"ks must be one or more numbers of images above 0, got {self.ks}",
+        )
+        require(
+            len(set(self.ks)) == len(self.ks),
+            f"ks must be different numbers of images, got {self.ks}",
+        )
 
 
 class FewLabels(NamedTuple):
@@ -212,6 +294,18 @@ EVALUATIONS: dict[str, EvaluationKind] = {
             Measure("K", "knn", "knn10_majority", "knn", "k-NN top-1, k = 10, majority vote"),
         ),
     ),
+    "retrieval": EvaluationKind(
+        RetrievalConfig,
+        "retrieval",
+        headline="map",
+        trains=False,
+        measures=(
+            Measure("mAP", "retrieval", "map", "retrieval_map", "retrieval, mean AP", asked=False),
+            Measure(
+                "R@1", "retrieval", "recall1", "retrieval_r1", "retrieval, recall@1", asked=False
+            ),
+        ),
+    ),
     "linear": EvaluationKind(
         LinearConfig,
         "linear evaluation",
@@ -253,6 +347,16 @@ EVALUATIONS: dict[str, EvaluationKind] = {
         inherits=("data", "tracker", "device", "deterministic", "seed"),
         takes_views=False,
         sources=SOURCES_WITH_OBJECTS,
+    ),
+    "segment": EvaluationKind(
+        SegmentConfig,
+        "segmentation",
+        headline="miou",
+        measures=(
+            Measure("mIoU", "segment", "miou", "segment_miou", "segmentation, mIoU", asked=False),
+        ),
+        takes_views=False,
+        sources=SOURCES_WITH_MASKS,
     ),
 }
 """Every command that measures a run's students; `seed_exp/protocols/<command>.py` does the work."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -14,6 +14,7 @@ from seed_exp.config.schema.enums import (
     TrackerMode,
 )
 from seed_exp.config.schema.queues import WithQueue
+from seed_exp.config.schema.resolution import require_phases, size_at
 
 
 def require(condition: bool, message: str) -> None:
@@ -34,6 +35,14 @@ def require_unmixed(views: ViewsConfig, command: str, reason: str) -> None:
     require(
         not views.mixup,
         f"{command} does not take views.mixup=true: {reason}; set views.mixup=false",
+    )
+
+
+def require_one_size(views: ViewsConfig, command: str) -> None:
+    require(
+        views.resolution is None,
+        f"{command} takes views of one size, and views.resolution={views.resolution} has phases, "
+        "for distill, pretrain, plan and preview; set views.resolution=null",
     )
 
 
@@ -63,6 +72,8 @@ class ViewsConfig:
     """Name of the recipe, for reports."""
     crops: dict[str, CropConfig] = field(default_factory=dict)
     """Resolutions by name: `global` (required) and, with multi-crop, `local`."""
+    resolution: list[Any] | None = None
+    """Sizes of global views over time, [[first epoch or step, size, ...], ...]; null = one size."""
     aspect_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     """Smallest and largest width/height of a crop."""
     jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
@@ -97,6 +108,8 @@ class ViewsConfig:
             "global" in self.crops and self.crops["global"].num >= 1,
             f"views need at least one global view; views.crops has {sorted(self.crops)}",
         )
+        if self.resolution is not None:
+            require_phases(self.resolution)
         for option in ("jitter_prob", "grayscale_prob", "blur_prob", "flip_prob"):
             value = getattr(self, option)
             require(0 <= value <= 1, f"views.{option} must be a probability, got {value}")
@@ -141,6 +154,35 @@ class ViewsConfig:
             "need 0 < views.eval_size <= views.eval_resize, "
             f"got {self.eval_size} and {self.eval_resize}",
         )
+
+    def size_at(self, time: int) -> int:
+        """Side of global views in epoch `time` (or step, where the run is stated in steps)."""
+        phases = self.resolution
+        return self.crops["global"].size if phases is None else size_at(phases, time)
+
+    @property
+    def global_sizes(self) -> list[int]:
+        """Sides that global views have at some time, ascending."""
+        if self.resolution is None:
+            return [self.crops["global"].size]
+        return sorted({size for phase in self.resolution for size in phase[1:]})
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides that views of any resolution have at some time, ascending."""
+        others = {crop.size for name, crop in self.crops.items() if name != "global" and crop.num}
+        return sorted(others.union(self.global_sizes))
+
+    def of_size(self, size: int) -> ViewsConfig:
+        """The recipe without phases, with global views of `size` pixels."""
+        if self.resolution is None and size == self.crops["global"].size:
+            return self
+        crop = replace(self.crops["global"], size=size)
+        return replace(self, crops={**self.crops, "global": crop}, resolution=None)
+
+    def largest(self) -> ViewsConfig:
+        """The recipe without phases, with the largest global views that there are at some time."""
+        return self.of_size(self.global_sizes[-1])
 
 
 @dataclass

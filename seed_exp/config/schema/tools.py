@@ -10,7 +10,13 @@ from seed_exp.config.schema.enums import DataFormat, FeatureType, Precision, Spl
 from seed_exp.config.schema.evaluation import OfRunConfig
 from seed_exp.config.schema.networks import StudentConfig, TeacherConfig, TeacherSSLConfig
 from seed_exp.config.schema.objectives import ObjectiveConfig, give_heads
-from seed_exp.config.schema.parts import DataConfig, OptimizerConfig, ViewsConfig, require
+from seed_exp.config.schema.parts import (
+    DataConfig,
+    OptimizerConfig,
+    ViewsConfig,
+    require,
+    require_one_size,
+)
 
 
 @dataclass
@@ -103,6 +109,7 @@ class BenchConfig:
             value = getattr(self, option)
             require(value >= 1, f"{option} must be at least 1, got {value}")
         give_heads(self.students, self.objective)
+        require_one_size(self.views, "bench")
         require(self.processes >= 2, f"processes must be at least 2, got {self.processes}")
         require(
             self.threads is None or self.threads >= 1,

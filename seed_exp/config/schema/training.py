@@ -19,6 +19,7 @@ from seed_exp.config.schema.parts import (
     require_global_only,
     require_unmixed,
 )
+from seed_exp.config.schema.resolution import require_within
 
 TRAINING = ("distill", "pretrain")
 """Commands that train encoders."""
@@ -41,7 +42,7 @@ class FitConfig:
     accumulation: int = 1
     """Parts into which each process splits its share of the batch to save memory."""
     precision: Precision = Precision.auto
-    """Number format of the forward pass."""
+    """Number format of the forward pass; auto = chosen for the device, in trainings per network."""
     compile: bool | None = None
     """torch.compile of networks and views: slower to start, faster to run; null = on a GPU."""
     deterministic: bool = False
@@ -125,6 +126,9 @@ class EncoderFitConfig(FitConfig):
             f"ema_decay must be null or between 0 and 1, such as 0.999, got {self.ema_decay}",
         )
         require(len(self.students) > 0, "no student to train; choose one, e.g. student=resnet18")
+        if self.views.resolution is not None:
+            unit, end = ("steps", self.steps) if self.steps else ("epochs", self.epochs)
+            require_within(self.views.resolution, end, unit)
         for name, student in self.students.items():
             if student.epochs is not None:
                 require(

@@ -29,6 +29,7 @@ CURVES = {
     "embedding_rank": "Effective rank of the embedding",
     "grad_norm": "Norm of the gradient",
     "lr": "Learning rate",
+    "view_size": "Side of global views, pixels",
     "images_per_s": "Images per second",
     "data_wait_percent": "Time spent waiting for data, %",
     "peak_memory_gib": "Peak memory, GiB",

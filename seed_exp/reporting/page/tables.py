@@ -166,7 +166,7 @@ def _references(table: Table) -> Html:
         for network, *texts in rows
     ]
     filled = tag("table", tag("thead", head), tag("tbody", *body))
-    box = tag("div", filled, class_="box", tabindex="0", role="region", aria_label=REFERENCES)
+    box = tag("div", filled, class_="box texts", tabindex="0", role="region", aria_label=REFERENCES)
     return join(tag("p", f"{REFERENCES}:", class_="muted"), box)
 
 
@@ -191,7 +191,12 @@ def others_section(others: Sequence[OtherResult]) -> Html:
         tag("tbody", *rows),
     )
     return tag(
-        "div", table, class_="box", tabindex="0", role="region", aria_label="Other evaluations"
+        "div",
+        table,
+        class_="box texts",
+        tabindex="0",
+        role="region",
+        aria_label="Other evaluations",
     )
 
 
