@@ -100,6 +100,9 @@ class Encoder:
     device: torch.device
     """Where it computes."""
 
+    def __repr__(self) -> str:
+        return f"Encoder({self.info}, device={self.device})"
+
     @torch.no_grad()
     def features(self, images: Any, *, batch_size: int = 256) -> Tensor:
         """Features [N, D] of images, float32 on the CPU.

@@ -99,7 +99,7 @@ def train_encoders(
     describe(students, config, run.device, method.formats)
     if run.device.type == "cpu":
         log.info(
-            "CPU: %d threads of torch and %d worker processes for %d cores; where other work "
+            "CPU: torch threads %d, worker processes %d, cores %d; where other work "
             "shares them, fewer threads (OMP_NUM_THREADS) are faster",
             *(torch.get_num_threads(), run.num_workers),
             cores_of_rank(distributed.local_world_size()),
