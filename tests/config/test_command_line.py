@@ -65,7 +65,7 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill objective.tau_techer=1", "did you mean objective.tau_teacher?"),
         (
             "distill objective=l2 objective.tau_student=1",
-            "objective has: deep_head, hidden_dim, name, queue_init, queue_size",
+            "objective has: deep_head, dense_weight, hidden_dim, name, queue_init, queue_size",
         ),
         ("distill objective.name=l2", "choose the objective with objective=l2"),
         ("distill students.resnet18.hiden_dim=1", "did you mean students.resnet18.hidden_dim?"),
