@@ -100,8 +100,8 @@ def explain(error: Exception) -> str:
             if group not in groups():
                 group, _, option = cause.missing_cfg_file.rpartition("/")
             known = closest(option, groups().get(group, []))
-            timm = _of_timm(group, option)
-            return f"no option {option!r} in config group {group!r}; {known}{timm}"
+            elsewhere = _elsewhere(group, option)
+            return f"no option {option!r} in config group {group!r}; {known}{elsewhere}"
         if (
             isinstance(cause, ConfigKeyError | ConfigAttributeError)
             and cause.object_type
@@ -118,14 +118,17 @@ def explain(error: Exception) -> str:
     return _first_line(error)
 
 
-def _of_timm(group: str, name: str) -> str:
-    """The way to a network of timm, which has hundreds more than our config groups."""
-    option = {"student": "students.timm.name", "teacher": "teacher.name"}.get(group)
-    if option is None:
+def _elsewhere(group: str, name: str) -> str:
+    """The way to networks that have no option of their own: runs, and hundreds of timm's."""
+    words = {"student": "student=timm/NAME", "teacher": "teacher=timm teacher.name=NAME"}
+    if group not in words:
         return ""
+    run = ""
+    if group == "teacher" and Path(name).is_dir():
+        run = f". For a run of this package: teacher=run teacher.checkpoint={name}"
     pattern = re.sub(r"[^\w.]", "*", name)
     return (
-        f". For a network of timm: {group}=timm {option}=NAME; "
+        f"{run}. For a network of timm: {words[group]}; "
         f"python -c \"import timm; print(timm.list_models('*{pattern}*'))\" lists names"
     )
 

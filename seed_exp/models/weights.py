@@ -32,8 +32,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             be unpickled; or memory is short, which the message tells apart.
     """
     if path.is_dir():
+        run = ""
+        if (path / "config.json").exists():
+            run = f"; for a run of this package give teacher=run teacher.checkpoint={path}"
         raise ValueError(
-            f"{path} is a folder; expected a checkpoint file (.pth, .pth.tar, .safetensors)"
+            f"{path} is a folder; expected a checkpoint file (.pth, .pth.tar, .safetensors){run}"
         )
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint file {path}")

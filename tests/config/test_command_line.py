@@ -54,7 +54,7 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
         ("distill teacher=swav_r50x2", "did you mean 'swav_r50w2'?"),
         (
             "distill student=mobilenetv3_small_050",
-            'student=timm students.timm.name=NAME; python -c "import timm; '
+            'student=timm/NAME; python -c "import timm; '
             "print(timm.list_models('*mobilenetv3_small_050*'))\" lists names",
         ),
         ("distill teacher=dinov2", "teacher=timm teacher.name=NAME"),
@@ -67,6 +67,7 @@ def type_line(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> No
             "distill objective=l2 objective.tau_student=1",
             "objective has: deep_head, dense_weight, hidden_dim, name, queue_init, queue_size",
         ),
+        ("distill teacher=/tmp", "For a run of this package: teacher=run teacher.checkpoint=/tmp."),
         ("distill objective.name=l2", "choose the objective with objective=l2"),
         ("distill students.resnet18.hiden_dim=1", "did you mean students.resnet18.hidden_dim?"),
         ("distill students.resnet81.hidden_dim=1", "did you mean students.resnet18?"),
