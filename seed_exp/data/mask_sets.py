@@ -19,6 +19,8 @@ from seed_exp.data.image_folder import EXTENSIONS
 from seed_exp.data.listed_images import ListedImages, listed_in
 
 _GREYS = ("1", "L", "P", "I", "I;16")
+_SPREAD = {"L;2": 85, "L;4": 17}
+"""Kind of grey PNG file -> factor by which Pillow multiplies its values."""
 _ADE_SPLITS = {"train": "training", "val": "validation"}
 
 
@@ -67,9 +69,13 @@ class MaskedImages(ListedImages):
         try:
             with Image.open(path, formats=["PNG"]) as image:
                 mode = image.mode
+                # Pillow spreads greys of few bits over 0 to 255.
+                spread = _SPREAD.get(str(image.tile[0][3]), 1)
                 values = np.asarray(image).astype(np.int64) if mode in _GREYS else np.empty(0)
+                values //= spread
         except Exception as error:  # Pillow's readers raise many kinds
-            raise ValueError(f"cannot read mask {path}: not a whole PNG file") from error
+            reason = getattr(error, "strerror", None) or "not a whole PNG file"
+            raise ValueError(f"cannot read mask {path}: {reason}") from error
         if mode not in _GREYS:
             raise ValueError(
                 f"mask {path} is a colour image ({mode}); a mask is a PNG file with palette or "
@@ -184,7 +190,13 @@ def _pairs(images: Path, masks: Path, root: Path) -> tuple[list[Path], list[Path
                 f"no folder {folder}; data.root={root} should be the folder that holds "
                 f"{images.relative_to(root)} and {masks.relative_to(root)}"
             )
-    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    files = sorted(
+        file
+        for file in images.rglob("*")
+        if file.suffix.lower() in EXTENSIONS
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(images).parts)
+    )
     if not files:
         raise ValueError(f"no images in {images}")
     return files, [masks / file.relative_to(images).with_suffix(".png") for file in files]

@@ -227,6 +227,11 @@ def _mask_folder(config: DataConfig, split: Split) -> Source:
         return load_mask_folder(home / "images" / inside, home / "masks" / inside, home)
 
     has_val = config.val_root or (root / "images" / "val").is_dir()
+    if (root / "images" / "val").is_dir() and not (root / "images" / "train").is_dir():
+        raise ValueError(
+            f"{root / 'images'} has a folder val and none called train; give the training images "
+            "images/train and masks/train"
+        )
     return _choose(
         config,
         split,

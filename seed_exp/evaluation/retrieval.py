@@ -100,6 +100,10 @@ def retrieval(
     return Retrieved({"map": 100 * precision.item() / num, **recall}, num)
 
 
+_EQUAL = 1e-6
+"""Difference up to which similarities are equal: products of other shapes round differently."""
+
+
 def _blocks(order: Tensor, lengths: Tensor, memory: int) -> Iterator[Tensor]:
     """Queries in blocks whose relevant similarities take at most a quarter of the memory."""
     # A relevant similarity takes at most 40 bytes here: values, sorted, counts and shares.
@@ -142,7 +146,7 @@ def _num_above(
     memory: int,
 ) -> Tensor:
     """Number of images of other classes at least as similar as each relevant one: int64 [b, R]."""
-    ascending = relevant.flip(1).contiguous()
+    ascending = (relevant - _EQUAL).flip(1).contiguous()
     beaten = torch.zeros((len(keys), relevant.shape[1] + 1), dtype=torch.int64, device=keys.device)
     # A similarity takes at most 24 bytes: its value, what it is compared with, its position.
     columns = max(1, memory // (2 * (24 * len(keys) + 12 * keys.shape[1])))

@@ -22,7 +22,7 @@ from seed_exp.engine.precision import autocast
 from seed_exp.methods.segmentation import enlarged
 from seed_exp.views.masked import ShorterSide, resized
 
-_BATCH_SIZE = 16  # images that workers read ahead; windows per forward pass
+_BATCH_SIZE = 16  # square images that workers read ahead; windows per forward pass
 _LARGEST = 1 << 28  # bytes of enlarged logits at once
 _LONGEST = 16  # times the shorter side
 
@@ -122,7 +122,9 @@ def segment_images(
     num_classes = source.num_classes
     assert num_classes is not None
     own = np.array_split(np.arange(len(source)), distributed.world_size())[distributed.rank()]
-    order = [(0, own[start : start + _BATCH_SIZE]) for start in range(0, len(own), _BATCH_SIZE)]
+    # Images lie in squares of their longest side: as many as have the pixels of a usual batch.
+    num = max(1, int(_BATCH_SIZE / elongation**2))
+    order = [(0, own[start : start + num]) for start in range(0, len(own), num)]
     shown = ShorterSide(views, crop_size, math.ceil(crop_size * elongation))
     counts = {
         name: torch.zeros(num_classes + 1, num_classes, dtype=torch.int64, device=device)

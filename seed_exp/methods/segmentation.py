@@ -52,9 +52,11 @@ class SegmentationProbe(Method):
         with torch.autocast(masks.device.type, enabled=False):
             logits = enlarged(network(maps[name]), masks.shape[1:])
         counted = masks != IGNORED
-        # Not the mean of F.cross_entropy: a batch may have no pixel with a class.
+        # Not the mean of F.cross_entropy: a batch may have no pixel with a class. Its sum has no
+        # deterministic form on a GPU.
         num = counted.sum().clamp(min=1)
-        loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / num
+        losses = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none")
+        loss = losses.sum() / num
         right = ((logits.detach().argmax(1) == masks) & counted).sum()
         return {"loss": loss, "train_pixel_accuracy": 100 * right.float() / num}
 

@@ -53,6 +53,18 @@ def test_equal_features_earn_nothing_by_the_order_of_the_files() -> None:
     assert found.measures == pytest.approx({**expected, "recall10": 100})
 
 
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_one_feature_for_all_images_earns_nothing_however_its_products_round(
+    leave_one_out: bool,
+) -> None:
+    features = torch.randn(1, 512, generator=torch.Generator().manual_seed(0)).repeat(500, 1)
+    labels = torch.arange(100).repeat_interleave(5)
+    own = torch.arange(500) if leave_one_out else None
+    found = retrieval(features, labels, features, labels, ks=[1], own=own).measures
+    assert found["recall1"] == 0
+    assert found["map"] < 1
+
+
 def test_a_perfect_encoder_and_one_that_confuses_two_classes() -> None:
     corners = torch.eye(4).repeat_interleave(5, 0)
     labels = torch.arange(4).repeat_interleave(5)

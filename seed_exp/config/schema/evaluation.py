@@ -153,6 +153,7 @@ class SegmentConfig(FitConfig, OfRunConfig):
             f"got data={self.data.source}",
         )
         require_one_size(self.views, "segment")
+        require_global_only(self.views, "segment")
         require_unmixed(self.views, "segment", "a pixel's class would be that of one of two images")
         require(
             not self.views.operations,

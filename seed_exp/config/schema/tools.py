@@ -139,6 +139,10 @@ class ConvertConfig:
         require(self.shard_size >= 1, f"shard_size must be at least 1, got {self.shard_size}")
         require(self.size is None or self.size >= 8, f"size must be at least 8, got {self.size}")
         require(1 <= self.quality <= 100, f"quality must be 1 to 100, got {self.quality}")
+        require(
+            self.size is not None or self.quality == ConvertConfig.quality,
+            f"quality={self.quality} is for images that size=N makes smaller; give size too",
+        )
 
 
 @dataclass
