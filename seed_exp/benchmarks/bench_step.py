@@ -21,6 +21,7 @@ from seed_exp.engine.fleet import Fleet, is_compiled
 from seed_exp.engine.memory import activation_bytes
 from seed_exp.engine.precision import autocast, dtype_of, resolve
 from seed_exp.methods.bags import needs_bags
+from seed_exp.methods.dense import dense_weight
 from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.methods.seed import Seed
 from seed_exp.models.cost import forward_flops
@@ -98,6 +99,10 @@ class TimedStep:
             raise ValueError(
                 f"objective={config.objective.name} takes pairs of images, which this bench does "
                 "not make; choose another objective"
+            )
+        if (weight := dense_weight(config.objective)) > 0:
+            raise ValueError(
+                f"objective.dense_weight={weight:g}: this bench compares no maps; leave it out"
             )
         self.config = config
         self.device = local_device(config.device)

@@ -272,7 +272,8 @@ def _build(config: Config) -> Seed | Moco:
     parts = (students, teacher, config.objective, resolutions, 0)
     if needs_bags(config.objective):
         return BagSeed(*parts, bags=any_bags(2, 1))
-    dense = dense_term(config.objective, students, teacher, config.views, seed=0)
+    whole = config.views.resolution is None  # otherwise a phase of the run
+    dense = dense_term(config.objective, students, teacher, config.views, seed=0, is_whole=whole)
     return Seed(*parts, dense=dense)
 
 

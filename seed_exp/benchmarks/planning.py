@@ -104,7 +104,7 @@ class Phase(NamedTuple):
     @property
     def size(self) -> int:
         """Side of the global views in pixels."""
-        return self.options.views.crops["global"].size
+        return self.options.views.size_at(0)
 
 
 def make_plan(
@@ -239,7 +239,12 @@ def split_into_phases(config: Config, num_images: int, gpus: int) -> list[Phase]
     for begin, end in itertools.pairwise([0, *sorted(set(steps.values()))]):
         students = [name for name, num in steps.items() if num >= end]
         for size, num in _steps_of_sizes(config, begin, end, order.steps_per_epoch).items():
-            sized = replace(config, views=config.views.of_size(size))
+            views = config.views
+            if (
+                views.resolution is not None
+            ):  # views.crops.global.size stays: teacher.size is for it
+                views = replace(views, resolution=[[0, size]])
+            sized = replace(config, views=views)
             phases.append(
                 Phase(num * batch_size, cost_options(sized, order.batch_size_per_rank, students))
             )

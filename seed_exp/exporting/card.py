@@ -49,6 +49,7 @@ _MADE = {
     "tau_student": "objective.tau_student",
     "tau_teacher": "objective.tau_teacher",
     "Effective neighbours that chose it": "objective.effective_neighbours",
+    "Share of smooth-L1": "objective.smooth_share",
     "Queue": "objective.queue_size",
     "Views": "views.name",
     "Epochs asked for": "epochs",
@@ -310,6 +311,8 @@ def _training(
     rows += [(name, found[key]) for name, key in _MADE.items() if found.get(key) is not None]
     if options.get("views.mixup"):
         rows.append(("Mixup", "each view with one of another image"))
+    if weight := options.get("objective.dense_weight"):
+        rows.append(("Weight of the comparison of maps", weight))
     if phases := options.get("views.resolution"):
         unit = "step" if options.get("steps") else "epoch"
         shown = ", ".join(

@@ -98,6 +98,8 @@ def dense_term(
     teacher: Teacher,
     views: ViewsConfig,
     seed: int,
+    *,
+    is_whole: bool = True,
 ) -> DenseTerm | None:
     """The dense term that `config` asks for, if it does; every student then gets a map head.
 
@@ -107,6 +109,7 @@ def dense_term(
         teacher: Adapted to the views.
         views: The recipe.
         seed: Seed of the heads' weights.
+        is_whole: Whether the recipe has the largest views of the run, which need several positions.
 
     Raises:
         ValueError: a network has no maps of the views, only a single position of the largest, or
@@ -117,14 +120,16 @@ def dense_term(
         return None
     sizes = views.sizes
     theirs = {size: teacher.map_shape(size) for size in sizes}
-    _refuse_single_position("the teacher", sizes[-1], theirs[sizes[-1]])
+    if is_whole:
+        _refuse_single_position("the teacher", sizes[-1], theirs[sizes[-1]])
     width = theirs[sizes[-1]][0]
     for name, student in students.items():
         whose = f"students.{name}"
         for size in sizes:
             shape = map_of_empty_image(student.encoder, size, whose)
             _refuse_other_ratio(whose, size, shape, theirs[size])
-        _refuse_single_position(whose, sizes[-1], shape)
+        if is_whole:
+            _refuse_single_position(whose, sizes[-1], shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             student.add_map_head(shape[0], width)
@@ -171,6 +176,6 @@ def _refuse_other_ratio(
     if own[1] * theirs[2] != own[2] * theirs[1]:
         raise ValueError(
             f"the grid of {whose} ({own[1]} x {own[2]}) cannot be aligned with the teacher's "
-            f"({theirs[1]} x {theirs[2]}) of views of {size} x {size} pixels: they have other "
-            f"ratios of sides; {WITHOUT}"
+            f"({theirs[1]} x {theirs[2]}) of views of {size} x {size} pixels: their "
+            f"sides have other proportions; {WITHOUT}"
         )

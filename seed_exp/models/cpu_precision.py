@@ -69,7 +69,6 @@ def chosen_formats(
     if precision is not Precision.auto or device.type != "cpu" or not has_bfloat16_units():
         return {}
     half, single = Precision.bfloat16, Precision.float32
-    sizes = [crop.size for crop in views.crops.values() if crop.num > 0]
     choices: dict[str, Choice] = {}
     if teacher is not None and objective is not None:
         obstacle = obstacle_of_teacher(teacher, objective)
@@ -82,8 +81,8 @@ def chosen_formats(
         )
         if has_keys:
             choices[keys_of(name)] = Choice(half, "no backward pass")
-    if min(sizes) < SMALLEST_VIEW:
-        reason = f"it sees views of {min(sizes)} pixels, less than {SMALLEST_VIEW}"
+    if (smallest := views.sizes[0]) < SMALLEST_VIEW:
+        reason = f"it sees views of {smallest} pixels, less than {SMALLEST_VIEW}"
         return {name: Choice(single, reason) for name in choices}
     return choices
 
@@ -113,7 +112,7 @@ def log_formats(kept: Mapping[str, Precision], choices: Mapping[str, Choice]) ->
         precision = kept.get(name, Precision.float32)
         choice = choices.get(name)
         is_new = choice is not None and choice.precision is precision
-        reason = choice.reason if choice and is_new else "as this run has begun"
+        reason = choice.reason if choice and is_new else "as in this run so far"
         log.info("precision: %s computes in %s (%s)", name, precision.value, reason)
     if kept and not has_bfloat16_units():
         log.warning(
@@ -126,6 +125,8 @@ def obstacle_of_teacher(teacher: TeacherConfig, objective: ObjectiveConfig) -> s
     """Why a teacher's embeddings need float32 on a CPU; None if they do not."""
     if teacher.reduce is not None:
         return "its embeddings are projected, which may enlarge rounding"
+    if getattr(objective, "dense_weight", 0) > 0:
+        return "its maps are standardised, which may enlarge rounding"
     if getattr(objective, "effective_neighbours", None) is not None:
         return "its temperature is not known yet, and rounding would move a target of a low one"
     temperatures = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seed_exp.models.weights import first_line
 
-WITHOUT = "objective.dense_weight=0 leaves maps out"
+WITHOUT = "set objective.dense_weight=0 to leave maps out"
 """End of the errors about networks without maps."""
 
 
@@ -70,13 +70,8 @@ def map_of_empty_image(
         encoder.train(was_training)
     if maps.ndim != 4:
         raise ValueError(f"{begin}: its forward_features gives {list(maps.shape)}; {WITHOUT}")
-    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and images.shape[-1] % patch[0]:
-        raise ValueError(
-            f"{whose} pads views of {size} pixels to whole patches of {patch[0]}, so its grid of "
-            f"{maps.shape[2]} x {maps.shape[3]} covers more than the view and cannot be aligned; "
-            f"choose view sizes that {patch[0]} divides, or {WITHOUT}"
-        )
+    if problem := _padding(encoder, images.shape[-1], maps):
+        raise ValueError(f"{whose} {problem} divides, or {WITHOUT}")
     return maps.shape[1], maps.shape[2], maps.shape[3]
 
 
@@ -112,11 +107,25 @@ class LastMaps(nn.Module):
             raise ValueError(f"{begin}: {first_line(error).rstrip('.')}") from error
         if maps.ndim != 4 or len(maps) != 1:
             raise ValueError(f"{begin} but {list(maps.shape)}; expected [1, C, H, W]")
+        if problem := _padding(encoder, size, maps):
+            raise ValueError(f"{whose} {problem} divides")
         self.width = maps.shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
         unpooled: Tensor = self.encoder.forward_features(images)  # type: ignore[operator]
         return _as_maps(self.encoder, unpooled, images.shape[-1])
+
+
+def _padding(encoder: nn.Module, size: int, maps: Tensor) -> str:
+    """Why maps cover more than the images, and how to begin a mend; empty if they do not."""
+    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    if not isinstance(patch, tuple) or size % patch[0] == 0:
+        return ""
+    return (
+        f"pads images of {size} pixels to whole patches of {patch[0]}, so its grid of "
+        f"{maps.shape[2]} x {maps.shape[3]} covers more than the image and cannot be aligned; "
+        f"choose sizes that {patch[0]}"
+    )
 
 
 def _as_maps(encoder: nn.Module, unpooled: Tensor, size: int) -> Tensor:

@@ -127,10 +127,12 @@ def distill(config: DistillConfig) -> Path:
             num_views = numbers_of_views(config)
             parts = (students, teacher, config.objective, num_views, config.seed, cache)
             method = Seed(*parts, dense=dense) if bags is None else BagSeed(*parts, bags=bags)
+            is_new = newest_checkpoint(run.folder) is None
+            if is_new and dense is not None:
+                # Before the networks get formats of their own: the cache serves every CPU.
+                fit_map_scale(dense, teacher, config, images.train, device)
             method.compute_in(run.formats)
-            if newest_checkpoint(run.folder) is None:
-                if dense is not None:
-                    fit_map_scale(dense, teacher, config, images.train, device)
+            if is_new:
                 folder = None if cache is None else cache.folder
                 start_from_images(method, teacher, config, images.train, device, folder)
             # 4. The training.

@@ -67,13 +67,19 @@ def cached_state(
     return shared_state(cache_folder() / kind / f"{digest[:16]}.safetensors", make, read)
 
 
-def shared_state(path: Path, make: Callable[[], State], read: Callable[[Path], State]) -> State:
+def shared_state(
+    path: Path,
+    make: Callable[[], State],
+    read: Callable[[Path], State],
+    may_keep: Callable[[State], bool] = lambda _: True,
+) -> State:
     """The state in a file that several runs use; made if absent or damaged.
 
     Args:
         path: The file; its name or folder says everything that the state depends on.
         make: As in `kept_state`; errors as its own.
         read: As in `kept_state`.
+        may_keep: Whether a state that was made is what every other run would make.
     """
     with suppress(FileNotFoundError):
         try:
@@ -81,6 +87,8 @@ def shared_state(path: Path, make: Callable[[], State], read: Callable[[Path], S
         except ValueError as error:
             log.warning("%s; it is made anew", error)
     state = make()
+    if not may_keep(state):
+        return state
     try:
         with atomic_write(path) as file:
             file.write(save(state))
@@ -94,9 +102,11 @@ def read_state(path: Path) -> State:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or no file.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")  # a pipe would be waited for
         refuse_long_header(path)
         return load_file(path)
     except FileNotFoundError:

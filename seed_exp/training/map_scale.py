@@ -39,7 +39,7 @@ def fit_map_scale(
     key = {"num_images": num_images, **sample_key(teacher, config, train)}
 
     def make() -> State:
-        log.info("maps: looking at those of the teacher to standardise them")
+        log.info("maps: measuring mean and spread of the teacher's channels")
         indices = evenly_spaced(len(train), num_images)
         rows = of_images(lambda views: _moments(teacher, views), teacher, config, train, indices)
         if not rows.isfinite().all():

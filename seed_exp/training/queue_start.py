@@ -67,7 +67,13 @@ def start_from_images(
                 embeddings = make()
             else:
                 read = partial(_read, num=size + more, dim=teacher.embedding_dim, config=config)
-                embeddings = shared_state(cache / f"first_{size + more}.safetensors", make, read)
+                embeddings = shared_state(
+                    cache / f"first_{size + more}.safetensors",
+                    make,
+                    read,
+                    # After an overflow some rows are those of another format.
+                    lambda state: not teacher.overflow.seen() and _is_finite(state),
+                )
             if fills:
                 for name, rows in embeddings.items():
                     method.queues[name].enqueue(rows[:size])
@@ -137,9 +143,13 @@ def _read(path: Path, *, num: int, dim: int, config: DistillConfig) -> State:
     }
     if problem := mismatch(expected, state):
         raise ValueError(f"{path} is damaged ({problem})")
-    if not all(rows.isfinite().all() for rows in state.values()):
+    if not _is_finite(state):
         raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
     return state
+
+
+def _is_finite(state: State) -> bool:
+    return all(bool(rows.isfinite().all()) for rows in state.values())
 
 
 def _order(num_images: int, num: int, seed: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

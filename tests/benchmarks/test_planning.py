@@ -200,7 +200,9 @@ def test_steps_of_each_size_are_measured_and_counted(
     memory: int,
 ) -> None:
     def measure(options: Config, *_: object) -> StepCost:
-        size, num = options.views.crops["global"].size, len(options.students)
+        # The recipe's own size stays: teacher.size is the teacher's side for it.
+        assert options.views.crops["global"].size == 32
+        size, num = options.views.size_at(0), len(options.students)
         return replace(COST, images_per_s=2400 / size / num, memory=size * num)
 
     monkeypatch.setattr(planning, "measure_step", measure)

@@ -122,7 +122,7 @@ def test_a_run_keeps_its_formats_on_a_cpu_without_units(
     assert metrics("again") == metrics("with")
     assert_same_students("again", "with")
     log = Path("again/log.txt").read_text()
-    assert "precision: teacher computes in bfloat16 (as this run has begun)" in log
+    assert "precision: teacher computes in bfloat16 (as in this run so far)" in log
     assert "this CPU only emulates" in log
 
 

@@ -247,7 +247,7 @@ def test_networks_whose_maps_cannot_be_compared_are_refused() -> None:
     refused(good, teacher_of(network), small, "the teacher has a map of a single position")
     padded = timm_network("test_vit", dynamic_img_pad=True)
     refused(
-        padded, teacher, crops(**{"global": 72}), "pads views of 72 pixels .* cannot be aligned"
+        padded, teacher, crops(**{"global": 72}), "pads images of 72 pixels .* cannot be aligned"
     )
     with pytest.raises(ValueError, match=r"objective\.dense_weight .* got -1"):
         SeedConfig(dense_weight=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def test_runs_that_share_a_cache_embed_the_images_once(
         tiny.assert_same(started(tmp_path), expected)
         assert kept.read_bytes() == whole
         assert "is damaged" in logged[0]
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "first_356.safetensors")
+    tiny.assert_same(started(tmp_path), started())
+    assert (tmp_path / "first_356.safetensors").is_file()
 
 
 def test_it_is_the_same_in_one_process_and_in_each_of_two(two_ranks: Ranks) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def test_each_network_has_its_own_format() -> None:
         (SeedConfig(tau_teacher=0.009), {}, SINGLE),
         (SeedConfig(tau_teacher=1e-4), {}, SINGLE),
         (SeedConfig(effective_neighbours=10), {}, SINGLE),
+        (SeedConfig(dense_weight=0.5), {}, SINGLE),
         (SeedGeneralConfig(), {}, SINGLE),
         (SeedGeneralConfig(effective_neighbours=None), {}, HALF),
         (L2Config(), {}, HALF),
@@ -124,6 +126,10 @@ def test_a_teacher_keeps_float32_where_rounding_would_move_its_target(
 def test_small_views_leave_every_network_in_float32() -> None:
     assert set(chosen(views=views(224, 63), has_keys=True).values()) == {SINGLE}
     assert chosen(views=views(224, 64))["teacher"] is HALF
+    small_at_first = replace(views(224), resolution=[[0, 48], [5, 224]])
+    assert set(chosen(views=small_at_first).values()) == {SINGLE}
+    never_small = replace(views(32), resolution=[[0, 64]])
+    assert chosen(views=never_small)["teacher"] is HALF
 
 
 def test_nothing_is_chosen_with_another_precision_on_a_gpu_or_without_units(
