@@ -6,6 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def refuse_large_batch(batch_size: int | str, num_samples: int) -> None:
+    """Checks that there are as many images as a batch has; `auto` finds a number that fits.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if isinstance(batch_size, int) and batch_size > num_samples:
+        raise ValueError(
+            f"batch_size={batch_size} exceeds the {num_samples} images; "
+            f"take batch_size={num_samples} or less"
+        )
+
+
 class SampleOrder:
     """The images of every step: each epoch is a new permutation, without the incomplete last batch.
 
@@ -31,11 +44,7 @@ class SampleOrder:
                 f"batch_size={batch_size} does not divide by the {world_size} processes; "
                 "take a multiple"
             )
-        if batch_size > num_samples:
-            raise ValueError(
-                f"batch_size={batch_size} exceeds the {num_samples} images; "
-                f"take batch_size={num_samples} or less"
-            )
+        refuse_large_batch(batch_size, num_samples)
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.batch_size_per_rank = rank, batch_size // world_size
         self.steps_per_epoch = num_samples // batch_size

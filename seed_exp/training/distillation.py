@@ -19,6 +19,7 @@ from seed_exp.base.registry import lookup
 from seed_exp.config.options import to_plain
 from seed_exp.config.schema import DistillConfig, Precision, SeedGeneralConfig
 from seed_exp.config.schema.parts import require_global_only, require_unmixed
+from seed_exp.data.order import refuse_large_batch
 from seed_exp.data.sources import Source
 from seed_exp.engine import distributed
 from seed_exp.engine.checkpoint import newest_checkpoint
@@ -74,6 +75,7 @@ def distill(config: DistillConfig) -> Path:
         # 1. Images and networks. The first rank downloads and indexes, the others find it done.
         with distributed.rank0_first():
             images = load_images(config.data)
+            refuse_large_batch(config.batch_size, len(images.train))
             config = config.sized_for(len(images.train))
             teacher = build_teacher(config.teacher, config.teacher_ssl.name)
             teacher.adapt_to(config.views, config.teacher.size)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from seed_exp.config.schema import PretrainConfig
+from seed_exp.data.order import refuse_large_batch
 from seed_exp.engine import distributed
 from seed_exp.engine.run import open_run
 from seed_exp.methods.moco import Moco
@@ -38,6 +39,7 @@ def pretrain(config: PretrainConfig) -> Path:
         # 1. Images and networks. The first rank downloads and indexes, the others find it done.
         with distributed.rank0_first():
             images = load_images(config.data)
+            refuse_large_batch(config.batch_size, len(images.train))
             config = config.sized_for(len(images.train))
             students = build_students(config, config.embedding_dim)
             size, dim = config.moco.queue_length, config.embedding_dim

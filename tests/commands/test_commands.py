@@ -708,6 +708,15 @@ def test_unlabelled_training_logs_no_accuracy_and_its_evaluation_is_refused(
         knn.knn(compose("knn", [*DATA, *images, f"run={folder}"]))
 
 
+@pytest.mark.parametrize("command", ["distill", "pretrain"])
+def test_a_batch_larger_than_the_data_leaves_no_run_folder(home: Path, command: str) -> None:
+    words = [*(DISTILL if command == "distill" else DATA), "student=convnet_w2", "run_dir=run"]
+    run = distill.distill if command == "distill" else pretrain.pretrain
+    with pytest.raises(ValueError, match=r"batch_size=2000 exceeds the \d+ images"):
+        run(compose(command, [*words, "batch_size=2000"]))
+    assert not (home / "run").exists()
+
+
 def test_a_queue_of_the_teachers_embeddings_is_the_same_with_a_cache_and_after_a_resume(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
