@@ -321,8 +321,8 @@ def _unchanged(done: _Done) -> _Done:
 def _begin_worker(parent: int, by_server: bool, _worker: int) -> None:
     """Ends a worker whose parent was killed before it began; leaves signals to the parent."""
     # torch's own watch takes the parent that it finds for the right one, and would wait forever.
-    # Of a fork server's children the server is the parent; forked siblings hold each other's
-    # sentinels open. So neither check serves both.
+    # The parent of a fork server's child is the server, so only its sentinel tells of the creator.
+    # A forked worker's sentinel is held open by its siblings, so only its parent's number tells.
     creator = multiprocessing.parent_process()
     if not (creator and creator.is_alive() if by_server else os.getppid() == parent):
         os._exit(1)

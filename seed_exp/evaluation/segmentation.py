@@ -31,7 +31,7 @@ Logits = Callable[[Tensor], Tensor]
 
 
 class Survey(NamedTuple):
-    """What a look at every mask finds."""
+    """Sizes and classes of a whole set of images with masks."""
 
     pixels: NDArray[np.int64]
     """Number of pixels of each value [256]."""

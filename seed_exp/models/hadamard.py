@@ -94,7 +94,7 @@ def _levelled(rotation: Tensor, variances: Tensor) -> Tensor:
         low, high = int(excess.argmin()), int(excess.argmax())
         if excess[high] - excess[low] <= 1e-12 * mean:
             break
-        # Of a x^2 + 2 b x + c = 0 with a > 0 > c; x is the tangent of the angle.
+        # The tangent of the angle is a root of a x^2 + 2 b x + c = 0, with a > 0 > c.
         a, b, c = excess[high], covariance[low, high], excess[low]
         tangent = (-b + torch.copysign((b * b - a * c).sqrt(), -b)) / a
         cosine = 1 / (1 + tangent * tangent).sqrt()

@@ -37,7 +37,7 @@ class FrozenFeatures:
     sources: LabelledSources
     extractor: Extractor
     protocol: dict[str, Any]
-    """What the features depend on besides the images."""
+    """Everything besides the images that the features depend on."""
 
     def __call__(self, source: Source) -> Extracted:
         """Features of all images of the source, by student; on other ranks than 0 nothing."""

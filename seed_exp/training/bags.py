@@ -14,7 +14,6 @@ from seed_exp.data.sources import Source
 from seed_exp.engine.distributed import local_device
 from seed_exp.evaluation.votes import nearest
 from seed_exp.models.frozen_teacher import Teacher
-from seed_exp.models.weights import mismatch
 from seed_exp.training.kept_state import State, cached_state, kept_state, read_state
 from seed_exp.training.teacher_pass import of_images
 from seed_exp.training.teacher_reduction import sample_key
@@ -58,10 +57,8 @@ def read_bags(path: Path, num_images: int, bag_size: int) -> State:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
-    state = read_state(path)
     expected = torch.empty(num_images, bag_size, dtype=torch.int32)
-    if problem := mismatch({"bags": expected}, state):
-        raise ValueError(f"{path} is damaged ({problem})")
+    state = read_state(path, {"bags": expected})
     bags = state["bags"]
     if bags.dtype != torch.int32 or not ((bags >= 0) & (bags < num_images)).all():
         raise ValueError(f"{path} is damaged (it names images that do not exist)")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seed_exp.base.archives import lacks_memory
 from seed_exp.base.files import atomic_write, cache_folder
-from seed_exp.models.weights import refuse_long_header
+from seed_exp.models.weights import mismatch, refuse_long_header
 
 log = logging.getLogger("seed_exp")
 
@@ -97,21 +97,36 @@ def shared_state(
     return state
 
 
-def read_state(path: Path) -> State:
+def is_finite(state: State) -> bool:
+    """Whether no tensor has a number that is not finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
+def read_state(path: Path, expected: Mapping[str, Tensor]) -> State:
     """The tensors of a file in which others may have written.
+
+    Args:
+        path: The file.
+        expected: Tensors with the names and shapes of those in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or no file.
+        ValueError: the file is damaged, no file, or holds something else.
     """
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no regular file")  # a pipe would be waited for
         refuse_long_header(path)
-        return load_file(path)
+        state = load_file(path)
     except FileNotFoundError:
         raise
     except (SafetensorError, ValueError, OSError) as error:
         if lacks_memory(error):
             raise
         raise ValueError(f"{path} is damaged ({error})") from None
+    problem = mismatch(expected, state)
+    if not problem and not is_finite(state):
+        problem = "it has numbers that are not finite"
+    if problem:
+        raise ValueError(f"{path} is damaged ({problem})")
+    return state

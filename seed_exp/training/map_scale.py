@@ -15,7 +15,6 @@ from seed_exp.engine import distributed
 from seed_exp.methods.dense import DenseTerm
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.reduction import inverse_std
-from seed_exp.models.weights import mismatch
 from seed_exp.training.kept_state import State, cached_state, read_state
 from seed_exp.training.teacher_pass import of_images
 from seed_exp.training.teacher_reduction import sample_key
@@ -52,12 +51,7 @@ def fit_map_scale(
         return {"mean": means.mean(0).float(), "factor": inverse_std(std, "maps").float()}
 
     def read(path: Path) -> State:
-        state = read_state(path)
-        if problem := mismatch(term.state_dict(), state):
-            raise ValueError(f"{path} is damaged ({problem})")
-        if not all(tensor.isfinite().all() for tensor in state.values()):
-            raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
-        return state
+        return read_state(path, term.state_dict())
 
     with distributed.rank0_first():
         if distributed.rank() == 0:

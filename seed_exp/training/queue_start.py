@@ -23,8 +23,7 @@ from seed_exp.engine.precision import autocast
 from seed_exp.methods.seed import Seed
 from seed_exp.methods.temperature import calibrated_temperature, neighbours_of
 from seed_exp.models.frozen_teacher import Teacher
-from seed_exp.models.weights import mismatch
-from seed_exp.training.kept_state import State, read_state, shared_state
+from seed_exp.training.kept_state import State, is_finite, read_state, shared_state
 from seed_exp.training.teacher_pass import BATCH, device_views
 from seed_exp.views.recipe import TrainViews
 
@@ -72,7 +71,7 @@ def start_from_images(
                     make,
                     read,
                     # After an overflow some rows are those of another format.
-                    lambda state: not teacher.overflow.seen() and _is_finite(state),
+                    lambda state: not teacher.overflow.seen() and is_finite(state),
                 )
             if fills:
                 for name, rows in embeddings.items():
@@ -135,21 +134,12 @@ def _read(path: Path, *, num: int, dim: int, config: DistillConfig) -> State:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
-    state = read_state(path)
     expected = {
         name: torch.empty(num, dim, device="meta")
         for name, crop in config.views.crops.items()
         if crop.num > 0
     }
-    if problem := mismatch(expected, state):
-        raise ValueError(f"{path} is damaged ({problem})")
-    if not _is_finite(state):
-        raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
-    return state
-
-
-def _is_finite(state: State) -> bool:
-    return all(bool(rows.isfinite().all()) for rows in state.values())
+    return read_state(path, expected)
 
 
 def _order(num_images: int, num: int, seed: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -14,7 +14,6 @@ from seed_exp.methods.objectives import OBJECTIVES
 from seed_exp.models.frozen_teacher import Teacher
 from seed_exp.models.reduction import FULL_WIDTH, Reduction, empty_reduction, fitted_reduction
 from seed_exp.models.teachers import reduced_dim
-from seed_exp.models.weights import mismatch
 from seed_exp.training.kept_state import State, cached_state, kept_state, read_state
 from seed_exp.training.teacher_pass import of_images
 
@@ -27,7 +26,7 @@ def kept_reduction(folder: Path, teacher: Teacher, config: DistillConfig, train:
     return kept_state(
         folder / "reduction.safetensors",
         lambda: cached_reduction(teacher, config, train),
-        lambda path: read_reduction(path, fresh_reduction(config, teacher)),
+        lambda path: read_state(path, fresh_reduction(config, teacher).state_dict()),
     )
 
 
@@ -46,9 +45,8 @@ def cached_reduction(teacher: Teacher, config: DistillConfig, train: Source) -> 
         embeddings = of_images(teacher, teacher, config, train, indices)
         return fitted_reduction(kind, embeddings, dim).state_dict()
 
-    return cached_state(
-        "reductions", key, make, lambda path: read_reduction(path, fresh_reduction(config, teacher))
-    )
+    expected = fresh_reduction(config, teacher).state_dict()
+    return cached_state("reductions", key, make, lambda path: read_state(path, expected))
 
 
 def fresh_reduction(config: DistillConfig, teacher: Teacher) -> Reduction:
@@ -65,21 +63,6 @@ def fresh_reduction(config: DistillConfig, teacher: Teacher) -> Reduction:
         reduced_dim(config.teacher, dim),
         unit_length=not (compares_lengths and kind in FULL_WIDTH),
     )
-
-
-def read_reduction(path: Path, expected: Reduction) -> State:
-    """State of a reduction with the shapes of `expected`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something else.
-    """
-    state = read_state(path)
-    if problem := mismatch(expected.state_dict(), state):
-        raise ValueError(f"{path} is damaged ({problem})")
-    if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise ValueError(f"{path} is damaged (it has numbers that are not finite)")
-    return state
 
 
 def sample_key(teacher: Teacher, config: DistillConfig, train: Source) -> dict[str, Any]:

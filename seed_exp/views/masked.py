@@ -19,12 +19,12 @@ from seed_exp.views.photometric import (
     normalize,
     photometric,
 )
-from seed_exp.views.recipe import HostBatch, StillViews
+from seed_exp.views.recipe import HostBatch, SquareViews, StillViews
 
 _NUM_DRAWS = 3
 
 
-class MaskedCrops:
+class MaskedCrops(SquareViews):
     """Random crops of images with masks, each a pure function of (seed, epoch, image). Picklable.
 
     An image is resized until its shorter side is a random multiple of the crop's, and cut at a
@@ -38,20 +38,9 @@ class MaskedCrops:
         seed: Seed of the draws.
     """
 
-    images_together = 1
-
     def __init__(self, config: ViewsConfig, size: int, scales: Sequence[float], seed: int) -> None:
         self.config, self.size, self.scales, self.seed = config, size, scales, seed
         self._grey = (255 * torch.tensor(config.mean)).round().to(torch.uint8)[:, None, None]
-
-    @property
-    def global_sizes(self) -> list[int]:
-        """The only side."""
-        return [self.size]
-
-    def size_at(self, time: int) -> int:  # noqa: ARG002  (as those of views with phases)
-        """The only side."""
-        return self.size
 
     def empty(self, num: int) -> HostBatch:
         """A batch into which `host` can write `num` images and masks; its contents are arbitrary.

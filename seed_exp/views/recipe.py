@@ -224,10 +224,11 @@ class TrainViews:
         return out
 
 
-class StillViews(ABC):
-    """One view per image, a square with sides of `size` pixels, without any randomness."""
+class SquareViews:
+    """The part of `Views` that views share which are squares of one size, one per image."""
 
     size: int
+    """Side in pixels."""
     images_together = 1
 
     @property
@@ -238,6 +239,10 @@ class StillViews(ABC):
     def size_at(self, time: int) -> int:  # noqa: ARG002  (as those of views with phases)
         """The only side."""
         return self.size
+
+
+class StillViews(SquareViews, ABC):
+    """One view per image, a square with sides of `size` pixels, without any randomness."""
 
     @abstractmethod
     def place(self, image: Tensor, square: Tensor) -> None:

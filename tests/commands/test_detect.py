@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+import unplugged
 from PIL import Image
 from rectangles import write_coco, write_voc
 
@@ -113,29 +113,14 @@ def test_detect_trains_on_voc_and_writes_its_protocol(
     assert "resuming after step 3 of 3" in (run_of(home) / "log.txt").read_text()
 
 
-def test_it_goes_on_bit_for_bit_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = [*VOC, "checkpoint_every=1", "data.on_error=raise"]
-    detect.detect(compose("detect", [*options, "run_dir=whole"]))
-    left = [5]
-
-    def read(self: DetectionSet, index: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise ValueError("unplugged")
-        return image(self, index)
-
-    image = DetectionSet.image
-    monkeypatch.setattr(DetectionSet, "image", read)
-    with pytest.raises(ValueError, match="unplugged"):
-        detect.detect(compose("detect", [*options, "run_dir=cut"]))
-    monkeypatch.setattr(DetectionSet, "image", image)
-    assert (home / "cut" / "checkpoints" / "step_00000002.pt").exists()
-    detect.detect(compose("detect", [*options, "run_dir=cut"]))
-    assert "resuming after step 2 of 3" in (home / "cut" / "log.txt").read_text()
-    tiny.assert_same(tiny.last_checkpoint(home / "cut"), tiny.last_checkpoint(home / "whole"))
-    assert (home / "cut" / "metrics.jsonl").read_bytes() == (
-        home / "whole" / "metrics.jsonl"
-    ).read_bytes()
+@pytest.mark.usefixtures("home")
+def test_it_goes_on_bit_for_bit_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    unplugged.assert_goes_on_bit_for_bit(
+        lambda words: detect.detect(compose("detect", [*VOC, *words])),
+        DetectionSet,
+        5,
+        monkeypatch,
+    )
 
 
 @pytest.mark.parametrize("detector", ["fpn", pytest.param("c4", marks=pytest.mark.slow)])

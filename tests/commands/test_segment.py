@@ -6,11 +6,10 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tiny
 import torch
+import unplugged
 from PIL import Image
 from textures import NUM_CLASSES, write_masks
 
@@ -103,29 +102,14 @@ def test_segment_trains_classifiers_and_writes_its_protocol(
     assert "resuming after step 3 of 3" in (run_of(home) / "log.txt").read_text()
 
 
-def test_it_goes_on_bit_for_bit_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = [*SEGMENT, "checkpoint_every=1", "data.on_error=raise"]
-    segment.segment(compose("segment", [*options, "run_dir=whole"]))
-    left = [9]
-
-    def read(self: MaskedImages, index: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise ValueError("unplugged")
-        return image(self, index)
-
-    image = MaskedImages.image
-    monkeypatch.setattr(MaskedImages, "image", read)
-    with pytest.raises(ValueError, match="unplugged"):
-        segment.segment(compose("segment", [*options, "run_dir=cut"]))
-    monkeypatch.setattr(MaskedImages, "image", image)
-    assert (home / "cut" / "checkpoints" / "step_00000002.pt").exists()
-    segment.segment(compose("segment", [*options, "run_dir=cut"]))
-    assert "resuming after step 2 of 3" in (home / "cut" / "log.txt").read_text()
-    tiny.assert_same(tiny.last_checkpoint(home / "cut"), tiny.last_checkpoint(home / "whole"))
-    assert (home / "cut" / "metrics.jsonl").read_bytes() == (
-        home / "whole" / "metrics.jsonl"
-    ).read_bytes()
+@pytest.mark.usefixtures("home")
+def test_it_goes_on_bit_for_bit_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    unplugged.assert_goes_on_bit_for_bit(
+        lambda words: segment.segment(compose("segment", [*SEGMENT, *words])),
+        MaskedImages,
+        9,
+        monkeypatch,
+    )
 
 
 def test_textures_are_learnt_from_maps_of_a_network_that_learnt_nothing(home: Path) -> None:

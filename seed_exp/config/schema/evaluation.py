@@ -154,6 +154,10 @@ class SegmentConfig(FitConfig, OfRunConfig):
         )
         require_one_size(self.views, "segment")
         require_global_only(self.views, "segment")
+        crops = self.views.crops["global"].num
+        require(
+            crops == 1, f"segment takes one crop of an image, views.crops.global.num is {crops}"
+        )
         require_unmixed(self.views, "segment", "a pixel's class would be that of one of two images")
         require(
             not self.views.operations,
